@@ -1,0 +1,23 @@
+"""Eight simulated CPU devices for every test, and the fixtures that more than one file uses."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+from absl import flags
+
+flags.FLAGS(sys.argv[:1])  # grain worker processes read absl flags
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data sets beside the repository; tests that need them are skipped without."""
+    root = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip("real data sets are not present beside the repository")
+    return root
