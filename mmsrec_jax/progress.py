@@ -1,0 +1,63 @@
+"""Progress lines with rate and time left, for anything that takes longer than a few seconds."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from absl import logging
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def number(value: float) -> str:
+    """A metric in at most five characters or so: 0.1234, 12.34, 1.2e-05."""
+    value = float(value)
+    return f"{value:.4g}"
+
+
+class Progress:
+    """Logs `name  done/total  rate  ETA  values` every `interval` seconds and once at the end.
+
+    Args:
+      name: what is running.
+      total: how many units the whole job has.
+      start: units that an earlier, interrupted run had already done; they do not count in the rate.
+      unit: the word for one unit, in the plural.
+      interval: seconds between lines.
+    """
+
+    def __init__(
+        self, name: str, total: int, *, start: int = 0, unit: str = "steps", interval: float = 5.0
+    ):
+        self.name, self.total, self.unit, self.interval = name, total, unit, interval
+        self.done = self.start = start
+        self.began = self.last_line = time.monotonic()
+
+    def update(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
+        """Counts `units` as done and prints a line when one is due (always when all is done)."""
+        self.done += units
+        now = time.monotonic()
+        if self.done < self.total and now - self.last_line < self.interval:
+            return
+        self.last_line = now
+        elapsed = max(now - self.began, 1e-9)
+        rate = (self.done - self.start) / elapsed
+        left = clock((self.total - self.done) / rate) if rate else "unknown"
+        tail = f"ETA {left}" if self.done < self.total else f"took {clock(elapsed)}"
+        shown = "  ".join(f"{k} {number(v)}" for k, v in (values or {}).items())
+        logging.info(
+            "%s  %d/%d %s  %.3g/s  %s  %s",
+            self.name, self.done, self.total, self.unit, rate, tail, shown,
+        )  # fmt: skip
+
+
+def track(items: Iterable, name: str, total: int, unit: str) -> Iterator:
+    """Yields `items` and logs progress over them."""
+    progress = Progress(name, total, unit=unit)
+    for item in items:
+        yield item
+        progress.update()
