@@ -1,0 +1,180 @@
+"""What every later step sees of a data set: items, a catalogue of them, histories and a split."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from mmsrec_jax.data import images
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that can be recommended.
+
+    text: field -> words ("title", "description", ...), empty fields absent, in display order.
+    image: the encoded file (JPEG, PNG, ...) as it was read, None when there is none.
+    """
+
+    id: str
+    text: dict[str, str] = field(default_factory=dict)
+    image: bytes | None = None
+    category: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+class Catalogue:
+    """Items by index. Picklable when `source` is; holds no text and no pixels itself.
+
+    Args:
+      source: `source[i] -> Item` for 0 <= i < N.
+      ids: str[N], unique.
+      has_image: bool[N].
+    """
+
+    def __init__(self, source: Sequence[Item], ids: np.ndarray, has_image: np.ndarray):
+        self._source = source
+        self.ids = np.asarray(ids, dtype=np.str_)
+        self.has_image = np.asarray(has_image, dtype=bool)
+
+    @classmethod
+    def from_items(cls, items: Iterable[Item]) -> "Catalogue":
+        """A catalogue in memory, for small or generated data."""
+        items = list(items)
+        return cls(items, [item.id for item in items], [item.image is not None for item in items])
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "index"}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Item:
+        if not 0 <= i < len(self):  # IndexError also ends iteration
+            raise IndexError(f"item {i} of a catalogue of {len(self)}")
+        return self._source[i]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """id -> position."""
+        return {id: i for i, id in enumerate(self.ids.tolist())}
+
+    def image(self, i: int) -> np.ndarray | None:
+        """uint8[height, width, 3], or None when the item has no image."""
+        if not self.has_image[i]:
+            return None
+        return images.decode(self[i].image)
+
+    def text(self, i: int, fields: Sequence[str] | None = None) -> str:
+        """The texts of the fields that the item has (all, or those named, in that order)."""
+        text = self[i].text
+        return ". ".join(
+            text[name] for name in (text if fields is None else fields) if name in text
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Histories:
+    """Interactions grouped by user, each user's in time order.
+
+    users: str[U]; offsets: int64[U+1]; items: int32[T] indices into the catalogue;
+    timestamps: float64[T], seconds since 1970, or positions 0, 1, 2, ... when `clock` is False;
+    ratings: float32[T] or None. User u's interactions are rows offsets[u]:offsets[u+1].
+    """
+
+    users: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+    ratings: np.ndarray | None = None
+    clock: bool = True
+
+    def __post_init__(self):
+        for name, dtype in _HISTORY_TYPES.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        total = self.offsets[-1]
+        if len(self.offsets) != len(self.users) + 1 or self.offsets[0] != 0:
+            raise ValueError(f"{len(self.offsets)} offsets for {len(self.users)} users")
+        if len(self.items) != total or len(self.timestamps) != total:
+            raise ValueError(f"offsets end at {total}, but there are {len(self.items)} items")
+        if self.ratings is not None and len(self.ratings) != total:
+            raise ValueError(f"{len(self.ratings)} ratings for {total} interactions")
+
+    @classmethod
+    def from_rows(cls, users, user_of_row, items, timestamps, ratings=None, clock=True):
+        """Groups rows in any order; rows of a user with equal timestamps keep their order.
+
+        users: str[U]; user_of_row: int[T] indices into it; the rest as in the class.
+        """
+        order = np.lexsort((timestamps, user_of_row))
+        counts = np.bincount(user_of_row, minlength=len(users))
+        return cls(
+            users=users,
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            items=np.asarray(items)[order],
+            timestamps=np.asarray(timestamps)[order],
+            ratings=None if ratings is None else np.asarray(ratings)[order],
+            clock=clock,
+        )
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[U]."""
+        return np.diff(self.offsets)
+
+    @property
+    def user_of_row(self) -> np.ndarray:
+        """int64[T]: whose interaction each row is."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def of(self, u: int) -> np.ndarray:
+        """int32[n] view: the items of user u, oldest first."""
+        return self.items[self.offsets[u] : self.offsets[u + 1]]
+
+    def times(self, u: int) -> np.ndarray:
+        """float64[n] view: the timestamps of user u."""
+        return self.timestamps[self.offsets[u] : self.offsets[u + 1]]
+
+    def select(self, keep: np.ndarray) -> "Histories":
+        """The interactions where keep (bool[T]) holds; users left with none disappear."""
+        counts = np.bincount(self.user_of_row[keep], minlength=len(self))
+        return replace(
+            self,
+            users=self.users[counts > 0],
+            offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
+            items=self.items[keep],
+            timestamps=self.timestamps[keep],
+            ratings=None if self.ratings is None else self.ratings[keep],
+        )
+
+
+_HISTORY_TYPES = {
+    "users": np.str_,
+    "offsets": np.int64,
+    "items": np.int32,
+    "timestamps": np.float64,
+    "ratings": np.float32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which interactions are predicted when.
+
+    train, validation, test: int32[n, 2] rows (user index, position): the target is
+    `histories.of(user)[position]`, the input everything before it. `train` holds every training
+    target at a position >= 1. train_end: int32[U], the training interactions of user u are
+    `of(u)[:train_end[u]]`. kind: "leave_one_out" or "global_time". counts: users left out, by why.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    kind: str
+    train_end: np.ndarray
+    counts: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,353 @@
+"""A prepared data set on disk: two TFDS data sets in array_record files and a manifest.
+
+    directory/manifest.json      counts, file sizes, a hash of the content
+    directory/index.parquet      item ids and which have an image, in order
+    directory/items/1.0.0/       `tfds.data_source("items", data_dir=directory)` reads it too
+    directory/histories/1.0.0/
+
+Nothing here imports TensorFlow.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+
+from mmsrec_jax.data import images
+from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.errors import UserError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_VERIFY_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` put on disk.
+
+    text: field -> items that have it. corrupt_images: (name, reason), stored without image.
+    """
+
+    items: int
+    images: int
+    categories: int
+    text: dict[str, int]
+    attributes: dict[str, int]
+    corrupt_images: list[tuple[str, str]]
+    fingerprint: str
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes a stream of examples in the order given."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, examples: Iterable[dict], **kwargs):
+        self._examples = examples
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(self.features())
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield from enumerate(self._examples)
+
+
+class _ItemsBuilder(_Builder, skip_registration=True):
+    name = "items"
+
+    @staticmethod
+    def features() -> dict:
+        text = tfds.features.Text
+        pairs = {"name": text(), "value": text()}
+        return {
+            "id": text(),
+            "text": tfds.features.Sequence(pairs),
+            "attributes": tfds.features.Sequence(pairs),
+            "category": text(),
+            # The encoded file; empty = none. `features.Image` has no missing value.
+            "image": tfds.features.Scalar(np.object_),
+        }
+
+
+class _HistoriesBuilder(_Builder, skip_registration=True):
+    name = "histories"
+
+    @staticmethod
+    def features() -> dict:
+        def array(dtype):
+            # As bytes: tf.train.Example keeps floats in 32 bits, too few for Unix seconds.
+            return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
+
+        return {
+            "user": tfds.features.Text(),
+            "items": array(np.int32),
+            "timestamps": array(np.float64),
+            "ratings": array(np.float32),
+        }
+
+
+class _StoredItems:
+    """`self[i] -> Item`, the files opened once in each process that reads."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._opened = (None, None)
+
+    def __getstate__(self) -> dict:
+        return {"_directory": self._directory, "_opened": (None, None)}
+
+    def __getitem__(self, i: int) -> Item:
+        pid, source = self._opened
+        if pid != os.getpid():
+            source = _data_source(self._directory, "items")
+            self._opened = (os.getpid(), source)
+        example = source[int(i)]
+        return Item(
+            id=example["id"].decode(),
+            text=_from_pairs(example["text"]),
+            image=example["image"] or None,
+            category=example["category"].decode() or None,
+            attributes=_from_pairs(example["attributes"]),
+        )
+
+
+def write(
+    directory: str | Path,
+    items: Iterable[Item],
+    histories: Histories,
+    *,
+    image_name: Callable[[str], str] = str,
+) -> Written:
+    """Writes a store, replacing the one in `directory`; never leaves half of one there.
+
+    Every image is decoded once; a corrupt one is counted and its item stored without it.
+    `image_name`: item id -> what to call its image in the list of corrupt ones.
+
+    Raises:
+      UserError: `directory` holds something else; duplicate item ids; no items.
+    """
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir()) and not (directory / _MANIFEST).exists():
+        raise UserError(f"{directory}: not empty and not a store; choose another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        written = _write_into(partial, items, histories, image_name)
+        _replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return written
+
+
+def open(directory: str | Path) -> tuple[Catalogue, Histories]:
+    """The catalogue, read lazily, and the histories, in memory.
+
+    Raises:
+      UserError: the store is missing, of another format, or a file of it is missing or cut short.
+    """
+    directory = Path(directory).resolve()
+    manifest = _checked_manifest(directory)
+    index = pq.read_table(directory / "index.parquet")
+    catalogue = Catalogue(
+        _StoredItems(directory),
+        index["id"].to_numpy(zero_copy_only=False),
+        index["has_image"].to_numpy(zero_copy_only=False),
+    )
+    return catalogue, _read_histories(directory, manifest)
+
+
+def fingerprint(directory: str | Path) -> str:
+    """Hash of the items, images and histories in the store: equal content, equal hash."""
+    return _checked_manifest(Path(directory))["fingerprint"]
+
+
+def _write_into(directory, items, histories, image_name) -> Written:
+    digest = hashlib.sha256(f"mmsrec_jax store {FORMAT}".encode())
+    ids, has_image, categories, corrupt = [], [], 0, []
+    text, attributes = Counter(), Counter()
+
+    def item_examples() -> Iterator[dict]:
+        nonlocal categories
+        for item, reason in _verified(items):
+            image = item.image or b""
+            if reason is not None:
+                corrupt.append((image_name(item.id), reason))
+                image = b""
+            ids.append(item.id)
+            has_image.append(bool(image))
+            categories += item.category is not None
+            text.update(item.text.keys())
+            attributes.update(item.attributes.keys())
+            words = [item.id, list(item.text.items()), item.category, list(item.attributes.items())]
+            digest.update(json.dumps(words).encode())
+            digest.update(hashlib.sha256(image).digest())
+            yield {
+                "id": item.id,
+                "text": _to_pairs(item.text),
+                "attributes": _to_pairs(item.attributes),
+                "category": item.category or "",
+                "image": image,
+            }
+
+    _prepare(_ItemsBuilder, directory, item_examples())
+    _check(ids, histories)
+    _prepare(_HistoriesBuilder, directory, _history_examples(histories))
+    digest.update(json.dumps([histories.users.tolist(), histories.clock]).encode())
+    for name in ("offsets", "items", "timestamps", "ratings"):
+        value = getattr(histories, name)
+        digest.update(b"none" if value is None else value.tobytes())
+    index = pa.table({"id": ids, "has_image": has_image})
+    pq.write_table(index, directory / "index.parquet")
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": digest.hexdigest(),
+        "items": len(ids),
+        "images": sum(has_image),
+        "users": len(histories),
+        "interactions": len(histories.items),
+        "ratings": histories.ratings is not None,
+        "clock": histories.clock,
+        "files": {path.relative_to(directory).as_posix(): path.stat().st_size for path in files},
+    }
+    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return Written(
+        items=len(ids),
+        images=sum(has_image),
+        categories=categories,
+        text=dict(text),
+        attributes=dict(attributes),
+        corrupt_images=corrupt,
+        fingerprint=manifest["fingerprint"],
+    )
+
+
+def _verified(items: Iterable[Item]) -> Iterator[tuple[Item, str | None]]:
+    """Each item with the reason why its image is corrupt, None when it is sound or absent."""
+
+    def fault(item: Item) -> str | None:
+        try:
+            if item.image is not None:
+                images.decode(item.image)
+        except images.ImageError as error:
+            return str(error)
+        return None
+
+    items = iter(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the GIL
+        while chunk := list(islice(items, _VERIFY_CHUNK)):
+            yield from zip(chunk, pool.map(fault, chunk), strict=True)
+
+
+def _history_examples(histories: Histories) -> Iterator[dict]:
+    ratings = histories.ratings
+    for u, user in enumerate(histories.users.tolist()):
+        rows = slice(histories.offsets[u], histories.offsets[u + 1])
+        yield {
+            "user": user,
+            "items": histories.items[rows],
+            "timestamps": histories.timestamps[rows],
+            "ratings": np.zeros(0, np.float32) if ratings is None else ratings[rows],
+        }
+
+
+def _check(ids: list[str], histories: Histories) -> None:
+    if not ids:
+        raise UserError("no items to store: the filters left nothing; loosen them")
+    if len(set(ids)) < len(ids):
+        name, count = Counter(ids).most_common(1)[0]
+        raise UserError(f"item id {name!r} occurs {count} times; ids must be unique")
+    if len(histories.items) and not 0 <= histories.items.min() <= histories.items.max() < len(ids):
+        raise ValueError(f"histories refer to items outside 0..{len(ids) - 1}")
+
+
+def _prepare(builder: type[_Builder], directory: Path, examples: Iterable[dict]) -> None:
+    tfds.disable_progress_bar()
+    local = tfds.download.DownloadConfig(try_download_gcs=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+        builder(
+            examples=examples, data_dir=str(directory), file_format="array_record"
+        ).download_and_prepare(download_config=local)
+
+
+def _replace(new: Path, directory: Path) -> None:
+    old = new.with_name(new.name + "-old")
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _checked_manifest(directory: Path) -> dict:
+    remedy = "build it again"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no prepared data set here; {remedy} or correct the path")
+    try:
+        manifest = json.loads((directory / _MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {_MANIFEST}, not a complete store; {remedy}") from None
+    except ValueError:
+        raise UserError(f"{directory / _MANIFEST}: damaged; {remedy}") from None
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{directory}: store format {manifest['format']}, this version reads {FORMAT}; {remedy}"
+        )
+    for name, size in manifest["files"].items():
+        path = directory / name
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            state = "missing" if found is None else f"{found} bytes instead of {size}"
+            raise UserError(f"{path}: {state}; copy the store again or {remedy}")
+    return manifest
+
+
+def _data_source(directory: Path, name: str):
+    builder = tfds.builder_from_directory(str(directory / name / str(_Builder.VERSION)))
+    return builder.as_data_source(split="train")
+
+
+def _read_histories(directory: Path, manifest: dict) -> Histories:
+    source = _data_source(directory, "histories")
+    examples = [source[u] for u in range(manifest["users"])]
+
+    def column(name, dtype):
+        return np.concatenate([np.zeros(0, dtype), *(example[name] for example in examples)])
+
+    lengths = [len(example["items"]) for example in examples]
+    return Histories(
+        users=[example["user"].decode() for example in examples],
+        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        items=column("items", np.int32),
+        timestamps=column("timestamps", np.float64),
+        ratings=column("ratings", np.float32) if manifest["ratings"] else None,
+        clock=manifest["clock"],
+    )
+
+
+def _to_pairs(mapping: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in mapping.items()]
+
+
+def _from_pairs(pairs: dict[str, list[bytes]]) -> dict[str, str]:
+    return {n.decode(): v.decode() for n, v in zip(pairs["name"], pairs["value"], strict=True)}
