@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from mmsrec_jax.rewards import parts
+
+
+def cosine(a, b):
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_information_is_the_cosine(center):
+    rng = np.random.default_rng(0)
+    offset = 5 * rng.normal(size=8)
+    summaries = (rng.normal(size=(3, 4, 8)) + offset).astype(np.float32)
+    texts = (rng.normal(size=(3, 8)) + offset).astype(np.float32)
+    shift_w = summaries.reshape(12, 8).mean(0) if center else np.zeros(8)
+    shift_t = texts.mean(0) if center else np.zeros(8)
+    expected = [
+        [cosine(summaries[b, g] - shift_w, texts[b] - shift_t) for g in range(4)] for b in range(3)
+    ]
+    np.testing.assert_allclose(
+        parts.information(summaries, texts, center=center), expected, atol=1e-5
+    )
+
+
+def test_centring_leaves_a_collapsed_policy_nothing():
+    rng = np.random.default_rng(0)
+    same = np.ones((3, 4, 1), np.float32) * rng.normal(size=8).astype(np.float32)
+    texts = (same[:, 0] + rng.normal(size=(3, 8))).astype(np.float32)
+    assert np.all(parts.information(same, texts, center=False) > 0.3)
+    np.testing.assert_allclose(parts.information(same, texts, center=True), 0.0, atol=1e-3)
+
+
+def test_reconstruction_is_a_share_of_the_nats():
+    given = np.array([[5.0, 10.0, 40.0], [3.0, 2.0, 1.0]], np.float32)
+    alone = np.array([10.0, 0.0], np.float32)
+    np.testing.assert_allclose(
+        parts.reconstruction(given, alone), [[0.5, 0.0, -1.0], [0.0, 0.0, 0.0]], atol=1e-6
+    )
+
+
+def test_perplexity_matches_its_definition():
+    token_probabilities = np.array([0.5, 0.25, 0.125])
+    given = np.array([[-np.log(token_probabilities).sum()]], np.float32)
+    expected = -(np.prod(token_probabilities) ** (-1 / 3))
+    np.testing.assert_allclose(parts.perplexity(given, np.array([3])), [[expected]], rtol=1e-6)
+    assert parts.perplexity(np.zeros((1, 1), np.float32), np.array([0])) == 0.0
+
+
+def test_length_counts():
+    np.testing.assert_array_equal(parts.length(np.array([[0, 3]])), [[0.0, -3.0]])
+
+
+def test_image_matches_brute_force():
+    rng = np.random.default_rng(3)
+    logprobs = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    present = np.ones((3, 4), bool)
+    present[1, 2] = False
+    expected = np.zeros((3, 2))
+    for b in range(3):
+        for g in range(2):
+            values = [np.exp(logprobs[b, g, k]) for k in range(4) if present[b, k]]
+            share = 1 + np.log(values[0] / sum(values)) / np.log(len(values))
+            expected[b, g] = np.clip(share, -1, 1)
+    np.testing.assert_allclose(parts.image(logprobs, present), expected, atol=1e-5)
+
+
+def test_image_reward_at_chance_certain_and_missing():
+    logprobs = np.zeros((4, 1, 3), np.float32)
+    logprobs[1, 0] = [0.0, -80.0, -80.0]
+    present = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 0]], bool)
+    np.testing.assert_allclose(parts.image(logprobs, present)[:, 0], [0, 1, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "image, text, has_image, has_text, expected",
+    [
+        (["red"], ["cup"], True, True, 1.0),
+        (["red", "Red"], ["cup"], True, True, 2 / 3),
+        (["red"], ["red"], True, True, 2 / 3),
+        ([], ["cup"], True, True, 2 / 3),
+        ([], ["cup"], False, True, 1.0),
+        ([], [], True, True, 0.0),
+    ],
+)
+def test_well_formed(image, text, has_image, has_text, expected):
+    score = parts.well_formed(image, text, has_image=has_image, has_text=has_text)
+    assert score == pytest.approx(expected)
