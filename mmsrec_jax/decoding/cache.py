@@ -1,0 +1,73 @@
+"""Key-value cache of the decoder: slots are written in order, right-padded prompts leave holes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from mmsrec_jax.models.config import MLLMConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """k, v [layers, B, S, kv_heads, head_dim]; segment_ids, branch_ids int32[B, S] (segment 0: empty
+    slot or padding); length int32[]: the next slot to write, the same for all rows."""
+
+    k: jax.Array
+    v: jax.Array
+    segment_ids: jax.Array
+    branch_ids: jax.Array
+    length: jax.Array
+
+
+def init(config: MLLMConfig, batch: int, slots: int, dtype) -> KVCache:
+    """Empty cache for `batch` rows of `slots` tokens; the caller sizes it for prompt and answer."""
+    text = config.text
+    shape = (text.layers, batch, slots, text.kv_heads, text.head_dim)
+    ids = jnp.zeros((batch, slots), jnp.int32)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), ids, ids, jnp.int32(0))
+
+
+def repeat(cache: KVCache, n: int) -> KVCache:
+    """Every row n times, copies adjacent: row b becomes rows b * n ... b * n + n - 1."""
+    return KVCache(
+        k=jnp.repeat(cache.k, n, axis=1),
+        v=jnp.repeat(cache.v, n, axis=1),
+        segment_ids=jnp.repeat(cache.segment_ids, n, axis=0),
+        branch_ids=jnp.repeat(cache.branch_ids, n, axis=0),
+        length=cache.length,
+    )
+
+
+def extend(cache: KVCache, segment_ids: jax.Array, branch_ids: jax.Array) -> KVCache:
+    """Claims the next T slots for tokens with these ids int32[B, T]; their k and v are not written yet.
+
+    Raises:
+      ValueError: when T exceeds the cache. Running over after several calls cannot be seen here:
+        XLA would overwrite the last slots.
+    """
+    if segment_ids.shape[1] > cache.segment_ids.shape[1]:
+        raise ValueError(
+            f"{segment_ids.shape[1]} tokens do not fit a cache of {cache.segment_ids.shape[1]} slots"
+        )
+    start = (0, cache.length)
+    return dataclasses.replace(
+        cache,
+        segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, start),
+        branch_ids=jax.lax.dynamic_update_slice(cache.branch_ids, branch_ids, start),
+        length=cache.length + segment_ids.shape[1],
+    )
+
+
+def write(
+    stack: jax.Array, layer: jax.Array, slot: jax.Array, new: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Writes new [B, T, kv_heads, head_dim] of one layer from `slot` on; returns the stack and the layer."""
+    start = (layer, 0, slot, 0, 0)
+    stack = jax.lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), start)
+    return stack, jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)

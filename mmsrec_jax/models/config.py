@@ -1,0 +1,92 @@
+"""Frozen, hashable descriptions of a multimodal language model."""
+
+import dataclasses
+
+from mmsrec_jax.errors import UserError
+
+REMAT_POLICIES = ("none", "full", "dots")
+ROPE_KINDS = ("1d", "mrope")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Decoder of the Llama / Qwen family: RMSNorm, grouped-query attention, SwiGLU."""
+
+    vocab_size: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    rope_kind: str = "mrope"  # "1d", or "mrope": frequencies in chunks for time, row, column
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, ...] = ()  # frequencies per chunk, sums to head_dim // 2
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    tied: bool = False  # the head is the embedding
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"text: heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+            )
+        if self.rope_kind not in ROPE_KINDS:
+            raise UserError(f"text: rope_kind={self.rope_kind!r} is none of {ROPE_KINDS}")
+        if self.rope_kind == "mrope" and (
+            len(self.mrope_section) != 3 or sum(self.mrope_section) * 2 != self.head_dim
+        ):
+            raise UserError(
+                f"text: mrope_section={self.mrope_section} must be three numbers that sum to "
+                f"head_dim/2={self.head_dim // 2}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Vision tower of Qwen2.5-VL with its patch merger (which maps to the decoder's width)."""
+
+    depth: int
+    hidden: int
+    heads: int
+    intermediate: int
+    fullatt_block_indexes: tuple[int, ...]
+    patch_size: int = 14  # pixels
+    merge: int = 2  # patches per side that become one image slot
+    temporal_patch_size: int = 2  # frames per patch; an image is repeated to fill them
+    window_size: int = 112  # pixels per side of an attention window
+    norm_eps: float = 1e-6
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP, of pixels in [0, 1]
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        if self.hidden % self.heads or (self.hidden // self.heads) % 4:
+            raise UserError(
+                f"vision: hidden={self.hidden} over heads={self.heads} must give a head size "
+                "divisible by 4"
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.image_mean)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class MLLMConfig:
+    """A decoder, optionally with a vision tower whose features fill the image slots."""
+
+    text: DecoderConfig
+    vision: VisionConfig | None
+    image_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    remat: str = "none"  # what layers keep for the backward pass: all, nothing, or matmul outputs
+
+    def __post_init__(self):
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"remat={self.remat!r} is none of {REMAT_POLICIES}")

@@ -1,0 +1,126 @@
+"""The text decoder: Llama, Qwen2, Qwen2.5 and Qwen3 by config flags."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmsrec_jax.decoding import cache as cache_lib
+from mmsrec_jax.models import rope
+from mmsrec_jax.models.attention import Layout, attention, visibility
+from mmsrec_jax.models.config import DecoderConfig
+from mmsrec_jax.models.layers import Block, Linear, RMSNorm, normal, precision, scan_layers
+from mmsrec_jax.sharding import constrain
+
+
+class Embed(nnx.Module):
+    """Token embedding [vocab, hidden]."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
+        # Tied, the table is also the head: logits start with variance one.
+        std = 1 / math.sqrt(config.hidden) if config.tied else 0.5
+        self.dtype = dtype
+        self.embedding = nnx.Param(
+            normal(rngs, (config.vocab_size, config.hidden), std, param_dtype),
+            logical_axes=("vocab", "embed"),
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        return constrain(x, "batch", "length", "features")
+
+
+class Decoder(nnx.Module):
+    """embed, layers, norm and (unless tied) head. Works on embeddings, so images can enter."""
+
+    def __init__(self, config: DecoderConfig, *, remat: str, rngs: nnx.Rngs, param_dtype, dtype):
+        common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        self.config, self.remat, self.dtype = config, remat, dtype
+        self.embed = Embed(config, **common)
+        self.layers = Block(
+            layers=config.layers,
+            hidden=config.hidden,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            intermediate=config.intermediate,
+            qkv_bias=config.qkv_bias,
+            bias=False,
+            qk_norm=config.qk_norm,
+            norm_eps=config.norm_eps,
+            prefix="",
+            kv_axis="kv_heads",
+            **common,
+        )
+        self.norm = RMSNorm(config.hidden, config.norm_eps, layers=None, param_dtype=param_dtype)
+        head = (config.hidden,), (config.vocab_size,), ("embed", "vocab")
+        self.head = nnx.data(
+            None if config.tied else Linear(*head, layers=None, bias=False, **common)
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        branch_ids: jax.Array,
+        *,
+        cache: cache_lib.KVCache | None,
+        adapters: bool,
+    ) -> tuple[jax.Array, cache_lib.KVCache | None]:
+        """Embeddings [B, L, hidden] -> final-normed hidden states, and the cache after these tokens.
+
+        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L].
+        """
+        table = rope.text(positions, self.config)
+        slots = jnp.broadcast_to(jnp.arange(x.shape[1]), segment_ids.shape)
+
+        if cache is None:
+            layout = Layout(segment_ids, branch_ids, slots)
+            visible = visibility(layout, layout)
+
+            def layer(block, x, _):
+                q, k, v = block.project(x, table, adapters)
+                return block.finish(x, attention(q, k, v, visible), adapters)
+
+            x = scan_layers(self.layers, layer, x, None, remat=self.remat)
+            return self.norm(x), None
+
+        start = cache.length
+        cache = cache_lib.extend(cache, segment_ids, branch_ids)
+        key_slots = jnp.broadcast_to(
+            jnp.arange(cache.segment_ids.shape[1]), cache.segment_ids.shape
+        )
+        visible = visibility(
+            Layout(segment_ids, branch_ids, start + slots),
+            Layout(cache.segment_ids, cache.branch_ids, key_slots),
+        )
+
+        def cached_layer(block, carry, index):
+            x, all_k, all_v = carry
+            q, k, v = block.project(x, table, adapters)
+            all_k, k = cache_lib.write(all_k, index, start, k)
+            all_v, v = cache_lib.write(all_v, index, start, v)
+            return block.finish(x, attention(q, k, v, visible), adapters), all_k, all_v
+
+        x, k, v = scan_layers(
+            self.layers,
+            cached_layer,
+            (x, cache.k, cache.v),
+            jnp.arange(self.config.layers),
+            remat=self.remat,
+        )
+        return self.norm(x), dataclasses.replace(cache, k=k, v=v)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., vocab] of hidden [..., hidden]; holds them all, so for few positions."""
+        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jax.lax.dot_general(
+            hidden.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (((hidden.ndim - 1,), (0,)), ((), ())),
+            precision=precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )

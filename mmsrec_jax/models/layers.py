@@ -1,0 +1,198 @@
+"""Building blocks shared by the decoder and the vision tower; layers are stacked on axis 0 and scanned."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmsrec_jax.models import rope as rope_lib
+from mmsrec_jax.sharding import constrain
+
+
+def precision(dtype) -> jax.lax.Precision | None:
+    """float32 matmuls are exact on every platform (TPU would round to bf16); others are default."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float, dtype) -> jax.Array:
+    return (jax.random.normal(rngs.params(), shape) * std).astype(dtype)
+
+
+class Linear(nnx.Module):
+    """x [..., *in_shape] -> [..., *out_shape], with an optional bias and optional LoRA factors.
+
+    Parameters, with the stack's leading axis when `layers` is given: kernel [*in_shape, *out_shape],
+    bias [*out_shape], lora_a [*in_shape, rank], lora_b [rank, *out_shape].
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        axes: Sequence[str],
+        *,
+        layers: int | None,
+        bias: bool,
+        gain: float = 1.0,
+        rngs: nnx.Rngs,
+        param_dtype,
+        dtype,
+    ):
+        stack, stack_axes = ((), ()) if layers is None else ((layers,), ("layers",))
+        self.in_ndim, self.dtype = len(in_shape), dtype
+        self.kernel = nnx.Param(
+            normal(
+                rngs,
+                (*stack, *in_shape, *out_shape),
+                gain / math.sqrt(math.prod(in_shape)),
+                param_dtype,
+            ),
+            logical_axes=(*stack_axes, *axes),
+        )
+        self.bias = nnx.data(None)
+        if bias:
+            self.bias = nnx.Param(
+                jnp.zeros((*stack, *out_shape), param_dtype),
+                logical_axes=(*stack_axes, *axes[self.in_ndim :]),
+            )
+        self.lora_a, self.lora_b = nnx.data(None), nnx.data(None)
+        self.lora_scale = 0.0
+
+    def __call__(self, x: jax.Array, *, adapters: bool = False) -> jax.Array:
+        y = self._dot(x, self.kernel[...], self.in_ndim)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
+        if adapters and self.lora_a is not None:
+            low = self._dot(x, self.lora_a[...], self.in_ndim)
+            y = y + self._dot(low, self.lora_b[...], 1) * self.lora_scale
+        return y
+
+    def _dot(self, x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
+        over = (range(x.ndim - contracted, x.ndim), range(contracted))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return jax.lax.dot_general(x, kernel, (over, ((), ())), precision=precision(self.dtype))
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, in float32; scale [size], stacked as [layers, size]."""
+
+    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
+        shape, axes = (
+            ((size,), ("norm",)) if layers is None else ((layers, size), ("layers", "norm"))
+        )
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype), logical_axes=axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A stack of pre-norm transformer layers: attention with rope, then SwiGLU.
+
+    Split in two so that the caller owns attention (and its cache): `project`, then `finish`.
+    `prefix` selects the rows of the sharding table ("" for the decoder, "vision_").
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        intermediate: int,
+        qkv_bias: bool,
+        bias: bool,
+        qk_norm: bool,
+        norm_eps: float,
+        prefix: str,
+        kv_axis: str,
+        rngs: nnx.Rngs,
+        param_dtype,
+        dtype,
+    ):
+        embed, head, mlp = (prefix + name for name in ("embed", "heads", "mlp"))
+        residual = 1 / math.sqrt(
+            2 * layers
+        )  # keeps the variance of the residual stream of order one
+        common = dict(layers=layers, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+
+        def project(n: int, axis: str) -> Linear:
+            axes = (embed, axis, "head_dim")
+            return Linear((hidden,), (n, head_dim), axes, bias=qkv_bias, **common)
+
+        def norm(size: int) -> RMSNorm:
+            return RMSNorm(size, norm_eps, layers=layers, param_dtype=param_dtype)
+
+        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.q, self.k, self.v = (
+            project(heads, head),
+            project(kv_heads, kv_axis),
+            project(kv_heads, kv_axis),
+        )
+        self.q_norm = nnx.data(norm(head_dim) if qk_norm else None)
+        self.k_norm = nnx.data(norm(head_dim) if qk_norm else None)
+        self.o = Linear(
+            (heads, head_dim),
+            (hidden,),
+            (head, "head_dim", embed),
+            bias=bias,
+            gain=residual,
+            **common,
+        )
+        self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
+        self.up = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
+        self.down = Linear(
+            (intermediate,), (hidden,), (mlp, embed), bias=bias, gain=residual, **common
+        )
+        self.axes = (head, kv_axis, mlp)
+
+    def project(
+        self, x: jax.Array, rope: rope_lib.Rope, adapters: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim] and k, v [B, L, kv_heads, head_dim]."""
+        y = self.attn_norm(x)
+        q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)
+        heads, kv_heads, _ = self.axes
+        q = constrain(q, "batch", "length", heads, "head_dim")
+        k, v = (constrain(a, "batch", "length", kv_heads, "head_dim") for a in (k, v))
+        return q, k, v
+
+    def finish(self, x: jax.Array, attended: jax.Array, adapters: bool) -> jax.Array:
+        """Adds the attention's output [B, L, heads, head_dim], then the MLP, to x [B, L, hidden]."""
+        x = x + self.o(attended, adapters=adapters)
+        y = self.mlp_norm(x)
+        y = jax.nn.silu(self.gate(y, adapters=adapters)) * self.up(y, adapters=adapters)
+        y = constrain(y, "batch", "length", self.axes[2])
+        return constrain(x + self.down(y, adapters=adapters), "batch", "length", "features")
+
+
+_CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda step: step,
+    "full": lambda step: jax.checkpoint(step, prevent_cse=False),
+    "dots": lambda step: jax.checkpoint(
+        step,
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+}
+
+
+def scan_layers(stack: nnx.Module, body: Callable, carry, xs, *, remat: str):
+    """Runs carry = body(layer, carry, x) over the layers of `stack` (axis 0 of its parameters, of xs)."""
+    graphdef, state = nnx.split(stack)
+
+    def step(carry, inputs):
+        layer, x = inputs
+        return body(nnx.merge(graphdef, layer), carry, x), None
+
+    return jax.lax.scan(_CHECKPOINT[remat](step), carry, (state, xs))[0]

@@ -1,0 +1,73 @@
+"""The multimodal language model: a vision tower whose features fill the image slots of a decoder."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmsrec_jax.decoding.cache import KVCache
+from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.decoder import Decoder
+from mmsrec_jax.models.vision import Vision
+
+PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
+
+
+class MLLM(nnx.Module):
+    """text: Decoder; vision: Vision or None. Compute in `dtype`, parameters in `param_dtype`.
+
+    A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions int32[B, 3, L] and,
+    unless the batch is text only, patches uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids,
+    patch_window_ids int32[B, P].
+    """
+
+    def __init__(
+        self, config: MLLMConfig, *, rngs: nnx.Rngs, param_dtype="float32", dtype="float32"
+    ):
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        common = dict(
+            remat=config.remat, rngs=rngs, param_dtype=jnp.dtype(param_dtype), dtype=self.dtype
+        )
+        self.text = Decoder(config.text, **common)
+        self.vision = nnx.data(None)
+        if config.vision is not None:
+            # Image features start at the scale of the token embeddings.
+            gain = 1 / math.sqrt(config.text.hidden) if config.text.tied else 0.5
+            self.vision = Vision(config.vision, config.text.hidden, gain=gain, **common)
+
+    def __call__(
+        self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True
+    ) -> jax.Array | tuple[jax.Array, KVCache]:
+        """Final-normed hidden states [B, L, hidden]; with a cache (prefill and decode), also the cache.
+
+        Raises:
+          ValueError: when the batch holds patches and the model has no vision tower.
+        """
+        hidden, cache = self.text(
+            self._embed(batch),
+            batch["positions"],
+            batch["segment_ids"],
+            batch["branch_ids"],
+            cache=cache,
+            adapters=adapters,
+        )
+        return hidden if cache is None else (hidden, cache)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
+        return self.text.unembed(hidden)
+
+    def _embed(self, batch: dict[str, jax.Array]) -> jax.Array:
+        tokens = batch["tokens"]
+        x = self.text.embed(tokens)
+        if "patches" not in batch:
+            return x
+        if self.vision is None:
+            raise ValueError("the batch holds image patches, but the model has no vision tower")
+        features = self.vision(*(batch[key] for key in PATCH_KEYS)).astype(x.dtype)
+        # The k-th slot of a row takes its k-th feature.
+        slot = (tokens == self.config.image_token_id) & (batch["segment_ids"] > 0)
+        index = jnp.clip(jnp.cumsum(slot, axis=1) - 1, 0, features.shape[1] - 1)
+        filled = jnp.take_along_axis(features, index[..., None], axis=1)
+        return jnp.where(slot[..., None], filled, x)

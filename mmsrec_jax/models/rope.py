@@ -1,0 +1,45 @@
+"""Rotary position embeddings: 1-D, M-RoPE in chunks (Qwen2-VL, Qwen2.5-VL) and 2-D for vision.
+
+Tables are computed once per forward pass, in float32, and enter the layer scan as constants.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmsrec_jax.models.config import DecoderConfig
+
+Rope = tuple[jax.Array, jax.Array]  # cos, sin: float32[B, L, 1, head_dim / 2]
+
+
+def _frequencies(dim: int, theta: float) -> np.ndarray:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return (np.float32(1) / np.float32(theta) ** exponents).astype(np.float32)
+
+
+def _table(angles: jax.Array) -> Rope:
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def text(positions: jax.Array, config: DecoderConfig) -> Rope:
+    """Table for positions int32[B, 3, L] (time, row, column); kind "1d" reads the first row only."""
+    frequencies = _frequencies(config.head_dim, config.rope_theta)
+    row = np.zeros(len(frequencies), np.int32)
+    if config.rope_kind == "mrope":
+        row = np.repeat(np.arange(3), config.mrope_section)
+    positions = jnp.swapaxes(positions, 1, 2).astype(jnp.float32)
+    return _table(positions[:, :, row] * frequencies)
+
+
+def vision(patch_hw: jax.Array, head_dim: int) -> Rope:
+    """Table for patches at patch_hw int32[B, P, 2] (row, column), half of the frequencies for each."""
+    frequencies = _frequencies(head_dim // 2, 1e4)
+    angles = patch_hw.astype(jnp.float32)[..., None] * frequencies
+    return _table(angles.reshape(*patch_hw.shape[:2], head_dim // 2))
+
+
+def apply(x: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates x [B, L, heads, head_dim] in float32; the pairs are (i, i + head_dim / 2)."""
+    cos, sin = rope
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

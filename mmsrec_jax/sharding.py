@@ -1,0 +1,138 @@
+"""The mesh and the one table from logical axes to mesh axes.
+
+Parameters carry the logical names of their axes as metadata (`logical_axes`); activations name theirs
+where they are constrained. Nothing else in the package mentions a mesh axis.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmsrec_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+LOGICAL_AXES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "features": (),
+    # parameters of the decoder; heads, kv_heads, mlp and vocab also name activation axes
+    "layers": (),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "norm": (),
+    "lora_rank": (),
+    # vision tower: FSDP and image-batch sharding only
+    "vision_embed": ("fsdp",),
+    "vision_heads": (),
+    "vision_mlp": (),
+    "merged": (),
+    "pixels": (),
+}
+
+# Grouped-query models have fewer kv heads than the tensor axis has devices: each device keeps them all.
+REPLICATED_WHEN_UNEVEN = ("kv_heads",)
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Mesh with axes data, fsdp, tensor over `devices` (default: all); one size may be -1 and fills up.
+
+    Raises:
+      UserError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    named = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {named}: sizes are positive, and at most one is -1 (it fills up)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh {named} does not divide {len(devices)} devices: choose sizes whose product is "
+            f"{len(devices)}"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _mesh_axes(logical: Sequence[str | None]) -> list[tuple[str, ...]]:
+    axes, used = [], {}
+    for name in logical:
+        mapped = () if name is None else LOGICAL_AXES[name]
+        for axis in mapped:
+            if axis in used:
+                raise ValueError(f"logical axes {used[axis]!r} and {name!r} collide on {axis!r}")
+            used[axis] = name
+        axes.append(mapped)
+    return axes
+
+
+def _even(size: int, axes: tuple[str, ...], mesh) -> bool:
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Constrains x to the sharding of its logical axes; without a mesh (`jax.set_mesh`) a no-op.
+
+    An axis that its mesh axes do not divide (a batch of one row, few kv heads) stays unsharded.
+    """
+    if len(logical) != x.ndim:
+        raise ValueError(f"{logical} names {len(logical)} axes of an array of shape {x.shape}")
+    axes = _mesh_axes(logical)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = (a if a and _even(n, a, mesh) else None for n, a in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _parameter_spec(path: str, shape, logical, mesh) -> PartitionSpec:
+    spec = []
+    for size, name, axes in zip(shape, logical, _mesh_axes(logical), strict=True):
+        if not _even(size, axes, mesh):
+            if name not in REPLICATED_WHEN_UNEVEN:
+                raise UserError(
+                    f"{path}: axis {name!r} of size {size} is not divisible by the mesh axes "
+                    f"{dict((a, mesh.shape[a]) for a in axes)}: choose another mesh"
+                )
+            axes = ()
+        spec.append(axes or None)
+    return PartitionSpec(*spec)
+
+
+def shardings(state, mesh: Mesh):
+    """NamedShardings in the tree structure of `state` (NNX state, or a pytree that contains some).
+
+    Variables are sharded by their `logical_axes`; leaves outside of Variables are replicated.
+
+    Raises:
+      UserError: when a mesh axis does not divide a parameter's axis.
+    """
+
+    def one(path, node):
+        if not isinstance(node, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
+        name, logical = jax.tree_util.keystr(path), node.get_metadata()["logical_axes"]
+        return jax.tree.map(
+            lambda x: NamedSharding(mesh, _parameter_spec(name, x.shape, logical, mesh)), node
+        )
+
+    return jax.tree_util.tree_map_with_path(
+        one, state, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
