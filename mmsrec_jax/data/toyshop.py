@@ -1,0 +1,244 @@
+"""Toyshop: a generated shop whose true choice probabilities are known (*ours*).
+
+Every item has attributes that only its picture shows (colour, pattern), attributes that only its
+text names (material, occasion), and a latent group that neither shows: groups are seen only in
+what users buy together. Shape, background and kind of product are visible but no one's taste
+depends on them. A user's taste is one favourite value for each of the five factors. Before every
+choice each favourite is redrawn with probability `drift`, so recent choices tell more than old
+ones. Given the taste, an item is chosen with probability proportional to
+`exp(popularity + sum of weights of matching factors)` among the items not yet chosen.
+"""
+
+import dataclasses
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmsrec_jax.data.records import Histories, Item
+
+COLOURS = {
+    "red": (205, 45, 45),
+    "blue": (45, 85, 205),
+    "green": (40, 150, 70),
+    "yellow": (225, 190, 30),
+    "purple": (140, 60, 170),
+    "black": (45, 45, 50),
+}
+PATTERNS = ("plain", "striped", "dotted", "checked")
+SHAPES = ("round", "square", "pointed", "diamond")
+BACKGROUNDS = {
+    "white": (248, 248, 246),
+    "sand": (240, 228, 205),
+    "mint": (214, 238, 224),
+    "sky": (212, 228, 244),
+}
+MATERIALS = ("linen", "oak", "steel", "glass", "wool", "clay")
+OCCASIONS = ("travel", "office", "garden", "party")
+PRODUCTS = ("mug", "lamp", "bag", "clock", "bowl", "vase", "box", "tray")
+
+IMAGE_ATTRIBUTES = ("colour", "pattern", "shape", "background")
+TEXT_ATTRIBUTES = ("material", "occasion", "product")
+IMAGE_FACTORS = ("colour", "pattern")
+TEXT_FACTORS = ("material", "occasion")
+VALUES = {
+    "colour": tuple(COLOURS),
+    "pattern": PATTERNS,
+    "shape": SHAPES,
+    "background": tuple(BACKGROUNDS),
+    "material": MATERIALS,
+    "occasion": OCCASIONS,
+    "product": PRODUCTS,
+}
+_DESCRIPTIONS = (
+    "A {product} made of {material}, good for {occasion}.",
+    "For {occasion}: this {material} {product} ships in two days.",
+    "Our {product} in {material} is a favourite for the {occasion}.",
+    "Made of {material}. A {product} that people take along for {occasion}.",
+)
+_SIDE = 112
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The generating model and what it generated, everything that the truth needs.
+
+    Attributes:
+      attributes: name -> int32[items], the value index of every visible attribute.
+      groups: int32[items], the latent group.
+      popularity: float64[items], logit that all users share.
+      weights: factor name (visible factors and "group") -> logit for a match.
+      drift: probability that a favourite is redrawn before a choice.
+      tastes: int32[T, 5] the taste behind every interaction of the histories, in the order
+        colour, pattern, material, occasion, group.
+    """
+
+    attributes: dict[str, np.ndarray]
+    groups: np.ndarray
+    popularity: np.ndarray
+    weights: dict[str, float]
+    drift: float
+    tastes: np.ndarray
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return IMAGE_FACTORS + TEXT_FACTORS
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of values of each visible factor."""
+        return tuple(len(VALUES[name]) for name in self.factors)
+
+    def save(self, path) -> None:
+        np.savez(
+            path,
+            groups=self.groups, popularity=self.popularity, drift=self.drift, tastes=self.tastes,
+            **{f"attribute_{k}": v for k, v in self.attributes.items()},
+            **{f"weight_{k}": v for k, v in self.weights.items()},
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path) -> "World":
+        with np.load(path) as f:
+            return cls(
+                attributes={k[10:]: f[k] for k in f.files if k.startswith("attribute_")},
+                groups=f["groups"],
+                popularity=f["popularity"],
+                weights={k[7:]: float(f[k]) for k in f.files if k.startswith("weight_")},
+                drift=float(f["drift"]),
+                tastes=f["tastes"],
+            )
+
+
+def generate(
+    *,
+    users: int,
+    items: int,
+    group_size: int,
+    history: tuple[int, int],
+    drift: float,
+    image_weight: float,
+    text_weight: float,
+    group_weight: float,
+    popularity_sd: float,
+    seed: int,
+) -> tuple[list[Item], Histories, World]:
+    """Draws a shop.
+
+    Args:
+      users, items: how many of each; `items` is a multiple of `group_size`.
+      group_size: items in a latent group.
+      history: shortest and longest history, both inclusive.
+      drift: probability that a favourite is redrawn before a choice.
+      image_weight, text_weight, group_weight: logits for a matching factor.
+      popularity_sd: standard deviation of the items' shared logits.
+      seed: everything is a function of it.
+
+    Returns:
+      Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are days,
+      and the world that made them.
+    """
+    rng = np.random.default_rng(seed)
+    attributes = {
+        name: rng.integers(0, len(values), items).astype(np.int32)
+        for name, values in VALUES.items()
+    }
+    groups = rng.permutation(np.repeat(np.arange(items // group_size), group_size)).astype(np.int32)
+    weights = {name: image_weight for name in IMAGE_FACTORS}
+    weights |= {name: text_weight for name in TEXT_FACTORS} | {"group": group_weight}
+    popularity = rng.normal(0.0, popularity_sd, items)
+    world = World(attributes, groups, popularity, weights, drift, np.zeros((0, 5), np.int32))
+    chosen, tastes, lengths = _choices(world, rng, users, history)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    steps = np.concatenate([np.arange(n) for n in lengths])
+    arrival = np.repeat(rng.integers(0, 300, users), lengths)
+    day = 86_400.0
+    histories = Histories(
+        users=np.array([f"u{index:05d}" for index in range(users)]),
+        offsets=offsets.astype(np.int64),
+        items=chosen.astype(np.int32),
+        timestamps=1.6e9 + day * (arrival + 7 * steps) + rng.uniform(0, day, len(chosen)),
+        ratings=None,
+    )
+    catalogue = [
+        _item(index, attributes, np.random.default_rng((seed, index))) for index in range(items)
+    ]
+    return catalogue, histories, dataclasses.replace(world, tastes=tastes)
+
+
+def draw(colour: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
+    """A product picture as PNG bytes; place, size and pattern phase vary with `rng`."""
+    picture = Image.new("RGB", (_SIDE, _SIDE), BACKGROUNDS[background])
+    product = Image.new("RGB", (_SIDE, _SIDE), COLOURS[colour])
+    pen = ImageDraw.Draw(product)
+    light = tuple(int(0.25 * c + 0.75 * 255) for c in COLOURS[colour])
+    period, phase = 16, int(rng.integers(0, 4))
+    for start in range(phase - period, _SIDE + period, period):
+        if pattern == "striped":
+            pen.rectangle((start, 0, start + 7, _SIDE), fill=light)
+        for other in range(phase - period, _SIDE + period, period):
+            if pattern == "dotted":
+                pen.ellipse((start, other, start + 9, other + 9), fill=light)
+            if pattern == "checked" and (start + other - 2 * phase) // period % 2:
+                pen.rectangle((start, other, start + 15, other + 15), fill=light)
+    mask = Image.new("L", (_SIDE, _SIDE), 0)
+    radius = int(rng.integers(42, 51))
+    x, y = (int(v) for v in rng.integers(52, 61, 2))
+    outline = {
+        "round": None,
+        "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+        "pointed": [(0, -1), (1, 0.9), (-1, 0.9)],
+        "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
+    }[shape]
+    if outline is None:
+        ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    else:
+        corners = [(x + radius * dx, y + radius * dy) for dx, dy in outline]
+        ImageDraw.Draw(mask).polygon(corners, fill=255)
+    picture.paste(product, mask=mask)
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _item(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generator) -> Item:
+    values = {name: VALUES[name][attributes[name][index]] for name in VALUES}
+    description = _DESCRIPTIONS[int(rng.integers(len(_DESCRIPTIONS)))].format(**values)
+    return Item(
+        id=f"i{index:04d}",
+        text={
+            "title": "{material} {product} for {occasion}".format(**values),
+            "description": description,
+        },
+        image=draw(*(values[name] for name in IMAGE_ATTRIBUTES), rng),
+        category=values["product"],
+        attributes=values,
+    )
+
+
+def _choices(
+    world: World, rng: np.random.Generator, users: int, history: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chosen items [T] and the tastes behind them [T, 5], user by user, and lengths [users]."""
+    num_groups = int(world.groups.max()) + 1
+    sizes = np.array([*world.sizes, num_groups])
+    names = [*world.factors, "group"]
+    item_values = [world.attributes[n] for n in world.factors] + [world.groups]
+    lengths = rng.integers(history[0], history[1] + 1, users)
+    taste = rng.integers(0, sizes, (users, len(sizes)))
+    taken = np.zeros((users, len(world.groups)), bool)
+    rows = np.arange(users)
+    chosen, tastes = [], []
+    for _ in range(history[1]):
+        redrawn = rng.random(taste.shape) < world.drift
+        taste = np.where(redrawn, rng.integers(0, sizes, taste.shape), taste)
+        logits = np.broadcast_to(world.popularity, taken.shape).copy()
+        for column, name in enumerate(names):
+            logits += world.weights[name] * (item_values[column] == taste[:, column, None])
+        logits[taken] = -np.inf
+        pick = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+        taken[rows, pick] = True
+        chosen.append(pick)
+        tastes.append(taste)
+    keep = np.arange(history[1]) < lengths[:, None]
+    return np.stack(chosen, 1)[keep], np.stack(tastes, 1)[keep].astype(np.int32), lengths

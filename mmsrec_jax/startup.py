@@ -1,0 +1,64 @@
+"""What every start checks and says: devices, mesh, precision, parameters."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from mmsrec_jax.errors import UserError
+
+_ACCELERATOR_FILES = {
+    "TPU": ("/dev/accel0", "/dev/vfio/0"),
+    "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
+}
+_PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
+
+
+def check_devices(*, allow_cpu: bool, root: Path = Path("/")) -> None:
+    """Refuses to run on the CPU of a machine that has an accelerator.
+
+    Args:
+      allow_cpu: the user asked for the CPU.
+      root: where device files are looked for.
+
+    Raises:
+      UserError: JAX came up on CPU beside a TPU or GPU; names the package to install.
+    """
+    asked_for_cpu = allow_cpu or os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if jax.default_backend() != "cpu" or asked_for_cpu:
+        return
+    for kind, files in _ACCELERATOR_FILES.items():
+        if any((root / name.lstrip("/")).exists() for name in files):
+            raise UserError(
+                f"this machine has a {kind} but JAX {jax.__version__} came up on the CPU: "
+                f"{_PACKAGES[kind]}, or pass --allow_cpu to run on the CPU all the same"
+            )
+
+
+def report_devices(mesh: jax.sharding.Mesh) -> None:
+    """Logs the devices and the mesh."""
+    device = jax.devices()[0]
+    logging.info(
+        "devices: %d x %s (%s), %d process(es), jax %s",
+        jax.device_count(), device.device_kind, device.platform, jax.process_count(),
+        jax.__version__,
+    )  # fmt: skip
+    logging.info("mesh: %s", ", ".join(f"{name}={size}" for name, size in mesh.shape.items()))
+
+
+def report_model(name: str, model: nnx.Module) -> None:
+    """Logs parameter counts by part and their precisions."""
+    counts: dict[str, int] = {}
+    dtypes = set()
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        part = str(path[0])
+        counts[part] = counts.get(part, 0) + int(np.prod(leaf.shape))
+        dtypes.add(str(leaf.dtype))
+    parts = ", ".join(f"{part} {count:,}" for part, count in sorted(counts.items()))
+    logging.info(
+        "%s: %s parameters (%s), stored as %s",
+        name, f"{sum(counts.values()):,}", parts, "/".join(sorted(dtypes)),
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""A run's folder: one sub-folder a stage, finished stages are not run again.
+
+Each stage folder holds `stage.json`: the config it ran with and the fingerprints of its inputs.
+While the stage runs the file says `"finished": false`; a killed stage is taken up where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.progress import clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of a method.
+
+    Attributes:
+      name: also the folder's name.
+      run: called with the stage's folder; everything it writes goes there.
+      config: what the stage depends on; a change here runs the stage again.
+      inputs: names of earlier stages whose outputs it reads.
+    """
+
+    name: str
+    run: Callable[[Path], None]
+    config: Mapping[str, Any]
+    inputs: Sequence[str] = ()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes under a temporary name, then renames."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def run_stages(workdir: Path, stages: Sequence[Stage], only: Sequence[str] | None = None) -> None:
+    """Runs `stages` in order, or those named in `only`.
+
+    A stage whose config and inputs are those it finished with is skipped. One whose config
+    changed says which field, its old folder moves to `superseded/`, and it runs afresh.
+
+    Raises:
+      UserError: `only` names an unknown stage, or one whose inputs are not finished.
+    """
+    names = [stage.name for stage in stages]
+    for name in only or ():
+        if name not in names:
+            raise UserError(f"--stages: there is no stage {name!r}; stages are {', '.join(names)}")
+    fingerprints: dict[str, str] = {}
+    for stage in stages:
+        directory = workdir / stage.name
+        missing = [name for name in stage.inputs if name not in fingerprints]
+        if only is not None and stage.name not in only:
+            record = _read(directory)
+            if record.get("finished"):
+                fingerprints[stage.name] = record["fingerprint"]
+            continue
+        if missing:
+            raise UserError(
+                f"stage {stage.name} needs {', '.join(missing)}, not finished in {workdir}; "
+                "run without --stages, or name them too"
+            )
+        fingerprints[stage.name] = _run_stage(
+            directory, stage, {name: fingerprints[name] for name in stage.inputs}
+        )
+
+
+def _run_stage(directory: Path, stage: Stage, inputs: dict[str, str]) -> str:
+    config = json.loads(json.dumps(stage.config))  # tuples become lists, as in the stored form
+    fingerprint = _hash({"stage": stage.name, "config": config, "inputs": inputs})
+    record = _read(directory)
+    if record and record["fingerprint"] != fingerprint:
+        changed = _differences(record["config"], config)
+        changed += [k for k in inputs if record["inputs"].get(k) != inputs[k]]
+        old = directory.parent / "superseded" / f"{stage.name}-{record['fingerprint'][:12]}"
+        old.parent.mkdir(exist_ok=True)
+        serial = 0
+        while old.exists():
+            serial += 1
+            old = old.with_name(f"{stage.name}-{record['fingerprint'][:12]}.{serial}")
+        directory.rename(old)
+        logging.info(
+            "stage %s runs again, changed: %s (what was there is in %s)",
+            stage.name, "; ".join(changed), old,
+        )  # fmt: skip
+        record = {}
+    if record.get("finished"):
+        logging.info("stage %s is finished (%s)", stage.name, clock(record["seconds"]))
+        return fingerprint
+    directory.mkdir(parents=True, exist_ok=True)
+    spent = record.get("seconds", 0.0)
+    record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
+    logging.info(
+        "stage %s %s", stage.name, "goes on" if spent or _has_output(directory) else "begins"
+    )
+    write_json(directory / "stage.json", record)
+    began = time.monotonic()
+    stage.run(directory)
+    seconds = spent + time.monotonic() - began
+    write_json(directory / "stage.json", {**record, "finished": True, "seconds": seconds})
+    logging.info("stage %s is finished (%s)", stage.name, clock(seconds))
+    return fingerprint
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    path = directory / "stage.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _has_output(directory: Path) -> bool:
+    return any(path.name != "stage.json" for path in directory.iterdir())
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`field: old -> new` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            name = f"{prefix}.{key}" if prefix else key
+            found += _differences(old.get(key), new.get(key), name)
+        return found
+    return [] if old == new else [f"{prefix}: {old} -> {new}"]
