@@ -153,6 +153,12 @@ class Histories:
         )
 
 
+def are_positions(histories: Histories) -> bool:
+    """Whether every user's timestamps read 0, 1, 2, ...: an order, not times."""
+    starts = np.repeat(histories.offsets[:-1], histories.lengths)
+    return bool((histories.timestamps == np.arange(len(starts)) - starts).all())
+
+
 _HISTORY_TYPES = {
     "users": np.str_,
     "offsets": np.int64,

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from mmsrec_jax.data import images
 from mmsrec_jax.data.records import Catalogue, Histories, Item
@@ -139,17 +140,18 @@ def write(
 ) -> Written:
     """Writes a store, replacing the one in `directory`; never leaves half of one there.
 
-    Every image is decoded once; a corrupt one is counted and its item stored without it.
+    One process writes, also where many will read. Every image is decoded once; a corrupt one is
+    counted and its item stored without it.
     `image_name`: item id -> what to call its image in the list of corrupt ones.
 
     Raises:
       UserError: `directory` holds something else; duplicate item ids; no items.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     if directory.exists() and any(directory.iterdir()) and not (directory / _MANIFEST).exists():
         raise UserError(f"{directory}: not empty and not a store; choose another directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+    partial = _partial(directory)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -179,7 +181,7 @@ def open(directory: str | Path) -> tuple[Catalogue, Histories]:
 
 def fingerprint(directory: str | Path) -> str:
     """Hash of the items, images and histories in the store: equal content, equal hash."""
-    return _checked_manifest(Path(directory))["fingerprint"]
+    return _checked_manifest(Path(directory).resolve())["fingerprint"]
 
 
 def _write_into(directory, items, histories, image_name) -> Written:
@@ -291,6 +293,10 @@ def _prepare(builder: type[_Builder], directory: Path, examples: Iterable[dict])
         ).download_and_prepare(download_config=local)
 
 
+def _partial(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".partial")
+
+
 def _replace(new: Path, directory: Path) -> None:
     old = new.with_name(new.name + "-old")
     if directory.exists():
@@ -302,6 +308,8 @@ def _replace(new: Path, directory: Path) -> None:
 def _checked_manifest(directory: Path) -> dict:
     remedy = "build it again"
     if not directory.is_dir():
+        if _partial(directory).exists():
+            raise UserError(f"{directory}: writing it was interrupted; {remedy}")
         raise UserError(f"{directory}: no prepared data set here; {remedy} or correct the path")
     try:
         manifest = json.loads((directory / _MANIFEST).read_text())
@@ -328,19 +336,24 @@ def _data_source(directory: Path, name: str):
 
 
 def _read_histories(directory: Path, manifest: dict) -> Histories:
-    source = _data_source(directory, "histories")
-    examples = [source[u] for u in range(manifest["users"])]
+    # Parsed here and not by TFDS: eight times as fast, which counts where all users are read.
+    records = _data_source(directory, "histories").data_source
+    raw = records.__getitems__(range(manifest["users"]))
+    examples = [tf_example_pb2.Example.FromString(record).features.feature for record in raw]
 
-    def column(name, dtype):
-        return np.concatenate([np.zeros(0, dtype), *(example[name] for example in examples)])
+    def column(name: str) -> list[bytes]:
+        return [example[name].bytes_list.value[0] for example in examples]
 
-    lengths = [len(example["items"]) for example in examples]
+    def joined(name: str, dtype) -> np.ndarray:
+        return np.frombuffer(b"".join(column(name)), dtype)
+
+    item_bytes = [len(value) for value in column("items")]
     return Histories(
-        users=[example["user"].decode() for example in examples],
-        offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        items=column("items", np.int32),
-        timestamps=column("timestamps", np.float64),
-        ratings=column("ratings", np.float32) if manifest["ratings"] else None,
+        users=[user.decode() for user in column("user")],
+        offsets=np.concatenate([[0], np.cumsum(item_bytes, dtype=np.int64) // 4]),
+        items=joined("items", np.int32),
+        timestamps=joined("timestamps", np.float64),
+        ratings=joined("ratings", np.float32) if manifest["ratings"] else None,
         clock=manifest["clock"],
     )
 

@@ -1,0 +1,96 @@
+"""Which interaction is a training, a validation or a test target."""
+
+import numpy as np
+
+from mmsrec_jax.data.records import Histories, Split, are_positions
+from mmsrec_jax.errors import UserError
+
+
+def leave_one_out(histories: Histories) -> Split:
+    """Each user's last interaction is the test target, the one before it the validation target.
+
+    Users with fewer than three interactions only train. Other users' training interactions may be
+    later than a test target: use `global_time` where that matters.
+    """
+    lengths = histories.lengths
+    tested = np.flatnonzero(lengths >= 3)
+    train_end = np.where(lengths >= 3, lengths - 2, lengths)
+    return _split(
+        histories,
+        kind="leave_one_out",
+        train_end=train_end,
+        validation=_rows(tested, lengths[tested] - 2),
+        test=_rows(tested, lengths[tested] - 1),
+        counts={"users with fewer than 3 interactions, train only": len(lengths) - len(tested)},
+    )
+
+
+def global_time(histories: Histories, *, validation_quantile: float, test_quantile: float) -> Split:
+    """Two moments cut all users: training before the first, validation up to the second, then test.
+
+    The moments are quantiles of all timestamps. A user's target is the first interaction at or
+    after a cut (for validation: and before the next cut), one at most; interactions before it are
+    the input. A user without any has no target.
+
+    Raises:
+      UserError: timestamps are no times, quantiles are out of order or leave a part empty.
+    """
+    if not histories.clock or are_positions(histories):
+        raise UserError(
+            "global-time split: the timestamps are positions in the history (0, 1, 2, ...), not "
+            "times; split leave_one_out or use data with real times"
+        )
+    named = f"validation_quantile={validation_quantile:g}, test_quantile={test_quantile:g}"
+    if not 0 < validation_quantile < test_quantile < 1:
+        raise UserError(f"{named}: need 0 < validation_quantile < test_quantile < 1")
+    cuts = np.quantile(histories.timestamps, [validation_quantile, test_quantile])
+    train_end, validation_end = (_count_before(histories, cut) for cut in cuts)
+    later = {
+        "validation": (train_end, np.flatnonzero(train_end < validation_end)),
+        "test": (validation_end, np.flatnonzero(validation_end < histories.lengths)),
+    }
+    rows, counts = {}, {}
+    for part, (position, users) in later.items():
+        known = users[position[users] >= 1]
+        rows[part] = _rows(known, position[known])
+        counts[f"{part}: users without any earlier interaction, left out"] = len(users) - len(known)
+        counts[f"{part}: users without a training interaction, kept"] = int(
+            (train_end[known] == 0).sum()
+        )
+    split = _split(histories, kind="global_time", train_end=train_end, counts=counts, **rows)
+    empty = [part for part in ("train", "validation", "test") if not len(getattr(split, part))]
+    if empty:
+        raise UserError(f"{named}: no target in {', '.join(empty)}; choose other quantiles")
+    return split
+
+
+def _split(histories: Histories, *, kind, train_end, validation, test, counts) -> Split:
+    user = histories.user_of_row
+    position = np.arange(len(user)) - histories.offsets[user]
+    training = position < train_end[user]
+    seen = np.zeros(int(histories.items.max(initial=-1)) + 1, bool)
+    seen[histories.items[training]] = True
+    for part, rows in (("validation", validation), ("test", test)):
+        targets = histories.items[histories.offsets[rows[:, 0]] + rows[:, 1]]
+        counts[f"{part}: targets that no training interaction has, kept"] = int(
+            (~seen[targets]).sum()
+        )
+    is_target = training & (position >= 1)
+    return Split(
+        train=_rows(user[is_target], position[is_target]),
+        validation=validation,
+        test=test,
+        kind=kind,
+        train_end=train_end.astype(np.int32),
+        counts=counts,
+    )
+
+
+def _count_before(histories: Histories, cut: float) -> np.ndarray:
+    """int64[U]: interactions of each user before the cut."""
+    earlier = np.concatenate([[0], np.cumsum(histories.timestamps < cut)])
+    return np.diff(earlier[histories.offsets])
+
+
+def _rows(users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return np.stack([users, positions], axis=1).astype(np.int32)
