@@ -1,5 +1,6 @@
 """What every start checks and says: devices, mesh, precision, parameters."""
 
+import logging as standard_logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,25 @@ _ACCELERATOR_FILES = {
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
+
+
+def plain_log_lines() -> None:
+    """Log lines of the form `12:34:56 message` on standard error, from our code only."""
+    handler = logging.get_absl_handler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: record.name == "absl")
+    logging.set_verbosity(logging.INFO)
+
+
+class PlainFormatter(standard_logging.Formatter):
+    """Marks warnings and errors, leaves information bare."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < standard_logging.WARNING:
+            return line
+        when, _, message = line.partition(" ")
+        return f"{when} {record.levelname}: {message}"
 
 
 def check_devices(*, allow_cpu: bool, root: Path = Path("/")) -> None:

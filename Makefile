@@ -1,0 +1,45 @@
+# make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
+# make test   set up, then the tests
+# make parity the tests that compare live with Hugging Face transformers on CPU torch
+# make lint   ruff
+PYTHON ?= python3
+WORKDIR ?= runs/quickstart
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: run test parity lint clean
+
+run: $(VENV)/.installed
+	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: $(VENV)/.installed-torch
+	$(BIN)/python -m pytest -m parity
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The CPU build of torch exists under this version for Python 3.11; elsewhere use any installed one.
+$(VENV)/.installed-torch: $(VENV)/.installed-dev
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	touch $@

@@ -1,0 +1,44 @@
+"""Runs the stages of an experiment, skips those that are finished, resumes one that was killed.
+
+    python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python launch/train.py --config=configs/beauty.py --workdir=gs://... --stages=sft,evaluate
+
+Any field of the config can be set on the command line: --config.sft.steps=200
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mmsrec_jax import startup
+from mmsrec_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each stage.")
+_STAGES = flags.DEFINE_list("stages", None, "Run only these stages, e.g. sft,evaluate.")
+_ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.check_devices(allow_cpu=_ALLOW_CPU.value)
+    from mmsrec_jax.methods import mmsrarec
+
+    mmsrarec.run(_CONFIG.value, Path(_WORKDIR.value).resolve(), only=_STAGES.value)
+
+
+if __name__ == "__main__":
+    startup.plain_log_lines()
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        app.run(main)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)
