@@ -1,0 +1,146 @@
+"""What the target competes with: frozen sampled candidates, or the whole catalogue.
+
+`sampled` draws the negatives once, hashes them and stores them beside the run, so that every system
+is scored on the same lists; the positive's place in its list is random, because a stable sort over a
+list that begins with the positive turns ties into hits. Under `FULL` everything competes but what the
+user had before.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.heads import sequences
+
+FULL = "full"
+_REJECTION_ROUNDS = 32
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Frozen candidate lists: rows int32[R, 2] (user, position), items int32[R, 1 + n], positive int32[R].
+
+    `items[r, positive[r]]` is the target; `name` is "sampled@n"; `digest` is the SHA-256 of the content.
+    """
+
+    rows: np.ndarray
+    items: np.ndarray
+    positive: np.ndarray
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"sampled@{self.items.shape[1] - 1}"
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.items[np.arange(len(self.items)), self.positive]
+
+    @property
+    def digest(self) -> str:
+        content = hashlib.sha256()
+        for array in (self.rows, self.items, self.positive):
+            content.update(repr(array.shape).encode())
+            content.update(np.ascontiguousarray(array, "<i4").tobytes())
+        return content.hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Write atomically as parquet (user, position, positive, candidates list), digest in the metadata."""
+        path = Path(path)
+        width = self.items.shape[1]
+        table = pa.table(
+            {
+                "user": pa.array(self.rows[:, 0]),
+                "position": pa.array(self.rows[:, 1]),
+                "positive": pa.array(self.positive),
+                "candidates": pa.FixedSizeListArray.from_arrays(pa.array(self.items.ravel()), width),
+            }
+        ).replace_schema_metadata({"digest": self.digest, "seed": str(self.seed)})
+        write_parquet(path, table)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Candidates":
+        """Read what `write` stored. Raises UserError when the content is not what was hashed."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such candidates file; run the evaluation that draws it first")
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        lists = table["candidates"].combine_chunks()
+        found = cls(
+            np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1).astype(np.int32),
+            lists.flatten().to_numpy().reshape(len(table), -1).astype(np.int32),
+            table["positive"].to_numpy().astype(np.int32),
+            int(metadata.get(b"seed", b"0")),
+        )
+        if found.digest.encode() != metadata.get(b"digest"):
+            raise UserError(f"{path}: candidates differ from their stored digest; delete the file")
+        return found
+
+
+def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -> Candidates:
+    """One target and n uniform negatives per row, none of them anywhere in the user's full history.
+
+    rows int32[R, 2] as in a Split. The full history, test target included, so that a later purchase is
+    never called a negative. Raises UserError when a user leaves fewer than n items.
+    """
+    rows = np.asarray(rows, np.int32)
+    rng = np.random.default_rng([seed, n])
+    users = rows[:, 0].astype(np.int64)
+    counts = np.diff(histories.offsets)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    known = np.unique(owner * num_items + histories.items.astype(np.int64))
+    free = num_items - np.bincount(known // num_items, minlength=len(counts))
+    if len(rows) and free[users].min() < n:
+        worst = users[np.argmin(free[users])]
+        raise UserError(
+            f"user {histories.users[worst]}: only {free[worst]} unseen items for {n} negatives; "
+            "lower the number of sampled negatives"
+        )
+
+    negatives = rng.integers(0, num_items, (len(rows), n))
+    bad = _unusable(negatives, users, known, num_items)
+    for _ in range(_REJECTION_ROUNDS):
+        if not bad.any():
+            break
+        negatives[bad] = rng.integers(0, num_items, int(bad.sum()))
+        open_rows = np.flatnonzero(bad.any(1))
+        bad[open_rows] = _unusable(negatives[open_rows], users[open_rows], known, num_items)
+    for row in np.flatnonzero(bad.any(1)):  # users who know nearly the whole catalogue
+        allowed = np.setdiff1d(np.arange(num_items), histories.of(int(users[row])))
+        negatives[row] = rng.choice(allowed, n, replace=False)
+
+    positive = rng.integers(0, n + 1, len(rows)).astype(np.int32)
+    items = np.empty((len(rows), n + 1), np.int32)
+    is_positive = np.arange(n + 1)[None] == positive[:, None]
+    items[is_positive] = sequences.targets(histories, rows)
+    items[~is_positive] = negatives.ravel()
+    return Candidates(rows, items, positive, seed)
+
+
+def _unusable(negatives, users, known, num_items):
+    """True where a draw is in the user's history or repeats an earlier draw of its row."""
+    keys = users[:, None] * num_items + negatives
+    at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    bad = known[at] == keys
+    order = np.argsort(negatives, axis=1, kind="stable")
+    ordered = np.take_along_axis(negatives, order, 1)
+    repeated = np.zeros_like(bad)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    back = np.empty_like(repeated)
+    np.put_along_axis(back, order, repeated, 1)
+    return bad | back
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write through a temporary neighbour, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, partial)
+    os.replace(partial, path)

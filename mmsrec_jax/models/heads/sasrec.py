@@ -1,0 +1,132 @@
+"""SASRec with a full-softmax objective (Kang & McAuley 2018; cross-entropy as in gSASRec, RecTools).
+
+Pre-norm causal transformer over item ids, learned positions, tied item embedding. Positions count
+from the start of the window (*ours*; the original pads on the left): the embedding of a prefix does
+not depend on what comes after it, nor on whether it was computed alone or with the whole sequence.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """num_items: catalogue size; length: longest window; the rest are transformer sizes."""
+
+    num_items: int
+    length: int = 50
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    mlp_dim: int = 256
+    dropout: float = 0.2
+
+
+class SASRec(nnx.Module):
+    """Sequence encoder; item i of the catalogue lives in row i + 1, row 0 is padding."""
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        normal = nnx.initializers.normal(0.02)
+        self.items = nnx.Param(normal(rngs.params(), (c.num_items + 1, c.dim)))
+        self.positions = nnx.Param(normal(rngs.params(), (c.length, c.dim)))
+        kernel = nnx.initializers.xavier_uniform(batch_axis=0)
+        self.qkv = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, 3 * c.dim)))
+        self.out = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, c.dim)))
+        self.up = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, c.mlp_dim)))
+        self.up_bias = nnx.Param(jnp.zeros((c.layers, c.mlp_dim)))
+        self.down = nnx.Param(kernel(rngs.params(), (c.layers, c.mlp_dim, c.dim)))
+        self.down_bias = nnx.Param(jnp.zeros((c.layers, c.dim)))
+        self.norms = nnx.Param(_identity_norms((c.layers, 2), c.dim))
+        self.final_norm = nnx.Param(_identity_norms((), c.dim))
+
+    def __call__(
+        self, ids: jax.Array, segments: jax.Array, positions: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Encodes packed sequences.
+
+        ids int32[B, L] (row numbers of the table, 0 padding); segments int32[B, L] (0 padding, 1.. the
+        sequence a token belongs to); positions int32[B, L] within the sequence; key for dropout, None
+        to switch it off. Returns float32[B, L, D]; [b, t] has seen tokens <= t of its own segment.
+        """
+        c = self.config
+        steps = jnp.arange(ids.shape[1])
+        mask = (segments[:, :, None] == segments[:, None, :]) & (steps[:, None] >= steps[None, :])
+        x = self.items[...][ids] * c.dim**0.5 + self.positions[...][positions]
+        keys = None
+        if key is not None:
+            key, first = jax.random.split(key)
+            keys = jax.random.split(key, (c.layers, 3))
+            x = _dropout(x, c.dropout, first)
+
+        def layer(x, scanned):
+            w, k = scanned
+            attention_key, *residual_keys = (None,) * 3 if k is None else k
+            mixed = _attend(_norm(x, w["norms"][0]) @ w["qkv"], mask, c, attention_key) @ w["out"]
+            x = x + _dropout(mixed, c.dropout, residual_keys[0])
+            h = jax.nn.gelu(_norm(x, w["norms"][1]) @ w["up"] + w["up_bias"])
+            x = x + _dropout(h @ w["down"] + w["down_bias"], c.dropout, residual_keys[1])
+            return x, None
+
+        names = ("qkv", "out", "up", "up_bias", "down", "down_bias", "norms")
+        x, _ = jax.lax.scan(layer, x, ({name: getattr(self, name)[...] for name in names}, keys))
+        return _norm(x, self.final_norm[...])
+
+    def table(self) -> jax.Array:
+        """Output embeddings of the catalogue, float32[items, D]: logits = hidden @ table.T."""
+        return self.items[...][1:]
+
+
+def token_nll(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int
+) -> jax.Array:
+    """Full-softmax negative log-likelihood, float32[N] in nats.
+
+    hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats). Works
+    on `chunk` tokens at a time and recomputes their logits in the backward pass, so the largest array
+    is float32[chunk, V].
+    """
+    count = hidden.shape[0]
+    chunk = min(chunk, count)
+    pad = -count % chunk
+    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
+    targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
+
+    @jax.checkpoint
+    def body(carry, xs):
+        h, t = xs
+        logits = jnp.einsum("td,vd->tv", h, table, preferred_element_type=jnp.float32)
+        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
+        return carry, jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+
+    _, nll = jax.lax.scan(body, None, (hidden, targets))
+    return nll.reshape(-1)[:count]
+
+
+def _attend(qkv, mask, config, key):
+    batch, length, _ = qkv.shape
+    q, k, v = jnp.split(qkv.reshape(batch, length, 3 * config.heads, -1), 3, axis=2)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores * q.shape[-1] ** -0.5, -1e30)
+    weights = _dropout(jax.nn.softmax(scores, -1), config.dropout, key)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, -1)
+
+
+def _identity_norms(shape, dim):
+    """Scale and bias of layer norms, stacked: float32[*shape, 2, dim]."""
+    return jnp.broadcast_to(jnp.stack([jnp.ones(dim), jnp.zeros(dim)]), (*shape, 2, dim))
+
+
+def _norm(x, scale_bias):
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+    return x * scale_bias[0] + scale_bias[1]
+
+
+def _dropout(x, rate, key):
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

@@ -1,0 +1,287 @@
+"""Trains a recommendation head: one loop, selected on validation NDCG@10 over the full catalogue."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.evaluation import metrics, ranking
+from mmsrec_jax.models.heads import head as heads
+from mmsrec_jax.models.heads.sasrec import SASRecConfig, token_nll
+from mmsrec_jax.training import loop
+from mmsrec_jax.training.state import TrainState
+
+_NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
+
+
+@flax.struct.dataclass
+class HeadState:
+    """What a resumed run needs: the weights in training, and the best so far with its record.
+
+    best_ndcg float32[], best_step int32[]; stale int32[]: validations since the best one.
+    """
+
+    train: TrainState
+    best_params: nnx.State
+    best_ndcg: jax.Array
+    best_step: jax.Array
+    stale: jax.Array
+
+
+def train(
+    config,
+    histories,
+    split,
+    *,
+    num_items: int,
+    directory: str | os.PathLike,
+    mesh: jax.sharding.Mesh | None = None,
+) -> heads.Head:
+    """Trains SASRec on every training target and returns the weights best on validation.
+
+    Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits. Stops
+    early after `config.patience` validations without a better NDCG@10; `config.steps` is rounded up to
+    a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
+
+    Raises:
+      UserError: no training target, no validation row, or a batch size the mesh cannot divide.
+    """
+    if not len(split.validation):
+        raise UserError("the split has no validation rows; a head is selected on validation NDCG")
+    if mesh is not None and config.batch_size % heads.data_size(mesh):
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide over the {heads.data_size(mesh)} data "
+            "shards of the mesh; make it a multiple"
+        )
+    encoder = SASRecConfig(
+        num_items=num_items,
+        length=config.length,
+        dim=config.dim,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_dim=config.mlp_dim,
+        dropout=config.dropout,
+    )
+    params = heads.init_params(encoder, config.seed)
+    if mesh is not None:
+        params = jax.device_put(params, heads.replicated(mesh))
+    optimizer = _optimizer(config, params)
+    state = HeadState(
+        train=TrainState.create(params, optimizer),
+        best_params=jax.tree.map(jnp.copy, params),
+        best_ndcg=jnp.float32(-1.0),
+        best_step=jnp.int32(0),
+        stale=jnp.int32(0),
+    )
+    if mesh is not None:
+        state = jax.device_put(state, heads.replicated(mesh))
+    step = _step(encoder, optimizer, config.seed, config.loss_chunk)
+
+    def train_step(state, batch):
+        batch = jax.device_put(batch, None if mesh is None else heads.by_row(mesh))
+        trained, measured = step(state.train, batch)
+        return state.replace(train=trained), measured
+
+    validation = _subset(split.validation, config.validation_rows, config.seed)
+
+    def evaluate(state, at):
+        current = heads.Head(encoder, state.train.params, mesh=mesh)
+        ranks = ranking.full(current, histories, validation, progress=False)
+        ndcg = metrics.ndcg(ranks.ranks.astype(np.int64), 10)
+        if ndcg > float(state.best_ndcg):
+            state = state.replace(
+                best_params=jax.tree.map(jnp.copy, state.train.params),
+                best_ndcg=jnp.full_like(state.best_ndcg, ndcg),
+                best_step=jnp.full_like(state.best_step, at),
+                stale=jnp.zeros_like(state.stale),
+            )
+        else:
+            state = state.replace(stale=state.stale + 1)
+        measured = {"validation/ndcg@10": ndcg, "validation/best": float(state.best_ndcg)}
+        return state, measured, int(state.stale) >= config.patience
+
+    every = config.evaluate_every
+    state = loop.run(
+        state,
+        train_step,
+        iter(batches(histories, split, config)),
+        name="sasrec",
+        directory=directory,
+        steps=-(-config.steps // every) * every,
+        checkpoint_every=every,
+        log_every=config.log_every,
+        evaluate=evaluate,
+        evaluate_every=every,
+    )
+    trained = heads.Head(encoder, state.best_params, mesh=mesh)
+    trained.save(Path(directory) / "head")
+    return trained
+
+
+def train_folds(
+    config, histories, split, folds: np.ndarray, *, num_items, directory, mesh=None
+) -> list[heads.Head]:
+    """One head per fold, trained and selected without that fold's users (*ours*).
+
+    folds int32[U] as from `retrieval.similar.assign_folds`. Each head gets a folder of its own.
+    """
+    return [
+        train(
+            config,
+            histories,
+            without(split, folds == fold),
+            num_items=num_items,
+            directory=Path(directory) / f"fold{fold}",
+            mesh=mesh,
+        )
+        for fold in range(int(folds.max(initial=0)) + 1)
+    ]
+
+
+def without(split, users: np.ndarray):
+    """The split as if these users (bool[U]) had no training or validation data."""
+    return dataclasses.replace(
+        split,
+        train=split.train[~users[split.train[:, 0]]],
+        validation=split.validation[~users[split.validation[:, 0]]],
+        train_end=np.where(users, 0, split.train_end).astype(np.int32),
+    )
+
+
+def batches(histories, split, config) -> grain.IterDataset:
+    """Endless packed batches: ids, segments, positions, targets, all int32[batch_size, length].
+
+    ids count from 1 (0 padding), targets from 0 (-1 none). Rows are shuffled, and the sequences dealt
+    anew to the rows, in every epoch; a function of (seed, step) alone.
+    """
+    rows = PackedSequences(
+        histories, split.train_end, config.length, seed=config.seed, multiple=config.batch_size
+    )
+    return (
+        grain.MapDataset.range(len(rows))
+        .shuffle(seed=config.seed)
+        .map_with_index(rows.row)
+        .batch(config.batch_size, drop_remainder=True)
+        .repeat()
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+class PackedSequences:
+    """Training sequences laid side by side in rows of `length` tokens.
+
+    A sequence longer than a row is cut from its end into windows, so that every training target occurs
+    exactly once. Which window lengths share a row is decided once (best fit, longest first); which
+    windows of those lengths take the places is drawn anew in every epoch. Rows are filled up with empty
+    ones to a multiple of `multiple`.
+    """
+
+    def __init__(self, histories, train_end: np.ndarray, length: int, *, seed: int, multiple: int):
+        self._items, self._length, self._seed = histories.items, length, seed
+        starts, lengths = _windows(histories.offsets[:-1], np.asarray(train_end) - 1, length)
+        if not len(lengths):
+            raise UserError("no user has two training interactions; the split leaves nothing to learn")
+        order = np.argsort(-lengths, kind="stable")
+        self._starts, self._lengths = starts[order], lengths[order]
+        row_of_place, rows = _best_fit(self._lengths.tolist(), length)
+        self._places = np.argsort(row_of_place, kind="stable")
+        rows = -(-rows // multiple) * multiple
+        self._row_start = np.searchsorted(row_of_place[self._places], np.arange(rows + 1))
+        self._deal = functools.lru_cache(maxsize=2)(self._deal_epoch)
+
+    def __len__(self) -> int:
+        return len(self._row_start) - 1
+
+    def row(self, index: int, row: int) -> dict[str, np.ndarray]:
+        """Row `row` in the epoch that the running index `index` falls into."""
+        starts = self._deal(index // len(self))
+        places = self._places[self._row_start[row] : self._row_start[row + 1]]
+        lengths = self._lengths[places]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        at = np.repeat(starts[places], lengths) + within
+        segments = np.repeat(np.arange(1, len(places) + 1), lengths)
+        return {
+            "ids": self._filled(self._items[at] + 1, 0),
+            "segments": self._filled(segments, 0),
+            "positions": self._filled(within, 0),
+            "targets": self._filled(self._items[at + 1], -1),
+        }
+
+    def _filled(self, values, padding):
+        full = np.full(self._length, padding, np.int32)
+        full[: len(values)] = values
+        return full
+
+    def _deal_epoch(self, epoch):
+        draw = np.random.default_rng([self._seed, epoch]).random(len(self._lengths))
+        return self._starts[np.lexsort((draw, -self._lengths))]
+
+
+def _windows(offsets, tokens, length):
+    """Starts in the flat item array and lengths of the training windows, cut from the ends."""
+    tokens = np.maximum(tokens, 0)
+    counts = -(-tokens // length)
+    which = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = tokens - (counts - 1) * length
+    offsets, first = np.repeat(offsets, counts), np.repeat(first, counts)
+    starts = np.where(which == 0, 0, first + (which - 1) * length)
+    return offsets + starts, np.where(which == 0, first, length)
+
+
+def _best_fit(lengths, capacity):
+    """Row of every length (given longest first), and how many rows there are."""
+    open_rows = [[] for _ in range(capacity + 1)]  # by the room that is left
+    row_of, rows = [], 0
+    for length in lengths:
+        room = next((r for r in range(length, capacity) if open_rows[r]), capacity)
+        if room == capacity:
+            open_rows[capacity].append(rows)
+            rows += 1
+        row = open_rows[room].pop()
+        open_rows[room - length].append(row)
+        row_of.append(row)
+    return np.array(row_of, np.int64), rows
+
+
+def _subset(rows, count, seed):
+    """All rows, or `count` of them drawn once (count 0: all)."""
+    if not 0 < count < len(rows):
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
+
+
+def _optimizer(config, params):
+    decayed = nnx.map_state(lambda path, _: path[0] not in _NO_DECAY, params)
+    return optax.adamw(
+        optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps),
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+
+
+def _step(encoder, optimizer, seed, loss_chunk):
+    def loss(params, batch, key):
+        model = nnx.merge(heads.graphdef(encoder), params)
+        hidden = model(batch["ids"], batch["segments"], batch["positions"], key)
+        targets = batch["targets"].reshape(-1)
+        nll = token_nll(
+            hidden.reshape(len(targets), -1), model.table(), targets, chunk=loss_chunk
+        )
+        return nll.sum() / jnp.maximum((targets >= 0).sum(), 1)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value, gradients = jax.value_and_grad(loss)(state.params, batch, key)
+        return state.apply(gradients, optimizer), {"loss": value}
+
+    return step
