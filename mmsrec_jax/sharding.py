@@ -1,7 +1,7 @@
 """The mesh and the one table from logical axes to mesh axes.
 
-Parameters carry the logical names of their axes as metadata (`logical_axes`); activations name theirs
-where they are constrained. Nothing else in the package mentions a mesh axis.
+Parameters carry the logical names of their axes as metadata (`logical_axes`); activations name
+theirs where they are constrained. Nothing else in the package mentions a mesh axis.
 """
 
 import math
@@ -38,14 +38,14 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "pixels": (),
 }
 
-# Grouped-query models have fewer kv heads than the tensor axis has devices: each device keeps them all.
+# With fewer kv heads than tensor devices, as grouped-query models may have, each device keeps all.
 REPLICATED_WHEN_UNEVEN = ("kv_heads",)
 
 
 def make_mesh(
     data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Mesh with axes data, fsdp, tensor over `devices` (default: all); one size may be -1 and fills up.
+    """Mesh with axes data, fsdp, tensor over `devices` (default: all); a size of -1 fills up.
 
     Raises:
       UserError: when the sizes do not multiply to the number of devices.

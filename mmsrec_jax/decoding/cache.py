@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """k, v [layers, B, S, kv_heads, head_dim]; segment_ids, branch_ids int32[B, S] (segment 0: empty
-    slot or padding); length int32[]: the next slot to write, the same for all rows."""
+    """What the decoder remembers of B rows of S slots.
+
+    k, v: [layers, B, S, kv_heads, head_dim].
+    segment_ids, branch_ids: int32[B, S]; segment 0 is an empty slot or padding.
+    length: int32[], the next slot to write, the same for all rows.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -45,29 +49,31 @@ def repeat(cache: KVCache, n: int) -> KVCache:
 
 
 def extend(cache: KVCache, segment_ids: jax.Array, branch_ids: jax.Array) -> KVCache:
-    """Claims the next T slots for tokens with these ids int32[B, T]; their k and v are not written yet.
+    """Claims the next T slots for tokens with ids int32[B, T]; k and v are still to be written.
 
     Raises:
       ValueError: when T exceeds the cache. Running over after several calls cannot be seen here:
         XLA would overwrite the last slots.
     """
-    if segment_ids.shape[1] > cache.segment_ids.shape[1]:
-        raise ValueError(
-            f"{segment_ids.shape[1]} tokens do not fit a cache of {cache.segment_ids.shape[1]} slots"
-        )
+    tokens, slots = segment_ids.shape[1], cache.segment_ids.shape[1]
+    if tokens > slots:
+        raise ValueError(f"{tokens} tokens do not fit a cache of {slots} slots")
     start = (0, cache.length)
     return dataclasses.replace(
         cache,
         segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, start),
         branch_ids=jax.lax.dynamic_update_slice(cache.branch_ids, branch_ids, start),
-        length=cache.length + segment_ids.shape[1],
+        length=cache.length + tokens,
     )
 
 
 def write(
     stack: jax.Array, layer: jax.Array, slot: jax.Array, new: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes new [B, T, kv_heads, head_dim] of one layer from `slot` on; returns the stack and the layer."""
+    """Writes new [B, T, kv_heads, head_dim] of one layer from `slot` on.
+
+    Returns the stack [layers, B, S, kv_heads, head_dim] and its layer [B, S, kv_heads, head_dim].
+    """
     start = (layer, 0, slot, 0, 0)
     stack = jax.lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), start)
     return stack, jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)

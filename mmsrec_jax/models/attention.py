@@ -1,7 +1,7 @@
 """Attention of the decoder and the vision tower.
 
-Who sees whom is decided once per forward pass (`visibility`), outside of the layer scan, and handed to
-`attention` of every layer.
+Who sees whom is decided once per forward pass (`visibility`), outside of the layer scan, and handed
+to `attention` of every layer.
 """
 
 from typing import NamedTuple
@@ -28,12 +28,12 @@ class Layout(NamedTuple):
 
 
 def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
-    """bool[B, T, S]: in the same segment, which is not padding. query int32[B, T], key int32[B, S]."""
+    """bool[B, T, S]: segments query int32[B, T] and key int32[B, S] are equal and not padding."""
     return (query[:, :, None] == key[:, None, :]) & (query[:, :, None] > 0)
 
 
 def visibility(query: Layout, key: Layout) -> jax.Array:
-    """bool[B, T, S]: same segment, at or before the query, in the trunk or the query's own branch."""
+    """bool[B, T, S]: same segment, at or before the query, in the trunk or the same branch."""
     branch = key.branch_ids[:, None, :]
     return (
         same_segment(query.segment_ids, key.segment_ids)

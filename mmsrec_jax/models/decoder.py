@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
         cache: cache_lib.KVCache | None,
         adapters: bool,
     ) -> tuple[jax.Array, cache_lib.KVCache | None]:
-        """Embeddings [B, L, hidden] -> final-normed hidden states, and the cache after these tokens.
+        """Embeddings x [B, L, hidden] -> final-normed hidden states, and the cache after them.
 
         positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L].
         """
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
         return self.norm(x), dataclasses.replace(cache, k=k, v=v)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits [..., vocab] of hidden [..., hidden]; holds them all, so for few positions."""
+        """float32 logits [..., vocab] of hidden [..., hidden]: all at once, for few positions."""
         kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
         return jax.lax.dot_general(
             hidden.astype(self.dtype),

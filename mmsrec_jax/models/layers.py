@@ -1,4 +1,4 @@
-"""Building blocks shared by the decoder and the vision tower; layers are stacked on axis 0 and scanned."""
+"""Blocks shared by the decoder and the vision tower; layers are stacked on axis 0 and scanned."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float, dtype) -> jax.Array
 class Linear(nnx.Module):
     """x [..., *in_shape] -> [..., *out_shape], with an optional bias and optional LoRA factors.
 
-    Parameters, with the stack's leading axis when `layers` is given: kernel [*in_shape, *out_shape],
+    Parameters, with a leading axis of `layers` unless None: kernel [*in_shape, *out_shape],
     bias [*out_shape], lora_a [*in_shape, rank], lora_b [rank, *out_shape].
     """
 
@@ -76,7 +76,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, in float32; scale [size], stacked as [layers, size]."""
+    """Root-mean-square norm over the last axis, in float32; scale [size], stacked [layers, size]."""
 
     def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
         shape, axes = (
@@ -156,7 +156,7 @@ class Block(nnx.Module):
     def project(
         self, x: jax.Array, rope: rope_lib.Rope, adapters: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim] and k, v [B, L, kv_heads, head_dim]."""
+        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim]; k, v [B, L, kv_heads, head_dim]."""
         y = self.attn_norm(x)
         q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None:
@@ -168,7 +168,7 @@ class Block(nnx.Module):
         return q, k, v
 
     def finish(self, x: jax.Array, attended: jax.Array, adapters: bool) -> jax.Array:
-        """Adds the attention's output [B, L, heads, head_dim], then the MLP, to x [B, L, hidden]."""
+        """Adds to x [B, L, hidden] the attention's output [B, L, heads, head_dim], then the MLP."""
         x = x + self.o(attended, adapters=adapters)
         y = self.mlp_norm(x)
         y = jax.nn.silu(self.gate(y, adapters=adapters)) * self.up(y, adapters=adapters)
@@ -188,7 +188,7 @@ _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
 
 
 def scan_layers(stack: nnx.Module, body: Callable, carry, xs, *, remat: str):
-    """Runs carry = body(layer, carry, x) over the layers of `stack` (axis 0 of its parameters, of xs)."""
+    """carry = body(layer, carry, x) over `stack`'s layers: axis 0 of its parameters and of xs."""
     graphdef, state = nnx.split(stack)
 
     def step(carry, inputs):

@@ -31,7 +31,7 @@ def add(
     They are float32 and start as a no-op: lora_a is random, lora_b zero.
 
     Raises:
-      UserError: when a target is none of TARGETS, rank is not positive or adapters are there already.
+      UserError: on an unknown target, a rank below 1, or adapters already present.
     """
     if unknown := set(targets) - set(TARGETS):
         raise UserError(f"lora: targets {sorted(unknown)} are none of {TARGETS}")

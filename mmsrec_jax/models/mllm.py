@@ -1,4 +1,4 @@
-"""The multimodal language model: a vision tower whose features fill the image slots of a decoder."""
+"""The multimodal language model: vision features fill the image slots of a decoder."""
 
 import math
 
@@ -17,9 +17,9 @@ PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 class MLLM(nnx.Module):
     """text: Decoder; vision: Vision or None. Compute in `dtype`, parameters in `param_dtype`.
 
-    A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions int32[B, 3, L] and,
-    unless the batch is text only, patches uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids,
-    patch_window_ids int32[B, P].
+    A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions
+    int32[B, 3, L] and, unless the batch is text only, patches uint8[B, P, pixels], patch_hw
+    int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MLLM(nnx.Module):
     def __call__(
         self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True
     ) -> jax.Array | tuple[jax.Array, KVCache]:
-        """Final-normed hidden states [B, L, hidden]; with a cache (prefill and decode), also the cache.
+        """Final-normed hidden states [B, L, hidden]; given a cache (prefill, decode), also the cache.
 
         Raises:
           ValueError: when the batch holds patches and the model has no vision tower.

@@ -22,7 +22,7 @@ def _table(angles: jax.Array) -> Rope:
 
 
 def text(positions: jax.Array, config: DecoderConfig) -> Rope:
-    """Table for positions int32[B, 3, L] (time, row, column); kind "1d" reads the first row only."""
+    """Table for positions int32[B, 3, L] (time, row, column); kind "1d" reads the first only."""
     frequencies = _frequencies(config.head_dim, config.rope_theta)
     row = np.zeros(len(frequencies), np.int32)
     if config.rope_kind == "mrope":
@@ -32,7 +32,7 @@ def text(positions: jax.Array, config: DecoderConfig) -> Rope:
 
 
 def vision(patch_hw: jax.Array, head_dim: int) -> Rope:
-    """Table for patches at patch_hw int32[B, P, 2] (row, column), half of the frequencies for each."""
+    """Table for patch_hw int32[B, P, 2] (row, column), half of the frequencies for each."""
     frequencies = _frequencies(head_dim // 2, 1e4)
     angles = patch_hw.astype(jnp.float32)[..., None] * frequencies
     return _table(angles.reshape(*patch_hw.shape[:2], head_dim // 2))

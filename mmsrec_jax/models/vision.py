@@ -100,7 +100,7 @@ class Vision(nnx.Module):
         patch_image_ids: jax.Array,
         patch_window_ids: jax.Array,
     ) -> jax.Array:
-        """Patches in merge-block order -> features [B, P / merge**2, out] of the image slots, in order.
+        """Patches in merge-block order -> features [B, P / merge**2, out] of the image slots.
 
         patches uint8[B, P, channels * patch_size**2]; patch_hw int32[B, P, 2]; ids int32[B, P].
         """
