@@ -1,0 +1,136 @@
+"""Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
+
+from pathlib import Path
+
+import jax
+import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from mmsrec_jax import sharding
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models import names
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.processor import ImageProcessor, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class Tensors:
+    """Tensors of a directory by canonical name, read from safetensors when asked for.
+
+    Raises UserError when a file is missing or cut short, when the index promises what its file does
+    not hold, or when two tensors have one canonical name.
+    """
+
+    def __init__(self, directory: Path):
+        index = directory / INDEX
+        promised = read_json(index).get("weight_map", {}) if index.exists() else {}
+        self._where: dict[str, tuple[Path, str, safe_open]] = {}
+        for file in sorted(set(promised.values())) or [SINGLE]:
+            path = directory / file
+            if not path.exists():
+                raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
+            try:
+                handle = safe_open(path, framework="numpy")
+            except SafetensorError as error:
+                raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
+            for name in handle.keys():
+                ours = names.canonical(name)
+                if ours in self._where:
+                    raise UserError(f"{path}: {name} is in the checkpoint twice")
+                self._where[ours] = (path, name, handle)
+        for name, file in promised.items():
+            if names.canonical(name) not in self._where:
+                raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
+        self.directory = directory
+
+    def __iter__(self):
+        return iter(self._where)
+
+    def described(self, name: str) -> str:
+        path, on_disk, _ = self._where[name]
+        return f"{path}: {on_disk}"
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor, of exactly `shape` and a floating type; else UserError."""
+        if name not in self._where:
+            raise UserError(f"{self.directory}: tensor {name} {list(shape)} is missing")
+        _, on_disk, handle = self._where[name]
+        header = handle.get_slice(on_disk)
+        if tuple(header.get_shape()) != shape:
+            raise UserError(
+                f"{self.described(name)} has shape {header.get_shape()}, config.json asks for "
+                f"{list(shape)}"
+            )
+        if header.get_dtype() not in ("F32", "BF16", "F16", "F64"):
+            raise UserError(
+                f"{self.described(name)} is stored as {header.get_dtype()}; quantised checkpoints "
+                "are not read"
+            )
+        return handle.get_tensor(on_disk)
+
+
+def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> MLLM:
+    """The model of a Hugging Face directory, parameters and compute in `dtype`.
+
+    Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
+    in the names transformers 5 writes or those of published checkpoints. With a mesh every
+    parameter goes straight into its sharding; the host holds one stacked parameter at a time. The
+    directory's ImageProcessor stays with the model as `model.processor`.
+
+    Raises UserError that names the tensor and file for anything missing, extra or of another shape,
+    and for model types and settings that are not supported.
+    """
+    directory = Path(path)
+    raw = read_json(directory / "config.json")
+    processor = ImageProcessor.from_pretrained(directory)
+    try:
+        config = names.config_from_hf(raw, processor)
+    except UserError as error:
+        raise UserError(
+            f"{directory / 'config.json'}: {error}".replace(": config.json", "")
+        ) from None
+    tensors = Tensors(directory)
+    model = nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=dtype, dtype=dtype))
+    graphdef, abstract = nnx.split(model)
+    targets = dict(nnx.to_flat_state(abstract))
+    placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
+    unread = {name for name in tensors if not names.ignored(name, config)}
+    for leaf in names.leaves(config):
+        key = tuple(leaf.path.split("."))
+        variable = targets[key]
+        host, used = _assemble(tensors, leaf, variable.shape, variable.dtype)
+        unread -= used
+        where = placed[key].get_value() if mesh is not None else None
+        targets[key] = variable.replace(_place(host, where))
+    if unread:
+        first = sorted(unread)[0]
+        raise UserError(
+            f"{tensors.described(first)} has no place in a {raw['model_type']} model of this "
+            f"config.json ({len(unread)} such tensors)"
+        )
+    model = nnx.merge(graphdef, nnx.from_flat_state(targets))
+    model.processor = processor
+    return model
+
+
+def _assemble(
+    tensors: Tensors, leaf: names.Leaf, shape: tuple[int, ...], dtype
+) -> tuple[np.ndarray, set[str]]:
+    host = np.empty(shape, dtype)
+    layers = [(leaf.name, host)]
+    if leaf.stacked:
+        layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
+    for name, part in layers:
+        part[...] = leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape)
+    return host, {name for name, _ in layers}
+
+
+def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    if where is None:
+        return jax.device_put(host)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
