@@ -1,1 +1,19 @@
-""""""
+"""Everything that the methods say to the model, from words to tokens."""
+
+from mmsrec_jax.prompts.chat import Chat, Piece, verdict_ids
+from mmsrec_jax.prompts.summary import Summary, format_summary, parse_summary
+from mmsrec_jax.prompts.templates import FULL, TEMPLATES, TERSE, Templates, corpus
+
+__all__ = [
+    "FULL",
+    "TEMPLATES",
+    "TERSE",
+    "Chat",
+    "Piece",
+    "Summary",
+    "Templates",
+    "corpus",
+    "format_summary",
+    "parse_summary",
+    "verdict_ids",
+]

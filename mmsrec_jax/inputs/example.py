@@ -1,0 +1,117 @@
+"""One training or scoring example in tokens, before it has a place in a batch."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmsrec_jax.prompts import Piece
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """A sequence, or a trunk with branches laid out one after the other.
+
+    Attributes:
+      tokens: int32[n], image slots expanded.
+      loss_weights: float32[n], weight of each token as a target.
+      branch_ids: int32[n], 0 trunk, 1.. branches.
+      positions: int32[3, n], M-RoPE; every branch goes on from the trunk's end.
+      images: `ImageProcessor.patchify` dicts in slot order.
+      answer_positions: int32[c], where the next token is the verdict; -1 = no such branch.
+      labels: int32[c], 1 for yes.
+      index: the row or item it was made of; -1 = filler that makes up a full batch.
+      counts: what was left out or cut in making it.
+    """
+
+    tokens: np.ndarray
+    loss_weights: np.ndarray
+    branch_ids: np.ndarray
+    positions: np.ndarray
+    images: tuple[dict, ...] = ()
+    answer_positions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    index: int = -1
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_patches(self) -> int:
+        return sum(len(image["patches"]) for image in self.images)
+
+    @property
+    def num_targets(self) -> int:
+        return int(np.count_nonzero(self.loss_weights))
+
+
+def sequence(
+    prompt: Piece, answer: np.ndarray, *, index: int = -1, counts: Mapping[str, int] | None = None
+) -> Example:
+    """A prompt and its answer int32[m] (may be empty), every answer token with weight 1."""
+    n, m = len(prompt), len(answer)
+    after = np.broadcast_to(prompt.next_position + np.arange(m, dtype=np.int32), (3, m))
+    return Example(
+        tokens=np.concatenate([prompt.tokens, answer]).astype(np.int32),
+        loss_weights=np.concatenate([np.zeros(n, np.float32), np.ones(m, np.float32)]),
+        branch_ids=np.zeros(n + m, np.int32),
+        positions=np.concatenate([prompt.positions, after], axis=1),
+        images=prompt.images,
+        index=index,
+        counts=counts or {},
+    )
+
+
+def branched(
+    trunk: Piece,
+    branches: Sequence[Piece | None],
+    labels: Sequence[int],
+    *,
+    verdicts: tuple[int, int],
+    positive_weight: float,
+    index: int = -1,
+    counts: Mapping[str, int] | None = None,
+) -> Example:
+    """A trunk and one branch per candidate, each followed by its verdict.
+
+    branches: None where there is no such candidate; labels: 1 or 0 each; verdicts: ids of
+    (yes, no). A yes weighs `positive_weight`, a no weighs 1.
+    """
+    yes, no = verdicts
+    tokens, positions, ids = [trunk.tokens], [trunk.positions], [np.zeros(len(trunk), np.int32)]
+    weights = [np.zeros(len(trunk), np.float32)]
+    images = list(trunk.images)
+    answers = np.full(len(branches), -1, np.int32)
+    offset = len(trunk)
+    for c, (branch, label) in enumerate(zip(branches, labels, strict=True)):
+        if branch is None:
+            continue
+        n = len(branch)
+        verdict = np.full((3, 1), branch.next_position, np.int32)
+        tokens += [branch.tokens, np.array([yes if label else no], np.int32)]
+        positions.append(np.concatenate([branch.positions, verdict], 1) + trunk.next_position)
+        ids.append(np.full(n + 1, c + 1, np.int32))
+        weight = np.zeros(n + 1, np.float32)
+        weight[n] = positive_weight if label else 1.0
+        weights.append(weight)
+        images += branch.images
+        answers[c] = offset + n - 1
+        offset += n + 1
+    return Example(
+        tokens=np.concatenate(tokens),
+        loss_weights=np.concatenate(weights),
+        branch_ids=np.concatenate(ids),
+        positions=np.concatenate(positions, axis=1),
+        images=tuple(images),
+        answer_positions=answers,
+        labels=np.array(labels, np.int32),
+        index=index,
+        counts=counts or {},
+    )
+
+
+def filler() -> Example:
+    """Nothing: an empty row that makes the last batch of an evaluation full."""
+    empty = np.zeros(0, np.int32)
+    return Example(empty, np.zeros(0, np.float32), empty, np.zeros((3, 0), np.int32))

@@ -1,0 +1,166 @@
+"""Items of a catalogue as words, patches and ready tokens, each made once per process."""
+
+import dataclasses
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from mmsrec_jax.data.images import ImageError
+from mmsrec_jax.data.records import Catalogue, Item
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.processor import ImageProcessor
+from mmsrec_jax.prompts import Chat, Piece, Templates, tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompting:
+    """How items are put to the model; training and scoring must use equal ones.
+
+    Attributes:
+      chat, templates: tokens and sentences.
+      processor: None = the model sees no images (an ablation, or a text model).
+      fields: text fields of a candidate; those that an item lacks are passed over.
+      list_fields: text fields of an item in a list when it has no keywords.
+      text_tokens: longer texts of one item lose their tail.
+      image_cache_bytes: patches kept in each process.
+    """
+
+    chat: Chat
+    templates: Templates
+    processor: ImageProcessor | None = None
+    fields: tuple[str, ...] = ("title",)
+    list_fields: tuple[str, ...] = ("title",)
+    text_tokens: int = 64
+    image_cache_bytes: int = 256 * 2**20
+
+
+class Items:
+    """What prompts say of each item. Picklable; caches stay behind.
+
+    keywords: per item, comma-separated; None or an empty string falls back to the text.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, prompting: Prompting, keywords: Sequence[str] | None = None
+    ):
+        if keywords is not None and len(keywords) != len(catalogue):
+            raise UserError(
+                f"{len(keywords)} keyword rows for {len(catalogue)} items; run the stage that "
+                "writes keywords again for this catalogue"
+            )
+        self.catalogue, self.prompting, self.keywords = catalogue, prompting, keywords
+        self._images = _Cache(prompting.image_cache_bytes)
+        self._words = _Cache(16 * 2**20)
+        self._pieces = _Cache(prompting.image_cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.catalogue)
+
+    @property
+    def patch_width(self) -> int:
+        """Bytes of one vision patch, 0 for models without images."""
+        processor = self.prompting.processor
+        return 0 if processor is None else 3 * processor.patch_size**2
+
+    def words(self, i: int) -> str:
+        """The item in a list: its keywords, else its text."""
+
+        def make():
+            chat, templates = self.prompting.chat, self.prompting.templates
+            if self.keywords is not None and self.keywords[i].strip():
+                return tasks.item_words(templates, chat.clean(self.keywords[i]))
+            text, _ = self._text(self.catalogue[i], self.prompting.list_fields)
+            return text
+
+        return self._words.get(i, make, len)
+
+    def text(self, i: int, limit: int, counts: Counter) -> str:
+        """The item's text fields in at most `limit` tokens; a cut is counted."""
+        text, cut = self._words.get(
+            (i, limit),
+            lambda: self._text(self.catalogue[i], self.prompting.fields, limit),
+            lambda value: len(value[0]),
+        )
+        counts["texts_cut"] += cut
+        return text
+
+    def image(self, i: int, counts: Counter) -> dict | None:
+        """Patches, None for models without images; a missing or unusable image is counted."""
+        processor = self.prompting.processor
+        if processor is None:
+            return None
+
+        def make():
+            try:
+                pixels = self.catalogue.image(i)
+                return None if pixels is None else processor.patchify(pixels)
+            except (ImageError, UserError):
+                return None
+
+        image = self._images.get(i, make, lambda value: value["patches"].nbytes if value else 0)
+        counts["images_missing"] += image is None
+        return image
+
+    def candidate(self, i: int, limit: int, counts: Counter) -> Piece:
+        """The branch of a candidate up to its verdict."""
+
+        def make():
+            prompting, found = self.prompting, Counter()
+            image, text = self.image(i, found), self.text(i, limit, found)
+            question = tasks.candidate(prompting.templates, text, image is not None)
+            images = [] if image is None else [image]
+            return prompting.chat.encode(question + prompting.chat.middle, images), found
+
+        def size(value):
+            piece, _ = value
+            return 16 * len(piece) + sum(image["patches"].nbytes for image in piece.images)
+
+        piece, found = self._pieces.get((i, limit), make, size)
+        counts.update(found)
+        return piece
+
+    def _text(
+        self, item: Item, fields: Sequence[str], limit: int | None = None
+    ) -> tuple[str, bool]:
+        chat, templates = self.prompting.chat, self.prompting.templates
+        text = templates.field_separator.join(
+            chat.clean(item.text[name]) for name in fields if item.text.get(name)
+        )
+        text = text or chat.clean(item.category or next(iter(item.text.values()), ""))
+        return chat.cut(text, self.prompting.text_tokens if limit is None else limit)
+
+
+class _Cache:
+    """Least recently used values up to a number of bytes; shared by reading threads."""
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._reset()
+
+    def _reset(self):
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {"capacity": self._capacity}
+
+    def __setstate__(self, state):
+        self._capacity = state["capacity"]
+        self._reset()
+
+    def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key][0]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                cost = 256 + size(value)
+                self._values[key] = value, cost
+                self._bytes += cost
+                while self._bytes > self._capacity and len(self._values) > 1:
+                    self._bytes -= self._values.popitem(last=False)[1][1]
+        return value

@@ -1,0 +1,144 @@
+"""Text to tokens: the tokenizer's chat template cut into parts that are tokenised separately.
+
+A conversation of one question and one answer is `head + question + middle + answer + tail`. The
+trunk that candidates share is `head` and the beginning of the question; a branch is the rest of the
+question and `middle`. Cutting the text and not the tokens makes training and scoring agree to the
+token whatever the tokenizer merges.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.processor import mrope_positions
+from mmsrec_jax.prompts.templates import IMAGE, VERDICTS
+
+_QUESTION, _ANSWER = "\ue002", "\ue003"
+_PRIVATE = re.compile(f"[{IMAGE}{_QUESTION}{_ANSWER}]")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a prompt in tokens.
+
+    Attributes:
+      tokens: int32[n], every image as one token per slot.
+      positions: int32[3, n], M-RoPE from 0.
+      next_position: where text after this piece goes on.
+      images: one dict of `ImageProcessor.patchify` per image, in slot order.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    next_position: int
+    images: tuple[dict, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Chat:
+    """Conversations of one model family in tokens. Picklable and free of transformers and jax.
+
+    Args:
+      tokenizer: a fast transformers tokenizer with a chat template.
+      image_token_id, vision_start_token_id, vision_end_token_id: how the model writes an image;
+        None where the family has no such token.
+      merge: patches per slot are `merge`^2.
+
+    Raises:
+      UserError: the chat template is missing or loses the question or the answer, or the tokenizer
+        cannot tell yes from no.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_token_id: int | None = None,
+        vision_start_token_id: int | None = None,
+        vision_end_token_id: int | None = None,
+        merge: int = 2,
+    ):
+        if not tokenizer.chat_template:
+            raise UserError("the tokenizer has no chat template; add chat_template.json to it")
+        text = tokenizer.apply_chat_template(
+            [
+                {"role": "user", "content": _QUESTION},
+                {"role": "assistant", "content": _ANSWER},
+            ],
+            tokenize=False,
+        )
+        if text.count(_QUESTION) != 1 or text.count(_ANSWER) != 1:
+            raise UserError("the chat template must show the question and the answer once each")
+        self.head, rest = text.split(_QUESTION)
+        self.middle, self.tail = rest.split(_ANSWER)
+        self._backend = tokenizer.backend_tokenizer
+        self._image_token_id = image_token_id
+        self._merge = merge
+        names = [
+            tokenizer.convert_ids_to_tokens(i)
+            for i in (vision_start_token_id, image_token_id, vision_end_token_id)
+            if i is not None
+        ]
+        self._image_text = "".join(names)
+        special = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])) or "$^")
+        self.verdicts = verdict_ids(tokenizer)
+        tail = self.ids(self.tail)
+        if len(tail) == 0:
+            raise UserError("the chat template must close the answer with a token")
+        self.stop_id = int(tail[0])
+
+    def clean(self, text: str) -> str:
+        """Text of an item without special tokens (which it could forge), on one line."""
+        text = _PRIVATE.sub("", text)
+        while (cleaned := self._special.sub("", text)) != text:
+            text = cleaned
+        return " ".join(text.split())
+
+    def cut(self, text: str, tokens: int) -> tuple[str, bool]:
+        """The beginning of `text` that is at most `tokens` long, and whether any was cut off."""
+        encoding = self._backend.encode(" " + text, add_special_tokens=False)
+        if len(encoding.ids) <= tokens:
+            return text, False
+        end = encoding.offsets[tokens][0] if tokens else 0
+        return text[: max(0, end - 1)].rstrip(), True
+
+    def ids(self, text: str) -> np.ndarray:
+        """int32[n] of text without images."""
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode(self, text: str, images: Sequence[dict] = ()) -> Piece:
+        """Text with one `IMAGE` mark per image as a piece."""
+        if text.count(IMAGE) != len(images):
+            raise ValueError(f"{text.count(IMAGE)} image marks for {len(images)} images")
+        if not images:
+            tokens = self.ids(text)
+            positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
+            return Piece(tokens, positions, len(tokens))
+        tokens = self.ids(text.replace(IMAGE, self._image_text))
+        slots = np.ones(len(tokens), np.int64)
+        slots[tokens == self._image_token_id] = [
+            image["grid"][0] * image["grid"][1] // self._merge**2 for image in images
+        ]
+        tokens = np.repeat(tokens, slots)
+        grids = [image["grid"] for image in images]
+        positions = mrope_positions(tokens, grids, self._image_token_id, self._merge)
+        return Piece(tokens, positions, int(positions.max()) + 1, tuple(images))
+
+
+def verdict_ids(tokenizer: Any) -> tuple[int, int]:
+    """Ids (yes, no) of the answer's first token at the start of an answer.
+
+    The paper's score is p(yes) / (p(yes) + p(no)) at this token. Raises UserError when both words
+    begin with the same token.
+    """
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in VERDICTS)
+    if yes == no:
+        raise UserError(f"the tokenizer begins {VERDICTS[0]!r} and {VERDICTS[1]!r} alike")
+    return yes, no

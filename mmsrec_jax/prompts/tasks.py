@@ -1,0 +1,78 @@
+"""Conversations of every task, as text: words in, what the user says out.
+
+Answers are the caller's. `IMAGE` marks in the returned text stand for one image each, in order.
+"""
+
+from collections.abc import Sequence
+
+from mmsrec_jax.prompts.templates import LETTERS, Templates
+
+
+def item_words(templates: Templates, keywords: str) -> str:
+    """Comma-separated keywords as they stand in a list of items."""
+    words = (word.strip() for word in keywords.split(","))
+    return templates.keyword_separator.join(word for word in words if word)
+
+
+def sections(templates: Templates, history: Sequence[str], similar: Sequence[str]) -> str:
+    """The opening of every recommendation prompt (paper, stage 3).
+
+    history: words of the user's last items, oldest first; similar: words of what similar users
+    chose next, most similar first. An empty section is left out.
+    """
+    text = ""
+    for template, items in ((templates.history, history), (templates.similar, similar)):
+        if items:
+            lines = (templates.item_line.format(words=words) for words in items)
+            text += template.format(items=templates.item_separator.join(lines))
+    return text
+
+
+def candidate(templates: Templates, text: str, has_image: bool) -> str:
+    """One candidate up to the verdict; with `sections` before it, a whole pointwise prompt."""
+    return templates.candidate.format(image=_image(templates, has_image), text=text)
+
+
+def rank(templates: Templates, options: Sequence[str]) -> str:
+    """Lettered candidates (at most 26) and the question which comes next; answer: the letter."""
+    lines = (
+        templates.rank_option.format(letter=letter, words=words)
+        for letter, words in zip(LETTERS[: len(options)], options, strict=True)
+    )
+    return templates.rank.format(options="".join(lines))
+
+
+def next_keywords(templates: Templates) -> str:
+    """The question after `sections`; answer: the next item's keywords."""
+    return templates.next_keywords
+
+
+def align_item(templates: Templates, text: str, has_image: bool) -> str:
+    """Item to keywords."""
+    return templates.align_item.format(image=_image(templates, has_image), text=text)
+
+
+def align_words(templates: Templates, words: str) -> str:
+    """Keywords to item; answer: its title."""
+    return templates.align_words.format(words=words)
+
+
+def vqa(templates: Templates, attribute: str, text: str, has_image: bool) -> str:
+    """What is the `attribute` of this item?"""
+    return templates.vqa.format(
+        image=_image(templates, has_image), text=text, attribute=attribute.replace("_", " ")
+    )
+
+
+def summarise(templates: Templates, text: str, has_image: bool) -> str:
+    """Stage 1's prompt; answers have the form of `prompts.summary`."""
+    return templates.summarise.format(image=_image(templates, has_image), text=text)
+
+
+def answer(templates: Templates, words: str) -> str:
+    """An answer in words; verdicts, letters and summaries stand as they are."""
+    return templates.answer.format(words=words)
+
+
+def _image(templates: Templates, has_image: bool) -> str:
+    return templates.image if has_image else ""

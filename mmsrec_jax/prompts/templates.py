@@ -1,0 +1,116 @@
+"""Every sentence that training and scoring say to the model, as data.
+
+The papers do not publish theirs, so both sets are *ours*. `TERSE` is for models of a few million
+parameters trained from scratch, where each token costs training time; `FULL` is English for
+pretrained models. Both have the same structure and go through the same builder.
+"""
+
+import dataclasses
+import string
+
+VERDICTS = ("yes", "no")
+LETTERS = string.ascii_uppercase
+IMAGE = "\ue001"  # private-use character that stands for an image until tokens are made
+
+
+@dataclasses.dataclass(frozen=True)
+class Templates:
+    """One set of sentences. Fields in braces are filled by `prompts.tasks`.
+
+    Attributes:
+      keyword_separator: between the keywords of one item in a list of items.
+      item_line, item_separator: one item of a history and what stands between two.
+      field_separator: between the text fields of one item.
+      image: how an image is introduced; left out where there is none.
+      history, similar: opening sections of a recommendation prompt; `similar` is left out when
+        nothing was retrieved.
+      candidate: what follows the sections for one candidate, up to the verdict.
+      rank, rank_option: lettered candidates in one prompt.
+      next_keywords, align_item, align_words, vqa, summarise: questions of the other tasks.
+      answer: how an answer in words opens; a space makes a word the token it is inside a text.
+      fillers: vague words that a careless summary contains; noise for the warm-up's targets.
+    """
+
+    keyword_separator: str
+    item_line: str
+    item_separator: str
+    field_separator: str
+    image: str
+    history: str
+    similar: str
+    candidate: str
+    rank_option: str
+    rank: str
+    next_keywords: str
+    align_item: str
+    align_words: str
+    vqa: str
+    summarise: str
+    answer: str
+    fillers: tuple[str, ...]
+
+
+TERSE = Templates(
+    keyword_separator=" ",
+    item_line=" {words}",
+    item_separator=",",
+    field_separator=" ",
+    image=IMAGE,
+    history="likes{items}\n",
+    similar="similar{items}\n",
+    candidate="{image} {text}",
+    rank_option="{letter} {words}\n",
+    rank="{options}which",
+    next_keywords="next",
+    align_item="{image} {text}\nkeywords",
+    align_words=" {words}\ntitle",
+    vqa="{image} {text}\n{attribute}",
+    summarise="{image} {text}\nsummary",
+    answer=" {words}",
+    fillers=("nice", "item", "good"),
+)
+
+FULL = Templates(
+    keyword_separator=", ",
+    item_line="- {words}",
+    item_separator="\n",
+    field_separator=". ",
+    image=f"Image: {IMAGE}\n",
+    history="A user chose these items, oldest first:\n{items}\n\n",
+    similar="Users with a similar history went on to choose:\n{items}\n\n",
+    candidate=(
+        "Candidate item:\n{image}Text: {text}\n\n"
+        "Will the user choose this item next? Answer yes or no."
+    ),
+    rank_option="{letter}. {words}\n",
+    rank=(
+        "Candidate items:\n{options}\n"
+        "Which of them will the user choose next? Answer with its letter."
+    ),
+    next_keywords="Write the keywords of the item that the user will choose next.",
+    align_item="{image}Text: {text}\n\nWrite the keywords of this item.",
+    align_words="Keywords: {words}\n\nWrite the title of the item that has these keywords.",
+    vqa="{image}Text: {text}\n\nWhat is the {attribute} of this item? Answer in a few words.",
+    summarise=(
+        "{image}Text: {text}\n\n"
+        "Summarise this item in a few keywords. Write what only the image shows and what the text "
+        "says on separate lines, in exactly this form:\n"
+        "image: keyword, keyword\ntext: keyword, keyword"
+    ),
+    answer="{words}",
+    fillers=("nice", "good quality", "product"),
+)
+
+TEMPLATES = {"terse": TERSE, "full": FULL}
+
+
+def corpus(templates: Templates) -> list[str]:
+    """Every fixed sentence of a set, for training a tokenizer together with the items' words."""
+    blank = dict.fromkeys(("words", "items", "text", "image", "options", "attribute"), "")
+    texts = []
+    for field in dataclasses.fields(templates):
+        value = getattr(templates, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            texts.append(text.format(**blank, letter="A").replace(IMAGE, ""))
+    texts.extend(templates.keyword_separator + word for word in templates.fillers)
+    return [*texts, *VERDICTS, *LETTERS, "image: a, a\ntext: a, a"]
