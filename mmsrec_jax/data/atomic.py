@@ -22,6 +22,7 @@ from mmsrec_jax.errors import UserError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
+_BLOCK = 1 << 23  # bytes; also the longest row
 
 
 class AtomicItems(Sequence[Item]):
@@ -192,7 +193,9 @@ class _Table:
         self.names = _header(path)
         self._require(required)
         options = {
-            "read_options": pa.csv.ReadOptions(column_names=self.names, skip_rows=1),
+            "read_options": pa.csv.ReadOptions(
+                column_names=self.names, skip_rows=1, block_size=_BLOCK
+            ),
             "parse_options": pa.csv.ParseOptions(delimiter="\t", quote_char=False),
             "convert_options": pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(self.names, pa.string()), strings_can_be_null=False
@@ -204,7 +207,7 @@ class _Table:
         except (pa.ArrowInvalid, OSError, EOFError) as error:
             for _ in _lines(path, len(self.names)):  # raises where the damage is
                 pass
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
         if not self._table.num_rows:
             raise UserError(f"{path}: a header but no rows")
 
@@ -301,11 +304,14 @@ def _open_bytes(path: Path):
 
 def _text(raw: bytes, path: Path, line: int) -> str:
     try:
-        return raw.decode().rstrip("\r\n")
+        text = raw.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}:{line}: not UTF-8 at byte {error.start} of the line; convert the file"
         ) from None
+    if "\r" in text:
+        raise UserError(f"{path}:{line}: a carriage return inside the line; remove it")
+    return text
 
 
 def _is_number(cell: str) -> bool:

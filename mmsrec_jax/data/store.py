@@ -145,8 +145,10 @@ def write(
     `image_name`: item id -> what to call its image in the list of corrupt ones.
 
     Raises:
-      UserError: `directory` holds something else; duplicate item ids; no items.
+      UserError: `directory` holds something else; duplicate item ids; no interactions.
     """
+    if not len(histories):
+        raise UserError("no interactions to store: the filters left nothing; loosen them")
     directory = Path(directory).resolve()
     if directory.exists() and any(directory.iterdir()) and not (directory / _MANIFEST).exists():
         raise UserError(f"{directory}: not empty and not a store; choose another directory")
@@ -275,12 +277,10 @@ def _history_examples(histories: Histories) -> Iterator[dict]:
 
 
 def _check(ids: list[str], histories: Histories) -> None:
-    if not ids:
-        raise UserError("no items to store: the filters left nothing; loosen them")
     if len(set(ids)) < len(ids):
         name, count = Counter(ids).most_common(1)[0]
         raise UserError(f"item id {name!r} occurs {count} times; ids must be unique")
-    if len(histories.items) and not 0 <= histories.items.min() <= histories.items.max() < len(ids):
+    if not 0 <= histories.items.min() <= histories.items.max() < len(ids):
         raise ValueError(f"histories refer to items outside 0..{len(ids) - 1}")
 
 

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mmsrec_jax.data import filters, splits
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.errors import UserError
+
+
+def random_histories(seed: int) -> Histories:
+    rng = np.random.default_rng(seed)
+    user = np.concatenate([np.arange(40), rng.integers(0, 40, 200)])
+    user = user[(user % 7 != 0) | (np.arange(len(user)) < 40)]  # every seventh has one row
+    return Histories.from_rows(
+        [f"u{u}" for u in range(40)],
+        user,
+        rng.integers(0, 60, len(user)),
+        rng.integers(0, 100, len(user)).astype(float),
+    )
+
+
+def pairs(rows: np.ndarray) -> list[tuple[int, int]]:
+    assert rows.dtype == np.int32 and rows.shape[1] == 2
+    return [tuple(row) for row in rows.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_leave_one_out_equals_plain_loops(seed):
+    histories = random_histories(seed)
+    split = splits.leave_one_out(histories)
+    train, validation, test, short = [], [], [], 0
+    for u in range(len(histories)):
+        n = len(histories.of(u))
+        end = n
+        if n >= 3:
+            validation.append((u, n - 2))
+            test.append((u, n - 1))
+            end = n - 2
+        else:
+            short += 1
+        train += [(u, position) for position in range(1, end)]
+        assert split.train_end[u] == end
+    assert pairs(split.train) == train
+    assert pairs(split.validation) == validation
+    assert pairs(split.test) == test
+    assert short and split.counts["users with fewer than 3 interactions, train only"] == short
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_global_time_equals_plain_loops(seed):
+    histories = random_histories(seed)
+    split = splits.global_time(histories, validation_quantile=0.7, test_quantile=0.85)
+    first, second = np.quantile(histories.timestamps, [0.7, 0.85])
+    train, found = [], {"validation": [], "test": []}
+    seen = {
+        item
+        for u in range(len(histories))
+        for item, time in zip(histories.of(u).tolist(), histories.times(u), strict=True)
+        if time < first
+    }
+    left_out = dict.fromkeys(found, 0)
+    untrained = dict.fromkeys(found, 0)
+    cold = dict.fromkeys(found, 0)
+    for u in range(len(histories)):
+        times = histories.times(u).tolist()
+        before = [position for position, time in enumerate(times) if time < first]
+        assert split.train_end[u] == len(before)
+        train += [(u, position) for position in before if position >= 1]
+        for part, start, end in (("validation", first, second), ("test", second, np.inf)):
+            targets = [position for position, time in enumerate(times) if start <= time < end]
+            if targets and targets[0] == 0:
+                left_out[part] += 1
+            elif targets:
+                found[part].append((u, targets[0]))
+                untrained[part] += not before
+                cold[part] += int(histories.of(u)[targets[0]]) not in seen
+    assert pairs(split.train) == train
+    for part in found:
+        assert pairs(getattr(split, part)) == found[part]
+        assert (
+            split.counts[f"{part}: users without any earlier interaction, left out"]
+            == (left_out[part])
+        )
+        assert (
+            split.counts[f"{part}: users without a training interaction, kept"] == (untrained[part])
+        )
+        assert (
+            split.counts[f"{part}: targets that no training interaction has, kept"] == (cold[part])
+        )
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "global_time"])
+def test_nothing_of_validation_or_test_is_in_training(kind):
+    histories = filters.break_ties(random_histories(5), seed=0)
+    if kind == "leave_one_out":
+        split = splits.leave_one_out(histories)
+    else:
+        split = splits.global_time(histories, validation_quantile=0.6, test_quantile=0.8)
+    assert split.kind == kind
+    train, validation, test = (set(pairs(r)) for r in (split.train, split.validation, split.test))
+    assert train and validation and test
+    assert not train & validation and not train & test and not validation & test
+    for u, position in validation | test:
+        assert position >= split.train_end[u]
+    for u, position in train:
+        assert 1 <= position < split.train_end[u]
+    if kind == "global_time":
+        latest = max(histories.times(u)[p] for u, p in train)
+        assert latest < min(histories.times(u)[p] for u, p in validation)
+        assert max(histories.times(u)[p] for u, p in validation) < min(
+            histories.times(u)[p] for u, p in test
+        )
+
+
+def test_global_time_refuses_positions():
+    positions = Histories(["a", "b"], [0, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 0, 1])
+    with pytest.raises(UserError, match="positions"):
+        splits.global_time(positions, validation_quantile=0.5, test_quantile=0.7)
+    # Known not to be a clock, although a filter has torn gaps into the positions.
+    gaps = replace(positions, timestamps=[0, 4, 9, 1, 3], clock=False)
+    with pytest.raises(UserError, match="positions"):
+        splits.global_time(gaps, validation_quantile=0.5, test_quantile=0.7)
+
+
+def test_global_time_refuses_senseless_quantiles():
+    histories = random_histories(0)
+    for first, second in ((0.9, 0.8), (0.0, 0.5), (0.5, 1.0), (0.998, 0.999)):
+        with pytest.raises(UserError, match=f"validation_quantile={first:g}"):
+            splits.global_time(histories, validation_quantile=first, test_quantile=second)
