@@ -15,7 +15,7 @@ def training_mask(histories, split) -> np.ndarray:
 
 
 class Random:
-    """Uniform scores, a function of (seed, history, item): the same on every call and in any chunk."""
+    """Uniform scores, a function of (seed, history, item): the same in any chunk and order."""
 
     name = "random"
 
@@ -50,8 +50,8 @@ class Cooccurrence:
     """What followed the last item in training histories, nearer steps counting more (*ours*).
 
     score(j | last = i) = sum over training histories, and over places where j comes d = 1..window
-    steps after i, of 1/d. Popularity, scaled below the smallest difference of two such sums, breaks ties
-    and answers for items that nothing followed.
+    steps after i, of 1/d. Popularity, scaled below the smallest difference of two such sums, breaks
+    ties and answers for items that nothing followed.
     """
 
     name = "cooccurrence"
@@ -67,7 +67,9 @@ class Cooccurrence:
             weights += scipy.sparse.csr_matrix((ones, (before, after)), (num_items, num_items))
         counts = np.bincount(items, minlength=num_items).astype(np.float32)
         self._weights = weights
-        self._popularity = counts / (counts.max(initial=0) + 1) * np.float32(0.5 / math.lcm(*range(1, window + 1)))
+        self._popularity = (
+            counts / (counts.max(initial=0) + 1) * np.float32(0.5 / math.lcm(*range(1, window + 1)))
+        )
 
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """float32[B, items]; an empty history is answered by popularity."""

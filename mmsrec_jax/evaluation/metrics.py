@@ -1,8 +1,8 @@
 """Ranking metrics from stored ranks: one positive per row, so Recall@k equals HR@k.
 
 A rank is the number of candidates scored at or above the target, the target included (*ours*, after
-Krichene & Rendle's warning about ties): a tie counts against the model, and a constant scorer gets 0
-at every cut-off below the number of candidates. AUC alone counts a tie as half, the usual
+Krichene & Rendle's warning about ties): a tie counts against the model, and a constant scorer gets
+0 at every cut-off below the number of candidates. AUC alone counts a tie as half, the usual
 Mann-Whitney definition, so that a constant scorer gets its floor of .5 there.
 """
 

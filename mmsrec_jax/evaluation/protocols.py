@@ -1,9 +1,9 @@
 """What the target competes with: frozen sampled candidates, or the whole catalogue.
 
 `sampled` draws the negatives once, hashes them and stores them beside the run, so that every system
-is scored on the same lists; the positive's place in its list is random, because a stable sort over a
-list that begins with the positive turns ties into hits. Under `FULL` everything competes but what the
-user had before.
+is scored on the same lists; the positive's place in its list is random, because a stable sort over
+a list that begins with the positive turns ties into hits. Under `FULL` everything competes but what
+the user had before.
 """
 
 import hashlib
@@ -24,9 +24,11 @@ _REJECTION_ROUNDS = 32
 
 @dataclass(frozen=True)
 class Candidates:
-    """Frozen candidate lists: rows int32[R, 2] (user, position), items int32[R, 1 + n], positive int32[R].
+    """Frozen candidate lists.
 
-    `items[r, positive[r]]` is the target; `name` is "sampled@n"; `digest` is the SHA-256 of the content.
+    rows int32[R, 2] (user, position), items int32[R, 1 + n], positive int32[R].
+    `items[r, positive[r]]` is the target; `name` is "sampled@n"; `digest` is the SHA-256 of the
+    content.
     """
 
     rows: np.ndarray
@@ -51,7 +53,7 @@ class Candidates:
         return content.hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write atomically as parquet (user, position, positive, candidates list), digest in the metadata."""
+        """Writes parquet atomically: user, position, positive, candidates; digest as metadata."""
         path = Path(path)
         width = self.items.shape[1]
         table = pa.table(
@@ -59,17 +61,21 @@ class Candidates:
                 "user": pa.array(self.rows[:, 0]),
                 "position": pa.array(self.rows[:, 1]),
                 "positive": pa.array(self.positive),
-                "candidates": pa.FixedSizeListArray.from_arrays(pa.array(self.items.ravel()), width),
+                "candidates": pa.FixedSizeListArray.from_arrays(
+                    pa.array(self.items.ravel()), width
+                ),
             }
         ).replace_schema_metadata({"digest": self.digest, "seed": str(self.seed)})
         write_parquet(path, table)
 
     @classmethod
     def read(cls, path: str | Path) -> "Candidates":
-        """Read what `write` stored. Raises UserError when the content is not what was hashed."""
+        """Reads what `write` stored. Raises UserError when the content is not what was hashed."""
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"{path}: no such candidates file; run the evaluation that draws it first")
+            raise UserError(
+                f"{path}: no such candidates file; run the evaluation that draws it first"
+            )
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
         lists = table["candidates"].combine_chunks()
@@ -87,8 +93,8 @@ class Candidates:
 def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -> Candidates:
     """One target and n uniform negatives per row, none of them anywhere in the user's full history.
 
-    rows int32[R, 2] as in a Split. The full history, test target included, so that a later purchase is
-    never called a negative. Raises UserError when a user leaves fewer than n items.
+    rows int32[R, 2] as in a Split. The full history, test target included, so that a later purchase
+    is never called a negative. Raises UserError when a user leaves fewer than n items.
     """
     rows = np.asarray(rows, np.int32)
     rng = np.random.default_rng([seed, n])

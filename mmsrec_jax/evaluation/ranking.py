@@ -26,11 +26,14 @@ class System(Protocol):
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array: ...
 
 
-def full(system: System, histories, rows: np.ndarray, *, chunk: int = 256, progress: bool = True) -> Ranks:
+def full(
+    system: System, histories, rows: np.ndarray, *, chunk: int = 256, progress: bool = True
+) -> Ranks:
     """Ranks each row's target in the whole catalogue; what the user had before does not compete.
 
-    rows int32[R, 2] as in a Split. The target competes even when the user had it before. The largest
-    arrays on the device are [chunk, items]. Raises UserError naming the system when a score is NaN.
+    rows int32[R, 2] as in a Split. The target competes even when the user had it before. The
+    largest arrays on the device are [chunk, items]. Raises UserError naming the system when a score
+    is NaN.
     """
     rows = np.asarray(rows, np.int32)
     seen = int(rows[:, 1].max(initial=1))

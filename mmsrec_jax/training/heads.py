@@ -1,4 +1,4 @@
-"""Trains a recommendation head: one loop, selected on validation NDCG@10 over the full catalogue."""
+"""Trains a recommendation head and selects it on validation NDCG@10 over the full catalogue."""
 
 import dataclasses
 import functools
@@ -17,6 +17,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.models.heads import head as heads
 from mmsrec_jax.models.heads.sasrec import SASRecConfig, token_nll
+from mmsrec_jax.sharding import batch_sharding
 from mmsrec_jax.training import loop
 from mmsrec_jax.training.state import TrainState
 
@@ -48,18 +49,18 @@ def train(
 ) -> heads.Head:
     """Trains SASRec on every training target and returns the weights best on validation.
 
-    Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits. Stops
-    early after `config.patience` validations without a better NDCG@10; `config.steps` is rounded up to
-    a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
+    Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits.
+    Stops early after `config.patience` validations without a better NDCG@10; `config.steps` is
+    rounded up to a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
 
     Raises:
       UserError: no training target, no validation row, or a batch size the mesh cannot divide.
     """
     if not len(split.validation):
         raise UserError("the split has no validation rows; a head is selected on validation NDCG")
-    if mesh is not None and config.batch_size % heads.data_size(mesh):
+    if mesh is not None and config.batch_size % heads.row_shards(mesh):
         raise UserError(
-            f"batch_size {config.batch_size} does not divide over the {heads.data_size(mesh)} data "
+            f"batch_size {config.batch_size} does not divide over {heads.row_shards(mesh)} data "
             "shards of the mesh; make it a multiple"
         )
     encoder = SASRecConfig(
@@ -87,7 +88,7 @@ def train(
     step = _step(encoder, optimizer, config.seed, config.loss_chunk)
 
     def train_step(state, batch):
-        batch = jax.device_put(batch, None if mesh is None else heads.by_row(mesh))
+        batch = jax.device_put(batch, None if mesh is None else batch_sharding(mesh))
         trained, measured = step(state.train, batch)
         return state.replace(train=trained), measured
 
@@ -160,8 +161,8 @@ def without(split, users: np.ndarray):
 def batches(histories, split, config) -> grain.IterDataset:
     """Endless packed batches: ids, segments, positions, targets, all int32[batch_size, length].
 
-    ids count from 1 (0 padding), targets from 0 (-1 none). Rows are shuffled, and the sequences dealt
-    anew to the rows, in every epoch; a function of (seed, step) alone.
+    ids count from 1 (0 padding), targets from 0 (-1 none). Rows are shuffled, and the sequences
+    dealt anew to the rows, in every epoch; a function of (seed, step) alone.
     """
     rows = PackedSequences(
         histories, split.train_end, config.length, seed=config.seed, multiple=config.batch_size
@@ -179,17 +180,19 @@ def batches(histories, split, config) -> grain.IterDataset:
 class PackedSequences:
     """Training sequences laid side by side in rows of `length` tokens.
 
-    A sequence longer than a row is cut from its end into windows, so that every training target occurs
-    exactly once. Which window lengths share a row is decided once (best fit, longest first); which
-    windows of those lengths take the places is drawn anew in every epoch. Rows are filled up with empty
-    ones to a multiple of `multiple`.
+    A sequence longer than a row is cut from its end into windows, so that every training target
+    occurs exactly once. Which window lengths share a row is decided once (best fit, longest first);
+    which windows of those lengths take the places is drawn anew in every epoch. Rows are filled up
+    with empty ones to a multiple of `multiple`.
     """
 
     def __init__(self, histories, train_end: np.ndarray, length: int, *, seed: int, multiple: int):
         self._items, self._length, self._seed = histories.items, length, seed
         starts, lengths = _windows(histories.offsets[:-1], np.asarray(train_end) - 1, length)
         if not len(lengths):
-            raise UserError("no user has two training interactions; the split leaves nothing to learn")
+            raise UserError(
+                "no user has two training interactions; the split leaves nothing to learn"
+            )
         order = np.argsort(-lengths, kind="stable")
         self._starts, self._lengths = starts[order], lengths[order]
         row_of_place, rows = _best_fit(self._lengths.tolist(), length)
@@ -273,9 +276,7 @@ def _step(encoder, optimizer, seed, loss_chunk):
         model = nnx.merge(heads.graphdef(encoder), params)
         hidden = model(batch["ids"], batch["segments"], batch["positions"], key)
         targets = batch["targets"].reshape(-1)
-        nll = token_nll(
-            hidden.reshape(len(targets), -1), model.table(), targets, chunk=loss_chunk
-        )
+        nll = token_nll(hidden.reshape(len(targets), -1), model.table(), targets, chunk=loss_chunk)
         return nll.sum() / jnp.maximum((targets >= 0).sum(), 1)
 
     @functools.partial(jax.jit, donate_argnums=0)

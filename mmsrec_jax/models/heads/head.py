@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.heads.sasrec import SASRec, SASRecConfig
 from mmsrec_jax.models.heads.sequences import right_padded
+from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
 
@@ -44,7 +46,7 @@ class Head:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def states(self, ids: np.ndarray) -> jax.Array:
-        """Embeddings after every item of right-padded rows: int32[_, length] -> float32[_, length, D].
+        """Embeddings after every item: right-padded int32[_, length] -> float32[_, length, D].
 
         At most a few hundred rows at a time; used to embed all prefixes of a sequence in one pass.
         """
@@ -82,8 +84,8 @@ class Head:
     def _place(self, ids):
         if self.mesh is None:
             return jnp.asarray(ids)
-        ids = pad_rows(ids, -(-len(ids) // data_size(self.mesh)) * data_size(self.mesh))
-        return jax.device_put(ids, by_row(self.mesh))
+        ids = pad_rows(ids, -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh))
+        return jax.device_put(ids, batch_sharding(self.mesh))
 
 
 def init_params(config: SASRecConfig, seed: int):
@@ -106,17 +108,9 @@ def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(ids, ((0, rows - len(ids)), (0, 0)), constant_values=-1)
 
 
-def data_size(mesh: jax.sharding.Mesh) -> int:
-    """Over how many shards rows are split."""
-    return int(np.prod([mesh.shape[axis] for axis in data_axes(mesh)]))
-
-
-def data_axes(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    return tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
-
-
-def by_row(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(data_axes(mesh)))
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -1,4 +1,4 @@
-"""SASRec with a full-softmax objective (Kang & McAuley 2018; cross-entropy as in gSASRec, RecTools).
+"""SASRec (Kang & McAuley 2018) with full-softmax cross-entropy (as in gSASRec and RecTools).
 
 Pre-norm causal transformer over item ids, learned positions, tied item embedding. Positions count
 from the start of the window (*ours*; the original pads on the left): the embedding of a prefix does
@@ -44,13 +44,18 @@ class SASRec(nnx.Module):
         self.final_norm = nnx.Param(_identity_norms((), c.dim))
 
     def __call__(
-        self, ids: jax.Array, segments: jax.Array, positions: jax.Array, key: jax.Array | None = None
+        self,
+        ids: jax.Array,
+        segments: jax.Array,
+        positions: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes packed sequences.
 
-        ids int32[B, L] (row numbers of the table, 0 padding); segments int32[B, L] (0 padding, 1.. the
-        sequence a token belongs to); positions int32[B, L] within the sequence; key for dropout, None
-        to switch it off. Returns float32[B, L, D]; [b, t] has seen tokens <= t of its own segment.
+        ids int32[B, L] (row numbers of the table, 0 padding); segments int32[B, L] (0 padding, 1..
+        the sequence a token belongs to); positions int32[B, L] within the sequence; key for
+        dropout, None to switch it off. Returns float32[B, L, D]; [b, t] has seen tokens <= t of its
+        own segment.
         """
         c = self.config
         steps = jnp.arange(ids.shape[1])
@@ -80,14 +85,12 @@ class SASRec(nnx.Module):
         return self.items[...][1:]
 
 
-def token_nll(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int
-) -> jax.Array:
+def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int) -> jax.Array:
     """Full-softmax negative log-likelihood, float32[N] in nats.
 
-    hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats). Works
-    on `chunk` tokens at a time and recomputes their logits in the backward pass, so the largest array
-    is float32[chunk, V].
+    hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
+    Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
+    largest array is float32[chunk, V].
     """
     count = hidden.shape[0]
     chunk = min(chunk, count)

@@ -1,0 +1,335 @@
+"""Similar users: whose history looks like this one, and what did they take next?
+
+*Paper* (MMSRARec, stage 2): embed each history with an ID-only sequence model, take the k = 3 users
+from the training set nearest by cosine; their next items become context.
+
+*Ours*: the knowledge base is every training prefix, so that "next item" is exact; one entry per
+distinct user, that user's nearest prefix; the query's own user is excluded; nothing of validation
+or test is in the base, and under a global-time split nothing at or after the query's time. A head
+has been trained on the very next items that training queries ask for, so neighbours of training
+queries hit more often than they will at test time; `neighbours` can therefore embed training
+queries with heads that have not seen their users (`fold_heads`), and `hit_rate` makes the
+difference visible.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmsrec_jax.models.heads.head import row_shards
+from mmsrec_jax.models.heads.sequences import gather_ragged, targets
+from mmsrec_jax.progress import Progress
+from mmsrec_jax.sharding import LOGICAL_AXES
+
+_NEVER = np.iinfo(np.int32).max
+_ENCODE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Aligned with the queries, nearest first; -1 (similarity -inf) where fewer than k qualify.
+
+    items int32[n, k]: next items; users int32[n, k]: whose; similarity float32[n, k]: cosine.
+    """
+
+    items: np.ndarray
+    users: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class KnowledgeBase:
+    """One entry per training prefix, ordered by user.
+
+    embeddings float32[N, D] of unit length; users, items int32[N]: whose, and the next item; times
+    float64[N]: when that next item was taken.
+    """
+
+    embeddings: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+
+
+def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
+    """Unit-length embeddings of the history before each row's target: float32[n, D].
+
+    rows int32[n, 2] (user, position). All prefixes of a user come from one forward pass over the
+    sequence. Histories longer than the head's window are read in windows that start every half
+    window, so that a long prefix is seen with at least half a window of its latest items.
+    """
+    rows = np.asarray(rows, np.int64)
+    length = head.config.length
+    stride = max(length // 2, 1)
+    start = -(-np.maximum(rows[:, 1] - length, 0) // stride) * stride
+    windows, window_of_row = np.unique(
+        np.stack([rows[:, 0], start], 1), axis=0, return_inverse=True
+    )
+    window_of_row = window_of_row.reshape(-1)
+    ends = np.zeros(len(windows), np.int64)
+    np.maximum.at(ends, window_of_row, rows[:, 1])
+    ids = gather_ragged(
+        histories.items,
+        histories.offsets[windows[:, 0]] + windows[:, 1],
+        ends - windows[:, 1],
+        length,
+    )
+    order = np.argsort(window_of_row, kind="stable")
+    chunk_of_row = window_of_row[order] // _ENCODE_ROWS
+    found = np.empty((len(rows), head.config.dim), np.float32)
+    for chunk in range(-(-len(windows) // _ENCODE_ROWS)):
+        first = chunk * _ENCODE_ROWS
+        part = ids[first : first + _ENCODE_ROWS]
+        part = np.pad(part, ((0, _ENCODE_ROWS - len(part)), (0, 0)), constant_values=-1)
+        states = np.asarray(_unit(head.states(part)))
+        at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
+        found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
+    return found
+
+
+def knowledge_base(head, histories, split) -> KnowledgeBase:
+    """Embeds every training prefix of the split with `head`."""
+    return KnowledgeBase(
+        prefix_embeddings(head, histories, split.train),
+        np.asarray(split.train[:, 0], np.int32),
+        targets(histories, split.train),
+        row_times(histories, split.train),
+    )
+
+
+def row_times(histories, rows: np.ndarray) -> np.ndarray:
+    """When each row's target was taken: float64[n]."""
+    return histories.timestamps[histories.offsets[rows[:, 0]] + rows[:, 1]]
+
+
+def search(
+    base: KnowledgeBase,
+    embeddings: np.ndarray,
+    users: np.ndarray,
+    *,
+    k: int,
+    before: np.ndarray | None = None,
+    distinct_items: bool = False,
+    query_chunk: int = 1024,
+    base_chunk: int = 8192,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Neighbours:
+    """Exact k nearest distinct users by cosine.
+
+    Args:
+      base: as from `knowledge_base`.
+      embeddings: float32[n, D] of unit length.
+      users: int32[n], never among their own neighbours.
+      before: float64[n] or None; only entries with times < before qualify.
+      distinct_items: also no next item twice: the nearest entry whose user and next item are both
+        new, k times over. Costs k passes instead of one.
+      query_chunk, base_chunk: the largest array is float32[query_chunk, base_chunk].
+      mesh: the base is split over the mesh's batch axes; every device searches its own part.
+    """
+    shards = 1 if mesh is None else row_shards(mesh)
+    base_chunk = min(base_chunk, max(-(-len(base.users) // shards), 1))
+    clock = np.unique(base.times)
+    entries = {
+        "embeddings": base.embeddings,
+        "users": base.users,
+        "items": base.items,
+        # times as ranks: seconds since 1970 do not fit float32
+        "times": np.searchsorted(clock, base.times).astype(np.int32),
+    }
+    size = -(-len(base.users) // (shards * base_chunk)) * shards * base_chunk
+    fill = {"embeddings": 0, "users": -1, "items": -1, "times": _NEVER}
+    entries = {name: _pad(array, size, fill[name]) for name, array in entries.items()}
+    entries = jax.device_put(
+        entries, None if mesh is None else NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
+    )
+    limits = np.full(len(users), _NEVER, np.int32)
+    if before is not None:
+        limits = np.searchsorted(clock, before, side="left").astype(np.int32)
+
+    find = _search_function(k, distinct_items, base_chunk, mesh)
+    query_chunk = min(query_chunk, max(len(users), 1))
+    progress = Progress("similar users", len(users), unit="queries")
+    parts = []
+    for start in range(0, len(users), query_chunk):
+        stop = min(start + query_chunk, len(users))
+        found = find(
+            entries,
+            _pad(embeddings[start:stop], query_chunk, 0),
+            _pad(np.asarray(users[start:stop], np.int32), query_chunk, -1),
+            _pad(limits[start:stop], query_chunk, 0),
+        )
+        parts.append([np.asarray(array)[: stop - start] for array in found])
+        progress.update(stop - start)
+    empty = (np.zeros((0, k), np.float32), np.zeros((0, k), np.int32), np.zeros((0, k), np.int32))
+    similarity, owners, items = (
+        np.concatenate(column) for column in zip(empty, *parts, strict=True)
+    )
+    return Neighbours(items, owners, similarity)
+
+
+def neighbours(
+    head,
+    histories,
+    split,
+    rows: np.ndarray,
+    *,
+    k: int = 3,
+    fold_heads: Sequence = (),
+    folds: np.ndarray | None = None,
+    distinct_items: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Neighbours:
+    """Similar users' next items for rows of a split.
+
+    rows int32[n, 2]: training, validation and test rows in any mixture. Without `fold_heads` every
+    query and the base are embedded with `head` (*paper*). With them (*ours*), a row that is a
+    training target of user u is searched with `fold_heads[folds[u]]`, trained without u, and the
+    base embedded by that same head; validation and test rows still use `head`. Under a global-time
+    split an entry qualifies only if its next item was taken before the row's own target.
+    """
+    rows = np.asarray(rows, np.int32)
+    group = np.full(len(rows), -1)
+    if fold_heads:
+        training = rows[:, 1] < split.train_end[rows[:, 0]]
+        group[training] = folds[rows[training, 0]]
+    found = Neighbours(
+        np.full((len(rows), k), -1, np.int32),
+        np.full((len(rows), k), -1, np.int32),
+        np.full((len(rows), k), -np.inf, np.float32),
+    )
+    for which in np.unique(group):
+        embedder = head if which < 0 else fold_heads[which]
+        at = np.flatnonzero(group == which)
+        part = search(
+            knowledge_base(embedder, histories, split),
+            prefix_embeddings(embedder, histories, rows[at]),
+            rows[at, 0],
+            k=k,
+            before=row_times(histories, rows[at]) if split.kind == "global_time" else None,
+            distinct_items=distinct_items,
+            mesh=mesh,
+        )
+        found.items[at], found.users[at] = part.items, part.users
+        found.similarity[at] = part.similarity
+    return found
+
+
+def assign_folds(num_users: int, folds: int, seed: int) -> np.ndarray:
+    """Random folds of equal size: int32[U]."""
+    return np.random.default_rng(seed).permutation(np.arange(num_users, dtype=np.int32) % folds)
+
+
+def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
+    """Share of queries whose own next item is among their neighbours' next items.
+
+    items int32[n, k] as in Neighbours; wanted int32[n]. Compare it between training and validation
+    rows: a gap is what a model trained on these neighbours will miss at test time.
+    """
+    return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
+
+
+def hit_rates(found: Neighbours, histories, split, rows: np.ndarray) -> dict[str, float]:
+    """`hit_rate` of training, validation and test rows apart; parts without rows are absent."""
+    wanted = targets(histories, rows)
+    keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]
+    rates = {}
+    for name in ("train", "validation", "test"):
+        part = getattr(split, name)
+        at = np.isin(keys, part[:, 0].astype(np.int64) << 32 | part[:, 1])
+        if at.any():
+            rates[name] = hit_rate(found.items[at], wanted[at])
+    return rates
+
+
+@functools.cache
+def _search_function(k, distinct_items, base_chunk, mesh):
+    """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k]."""
+
+    def local(entries, queries, users, limits):
+        if not distinct_items:
+            return _merge(_scan(entries, queries, users[:, None], None, limits, k, base_chunk), k)
+        taken = []
+        for _ in range(k):
+            used = jnp.concatenate([users[:, None], *(t[1] for t in taken)], 1)
+            seen = jnp.concatenate([jnp.full_like(users[:, None], -1), *(t[2] for t in taken)], 1)
+            taken.append(_merge(_scan(entries, queries, used, seen, limits, 1, base_chunk), 1))
+        return tuple(jnp.concatenate(column, 1) for column in zip(*taken, strict=True))
+
+    def _merge(found, count):
+        if mesh is None:
+            return found
+        gathered = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
+        return _nearest_users(*gathered, count)
+
+    if mesh is None:
+        return jax.jit(local)
+    axes = LOGICAL_AXES["batch"]
+    none = PartitionSpec()
+    # check_vma: the gathered result is the same everywhere, which the checker cannot prove
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(PartitionSpec(axes), none, none, none),
+            out_specs=none,
+            check_vma=False,
+        )
+    )
+
+
+def _scan(entries, queries, excluded_users, excluded_items, limits, k, base_chunk):
+    """Running top-k of distinct users over chunks of the base."""
+    chunks = jax.tree.map(lambda x: x.reshape(-1, base_chunk, *x.shape[1:]), entries)
+    count = queries.shape[0]
+    start = (
+        jnp.full((count, k), -jnp.inf),
+        jnp.full((count, k), -1, jnp.int32),
+        jnp.full((count, k), -1, jnp.int32),
+    )
+
+    def body(best, chunk):
+        similarity = jnp.einsum(
+            "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST
+        )
+        allowed = chunk["times"][None] < limits[:, None]
+        for column in range(excluded_users.shape[1]):
+            allowed &= chunk["users"][None] != excluded_users[:, column, None]
+        if excluded_items is not None:
+            for column in range(excluded_items.shape[1]):
+                allowed &= chunk["items"][None] != excluded_items[:, column, None]
+        similarity = jnp.where(allowed, similarity, -jnp.inf)
+        owners = jnp.broadcast_to(chunk["users"], similarity.shape)
+        items = jnp.broadcast_to(chunk["items"], similarity.shape)
+        found = _nearest_users(similarity, owners, items, k)
+        both = (jnp.concatenate(pair, 1) for pair in zip(best, found, strict=True))
+        return _nearest_users(*both, k), None
+
+    return jax.lax.scan(body, start, chunks)[0]
+
+
+def _nearest_users(similarity, users, items, k):
+    """The k nearest distinct users of each row; on equal similarity the earlier column."""
+    picked = []
+    for _ in range(k):
+        at = jnp.argmax(similarity, 1)[:, None]
+        best, owner, item = (jnp.take_along_axis(x, at, 1) for x in (similarity, users, items))
+        found = best > -jnp.inf
+        picked.append((best, jnp.where(found, owner, -1), jnp.where(found, item, -1)))
+        similarity = jnp.where(users == owner, -jnp.inf, similarity)
+    return tuple(jnp.concatenate(column, 1) for column in zip(*picked, strict=True))
+
+
+@jax.jit
+def _unit(x):
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _pad(array, size, value):
+    array = np.asarray(array)
+    widths = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, widths, constant_values=value)

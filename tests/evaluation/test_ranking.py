@@ -1,0 +1,107 @@
+"""Ranks from device chunks against a loop over users and items."""
+
+import numpy as np
+import pytest
+
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.evaluation import ranking
+from mmsrec_jax.evaluation.protocols import sampled
+
+ITEMS = 40
+
+
+class Table:
+    """Scores depend on the last item only; small integers, so that ties abound."""
+
+    name = "table"
+
+    def __init__(self, values):
+        self.values = np.asarray(values, np.float32)
+
+    def scores(self, histories, times=None):
+        last = (histories >= 0).sum(1) - 1
+        return self.values[histories[np.arange(len(histories)), last]]
+
+
+@pytest.fixture(scope="module")
+def histories():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 25, 130)
+    return Histories.from_rows(
+        np.arange(130).astype(str),
+        np.repeat(np.arange(130), lengths),
+        rng.integers(0, ITEMS, lengths.sum()),  # with repeated purchases, of the target as well
+        np.concatenate([np.arange(n) for n in lengths]),
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(histories):
+    return np.stack([np.arange(130), histories.lengths - 1], 1).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return Table(np.random.default_rng(1).integers(0, 8, (ITEMS, ITEMS)))
+
+
+def by_hand(table, past, target, candidates):
+    scores = table.values[past[-1]]
+    others = [i for i in candidates if i != target]
+    ties = sum(scores[i] == scores[target] for i in others)
+    return 1 + sum(scores[i] >= scores[target] for i in others), 1 + len(others), ties
+
+
+def test_full_ranks_equal_a_loop(histories, rows, table):
+    got = ranking.full(table, histories, rows, chunk=32)
+    repeated = 0
+    for n, (user, position) in enumerate(rows):
+        past, target = histories.of(user)[:position], histories.of(user)[position]
+        repeated += target in past
+        wanted = by_hand(table, past, target, set(range(ITEMS)) - set(past))
+        assert (got.ranks[n], got.candidates[n], got.ties[n]) == wanted
+        assert (got.users[n], got.targets[n]) == (user, target)
+    assert repeated > 5
+
+
+def test_sampled_ranks_equal_a_loop_and_ready_scores(histories, rows, table):
+    frozen = sampled(histories, rows, n=9, seed=0, num_items=ITEMS)
+    got = ranking.sampled(table, histories, frozen, chunk=50)
+    last = np.array([histories.of(u)[p - 1] for u, p in rows])
+    ready = ranking.from_scores("x", table.values[last[:, None], frozen.items], frozen)
+    for n, (user, position) in enumerate(rows):
+        past = histories.of(user)[:position]
+        wanted = by_hand(table, past, frozen.targets[n], frozen.items[n])
+        assert (got.ranks[n], got.candidates[n], got.ties[n]) == wanted
+    for name in ("ranks", "candidates", "ties", "targets", "users"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(ready, name))
+
+
+def test_scores_of_minus_infinity_do_not_revive_seen_items(histories, rows):
+    got = ranking.full(Table(np.full((ITEMS, ITEMS), -np.inf)), histories, rows)
+    np.testing.assert_array_equal(got.ranks, got.candidates)
+    seen = [len(set(histories.of(u)[:p]) - {histories.of(u)[p]}) for u, p in rows]
+    np.testing.assert_array_equal(got.candidates, ITEMS - np.array(seen))
+
+
+def test_nan_names_the_system(histories, rows, table):
+    values = table.values.copy()
+    values[histories.of(7)[-2], 3] = np.nan
+    with pytest.raises(UserError, match="system table: a score is NaN"):
+        ranking.full(Table(values), histories, rows)
+    frozen = sampled(histories, rows, n=9, seed=0, num_items=ITEMS)
+    with pytest.raises(UserError, match="system y: a score is NaN"):
+        ranking.from_scores("y", np.full(frozen.items.shape, np.nan), frozen)
+
+
+def test_ranks_file_round_trip(histories, rows, table, tmp_path):
+    got = ranking.full(table, histories, rows)
+    path = tmp_path / "ranks.parquet"
+    ranking.write_ranks(path, got, system="table", protocol="full", seed=3)
+    back, metadata = ranking.read_ranks(path)
+    assert metadata == {"system": "table", "protocol": "full", "seed": "3"}
+    for name in ("users", "targets", "ranks", "candidates", "ties"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(got, name))
+    with pytest.raises(UserError, match="no such ranks file"):
+        ranking.read_ranks(tmp_path / "none.parquet")
