@@ -19,7 +19,8 @@ def append_branches(
     Every branch opens with a copy of the prompt's last token, which leaves the trunk, so that a
     branch's first token is predicted from inside the branch as every other token is.
     """
-    rows, slots = batch["tokens"].shape
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    rows = batch["tokens"].shape[0]
     _, branches, steps = tokens.shape
     at = jnp.arange(rows)
     last = last_slots(batch)

@@ -1,0 +1,115 @@
+"""A tiny MLLM and prompts with images for the decoding and GRPO tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.processor import ImageProcessor, mrope_positions
+
+VOCAB, IMAGE_TOKEN = 41, 40
+
+
+@functools.cache
+def model(seed: int = 0, *, tied: bool = False, vision: bool = True) -> MLLM:
+    text = DecoderConfig(
+        vocab_size=VOCAB, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=48,
+        mrope_section=(2, 1, 1), rope_theta=1e4, tied=tied,
+    )  # fmt: skip
+    tower = VisionConfig(
+        depth=2, hidden=16, heads=2, intermediate=24, fullatt_block_indexes=(1,), patch_size=2,
+        window_size=8,
+    )  # fmt: skip
+    config = MLLMConfig(text, tower if vision else None, IMAGE_TOKEN, 38, 39)
+    return randomised(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))), seed)
+
+
+def randomised(abstract: MLLM, seed: int) -> MLLM:
+    """Weights straight from numpy: nothing to compile."""
+    rng = np.random.default_rng(seed)
+    graphdef, state = nnx.split(abstract)
+
+    def fill(path, leaf):
+        scale = any(getattr(key, "key", None) == "scale" for key in path)
+        return jnp.asarray(scale + rng.normal(0, 0.05 if scale else 0.3, leaf.shape), leaf.dtype)
+
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(fill, state))
+
+
+def prompts(
+    texts: list[list[int]], *, images: bool, length: int, seed: int = 0, patches: int = 32
+) -> dict[str, np.ndarray]:
+    """One row per list of tokens, opened by an image of a row-dependent grid where asked for."""
+    rng = np.random.default_rng(seed)
+    rows = len(texts)
+    processor = ImageProcessor(patch_size=2, min_pixels=16, max_pixels=4096, window_size=8)
+    batch = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "positions": np.zeros((rows, 3, length), np.int32),
+        "segment_ids": np.zeros((rows, length), np.int32),
+        "branch_ids": np.zeros((rows, length), np.int32),
+    }
+    if images:
+        batch |= {
+            "patches": np.zeros((rows, patches, 12), np.uint8),
+            "patch_hw": np.zeros((rows, patches, 2), np.int32),
+            "patch_image_ids": np.zeros((rows, patches), np.int32),
+            "patch_window_ids": np.zeros((rows, patches), np.int32),
+        }
+    for row, text in enumerate(texts):
+        tokens, grids = np.array(text, np.int32), []
+        if images:
+            height, width = (8, 8) if row % 2 else (8, 12)
+            parts = processor.patchify(rng.integers(0, 256, (height, width, 3), np.uint8))
+            slots = [IMAGE_TOKEN] * processor.num_slots(parts["grid"])
+            tokens, grids = np.array([38, *slots, 39, *text], np.int32), [parts["grid"]]
+            n = len(parts["hw"])
+            batch["patches"][row, :n] = parts["patches"]
+            batch["patch_hw"][row, :n] = parts["hw"]
+            batch["patch_image_ids"][row, :n] = 1
+            batch["patch_window_ids"][row, :n] = parts["window_ids"]
+        n = len(tokens)
+        batch["tokens"][row, :n] = tokens
+        batch["positions"][row, :, :n] = mrope_positions(tokens, grids, IMAGE_TOKEN, 2)
+        batch["segment_ids"][row, :n] = 1
+    return batch
+
+
+def extend(batch: dict[str, np.ndarray], row: int, tokens: list[int]) -> dict[str, np.ndarray]:
+    """Row `row` alone, unpadded, followed by `tokens` in plain sequence."""
+    n = int((batch["segment_ids"][row] > 0).sum())
+    start = batch["positions"][row, :, :n].max() + 1
+    tail = np.broadcast_to(start + np.arange(len(tokens)), (3, len(tokens)))
+    out = {name: batch[name][row : row + 1] for name in batch if name.startswith("patch")}
+    out["tokens"] = np.concatenate([batch["tokens"][row, :n], tokens]).astype(np.int32)[None]
+    out["positions"] = np.concatenate([batch["positions"][row, :, :n], tail], axis=1)[None]
+    out["segment_ids"] = np.ones_like(out["tokens"])
+    out["branch_ids"] = np.zeros_like(out["tokens"])
+    return out
+
+
+@functools.cache
+def _forward(model: MLLM):
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state, batch):
+        model = nnx.merge(graphdef, state)
+        return jax.nn.log_softmax(model.unembed(model(batch)), axis=-1)
+
+    return lambda batch: np.asarray(run(state, batch))
+
+
+def full_logprobs(model: MLLM, batch: dict[str, np.ndarray], row: int, tokens) -> np.ndarray:
+    """float32[len(tokens) + 1, V]: next-token log-probs after the prompt and after each token, from
+    one plain forward without cache or branches (padded to 32 tokens, so that it compiles once)."""
+    sequence = extend(batch, row, list(tokens))
+    n = sequence["tokens"].shape[1]
+    for name in ("tokens", "positions", "segment_ids", "branch_ids"):
+        widths = [(0, 0)] * (sequence[name].ndim - 1) + [(0, 32 - n)]
+        sequence[name] = np.pad(sequence[name], widths)
+    return _forward(model)(sequence)[0, n - len(tokens) - 1 : n]
