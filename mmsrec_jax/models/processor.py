@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.config import VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -82,6 +83,19 @@ class ImageProcessor:
         if processor.min_pixels > processor.max_pixels:
             raise UserError(f"{path}: min_pixels exceeds max_pixels")
         return processor
+
+    @classmethod
+    def for_tower(cls, vision: VisionConfig, min_pixels: int, max_pixels: int) -> "ImageProcessor":
+        """The processor of a tower trained from scratch; `save_pretrained` puts it beside it."""
+        return cls(
+            patch_size=vision.patch_size,
+            merge_size=vision.merge,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            mean=vision.image_mean,
+            std=vision.image_std,
+            window_size=vision.window_size,
+        )
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes `preprocessor_config.json` in the form transformers reads too."""

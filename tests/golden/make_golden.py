@@ -17,45 +17,48 @@ from transformers import (
 
 IMAGE, VIDEO, VISION_START, VISION_END = 40, 41, 42, 43
 SIZES = [(23, 41), (36, 17)]
-PREPROCESSOR = {"patch_size": 4, "min_pixels": 16 * 16, "max_pixels": 40 * 40}
 
 
-def tiny_config(**text) -> Qwen2_5_VLConfig:
-    """Grouped heads, several windows in two vision blocks around one with full attention."""
+def tiny_config(text: dict | None = None, vision: dict | None = None) -> Qwen2_5_VLConfig:
+    """Grouped heads; window attention in two of three vision blocks; the arguments override."""
+    text_config = {
+        "vocab_size": 48,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    } | (text or {})
+    vision_config = {
+        "depth": 3,
+        "hidden_size": 16,
+        "out_hidden_size": text_config["hidden_size"],
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    } | (vision or {})
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 48,
-            "hidden_size": 24,
-            "intermediate_size": 40,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 512,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [1, 1, 2],
-            },
-        }
-        | text,
-        vision_config={
-            "depth": 3,
-            "hidden_size": 16,
-            "out_hidden_size": 24,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
+        text_config=text_config,
+        vision_config=vision_config,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
         tie_word_embeddings=False,
     )
+
+
+def preprocessor(config: Qwen2_5_VLConfig) -> dict:
+    """Fields of preprocessor_config.json: images of 16 to 100 patches."""
+    patch = config.vision_config.patch_size
+    area = patch * patch
+    return {"patch_size": patch, "min_pixels": 16 * area, "max_pixels": 100 * area}
 
 
 def tiny_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -97,8 +100,8 @@ def row(rng: np.random.Generator, slots: list[int]) -> list[int]:
     return tokens
 
 
-def hf_logits(model, input_ids, attention_mask, images) -> np.ndarray:
-    """Float32 [B, L, V] by transformers; `images` is a list per row of uint8 [H, W, 3] arrays."""
+def hf_logits(model, input_ids, attention_mask, images) -> torch.Tensor:
+    """float32 [B, L, V] by transformers; `images` is a list per row of uint8 [H, W, 3] arrays."""
     ids = torch.tensor(input_ids)
     flat = [Image.fromarray(image) for row_images in images for image in row_images]
     inputs = {
@@ -108,15 +111,17 @@ def hf_logits(model, input_ids, attention_mask, images) -> np.ndarray:
         "mm_token_type_ids": (ids == model.config.image_token_id).int(),
     }
     if flat:
-        inputs |= dict(Qwen2VLImageProcessorPil(**PREPROCESSOR)(flat, return_tensors="pt"))
+        processor = Qwen2VLImageProcessorPil(**preprocessor(model.config))
+        inputs |= dict(processor(flat, return_tensors="pt"))
     return model(**inputs).logits.float()
 
 
 def main():
     out = Path(__file__).parent / "qwen2_5_vl"
     model = tiny_model(tiny_config(), seed=0)
+    processor = Qwen2VLImageProcessorPil(**preprocessor(model.config))
     images = random_images(0)
-    grids = Qwen2VLImageProcessorPil(**PREPROCESSOR)([Image.fromarray(i) for i in images])
+    grids = processor([Image.fromarray(image) for image in images])
     slots = (np.asarray(grids["image_grid_thw"]).prod(-1) // 4).tolist()
     rng = np.random.default_rng(0)
     rows = [row(rng, slots), rng.integers(0, IMAGE, 13).tolist()]
@@ -128,7 +133,7 @@ def main():
         attention_mask[b, : len(tokens)] = 1
     with torch.no_grad():
         logits = hf_logits(model, input_ids, attention_mask, [images, []]).numpy()
-    Qwen2VLImageProcessorPil(**PREPROCESSOR).save_pretrained(out)
+    processor.save_pretrained(out)
     model.bfloat16().save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     np.savez_compressed(

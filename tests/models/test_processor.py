@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import processor
+from mmsrec_jax.models.config import VisionConfig
 from mmsrec_jax.models.processor import ImageProcessor
 
 SIZES = [(84, 112), (37, 61), (301, 199), (1, 150), (28, 28), (500, 33), (64, 640)]
@@ -114,10 +117,12 @@ def test_window_comes_from_the_model_config_and_survives_pickle(tmp_path):
 
 
 def test_saved_processor_reads_back_here_and_in_transformers(tmp_path):
-    ours = ImageProcessor(patch_size=8, min_pixels=256, max_pixels=4096, mean=(0.5,) * 3,
-                          std=(0.5,) * 3, window_size=32)  # fmt: skip
+    tower = VisionConfig(depth=1, hidden=8, heads=1, intermediate=8, fullatt_block_indexes=(),
+                         patch_size=8, window_size=32, image_mean=(0.5, 0.4, 0.3))  # fmt: skip
+    ours = ImageProcessor.for_tower(tower, min_pixels=256, max_pixels=4096)
     ours.save_pretrained(tmp_path)
     assert ImageProcessor.from_pretrained(tmp_path) == ours
+    assert (ours.patch_size, ours.window_size, ours.mean) == (8, 32, (0.5, 0.4, 0.3))
     theirs = pytest.importorskip("transformers").Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     expected = theirs(image_of(50, 30), return_tensors="np")["image_grid_thw"][0, 1:]
     assert ours.grid(50, 30) == tuple(expected)
@@ -134,3 +139,8 @@ def test_errors_say_what_to_do(tmp_path):
         ImageProcessor().grid(2, 500)
     with pytest.raises(UserError, match="does not divide by 28"):
         ImageProcessor(do_resize=False).grid(30, 56)
+
+
+def test_input_workers_stay_free_of_jax():
+    code = "import sys, mmsrec_jax.models.processor; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,249 @@
+"""Directories as they are published, and as they go wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from mmsrec_jax import models
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models import names
+from mmsrec_jax.models.processor import ImageProcessor
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_5_vl"
+
+# config.json of Qwen2.5-VL-3B-Instruct as published
+PUBLISHED = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 70,
+    "model_type": "qwen2_5_vl",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_act": "silu",
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "out_hidden_size": 2048,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    "vocab_size": 151936,
+}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A copy of the golden directory to break."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def golden_state():
+    return jax.tree.leaves(nnx.state(models.load(GOLDEN)))
+
+
+def same_state(directory, golden_state):
+    state = jax.tree.leaves(nnx.state(models.load(directory)))
+    return all(np.array_equal(a, b) for a, b in zip(state, golden_state, strict=True))
+
+
+def edit_tensors(directory, edit):
+    tensors = load_file(directory / "model.safetensors")
+    save_file(edit(tensors) or tensors, directory / "model.safetensors")
+
+
+def edit_config(directory, **changes):
+    config = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def shard(directory):
+    """Tensors in two files with an index; the layers of a stacked parameter lie in both."""
+    tensors = load_file(directory / "model.safetensors")
+    order = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": order[::2],
+             "model-00002-of-00002.safetensors": order[1::2]}  # fmt: skip
+    for file, members in parts.items():
+        save_file({name: tensors[name] for name in members}, directory / file)
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: file for file, members in parts.items() for name in members}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+def test_published_flat_config():
+    config = names.config_from_hf(PUBLISHED)
+    text, vision = config.text, config.vision
+    assert (text.hidden, text.layers, text.heads, text.kv_heads, text.head_dim) == (
+        2048,
+        36,
+        16,
+        2,
+        128,
+    )
+    assert (text.vocab_size, text.intermediate, text.norm_eps) == (151936, 11008, 1e-6)
+    assert (text.rope_kind, text.rope_theta, text.mrope_section) == ("mrope", 1e6, (16, 24, 24))
+    assert text.tied and text.qkv_bias and not text.qk_norm
+    assert (vision.depth, vision.hidden, vision.heads, vision.intermediate) == (32, 1280, 16, 3420)
+    assert (vision.window_size, vision.fullatt_block_indexes) == (112, (7, 15, 23, 31))
+    assert (vision.patch_size, vision.merge, vision.temporal_patch_size) == (14, 2, 2)
+    assert (config.image_token_id, config.vision_start_token_id, config.vision_end_token_id) == (
+        151655,
+        151652,
+        151653,
+    )
+
+
+def test_flat_and_nested_config_of_one_model_agree():
+    raw = json.loads((GOLDEN / "config.json").read_text())
+    text = raw.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = text | raw | {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }  # fmt: skip
+    nested = json.loads((GOLDEN / "config.json").read_text())
+    assert names.config_from_hf(flat) == names.config_from_hf(nested)
+
+
+def test_pixel_statistics_come_from_the_preprocessor():
+    processor = ImageProcessor(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), rescale=1 / 127.5)
+    vision = names.config_from_hf(PUBLISHED, processor).vision
+    pixel = np.array([10.0, 100.0, 200.0])
+    expected = (pixel / 127.5 - processor.mean) / processor.std
+    np.testing.assert_allclose((pixel / 255 - vision.image_mean) / vision.image_std, expected)
+
+
+def test_both_name_layouts_and_shards(directory, golden_state):
+    assert same_state(directory, golden_state)
+
+    def rename(tensors):
+        return {
+            name.replace("visual.", "model.visual.", 1)
+            if name.startswith("visual.")
+            else name.replace("model.", "model.language_model.", 1): tensor
+            for name, tensor in tensors.items()
+        }
+
+    edit_tensors(directory, rename)
+    assert same_state(directory, golden_state)
+    shard(directory)
+    assert same_state(directory, golden_state)
+
+
+def test_tied_head_ignores_its_copy(directory):
+    edit_config(directory, tie_word_embeddings=True)
+    model = models.load(directory)
+    assert model.text.head is None
+    edit_tensors(directory, lambda tensors: tensors.pop("lm_head.weight") is None)
+    models.load(directory)
+
+
+def test_missing_tensor(directory):
+    edit_tensors(directory, lambda t: t.pop("model.layers.1.mlp.up_proj.weight") is None)
+    with pytest.raises(UserError, match=r"model: tensor .*layers.1.mlp.up_proj.weight \[40, 24\]"):
+        models.load(directory)
+
+
+def test_extra_tensor(directory):
+    edit_tensors(directory, lambda t: t.update({"model.layers.2.mlp.up_proj.weight": np.ones(3)}))
+    with pytest.raises(
+        UserError, match=r"safetensors: model.layers.2.mlp.up_proj.weight has no place"
+    ):
+        models.load(directory)
+
+
+def test_misshapen_tensor(directory):
+    name = "visual.blocks.0.attn.qkv.weight"
+    edit_tensors(directory, lambda t: t.update({name: np.ascontiguousarray(t[name].T)}))
+    with pytest.raises(UserError, match=r"attn.qkv.weight has shape \[16, 48\].* \[48, 16\]"):
+        models.load(directory)
+
+
+def test_quantised_tensor(directory):
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(directory, lambda t: t.update({name: np.zeros((40, 24), np.int8)}))
+    with pytest.raises(UserError, match="stored as I8; quantised"):
+        models.load(directory)
+
+
+def test_truncated_file(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="model.safetensors: damaged or cut short"):
+        models.load(directory)
+
+
+def test_absent_files(directory):
+    weight_map = shard(directory)
+    victim = sorted(set(weight_map.values()))[1]
+    tensors = load_file(directory / victim)
+    name = sorted(tensors)[0]
+    save_file({k: v for k, v in tensors.items() if k != name}, directory / victim)
+    with pytest.raises(UserError, match=f"{victim}: {name} is missing, though .*index.json lists"):
+        models.load(directory)
+    (directory / victim).unlink()
+    with pytest.raises(UserError, match=f"{victim}: no such file"):
+        models.load(directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json: no such file"):
+        models.load(directory)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "mistral"}, "'mistral' is not supported; supported: qwen2_5_vl"),
+        ({"image_token_id": None}, "image_token_id is missing"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: 'silu'"),
+        ({"use_sliding_window": True}, "sliding"),
+        ({"rope_scaling": {"type": "yarn", "mrope_section": [16, 24, 24]}}, "rope_type 'yarn'"),
+        ({"rope_scaling": None}, "mrope_section is missing"),
+        (
+            {"hidden_size": 4096, "num_attention_heads": 32},
+            "out_hidden_size 2048 is not supported; supported: 4096",
+        ),
+    ],
+)
+def test_unsupported_settings(directory, change, message):
+    (directory / "config.json").write_text(json.dumps(PUBLISHED | change))
+    (directory / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(UserError, match=message) as error:
+        models.load(directory)
+    assert str(directory / "config.json") in str(error.value)
