@@ -6,20 +6,34 @@ All but the format are deterministic functions of the frozen reference's states 
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from mmsrec_jax.prompts import Summary
 
 
-def information(summaries: jax.Array, texts: jax.Array, *, center: bool) -> jax.Array:
+def information(
+    summaries: jax.Array,
+    texts: jax.Array,
+    written: jax.Array,
+    described: jax.Array,
+    *,
+    center: bool,
+) -> jax.Array:
     """R_info = cos(phi(W), phi(text)) in [-1, 1] (paper; phi is ours).
 
     summaries: float32[B, G, D] and texts: float32[B, D], phi = mean-pooled last hidden states.
+    written: bool[B, G], whether there is a keyword; none scores -1. described: bool[B], whether
+    the item has text; if not, its summaries score 0.
     center subtracts from each its own batch mean first (ours): raw mean-pooled states of a decoder
     share one dominant direction, so that every cosine is near 1. It also makes a policy that
     writes the same words for every item earn 0.
     """
-    shift = (jnp.mean(summaries, axis=(0, 1)), jnp.mean(texts, axis=0)) if center else (0.0, 0.0)
-    summaries, texts = _unit(summaries, shift[0]), _unit(texts, shift[1])
-    return jnp.einsum("bgd,bd->bg", summaries, texts)
+    shift_summaries = shift_texts = 0.0
+    if center:
+        shift_summaries = _mean(summaries, written)
+        shift_texts = _mean(texts, described)
+    summaries, texts = _unit(summaries, shift_summaries), _unit(texts, shift_texts)
+    cosine = jnp.einsum("bgd,bd->bg", summaries, texts)
+    return jnp.where(described[:, None], jnp.where(written, cosine, -1.0), 0.0)
 
 
 def reconstruction(given: jax.Array, alone: jax.Array) -> jax.Array:
@@ -64,21 +78,22 @@ def image(logprobs: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.where(scored[:, None], jnp.clip(1.0 + own / bits, -1.0, 1.0), 0.0)
 
 
-def well_formed(
-    image_keywords: list[str], text_keywords: list[str], *, has_image: bool, has_text: bool
-) -> float:
-    """Share of the format's rules kept, in [0, 1] (ours): no keyword twice (case ignored), at least
-    one keyword for the image where the item has one, and likewise for the text.
-
-    Call it on parseable summaries; an unparseable one scores 0.
-    """
-    keywords = [word.casefold() for word in (*image_keywords, *text_keywords)]
-    rules = [bool(keywords) and len(set(keywords)) == len(keywords)]
+def form(summary: Summary, *, has_image: bool, has_text: bool) -> float:
+    """Share of the format's rules kept, in [0, 1] (ours): the form of `prompts.summary` without a
+    keyword twice, a keyword for the image where the item has one, and likewise for the text."""
+    rules = [summary.well_formed]
     if has_image:
-        rules.append(bool(image_keywords))
+        rules.append(bool(summary.image))
     if has_text:
-        rules.append(bool(text_keywords))
-    return float(np.mean(rules))
+        rules.append(bool(summary.text))
+    return sum(rules) / len(rules)
+
+
+def _mean(vectors: jax.Array, kept: jax.Array) -> jax.Array:
+    """Mean [D] of vectors[..., D] where `kept`."""
+    weights = kept[..., None].astype(jnp.float32)
+    axes = tuple(range(kept.ndim))
+    return jnp.sum(vectors * weights, axes) / jnp.maximum(jnp.sum(weights, axes), 1.0)
 
 
 def _unit(vectors: jax.Array, shift: jax.Array | float) -> jax.Array:

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-import tiny
+import tiny_mllm as tiny
 
 from mmsrec_jax.decoding import branches, candidates
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
+import tiny_mllm as tiny
 from flax import nnx
 
 from mmsrec_jax.decoding import sampler

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.rewards import parts
 
 
@@ -19,17 +20,38 @@ def test_information_is_the_cosine(center):
     expected = [
         [cosine(summaries[b, g] - shift_w, texts[b] - shift_t) for g in range(4)] for b in range(3)
     ]
+    everywhere = np.ones((3, 4), bool), np.ones(3, bool)
     np.testing.assert_allclose(
-        parts.information(summaries, texts, center=center), expected, atol=1e-5
+        parts.information(summaries, texts, *everywhere, center=center), expected, atol=1e-5
     )
+
+
+def test_information_of_empty_summaries_and_items_without_text():
+    """They score -1 and 0, and do not move the means that the others are centred by."""
+    rng = np.random.default_rng(1)
+    summaries = rng.normal(size=(3, 4, 8)).astype(np.float32)
+    texts = rng.normal(size=(3, 8)).astype(np.float32)
+    written, described = np.ones((3, 4), bool), np.array([True, False, True])
+    written[0, 1] = written[1, 0] = False
+    scores = np.asarray(parts.information(summaries, texts, written, described, center=True))
+    changed = np.where(written[..., None], summaries, 50), np.where(described[:, None], texts, 50)
+    again = np.asarray(parts.information(*changed, written, described, center=True))
+    np.testing.assert_allclose(scores, again, atol=1e-5)
+    assert scores[0, 1] == -1 and np.all(scores[1] == 0)
+    shift_w, shift_t = summaries[written].mean(0), texts[described].mean(0)
+    expected = cosine(summaries[2, 3] - shift_w, texts[2] - shift_t)
+    np.testing.assert_allclose(scores[2, 3], expected, atol=1e-5)
 
 
 def test_centring_leaves_a_collapsed_policy_nothing():
     rng = np.random.default_rng(0)
     same = np.ones((3, 4, 1), np.float32) * rng.normal(size=8).astype(np.float32)
     texts = (same[:, 0] + rng.normal(size=(3, 8))).astype(np.float32)
-    assert np.all(parts.information(same, texts, center=False) > 0.3)
-    np.testing.assert_allclose(parts.information(same, texts, center=True), 0.0, atol=1e-3)
+    everywhere = np.ones((3, 4), bool), np.ones(3, bool)
+    assert np.all(parts.information(same, texts, *everywhere, center=False) > 0.3)
+    np.testing.assert_allclose(
+        parts.information(same, texts, *everywhere, center=True), 0.0, atol=1e-3
+    )
 
 
 def test_reconstruction_is_a_share_of_the_nats():
@@ -74,16 +96,17 @@ def test_image_reward_at_chance_certain_and_missing():
 
 
 @pytest.mark.parametrize(
-    "image, text, has_image, has_text, expected",
+    "text, has_image, has_text, expected",
     [
-        (["red"], ["cup"], True, True, 1.0),
-        (["red", "Red"], ["cup"], True, True, 2 / 3),
-        (["red"], ["red"], True, True, 2 / 3),
-        ([], ["cup"], True, True, 2 / 3),
-        ([], ["cup"], False, True, 1.0),
-        ([], [], True, True, 0.0),
+        ("image: red\ntext: cup", True, True, 1.0),
+        ("image: red, Red\ntext: cup", True, True, 2 / 3),
+        ("image: red\ntext: red", True, True, 2 / 3),
+        ("image:\ntext: cup", True, True, 2 / 3),
+        ("image:\ntext: cup", False, True, 1.0),
+        ("a red cup", True, True, 1 / 3),
+        ("", True, True, 0.0),
     ],
 )
-def test_well_formed(image, text, has_image, has_text, expected):
-    score = parts.well_formed(image, text, has_image=has_image, has_text=has_text)
+def test_form(text, has_image, has_text, expected):
+    score = parts.form(parse_summary(text), has_image=has_image, has_text=has_text)
     assert score == pytest.approx(expected)

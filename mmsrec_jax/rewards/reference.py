@@ -1,0 +1,138 @@
+"""The frozen reference as judge: adapters off, no second copy of the weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmsrec_jax.decoding.branches import branch_logprobs
+from mmsrec_jax.models.mllm import MLLM, PATCH_KEYS
+from mmsrec_jax.rewards import parts
+
+PARTS = ("information", "reconstruction", "length", "image", "form")
+
+
+def scores(
+    model: MLLM,
+    batch: dict[str, jax.Array],
+    texts: dict[str, jax.Array],
+    *,
+    reconstruction: str,
+    center: bool,
+    distractors: int,
+    rounds: int,
+) -> dict[str, jax.Array]:
+    """Every reward part of B x G summaries -> name -> float32[B, G]; see `rewards.parts`.
+
+    Args:
+      batch: the prompts, for their images.
+      texts: `rescoring.Rescoring.arrays`, plus tokens int32[B, G] to count if that is what
+        "length" counts, under "keywords".
+      reconstruction: "bounded" or "perplexity".
+      center: see `parts.information`.
+      distractors: other images of the batch that a summary is told from, the next ones in it;
+        0 = no image part.
+      rounds: the batch is worked through in so many parts, to bound memory.
+    """
+    rows = by_rounds(lambda texts: _read(model, texts), rounds)(texts)
+    text_lengths = texts["text_lengths"]
+    judged = {
+        "information": parts.information(
+            rows["words"], rows["text"], texts["words_lengths"] > 0, text_lengths > 0, center=center
+        ),
+        "length": parts.length(texts["keywords"]),
+        "form": texts["form"],
+    }
+    if reconstruction == "bounded":
+        judged["reconstruction"] = parts.reconstruction(rows["nll"][:, :-1], rows["nll"][:, -1])
+    else:
+        judged["reconstruction"] = parts.perplexity(rows["nll"][:, :-1], text_lengths)
+    if distractors:
+        judged["image"] = _told_apart(model, batch, texts, distractors, rounds)
+    return judged
+
+
+def by_rounds(function: Callable[[Any], Any], rounds: int) -> Callable[[Any], Any]:
+    """`function` over arrays with first axis B, in `rounds` sequential calls of B / rounds rows.
+
+    Row b belongs to call b % rounds, so that every call takes as many rows from every device.
+    """
+    if rounds == 1:
+        return function
+
+    def run(tree):
+        tree = jax.tree.map(lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), tree)
+        out = jax.lax.map(function, tree)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
+
+    return run
+
+
+def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """phi of words [B, G, D] and text [B, D]; nll [B, G + 1], -log p(text | keywords)."""
+    rows, samples, _ = texts["words"].shape
+    words = _mean_states(model, _flat(texts["words"]), _flat(texts["words_lengths"]))
+    ask = _plain(_flat(texts["ask"]), _flat(texts["ask_lengths"]))
+    text = jnp.repeat(texts["text"], samples + 1, axis=0)[:, None]
+    lengths = jnp.repeat(texts["text_lengths"], samples + 1)[:, None]
+    logprobs = branch_logprobs(model, ask, text, lengths, adapters=False)
+    return {
+        "words": words.reshape(rows, samples, -1),
+        "text": _mean_states(model, texts["text"], texts["text_lengths"]),
+        "nll": -jnp.sum(logprobs, axis=(1, 2)).reshape(rows, samples + 1),
+    }
+
+
+def _told_apart(
+    model: MLLM, batch: dict[str, jax.Array], texts: dict[str, jax.Array], distractors: int, rounds
+) -> jax.Array:
+    """Image j reads the image lines of items j, j - 1, ..., j - K as branches of one prompt."""
+    rows, samples, steps = texts["image_line"].shape
+    candidates = distractors + 1
+
+    def shifted(x, sign):
+        """[B, K + 1, ...]: x of rows b + sign * k."""
+        return jnp.stack([jnp.roll(x, -sign * k, axis=0) for k in range(candidates)], axis=1)
+
+    trunk = {
+        "tokens": texts["image_tokens"],
+        "positions": texts["image_positions"],
+        "segment_ids": texts["image_segments"],
+        "branch_ids": jnp.zeros_like(texts["image_segments"]),
+        **{key: batch[key] for key in PATCH_KEYS},
+    }
+    lines = shifted(texts["image_line"], -1).reshape(rows, -1, steps)
+    lengths = shifted(texts["image_line_lengths"], -1).reshape(rows, -1)
+
+    def read(arguments):
+        return jnp.sum(branch_logprobs(model, *arguments, adapters=False), axis=-1)
+
+    logprobs = by_rounds(read, rounds)((trunk, lines, lengths))
+    # [j, k, g] is item j - k under image j; item i under image i + k is [i + k, k, g].
+    logprobs = logprobs.reshape(rows, candidates, samples)
+    own = jnp.stack([jnp.roll(logprobs[:, k], -k, axis=0) for k in range(candidates)], axis=-1)
+    return parts.image(own, shifted(texts["has_image"], 1))
+
+
+def _plain(tokens: jax.Array, lengths: jax.Array) -> dict[str, jax.Array]:
+    """Text tokens int32[N, T] as a batch."""
+    slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return {
+        "tokens": tokens,
+        "positions": jnp.broadcast_to(slots[:, None], (tokens.shape[0], 3, tokens.shape[1])),
+        "segment_ids": (slots < lengths[:, None]).astype(jnp.int32),
+        "branch_ids": jnp.zeros_like(tokens),
+    }
+
+
+def _mean_states(model: MLLM, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """phi: float32[N, D], the mean of the last hidden states; 0 for an empty text."""
+    batch = _plain(tokens, lengths)
+    hidden = model(batch, adapters=False).astype(jnp.float32)
+    inside = batch["segment_ids"][..., None] > 0
+    return jnp.sum(jnp.where(inside, hidden, 0.0), 1) / jnp.maximum(lengths, 1)[:, None]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
