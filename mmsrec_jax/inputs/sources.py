@@ -3,8 +3,9 @@
 `source.example(row, draw)` makes one example of `row`; `draw` counts the examples of a run, so that
 each epoch draws fresh negatives and noise. An example is kept within `length` tokens by this rule
 (*ours*): the oldest items of the history go first, down to the latest one; then similar users'
-items, least similar first; then the latest history item; then the tails of texts. What is left out
-is counted in `Example.counts`.
+items, least similar first; then the latest history item; then the tails of texts, halved until it
+fits (room that this frees goes to the items again). What is left out is counted in
+`Example.counts`.
 """
 
 import dataclasses

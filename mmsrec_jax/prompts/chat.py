@@ -103,6 +103,8 @@ class Chat:
 
     def cut(self, text: str, tokens: int) -> tuple[str, bool]:
         """The beginning of `text` that is at most `tokens` long, and whether any was cut off."""
+        if not text:
+            return text, False
         encoding = self._backend.encode(" " + text, add_special_tokens=False)
         if len(encoding.ids) <= tokens:
             return text, False

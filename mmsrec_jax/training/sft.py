@@ -42,7 +42,8 @@ def train(
       config: trainable ("full" or "lora"), steps, warmup_steps, learning_rate (the peak; cosine to
         a tenth of it), weight_decay, clip_norm, listwise_weight (0 = the paper), checkpoint_every,
         log_every.
-      model: sharded over `mesh`; with adapters if they are what is trained.
+      model: with adapters if they are what is trained. What is trained of it is donated: go on
+        with the model that is returned.
       dataset: `inputs.pipeline.batches`, the rows of this process.
       name: for progress lines.
       verdicts: ids of (yes, no).
@@ -55,9 +56,17 @@ def train(
         raise UserError(f"trainable={config.trainable!r}: the model has no such weights; add them")
     optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
+        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
+        trained = jax.device_put(trained, sharding.shardings(trained, mesh))
         state = TrainState.create(trained, optimizer)
+        placed = sharding.shardings(state, mesh)
+        state = jax.device_put(state, placed)
         step = make_step(
-            graphdef, optimizer, verdicts=verdicts, listwise_weight=config.listwise_weight
+            graphdef,
+            optimizer,
+            verdicts=verdicts,
+            listwise_weight=config.listwise_weight,
+            shardings=placed,
         )
         rows = sharding.batch_sharding(mesh)
 
@@ -106,8 +115,10 @@ def make_step(
     *,
     verdicts: tuple[int, int],
     listwise_weight: float,
+    shardings: Any = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated."""
+    """Jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated and keeps the
+    `shardings` given for it."""
 
     def compute(params, frozen, batch):
         model = nnx.merge(graphdef, params, frozen)
@@ -118,7 +129,7 @@ def make_step(
         metrics["gradient_norm"] = optax.global_norm(gradients)
         return state.apply(gradients, optimizer), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def loss(
@@ -152,7 +163,9 @@ def verdict_margins(
     yes, no = verdicts
     direction = head[:, yes].astype(jnp.float32) - head[:, no].astype(jnp.float32)
     chosen = jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[..., None], axis=1)
-    return jnp.einsum("bcd,d->bc", chosen.astype(jnp.float32), direction)
+    return jnp.einsum(
+        "bcd,d->bc", chosen.astype(jnp.float32), direction, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -179,7 +192,7 @@ def _verdict_terms(scores: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str
     positive, negative = there & (labels == 1), there & (labels == 0)
     lists = jnp.maximum(jnp.sum(positive), 1)
     nll = jax.nn.logsumexp(listed, axis=-1) - scores
-    first = scores >= jnp.max(listed, axis=-1)
+    first = jnp.sum(listed >= scores[:, :, None], axis=-1) == 1  # a tie counts against it
     yes = jnp.sum(positive & (scores > 0)) / lists
     no = jnp.sum(negative & (scores <= 0)) / jnp.maximum(jnp.sum(negative), 1)
     return jnp.sum(jnp.where(positive, nll, 0.0)) / lists, {

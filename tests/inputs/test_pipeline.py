@@ -1,0 +1,208 @@
+"""Batches taken apart give back the examples, and an interrupted stream goes on with the same."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import toy_items
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.pipeline import batches
+from mmsrec_jax.inputs.sources import (
+    CandidateSource,
+    Knowledge,
+    RecommendSource,
+    SummarySource,
+    WarmupSource,
+)
+
+HISTORIES = toy_items.histories()
+ROWS = toy_items.train_rows(HISTORIES)
+KNOWLEDGE = Knowledge(toy_items.catalogue(), HISTORIES, toy_items.keywords())
+MIX = {"pointwise": 1, "rank": 1, "next_keywords": 1, "align": 1}
+SHAPE = dict(batch_size=3, length=320, patches=160, answers=10, targets=60)
+
+
+@pytest.fixture(scope="module")
+def source(prompting):
+    return RecommendSource(
+        KNOWLEDGE, prompting, ROWS, length=300, seed=0, tasks=MIX, negatives=3
+    )
+
+
+def take(dataset, n):
+    iterator = iter(dataset)
+    try:
+        return [next(iterator) for _ in range(n)]
+    finally:
+        iterator.close()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def unpack(batch):
+    """Examples of a packed batch, in the form of comparable tuples of bytes and numbers."""
+    for b in range(len(batch["tokens"])):
+        image = patch = window = 0
+        ids, windows = batch["patch_image_ids"][b], batch["patch_window_ids"][b]
+        segments = batch["segment_ids"][b]
+        assert (np.diff(segments[segments > 0]) >= 0).all() and not batch["tokens"][b][segments == 0].any()
+        for segment in range(1, segments.max() + 1):
+            where = np.flatnonzero(segments == segment)
+            assert (np.diff(where) == 1).all()
+            tokens = batch["tokens"][b, where]
+            slots = int((tokens == 5).sum())  # <|image_pad|>
+            used = slice(patch, patch + 4 * slots)
+            images = ids[used]
+            assert (images > image).all() and (windows[used] > window).all()
+            image, window, patch = max([image, *images]), max([window, *windows[used]]), used.stop
+            answers = batch["answer_positions"][b]
+            mine = np.isin(answers, where)
+            weighted = batch["target_positions"][b]
+            np.testing.assert_array_equal(
+                weighted[np.isin(weighted, where)],
+                where[batch["loss_weights"][b, where] > 0],
+            )
+            yield (
+                tokens.tolist(),
+                batch["positions"][b][:, where].tolist(),
+                batch["branch_ids"][b, where].tolist(),
+                batch["loss_weights"][b, where].tolist(),
+                batch["patches"][b, used].tolist(),
+                batch["patch_hw"][b, used].tolist(),
+                (answers[mine] - where[0]).tolist(),
+                batch["labels"][b][mine].tolist(),
+            )
+        assert (ids[patch:] == 0).all() and (windows[patch:] == 0).all()
+
+
+def flat(example):
+    return (
+        example.tokens.tolist(),
+        example.positions.tolist(),
+        example.branch_ids.tolist(),
+        example.loss_weights.tolist(),
+        [p for image in example.images for p in image["patches"].tolist()],
+        [p for image in example.images for p in image["hw"].tolist()],
+        example.answer_positions.tolist(),
+        example.labels.tolist(),
+    )
+
+
+def test_packing_loses_and_changes_nothing(source):
+    counts = Counter()
+    dataset = batches(source, **SHAPE, shuffle=False, repeat=False, counts=counts)
+    found = sorted(example for batch in dataset for example in unpack(batch))
+    assert found == sorted(flat(source.example(row, row)) for row in range(len(source)))
+    assert counts["examples"] == len(source) and not counts["skipped"]
+    assert counts["images_missing"] == sum(
+        source.example(row, row).counts.get("images_missing", 0) for row in range(len(source))
+    )
+    batch = take(batches(source, **SHAPE), 1)[0]
+    assert (batch["segment_ids"].max(axis=1) > 1).all()  # several examples share a row
+    expected = {"patches": (3, 160, 48), "positions": (3, 3, 320), "answer_positions": (3, 10)}
+    assert {key: batch[key].shape for key in expected} == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_restored_stream_goes_on_with_the_same_batches(source, workers):
+    dataset = batches(source, **SHAPE, seed=3, workers=workers)
+    iterator = iter(dataset)
+    whole = [next(iterator) for _ in range(3)]
+    state = json.loads(json.dumps(iterator.get_state()))
+    whole += [next(iterator) for _ in range(4)]
+    again = iter(batches(source, **SHAPE, seed=3, workers=workers))
+    next(again)
+    again.set_state(state)
+    assert all(same(next(again), batch) for batch in whole[3:])
+    if workers:
+        assert all(map(same, take(batches(source, **SHAPE, seed=3), 7), whole))
+    for it in (iterator, again):
+        it.close()
+
+
+def test_epochs_and_seeds_differ(prompting):
+    source = RecommendSource(
+        KNOWLEDGE, prompting, ROWS[:8], length=300, seed=0, tasks={"pointwise": 1}, negatives=3
+    )
+    shape = dict(batch_size=8, length=300, patches=64, answers=4, pack=False)
+    first, second = take(batches(source, **shape), 2)
+    assert sorted(first["index"]) == sorted(second["index"]) == list(range(8))
+    assert first["index"].tolist() != second["index"].tolist()
+    order, again = np.argsort(first["index"]), np.argsort(second["index"])
+    assert (first["tokens"][order] != second["tokens"][again]).any(axis=1).sum() >= 7
+    assert same(take(batches(source, **shape), 1)[0], first)
+    other = take(batches(source, **shape, seed=1), 1)[0]
+    assert other["index"].tolist() != first["index"].tolist()
+
+
+def test_processes_share_every_row_once(prompting):
+    source = SummarySource(toy_items.catalogue(), prompting, length=60)
+    options = dict(batch_size=10, length=60, patches=16, shuffle=False, repeat=False, pack=False)
+    shares = [
+        list(batches(source, **options, process_index=p, process_count=2)) for p in range(2)
+    ]
+    assert [len(share) for share in shares] == [3, 3]  # 24 items, 30 rows
+    index = np.concatenate([batch["index"] for share in shares for batch in share])
+    assert sorted(index) == [-1] * 6 + list(range(24))
+    for share in shares:
+        for batch in share:
+            assert batch["tokens"].shape == (5, 60) and "answer_positions" not in batch
+            assert not batch["segment_ids"][batch["index"] < 0].any()
+            for b in np.flatnonzero(batch["index"] >= 0):
+                expected = source.example(int(batch["index"][b]), 0).tokens
+                np.testing.assert_array_equal(batch["tokens"][b, : len(expected)], expected)
+
+
+def test_two_processes_take_turns_in_an_endless_stream(prompting):
+    source = WarmupSource(
+        toy_items.catalogue(), prompting, length=80, seed=0, tasks={"describe": 1}
+    )
+    options = dict(length=80, patches=16, targets=40, pack=False)
+    one = take(batches(source, batch_size=4, **options), 14)
+    two = [
+        take(batches(source, batch_size=4, **options, process_index=p, process_count=2), 14)
+        for p in range(2)
+    ]
+    for k in range(14):  # more than two epochs
+        merged = np.stack([two[0][k]["tokens"], two[1][k]["tokens"]], 1).reshape(4, -1)
+        np.testing.assert_array_equal(merged, one[k]["tokens"])
+
+
+def test_text_only(trained):
+    blind = toy_items.prompting(trained, processor=None)
+    source = CandidateSource(KNOWLEDGE, blind, ROWS[:3], np.arange(9).reshape(3, 3), length=200)
+    options = dict(batch_size=2, length=200, answers=3, pack=False, shuffle=False, repeat=False)
+    found = list(batches(source, **options))
+    assert [batch["index"].tolist() for batch in found] == [[0, 1], [2, -1]]
+    assert not any(key.startswith("patch") for key in found[0])
+    assert (found[1]["answer_positions"][1] == -1).all()
+    with pytest.raises(UserError, match="patches=8"):
+        batches(source, **options, patches=8)
+
+
+def test_what_does_not_fit_is_an_error_or_counted(source, prompting):
+    rows = dict(shuffle=False, repeat=False, pack=False)
+    with pytest.raises(UserError, match=r"row \d+ needs patches"):
+        list(batches(source, **SHAPE | {"patches": 4}, **rows))
+    with pytest.raises(UserError, match=r"row \d+ needs length"):
+        list(batches(source, **SHAPE | {"length": 30, "targets": 30}, **rows))
+    counts = Counter()
+    found = list(
+        batches(source, **SHAPE | {"answers": 3}, shuffle=False, repeat=False, counts=counts)
+    )
+    pointwise = sum(len(source.example(r, r).labels) > 0 for r in range(len(source)))
+    assert counts == {**counts, "skipped": pointwise, "examples": len(source) - pointwise}
+    assert all((batch["answer_positions"] == -1).all() for batch in found)
+    endless = iter(batches(source, **SHAPE | {"length": 30, "targets": 30}))
+    with pytest.raises(UserError, match="100 examples one after the other"):
+        next(endless)
+    for options, message in (
+        (dict(process_count=2), "batch_size 3"),
+        (dict(process_count=3, repeat=False), "differ in number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            batches(source, **SHAPE, **options)

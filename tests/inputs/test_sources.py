@@ -1,0 +1,366 @@
+"""Examples against the chat template, against M-RoPE on whole sequences and against the data."""
+
+import pickle
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import toy_items
+from toy_items import BARE, CORRUPT, NO_IMAGE
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.sources import (
+    CandidateSource,
+    Knowledge,
+    RecommendSource,
+    SummarySource,
+    WarmupSource,
+)
+from mmsrec_jax.models.processor import mrope_positions
+from mmsrec_jax.prompts import parse_summary
+
+HISTORIES = toy_items.histories()
+ROWS = toy_items.train_rows(HISTORIES)
+TRAIN_END = HISTORIES.lengths - 1
+NEIGHBOURS = np.random.default_rng(1).integers(-1, 24, (len(ROWS), 4)).astype(np.int32)
+KEYWORDS = toy_items.keywords()
+CATALOGUE = toy_items.catalogue()
+
+
+def knowledge(**changes):
+    given = dict(keywords=KEYWORDS, neighbours=NEIGHBOURS, train_end=TRAIN_END) | changes
+    return Knowledge(CATALOGUE, HISTORIES, **given)
+
+
+def recommend(prompting, tasks, known=None, **options):
+    options = dict(length=1000, seed=0, tasks=tasks, negatives=4) | options
+    return RecommendSource(known or knowledge(), prompting, ROWS, **options)
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("tokens", "loss_weights", "branch_ids", "positions", "answer_positions", "labels")
+    )
+
+
+def candidates_of(trained, example):
+    """Item numbers of the candidates, read from their titles in the branches."""
+    found = []
+    for c in range(1, example.branch_ids.max() + 1):
+        text = trained.decode(example.tokens[example.branch_ids == c])
+        found.append(int(re.search(r"number (\d+)", text)[1]))
+    return found
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+def test_trunk_and_branch_are_the_chat_of_one_candidate(trained, templates):
+    prompting = toy_items.prompting(trained, templates, fields=("title", "description"))
+    row = 9
+    user, position = ROWS[row]
+    example = recommend(prompting, {"pointwise": 1}).example(row, 0)
+    history = [KEYWORDS[i] for i in HISTORIES.of(user)[:position][-5:]]
+    similar = [KEYWORDS[i] for i in NEIGHBOURS[row] if i >= 0][:3]
+    for c, item in enumerate(candidates_of(trained, example), 1):
+        slots = 0 if item in (NO_IMAGE, CORRUPT) else (1, 2, 4)[item % 3]
+        image = f"<|vision_start|>{'<|image_pad|>' * slots}<|vision_end|>" if slots else ""
+        words = CATALOGUE[item].text
+        if templates == "terse":
+            question = (
+                "likes " + ", ".join(h.replace(",", "") for h in history) + "\n"
+                "similar " + ", ".join(s.replace(",", "") for s in similar) + "\n"
+                f"{image} {words['title']} {words['description']}"
+            )  # fmt: skip
+        else:
+            question = (
+                "A user chose these items, oldest first:\n"
+                + "\n".join("- " + h for h in history)
+                + "\n\nUsers with a similar history went on to choose:\n"
+                + "\n".join("- " + s for s in similar)
+                + "\n\nCandidate item:\n"
+                + (f"Image: {image}\n" if image else "")
+                + f"Text: {words['title']}. {words['description']}\n\n"
+                "Will the user choose this item next? Answer yes or no."
+            )
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "yes" if example.labels[c - 1] else "no"},
+        ]
+        whole = trained.apply_chat_template(messages, tokenize=False)
+        one = (example.branch_ids == 0) | (example.branch_ids == c)
+        assert trained.decode(example.tokens[one]) == whole.removesuffix("<|im_end|>\n")
+
+
+def test_branch_positions_are_those_of_the_candidate_alone(trained, prompting):
+    pad = trained.convert_tokens_to_ids("<|image_pad|>")
+    example = recommend(prompting, {"pointwise": 1}).example(12, 3)
+    images = iter(example.images)
+    for c in range(1, 6):
+        branch = example.branch_ids == c
+        one = (example.branch_ids == 0) | branch
+        grids = [next(images)["grid"]] if pad in example.tokens[branch] else []
+        np.testing.assert_array_equal(
+            example.positions[:, one], mrope_positions(example.tokens[one], grids, pad, merge=2)
+        )
+    assert next(images, None) is None and len(example.images) >= 3
+
+
+def test_weights_answers_and_labels(trained, prompting):
+    yes, no = prompting.chat.verdicts
+    example = recommend(prompting, {"pointwise": 1}).example(3, 5)
+    target = HISTORIES.of(ROWS[3][0])[ROWS[3][1]]
+    labels = [int(item == target) for item in candidates_of(trained, example)]
+    assert example.labels.tolist() == labels and sum(labels) == 1
+    verdicts = example.answer_positions + 1
+    assert example.tokens[verdicts].tolist() == [yes if label else no for label in labels]
+    expected = np.zeros(len(example))
+    expected[verdicts] = [4 if label else 1 for label in labels]
+    np.testing.assert_array_equal(example.loss_weights, expected)
+    paper = recommend(prompting, {"pointwise": 1}, positive_weight=1).example(3, 5)
+    assert paper.loss_weights.max() == 1
+
+
+def test_negatives(trained, prompting):
+    source = recommend(prompting, {"pointwise": 1})
+    drawn, places = Counter(), Counter()
+    row = len(ROWS) - 1
+    user, position = ROWS[row]
+    known = set(HISTORIES.of(user)[: TRAIN_END[user]].tolist())
+    for draw in range(400):
+        example = source.example(row, draw)
+        items = candidates_of(trained, example)
+        assert len(set(items)) == 5
+        place = int(np.argmax(example.labels))
+        places[place] += 1
+        drawn.update(items[:place] + items[place + 1 :])
+    assert not known & set(drawn)
+    # the held-out item is no known interaction: it is drawn as any other
+    allowed = set(range(24)) - known
+    assert set(drawn) == allowed
+    expected = 400 * 4 / len(allowed)
+    assert sum((n - expected) ** 2 / expected for n in drawn.values()) < 3 * len(allowed)
+    assert set(places) == set(range(5)) and min(places.values()) > 45
+    assert same(source.example(row, 17), source.example(row, 17))
+    assert not same(source.example(row, 17), source.example(row, 18))
+    assert not same(source.example(row, 17), recommend(prompting, {"pointwise": 1}, seed=1).example(row, 17))
+
+
+def test_few_items_for_many_negatives(prompting, trained):
+    source = recommend(prompting, {"pointwise": 1}, negatives=15)
+    row = len(ROWS) - 1
+    assert len(set(candidates_of(trained, source.example(row, 0)))) == 16
+    with pytest.raises(UserError, match="u5: 16 items"):
+        recommend(prompting, {"pointwise": 1}, negatives=17).example(row, 0)
+
+
+def test_scoring_rows_are_training_rows(trained, prompting):
+    train = recommend(prompting, {"pointwise": 1}, positive_weight=1)
+    examples = [train.example(row, row) for row in range(len(ROWS))]
+    candidates = np.array([candidates_of(trained, example) for example in examples], np.int32)
+    scoring = CandidateSource(knowledge(), prompting, ROWS, candidates, length=1000)
+    assert all(same(scoring[row], example) for row, example in enumerate(examples))
+    candidates[4, 2] = -1
+    example = CandidateSource(knowledge(), prompting, ROWS, candidates, length=1000)[4]
+    assert example.answer_positions[2] == -1 and (example.branch_ids != 3).all()
+    np.testing.assert_array_equal(
+        example.tokens[example.branch_ids == 4], examples[4].tokens[examples[4].branch_ids == 4]
+    )
+
+
+def test_a_row_at_the_end_of_a_history_has_no_target(prompting):
+    rows = np.array([[2, len(HISTORIES.of(2))]])
+    known = knowledge(neighbours=None)
+    example = CandidateSource(known, prompting, rows, np.arange(4)[None], length=1000)[0]
+    assert example.labels.tolist() == [0] * 4
+    assert f"k{HISTORIES.of(2)[-1]}" in prompting_text(prompting, example)
+
+
+def prompting_text(prompting, example):
+    return prompting.chat._backend.decode(example.tokens.tolist(), skip_special_tokens=False)
+
+
+def test_missing_and_corrupt_images_become_text_and_are_counted(trained, prompting):
+    rows, wanted = ROWS[:1], np.array([[NO_IMAGE, 0, CORRUPT, 2]])
+    known = knowledge(neighbours=None)
+    source = CandidateSource(known, prompting, rows, wanted, length=1000)
+    for _ in range(2):  # the second time from the cache
+        example = source[0]
+        assert example.counts["images_missing"] == 2 and len(example.images) == 2
+    assert candidates_of(trained, example) == wanted[0].tolist()
+    blind = toy_items.prompting(trained, processor=None)
+    example = CandidateSource(known, blind, rows, wanted, length=1000)[0]
+    assert example.images == () and not example.counts.get("images_missing")
+    assert "<|vision_start|>" not in trained.decode(example.tokens)
+
+
+def test_truncation_order(trained, prompting):
+    row = int(np.argmax(ROWS[:, 1]))
+    user, position = ROWS[row]
+    neighbours = np.tile(np.arange(4, dtype=np.int32), (len(ROWS), 1))
+    known = knowledge(neighbours=neighbours)
+
+    def at(length):
+        source = CandidateSource(known, prompting, ROWS, np.tile([0, 1], (len(ROWS), 1)), length=length)
+        return source.example(row, 0)
+
+    whole = at(1000)
+    assert not {"history_left_out", "similar_left_out"} & set(whole.counts)
+    past = [KEYWORDS[i].replace(",", "") for i in HISTORIES.of(user)[:position][-5:]]
+    similar = [KEYWORDS[i].replace(",", "") for i in range(3)]
+    states = [(past[i:], similar) for i in range(5)]
+    states += [(past[4:], similar[:i]) for i in (2, 1, 0)] + [([], [])]
+    seen, cut = [], False
+    for length in range(len(whole), 20, -1):
+        example = at(length)
+        if len(example) > length:  # nothing is left to cut: the batch maker reports it
+            assert example.counts["texts_cut"] == 2
+            break
+        if example.counts["texts_cut"]:
+            cut = True
+            continue
+        assert not cut
+        lines = trained.decode(example.tokens[example.branch_ids == 0]).splitlines()
+        state = tuple(
+            next((x.removeprefix(name + " ").split(", ") for x in lines if x.startswith(name)), [])
+            for name in ("likes", "similar")
+        )
+        if not seen or seen[-1] != state:
+            seen.append(state)
+        assert example.counts["history_left_out"] == 5 - len(state[0])
+        assert example.counts["similar_left_out"] == 3 - len(state[1])
+    else:
+        pytest.fail("the shortest length still fits")
+    assert seen == states and cut
+
+
+def test_long_texts_lose_their_tail_and_are_counted(trained):
+    prompting = toy_items.prompting(trained, fields=("title", "description"), text_tokens=3)
+    source = CandidateSource(
+        knowledge(neighbours=None), prompting, ROWS[:1], np.array([[0]]), length=1000
+    )
+    example = source[0]
+    assert example.counts["texts_cut"] == 1
+    assert " mug number" in trained.decode(example.tokens)
+    assert "for" not in trained.decode(example.tokens)
+
+
+def answer_of(trained, example):
+    """Prompt and answer as text; everything with weight is the end of the example."""
+    weighted = np.flatnonzero(example.loss_weights)
+    assert weighted.tolist() == list(range(weighted[0], len(example)))
+    assert set(example.loss_weights[weighted]) == {1.0}
+    return trained.decode(example.tokens[: weighted[0]]), trained.decode(example.tokens[weighted])
+
+
+def test_other_tasks(trained, prompting):
+    row = 7
+    target = int(HISTORIES.of(ROWS[row][0])[ROWS[row][1]])
+    title, words = CATALOGUE[target].text["title"], KEYWORDS[target].replace(",", "")
+    letters = set()
+    for draw in range(40):
+        prompt, answer = answer_of(trained, recommend(prompting, {"rank": 1}).example(row, draw))
+        letter = answer.removesuffix("<|im_end|>")
+        options = dict(line.split(" ", 1) for line in prompt.splitlines() if line[:2] in ("A ", "B ", "C ", "D ", "E "))
+        assert options[letter] == title and len(options) == 5
+        letters.add(letter)
+    assert letters == set("ABCDE")
+    prompt, answer = answer_of(trained, recommend(prompting, {"next_keywords": 1}).example(row, 0))
+    assert answer == f" {words}<|im_end|>" and "likes" in prompt
+    assert f"likes {words}" not in prompt
+    both = set()
+    for draw in range(20):
+        prompt, answer = answer_of(trained, recommend(prompting, {"align": 1}).example(row, draw))
+        to_words = answer == f" {words}<|im_end|>"
+        assert to_words or answer == f" {title}<|im_end|>"
+        assert (title if to_words else words) in prompt
+        assert "likes" not in prompt
+        both.add(to_words)
+    assert both == {True, False}
+
+
+def test_shares(trained, prompting):
+    source = recommend(prompting, {"pointwise": 3, "next_keywords": 1, "rank": 0})
+    kinds = Counter(source.example(0, draw).branch_ids.max() > 0 for draw in range(400))
+    assert 0.68 < kinds[True] / 400 < 0.82
+    for tasks, message in (({"ranking": 1}, "ranking"), ({}, "positive"), ({"rank": -1}, "positive")):
+        with pytest.raises(UserError, match=message):
+            recommend(prompting, tasks)
+
+
+def test_ablations(trained, prompting):
+    raw = recommend(prompting, {"pointwise": 1, "align": 5}, knowledge(keywords=None, neighbours=None))
+    for draw in range(10):  # nothing to align without keywords
+        example = raw.example(5, draw)
+        text = trained.decode(example.tokens)
+        assert example.branch_ids.max() and "similar" not in text and " k" not in text
+    item = HISTORIES.of(ROWS[5][0])[ROWS[5][1] - 1]
+    assert CATALOGUE[int(item)].text["title"] in text
+    with pytest.raises(UserError, match="neighbours"):
+        recommend(prompting, {"pointwise": 1}, knowledge(neighbours=NEIGHBOURS[1:]))
+    with pytest.raises(UserError, match="keyword"):
+        recommend(prompting, {"pointwise": 1}, knowledge(keywords=KEYWORDS[1:]))
+
+
+def warmup(prompting, tasks, **options):
+    options = dict(length=200, seed=0, tasks=tasks, image_attributes=("colour",)) | options
+    return WarmupSource(CATALOGUE, prompting, **options)
+
+
+def test_describe_without_noise_is_the_attributes(trained, prompting):
+    source = warmup(prompting, {"describe": 1})
+    for i in range(len(CATALOGUE)):
+        prompt, answer = answer_of(trained, source[i])
+        known = CATALOGUE[i].attributes
+        seen = parse_summary(answer)
+        assert answer.endswith("<|im_end|>")
+        if i == BARE:
+            assert (seen.image, seen.text) == (["clock"], ["clock", "number", "7"])
+        else:
+            image = [] if i in (NO_IMAGE, CORRUPT) else [known["colour"]]
+            assert (seen.image, seen.text) == (image, [known["thing"], known["place"]])
+        # stage 1 asks with the same words
+        summary = SummarySource(CATALOGUE, prompting, length=200)[i]
+        assert trained.decode(summary.tokens) == prompt and summary.index == i
+        assert not summary.loss_weights.any()
+        assert ("<|vision_start|>" in prompt) == (i not in (NO_IMAGE, CORRUPT))
+
+
+def test_noise_of_describe(trained, prompting):
+    source, fillers = warmup(prompting, {"describe": 1}, noise=0.25), {"nice", "item", "good"}
+    found = Counter()
+    for draw in range(600):
+        seen = parse_summary(answer_of(trained, source.example(0, draw))[1])
+        words = seen.image + seen.text
+        found["filler"] += bool(fillers & set(words))
+        words = [word for word in words if word not in fillers]
+        assert words and set(words) <= {"red", "mug", "home"} and set(seen.image) <= {"red", *fillers}
+        found["repeated"] += len(set(words)) < len(words)
+        found["left_out"] += 3 - len(set(words))
+        found["order"] += [w for w in seen.text if w in ("mug", "home")][:1] == ["home"]
+    for name, share in (("filler", 0.25), ("repeated", 0.25), ("left_out", 0.75), ("order", 0.47)):
+        assert abs(found[name] / 600 - share) < 0.08, name
+    assert same(source.example(0, 5), source.example(0, 5))
+
+
+def test_vqa_asks_what_can_be_seen(trained, prompting):
+    source, asked = warmup(prompting, {"vqa": 1}), Counter()
+    for draw in range(60):
+        for i in (0, NO_IMAGE):
+            prompt, answer = answer_of(trained, source.example(i, draw))
+            name = prompt.split("<|im_end|>")[0].splitlines()[-1]
+            assert answer == f" {CATALOGUE[i].attributes[name]}<|im_end|>"
+            asked[i, name] += 1
+    assert (NO_IMAGE, "colour") not in asked and len(asked) == 5 and min(asked.values()) > 8
+    _, answer = answer_of(trained, source.example(BARE, 0))
+    assert answer.startswith("image: clock")  # nothing to ask: described instead
+
+
+def test_sources_survive_pickling(prompting):
+    for source in (
+        recommend(prompting, {"pointwise": 1, "rank": 1}),
+        warmup(prompting, {"describe": 1, "vqa": 1}),
+    ):
+        before = [source[i] for i in range(4)]
+        again = pickle.loads(pickle.dumps(source))
+        assert all(same(again[i], before[i]) for i in range(4))

@@ -1,0 +1,180 @@
+"""The loss against plain softmaxes over whole logits, and runs that stop and go on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_items
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmsrec_jax import sharding
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.pipeline import batches
+from mmsrec_jax.inputs.sources import Knowledge, RecommendSource
+from mmsrec_jax.models import lora
+from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.training import sft
+
+CONFIG = ConfigDict(
+    dict(
+        trainable="full", steps=6, warmup_steps=1, learning_rate=5e-3, weight_decay=0.01,
+        clip_norm=1.0, listwise_weight=0.5, checkpoint_every=3, log_every=2,
+    )
+)  # fmt: skip
+SHAPE = dict(batch_size=4, length=256, patches=96, answers=8, targets=48)
+
+
+@pytest.fixture(scope="module")
+def prompting(tmp_path_factory):
+    return toy_items.prompting(toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def source(prompting):
+    h = toy_items.histories()
+    knowledge = Knowledge(toy_items.catalogue(), h, toy_items.keywords())
+    return RecommendSource(
+        knowledge, prompting, toy_items.train_rows(h), length=256, seed=0, negatives=3,
+        tasks={"pointwise": 3, "next_keywords": 1},
+    )  # fmt: skip
+
+
+def make_model(seed=0, tied=False):
+    text = DecoderConfig(
+        vocab_size=600, hidden=16, layers=2, heads=2, kv_heads=1, head_dim=8, intermediate=24,
+        mrope_section=(2, 1, 1), tied=tied,
+    )  # fmt: skip
+    vision = VisionConfig(
+        depth=1, hidden=8, heads=2, intermediate=12, fullatt_block_indexes=(0,), patch_size=4
+    )
+    return MLLM(MLLMConfig(text, vision, 5, 3, 4), rngs=nnx.Rngs(seed))
+
+
+@pytest.fixture(scope="module")
+def batch(source):
+    iterator = iter(batches(source, **SHAPE))
+    try:
+        return next(iterator)
+    finally:
+        iterator.close()
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_is_that_of_plain_softmaxes(batch, prompting, tied):
+    model, (yes, no) = make_model(tied=tied), prompting.chat.verdicts
+    with jax.default_matmul_precision("highest"):
+        logits = np.asarray(jax.jit(lambda m, b: m.unembed(m(b)))(model, batch), np.float64)
+        total, metrics = sft.loss(model, batch, verdicts=(yes, no), listwise_weight=0.5)
+    logprobs, weights = log_softmax(logits), batch["loss_weights"]
+    token = sum(
+        -weights[b, t] * logprobs[b, t - 1, batch["tokens"][b, t]]
+        for b, t in zip(*np.nonzero(weights), strict=True)
+    )
+    np.testing.assert_allclose(metrics["loss/tokens"], token / weights.sum(), rtol=1e-4)
+    lists, first, right = [], [], {0: [], 1: []}
+    for b in range(len(logits)):
+        at = batch["answer_positions"][b]
+        for segment in set(batch["segment_ids"][b, at[at >= 0]]):
+            mine = [c for c in range(8) if at[c] >= 0 and batch["segment_ids"][b, at[c]] == segment]
+            score = np.array([logits[b, at[c], yes] - logits[b, at[c], no] for c in mine])
+            labels = batch["labels"][b][mine]
+            assert labels.sum() == 1 and len(mine) == 4
+            lists.append(-log_softmax(score)[labels == 1][0])
+            first.append(np.argmax(score) == np.argmax(labels))
+            for s, label in zip(score, labels, strict=True):
+                right[int(label)].append((s > 0) == label)
+    assert len(lists) >= 4
+    np.testing.assert_allclose(metrics["loss/listwise"], np.mean(lists), rtol=1e-4)
+    np.testing.assert_allclose(total, token / weights.sum() + 0.5 * np.mean(lists), rtol=1e-4)
+    np.testing.assert_allclose(metrics["verdict/positive_first"], np.mean(first), atol=1e-6)
+    np.testing.assert_allclose(metrics["verdict/accuracy_yes"], np.mean(right[1]), atol=1e-6)
+    np.testing.assert_allclose(metrics["verdict/accuracy_no"], np.mean(right[0]), atol=1e-6)
+
+
+def test_equal_scores_are_not_first(batch, prompting):
+    model = make_model()
+    model.text.head.kernel[...] = jnp.zeros_like(model.text.head.kernel[...])
+    _, metrics = sft.loss(model, batch, verdicts=prompting.chat.verdicts, listwise_weight=1.0)
+    assert metrics["verdict/positive_first"] == 0
+    np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
+
+
+def train(source, prompting, directory, model=None, **changes):
+    config = ConfigDict(CONFIG.to_dict() | changes)
+    return sft.train(
+        config, model or make_model(), batches(source, **SHAPE), name="sft", directory=directory,
+        mesh=sharding.make_mesh(data=2, fsdp=2, tensor=1, devices=jax.devices()[:4]),
+        verdicts=prompting.chat.verdicts,
+    )  # fmt: skip
+
+
+def leaves(model, *filters):
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.split(model, *filters, ...)[1])]
+
+
+def test_stopped_run_ends_with_the_same_bits(source, prompting, tmp_path, monkeypatch):
+    whole = train(source, prompting, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    run = sft.loop.run
+
+    def dies(state, step_fn, iterator, **options):
+        def step(state, batch):
+            if step.calls == 4:
+                raise Killed
+            step.calls += 1
+            return step_fn(state, batch)
+
+        step.calls = 0
+        return run(state, step, iterator, **options)
+
+    monkeypatch.setattr(sft.loop, "run", dies)
+    with pytest.raises(Killed):
+        train(source, prompting, tmp_path / "killed")
+    monkeypatch.undo()
+    again = train(source, prompting, tmp_path / "killed")
+    before, after = leaves(make_model(), nnx.Param), leaves(whole, nnx.Param)
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+    for a, b in zip(after, leaves(again, nnx.Param), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):
+    model = make_model()
+    with pytest.raises(UserError, match="no such weights"):
+        train(source, prompting, tmp_path / "none", model, trainable="lora")
+    lora.add(model, rank=4, alpha=8, rngs=nnx.Rngs(1))
+    frozen = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))
+    before, adapters = leaves(model, frozen), leaves(model, nnx.LoRAParam)
+    trained = train(source, prompting, tmp_path / "lora", model, trainable="lora")
+    for a, b in zip(before, leaves(trained, frozen), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved = leaves(trained, nnx.LoRAParam)
+    assert all((a != b).any() for a, b in zip(adapters, moved, strict=True))
+
+
+def test_the_verdict_is_learnt(batch, prompting):
+    # the same rows again and again: both losses must vanish
+    optimizer = sft.make_optimizer(ConfigDict(CONFIG.to_dict() | {"steps": 150, "weight_decay": 0.0}))
+    graphdef, params = nnx.split(make_model())
+    step = sft.make_step(
+        graphdef, optimizer, verdicts=prompting.chat.verdicts, listwise_weight=1.0
+    )
+    state = sft.TrainState.create(params, optimizer)
+    history = []
+    for _ in range(150):
+        state, metrics = step(state, {}, batch)
+        history.append({k: float(v) for k, v in metrics.items()})
+    assert history[0]["loss/tokens"] > 5
+    assert history[-1]["loss/tokens"] < 1.0 and history[-1]["verdict/positive_first"] > 0.9
