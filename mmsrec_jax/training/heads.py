@@ -24,6 +24,30 @@ from mmsrec_jax.training.state import TrainState
 _NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """What a compiled step depends on; heads of equal recipe (folds, seeds) share the step."""
+
+    encoder: SASRecConfig
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    loss_chunk: int
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return _optimizer(self)
+
+
+@functools.cache
+def _optimizer(recipe):
+    return optax.adamw(
+        optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: nnx.map_state(lambda path, _: path[0] not in _NO_DECAY, params),
+    )
+
+
 @flax.struct.dataclass
 class HeadState:
     """What a resumed run needs: the weights in training, and the best so far with its record.
@@ -72,12 +96,19 @@ def train(
         mlp_dim=config.mlp_dim,
         dropout=config.dropout,
     )
+    recipe = _Recipe(
+        encoder,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        loss_chunk=config.loss_chunk,
+    )
+    key = jax.random.key(config.seed)
     params = heads.init_params(encoder, config.seed)
     if mesh is not None:
-        params = jax.device_put(params, heads.replicated(mesh))
-    optimizer = _optimizer(config, params)
+        params, key = jax.device_put((params, key), heads.replicated(mesh))
     state = HeadState(
-        train=TrainState.create(params, optimizer),
+        train=TrainState.create(params, recipe.optimizer),
         best_params=jax.tree.map(jnp.copy, params),
         best_ndcg=jnp.float32(-1.0),
         best_step=jnp.int32(0),
@@ -85,11 +116,10 @@ def train(
     )
     if mesh is not None:
         state = jax.device_put(state, heads.replicated(mesh))
-    step = _step(encoder, optimizer, config.seed, config.loss_chunk)
 
     def train_step(state, batch):
         batch = jax.device_put(batch, None if mesh is None else batch_sharding(mesh))
-        trained, measured = step(state.train, batch)
+        trained, measured = _step(recipe, state.train, batch, key)
         return state.replace(train=trained), measured
 
     validation = _subset(split.validation, config.validation_rows, config.seed)
@@ -262,27 +292,16 @@ def _subset(rows, count, seed):
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
-def _optimizer(config, params):
-    decayed = nnx.map_state(lambda path, _: path[0] not in _NO_DECAY, params)
-    return optax.adamw(
-        optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps),
-        weight_decay=config.weight_decay,
-        mask=decayed,
-    )
-
-
-def _step(encoder, optimizer, seed, loss_chunk):
-    def loss(params, batch, key):
-        model = nnx.merge(heads.graphdef(encoder), params)
-        hidden = model(batch["ids"], batch["segments"], batch["positions"], key)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _step(recipe, state, batch, key):
+    def loss(params):
+        model = nnx.merge(heads.graphdef(recipe.encoder), params)
+        dropout = jax.random.fold_in(key, state.step)
+        hidden = model(batch["ids"], batch["segments"], batch["positions"], dropout)
         targets = batch["targets"].reshape(-1)
-        nll = token_nll(hidden.reshape(len(targets), -1), model.table(), targets, chunk=loss_chunk)
+        hidden = hidden.reshape(len(targets), -1)
+        nll = token_nll(hidden, model.table(), targets, chunk=recipe.loss_chunk)
         return nll.sum() / jnp.maximum((targets >= 0).sum(), 1)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, gradients = jax.value_and_grad(loss)(state.params, batch, key)
-        return state.apply(gradients, optimizer), {"loss": value}
-
-    return step
+    value, gradients = jax.value_and_grad(loss)(state.params)
+    return state.apply(gradients, recipe.optimizer), {"loss": value}

@@ -88,9 +88,10 @@ class Head:
         return jax.device_put(ids, batch_sharding(self.mesh))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: SASRecConfig, seed: int):
     """Freshly initialised weights as an nnx.State of named leaves."""
-    return nnx.split(SASRec(config, rngs=nnx.Rngs(seed)))[1]
+    return nnx.split(SASRec(config, rngs=nnx.Rngs(jax.random.key(seed))))[1]
 
 
 def abstract_params(config: SASRecConfig):

@@ -1,0 +1,230 @@
+"""Similar users against numpy brute force: each exclusion by itself, folds, shards."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmsrec_jax.data import splits
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.models.heads.head import Head, init_params
+from mmsrec_jax.models.heads.sasrec import SASRecConfig
+from mmsrec_jax.retrieval import similar
+from mmsrec_jax.sharding import make_mesh
+
+ITEMS, USERS = 30, 40
+
+
+@pytest.fixture(scope="module")
+def histories():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 20, USERS)
+    times = [np.sort(rng.integers(0, 40, n)) for n in lengths]  # many equal moments
+    return Histories.from_rows(
+        np.arange(USERS).astype(str),
+        np.repeat(np.arange(USERS), lengths),
+        rng.integers(0, ITEMS, lengths.sum()),
+        1.4e9 + np.concatenate(times),  # float32 could not tell these apart
+    )
+
+
+@pytest.fixture(scope="module")
+def head():
+    config = SASRecConfig(ITEMS, length=8, dim=16, layers=1, heads=2, mlp_dim=16)
+    return Head(config, init_params(config, 0))
+
+
+class Stub:
+    """Embeds every position by a table of its item: cheap, and different for every seed."""
+
+    def __init__(self, seed):
+        self.config = types.SimpleNamespace(length=64, dim=5)
+        self.table = np.random.default_rng(seed).normal(size=(ITEMS + 1, 5)).astype(np.float32)
+
+    def states(self, ids):
+        return jnp.asarray(self.table[ids])
+
+    def unit(self, item):
+        return self.table[item] / np.linalg.norm(self.table[item])
+
+
+def brute_force(stub, histories, split, row, k, *, excluded=(), before=None, distinct_items=False):
+    """Next items, users and cosines for one row, by loops over every training prefix."""
+    query = stub.unit(histories.of(row[0])[row[1] - 1])
+    entries = []
+    for user in range(USERS):
+        for position in range(1, split.train_end[user]):
+            if user in excluded or (
+                before is not None and histories.times(user)[position] >= before
+            ):
+                continue
+            past, item = histories.of(user)[position - 1], histories.of(user)[position]
+            entries.append((float(stub.unit(past) @ query), user, int(item)))
+    entries.sort(key=lambda e: -e[0])
+    picked = []
+    for similarity, user, item in entries:
+        if user in [p[1] for p in picked]:
+            continue
+        if distinct_items and item in [p[2] for p in picked]:
+            continue
+        picked.append((similarity, user, item))
+    return picked[:k]
+
+
+def assert_equal_up_to_ties(got, n, wanted, histories, split, stub):
+    """Equal cosines are frequent (many prefixes end with one item): compare what is determined."""
+    wanted_similarity = [w[0] for w in wanted] + [-np.inf] * (got.items.shape[1] - len(wanted))
+    np.testing.assert_allclose(got.similarity[n], wanted_similarity, atol=1e-5)
+    assert len(set(got.users[n][: len(wanted)])) == len(wanted)
+    assert (got.items[n][len(wanted) :] == -1).all()
+
+
+def pairs(stub, histories, split, user, item, query):
+    """Whether (user, next item) is a training prefix with that cosine."""
+    return [
+        float(stub.unit(histories.of(user)[p - 1]) @ query)
+        for p in range(1, split.train_end[user])
+        if histories.of(user)[p] == item
+    ]
+
+
+@pytest.mark.parametrize("distinct_items", [False, True])
+def test_own_user_is_excluded_and_the_rest_is_exact(histories, distinct_items):
+    stub, split = Stub(0), splits.leave_one_out(histories)
+    rows = np.concatenate([split.train[::7], split.validation, split.test])
+    got = similar.neighbours(
+        stub, histories, split, rows, k=3, distinct_items=distinct_items
+    )  # fmt: skip
+    own_would_have_won = 0
+    for n, row in enumerate(rows):
+        assert row[0] not in got.users[n]
+        query = stub.unit(histories.of(row[0])[row[1] - 1])
+        for user, item, similarity in zip(
+            got.users[n], got.items[n], got.similarity[n], strict=True
+        ):
+            assert np.isclose(pairs(stub, histories, split, user, item, query), similarity).any()
+        if distinct_items:
+            assert len(set(got.items[n])) == 3
+        else:
+            wanted = brute_force(stub, histories, split, row, 3, excluded=[row[0]])
+            assert_equal_up_to_ties(got, n, wanted, histories, split, stub)
+        own_would_have_won += row[0] in [p[1] for p in brute_force(stub, histories, split, row, 3)]
+    assert own_would_have_won > 10
+
+
+def test_distinct_items_equals_greedy_choice_when_nothing_ties():
+    rng = np.random.default_rng(1)
+    embeddings = rng.normal(size=(300, 6)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    base = similar.KnowledgeBase(
+        embeddings,
+        np.sort(rng.integers(0, 60, 300)).astype(np.int32),
+        rng.integers(0, 8, 300).astype(np.int32),
+        np.zeros(300),
+    )
+    users = np.arange(50, dtype=np.int32)
+    for distinct in (False, True):
+        got = similar.search(
+            base, embeddings[:50], users, k=4, distinct_items=distinct, query_chunk=16, base_chunk=37
+        )  # fmt: skip
+        for n in range(50):
+            picked = []
+            for at in np.argsort(-(embeddings @ embeddings[n])):
+                taken = [base.users[p] for p in picked] + [users[n]]
+                items = [base.items[p] for p in picked] if distinct else []
+                if base.users[at] not in taken and base.items[at] not in items:
+                    picked.append(at)
+            np.testing.assert_array_equal(got.users[n], base.users[picked[:4]])
+            np.testing.assert_array_equal(got.items[n], base.items[picked[:4]])
+
+
+def test_nothing_of_validation_and_test_is_in_the_base(histories):
+    stub, split = Stub(0), splits.leave_one_out(histories)
+    before = similar.neighbours(stub, histories, split, split.test, k=3)
+    items = histories.items.copy()
+    last = histories.offsets[1:] - 1
+    items[last] = (items[last] + 7) % ITEMS  # test targets of everybody
+    changed = Histories(histories.users, histories.offsets, items, histories.timestamps)
+    after = similar.neighbours(stub, changed, split, split.test, k=3)
+    np.testing.assert_array_equal(before.items, after.items)
+    base = similar.knowledge_base(stub, histories, split)
+    wanted = [histories.of(u)[p] for u in range(USERS) for p in range(1, len(histories.of(u)) - 2)]
+    np.testing.assert_array_equal(base.items, wanted)
+
+
+def test_global_time_allows_only_the_past(histories):
+    stub = Stub(0)
+    split = splits.global_time(histories, validation_quantile=0.7, test_quantile=0.85)
+    rows = np.concatenate([split.train[::3], split.validation, split.test])
+    got = similar.neighbours(stub, histories, split, rows, k=3)
+    future_would_have_won = 0
+    for n, row in enumerate(rows):
+        now = histories.times(row[0])[row[1]]
+        wanted = brute_force(stub, histories, split, row, 3, excluded=[row[0]], before=now)
+        assert_equal_up_to_ties(got, n, wanted, histories, split, stub)
+        anytime = brute_force(stub, histories, split, row, 3, excluded=[row[0]])
+        future_would_have_won += [a[0] for a in anytime] != [w[0] for w in wanted]
+        for user, item in zip(got.users[n], got.items[n], strict=True):
+            if user >= 0:
+                taken = histories.times(user)[: split.train_end[user]]
+                bought = histories.of(user)[: split.train_end[user]]
+                assert (taken[bought == item] < now).any()
+    assert future_would_have_won > 20
+
+
+def test_training_rows_use_the_head_that_has_not_seen_their_user(histories):
+    split = splits.leave_one_out(histories)
+    full, fold_heads = Stub(0), [Stub(1), Stub(2)]
+    folds = similar.assign_folds(USERS, 2, seed=0)
+    assert np.bincount(folds).tolist() == [20, 20]
+    rows = np.concatenate([split.train[::5], split.test])
+    got = similar.neighbours(
+        full, histories, split, rows, k=2, fold_heads=fold_heads, folds=folds
+    )  # fmt: skip
+    for n, row in enumerate(rows):
+        trained = row[1] < split.train_end[row[0]]
+        stub = fold_heads[folds[row[0]]] if trained else full
+        wanted = brute_force(stub, histories, split, row, 2, excluded=[row[0]])
+        assert_equal_up_to_ties(got, n, wanted, histories, split, stub)
+
+
+def test_prefixes_in_one_pass_equal_prefixes_alone(histories, head):
+    rows = splits.leave_one_out(histories).train
+    got = similar.prefix_embeddings(head, histories, rows)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
+    past = np.full((len(rows), 8), -1)
+    for n, (user, position) in enumerate(rows):
+        window = histories.of(user)[:position]
+        if position > 8:  # windows start every 4 items and hold the latest 5 to 8
+            window = window[-(5 + (position - 1) % 4) :]
+        past[n, : len(window)] = window
+    assert (rows[:, 1] > 12).any()
+    alone = head.embed(past)
+    np.testing.assert_allclose(got, alone / np.linalg.norm(alone, axis=1)[:, None], atol=2e-5)
+
+
+@pytest.mark.parametrize("distinct_items", [False, True])
+def test_sharded_search_equals_search_on_one_device(histories, distinct_items):
+    assert jax.device_count() == 8
+    stub, split = Stub(0), splits.leave_one_out(histories)
+    base = similar.knowledge_base(stub, histories, split)
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(20, 5)).astype(np.float32)
+    options = {"k": 3, "distinct_items": distinct_items, "base_chunk": 16}
+    one = similar.search(base, queries, np.arange(20), **options)
+    many = similar.search(base, queries, np.arange(20), mesh=make_mesh(2, 2, 2), **options)
+    np.testing.assert_allclose(one.similarity, many.similarity, atol=1e-5)
+    np.testing.assert_array_equal(one.users, many.users)
+    np.testing.assert_array_equal(one.items, many.items)
+
+
+def test_hit_rates_of_each_part(histories):
+    split = splits.leave_one_out(histories)
+    rows = np.concatenate([split.train, split.test])
+    right = np.array([histories.of(u)[p] for u, p in rows])
+    items = np.stack([np.full(len(rows), -1), right], 1)
+    items[len(split.train) :: 2] = -1  # every other test row misses
+    rates = similar.hit_rates(similar.Neighbours(items, items, items), histories, split, rows)
+    assert rates == {"train": 1.0, "test": 0.5}
