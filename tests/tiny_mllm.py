@@ -104,12 +104,14 @@ def _forward(model: MLLM):
     return lambda batch: np.asarray(run(state, batch))
 
 
-def full_logprobs(model: MLLM, batch: dict[str, np.ndarray], row: int, tokens) -> np.ndarray:
+def full_logprobs(
+    model: MLLM, batch: dict[str, np.ndarray], row: int, tokens, *, length: int = 32
+) -> np.ndarray:
     """float32[len(tokens) + 1, V]: next-token log-probs after the prompt and after each token, from
-    one plain forward without cache or branches (padded to 32 tokens, so that it compiles once)."""
+    one plain forward without cache or branches (padded to `length`, so that it compiles once)."""
     sequence = extend(batch, row, list(tokens))
     n = sequence["tokens"].shape[1]
     for name in ("tokens", "positions", "segment_ids", "branch_ids"):
-        widths = [(0, 0)] * (sequence[name].ndim - 1) + [(0, 32 - n)]
+        widths = [(0, 0)] * (sequence[name].ndim - 1) + [(0, length - n)]
         sequence[name] = np.pad(sequence[name], widths)
     return _forward(model)(sequence)[0, n - len(tokens) - 1 : n]

@@ -18,6 +18,7 @@ def scores(
     batch: dict[str, jax.Array],
     texts: dict[str, jax.Array],
     *,
+    length: str,
     reconstruction: str,
     center: bool,
     distractors: int,
@@ -27,8 +28,8 @@ def scores(
 
     Args:
       batch: the prompts, for their images.
-      texts: `rescoring.Rescoring.arrays`, plus tokens int32[B, G] to count if that is what
-        "length" counts, under "keywords".
+      texts: `rescoring.Rescoring.arrays`.
+      length: what it counts, "keywords" (paper) or "tokens".
       reconstruction: "bounded" or "perplexity".
       center: see `parts.information`.
       distractors: other images of the batch that a summary is told from, the next ones in it;
@@ -41,7 +42,7 @@ def scores(
         "information": parts.information(
             rows["words"], rows["text"], texts["words_lengths"] > 0, text_lengths > 0, center=center
         ),
-        "length": parts.length(texts["keywords"]),
+        "length": parts.length(texts["keywords" if length == "keywords" else "words_lengths"]),
         "form": texts["form"],
     }
     if reconstruction == "bounded":
@@ -54,19 +55,21 @@ def scores(
 
 
 def by_rounds(function: Callable[[Any], Any], rounds: int) -> Callable[[Any], Any]:
-    """`function` over arrays with first axis B, in `rounds` sequential calls of B / rounds rows.
-
-    Row b belongs to call b % rounds, so that every call takes as many rows from every device.
-    """
+    """`function` over arrays with first axis B, in `rounds` sequential calls of B / rounds rows."""
     if rounds == 1:
         return function
 
     def run(tree):
-        tree = jax.tree.map(lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), tree)
-        out = jax.lax.map(function, tree)
+        out = jax.lax.map(function, split_rounds(tree, rounds))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
 
     return run
+
+
+def split_rounds(tree: Any, rounds: int) -> Any:
+    """[B, ...] -> [rounds, B / rounds, ...]. Row b belongs to round b % rounds, so that every round
+    takes as many rows from every device."""
+    return jax.tree.map(lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,106 @@
+"""Stage 1's offline pass: a greedy summary for every item."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmsrec_jax import sharding
+from mmsrec_jax.decoding import sampler
+from mmsrec_jax.decoding.sampler import Sampling
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.sources import SummarySource
+from mmsrec_jax.models.mllm import MLLM
+
+
+def summarise(
+    model: MLLM,
+    tokenizer: Any,
+    source: SummarySource,
+    *,
+    batch_size: int,
+    patches: int,
+    max_new_tokens: int,
+    mesh: Mesh,
+) -> Iterator[tuple[int, str]]:
+    """(item, what the model writes of it) for the rows of `source`, in order, greedily.
+
+    With several processes each yields its own share. Batches are made when asked for: a caller that
+    stores what it got goes on with a source of the remaining rows.
+
+    Args:
+      batch_size: prompts at once, over all processes.
+      patches: room for the vision patches of a prompt, 0 without images.
+    """
+    sampling = make_sampling(
+        model, tokenizer, source, samples=1, max_new_tokens=max_new_tokens, temperature=0.0
+    )
+    graphdef, state = nnx.split(model)
+    dataset = pipeline.batches(
+        source,
+        batch_size=batch_size,
+        length=source.length,
+        patches=patches,
+        shuffle=False,
+        repeat=False,
+        pack=False,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    run = sampler.compiled(graphdef, sampling)
+    with jax.set_mesh(mesh):
+        state = jax.device_put(state, sharding.shardings(state, mesh))
+        iterator = iter(dataset)
+        try:
+            for batch in iterator:
+                placed = to_devices(prompts_of(batch), mesh)
+                rows = placed.pop("index")
+                out = run(state, {}, placed, rows, jax.random.key(0))
+                texts = tokenizer.batch_decode(local_rows(out.tokens)[:, 0])
+                for item, text in zip(batch["index"].tolist(), texts, strict=True):
+                    if item >= 0:
+                        yield item, text
+        finally:
+            iterator.close()
+
+
+def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options: Any) -> Sampling:
+    """Sampling of summaries: ends with the turn, never emits what stands for an image."""
+    stop = source.items.prompting.chat.stop_id
+    ends = {stop, tokenizer.eos_token_id} - {None}
+    image = (
+        model.config.image_token_id,
+        model.config.vision_start_token_id,
+        model.config.vision_end_token_id,
+    )
+    return Sampling(
+        eos_ids=tuple(sorted(ends)),
+        pad_id=stop if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        suppress=tuple(i for i in image if i is not None),
+        **options,
+    )
+
+
+def prompts_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the model and the sampler read of a batch of prompts."""
+    unused = ("loss_weights", "target_positions", "answer_positions", "labels")
+    return {name: value for name, value in batch.items() if name not in unused}
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The rows of this process as rows of global arrays."""
+    rows = sharding.batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()
+    }
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a global array that this process gave, in order."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {shard.index[0].start: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
