@@ -1,12 +1,14 @@
 """Toyshop: a generated shop whose true choice probabilities are known (*ours*).
 
 Every item has attributes that only its picture shows (colour, pattern), attributes that only its
-text names (material, occasion), and a latent group that neither shows: groups are seen only in
-what users buy together. Shape, background and kind of product are visible but no one's taste
-depends on them. A user's taste is one favourite value for each of the five factors. Before every
-choice each favourite is redrawn with probability `drift`, so recent choices tell more than old
-ones. Given the taste, an item is chosen with probability proportional to
+text names (material, occasion), and a latent group that neither shows. Shape, background and kind
+of product are visible, but no one's taste depends on them. A user's taste is one favourite value
+for each of the four factors. Given the taste, an item is chosen with probability proportional to
 `exp(popularity + sum of weights of matching factors)` among the items not yet chosen.
+
+Taste moves. After a choice each favourite is replaced, with probability `pull`, by the value that
+the chosen item's group leads to, and, with probability `drift`, by any value. Where a group leads
+shows only in what users choose one after another: it takes similar users to know.
 """
 
 import dataclasses
@@ -66,17 +68,19 @@ class World:
     Attributes:
       attributes: name -> int32[items], the value index of every visible attribute.
       groups: int32[items], the latent group.
+      leads_to: int32[groups, 4], the values that a group leads to, in the order of `factors`.
       popularity: float64[items], logit that all users share.
-      weights: factor name (visible factors and "group") -> logit for a match.
-      drift: probability that a favourite is redrawn before a choice.
-      tastes: int32[T, 5] the taste behind every interaction of the histories, in the order
-        colour, pattern, material, occasion, group.
+      weights: factor -> logit for a match.
+      pull, drift: probabilities that a favourite follows the last item's group, or is redrawn.
+      tastes: int32[T, 4], the taste behind every interaction of the histories.
     """
 
     attributes: dict[str, np.ndarray]
     groups: np.ndarray
+    leads_to: np.ndarray
     popularity: np.ndarray
     weights: dict[str, float]
+    pull: float
     drift: float
     tastes: np.ndarray
 
@@ -90,64 +94,71 @@ class World:
         return tuple(len(VALUES[name]) for name in self.factors)
 
     def save(self, path) -> None:
-        np.savez(
-            path,
-            groups=self.groups, popularity=self.popularity, drift=self.drift, tastes=self.tastes,
-            **{f"attribute_{k}": v for k, v in self.attributes.items()},
-            **{f"weight_{k}": v for k, v in self.weights.items()},
-        )  # fmt: skip
+        fields = {k: getattr(self, k) for k in _STORED}
+        fields |= {f"attribute_{k}": v for k, v in self.attributes.items()}
+        fields |= {f"weight_{k}": v for k, v in self.weights.items()}
+        np.savez(path, **fields)
 
     @classmethod
     def load(cls, path) -> "World":
         with np.load(path) as f:
             return cls(
                 attributes={k[10:]: f[k] for k in f.files if k.startswith("attribute_")},
-                groups=f["groups"],
-                popularity=f["popularity"],
                 weights={k[7:]: float(f[k]) for k in f.files if k.startswith("weight_")},
-                drift=float(f["drift"]),
-                tastes=f["tastes"],
+                **{k: f[k] if f[k].ndim else float(f[k]) for k in _STORED},
             )
+
+
+_STORED = ("groups", "leads_to", "popularity", "pull", "drift", "tastes")
 
 
 def generate(
     *,
     users: int,
     items: int,
-    group_size: int,
+    groups: int,
     history: tuple[int, int],
+    pull: float,
     drift: float,
     image_weight: float,
     text_weight: float,
-    group_weight: float,
     popularity_sd: float,
     seed: int,
 ) -> tuple[list[Item], Histories, World]:
     """Draws a shop.
 
     Args:
-      users, items: how many of each; `items` is a multiple of `group_size`.
-      group_size: items in a latent group.
+      users, items, groups: how many of each.
       history: shortest and longest history, both inclusive.
-      drift: probability that a favourite is redrawn before a choice.
-      image_weight, text_weight, group_weight: logits for a matching factor.
+      pull: probability that a favourite moves to where the last item's group leads.
+      drift: probability that a favourite is redrawn.
+      image_weight, text_weight: logits for a match of a factor in the picture, or in the text.
       popularity_sd: standard deviation of the items' shared logits.
       seed: everything is a function of it.
 
     Returns:
-      Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are days,
-      and the world that made them.
+      Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are
+      seconds, and the world that made them.
     """
     rng = np.random.default_rng(seed)
     attributes = {
         name: rng.integers(0, len(values), items).astype(np.int32)
         for name, values in VALUES.items()
     }
-    groups = rng.permutation(np.repeat(np.arange(items // group_size), group_size)).astype(np.int32)
     weights = {name: image_weight for name in IMAGE_FACTORS}
-    weights |= {name: text_weight for name in TEXT_FACTORS} | {"group": group_weight}
-    popularity = rng.normal(0.0, popularity_sd, items)
-    world = World(attributes, groups, popularity, weights, drift, np.zeros((0, 5), np.int32))
+    weights |= {name: text_weight for name in TEXT_FACTORS}
+    world = World(
+        attributes=attributes,
+        groups=rng.integers(0, groups, items).astype(np.int32),
+        leads_to=np.stack(
+            [rng.integers(0, len(VALUES[n]), groups) for n in weights], axis=1
+        ).astype(np.int32),
+        popularity=rng.normal(0.0, popularity_sd, items),
+        weights=weights,
+        pull=pull,
+        drift=drift,
+        tastes=np.zeros((0, len(weights)), np.int32),
+    )
     chosen, tastes, lengths = _choices(world, rng, users, history)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     steps = np.concatenate([np.arange(n) for n in lengths])
@@ -219,26 +230,25 @@ def _item(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generato
 def _choices(
     world: World, rng: np.random.Generator, users: int, history: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chosen items [T] and the tastes behind them [T, 5], user by user, and lengths [users]."""
-    num_groups = int(world.groups.max()) + 1
-    sizes = np.array([*world.sizes, num_groups])
-    names = [*world.factors, "group"]
-    item_values = [world.attributes[n] for n in world.factors] + [world.groups]
+    """Chosen items [T] and the tastes behind them [T, 4], user by user, and lengths [users]."""
+    sizes = np.array(world.sizes)
     lengths = rng.integers(history[0], history[1] + 1, users)
     taste = rng.integers(0, sizes, (users, len(sizes)))
     taken = np.zeros((users, len(world.groups)), bool)
     rows = np.arange(users)
     chosen, tastes = [], []
     for _ in range(history[1]):
-        redrawn = rng.random(taste.shape) < world.drift
-        taste = np.where(redrawn, rng.integers(0, sizes, taste.shape), taste)
         logits = np.broadcast_to(world.popularity, taken.shape).copy()
-        for column, name in enumerate(names):
-            logits += world.weights[name] * (item_values[column] == taste[:, column, None])
+        for column, name in enumerate(world.factors):
+            logits += world.weights[name] * (world.attributes[name] == taste[:, column, None])
         logits[taken] = -np.inf
         pick = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
         taken[rows, pick] = True
         chosen.append(pick)
         tastes.append(taste)
+        move = rng.random(taste.shape)
+        taste = np.where(move < world.pull, world.leads_to[world.groups[pick]], taste)
+        fresh = rng.integers(0, sizes, taste.shape)
+        taste = np.where(move > 1.0 - world.drift, fresh, taste)
     keep = np.arange(history[1]) < lengths[:, None]
     return np.stack(chosen, 1)[keep], np.stack(tastes, 1)[keep].astype(np.int32), lengths

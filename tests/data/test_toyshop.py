@@ -1,4 +1,4 @@
-"""The generated shop: reproducible, and its two exact rows agree with a dense hidden Markov model."""
+"""The generated shop: reproducible, and its exact rows agree with how the choices come out."""
 
 import functools
 import io
@@ -11,8 +11,8 @@ from mmsrec_jax.data import toyshop
 from mmsrec_jax.data.toyshop_truth import Observer, Truth, attainable_scores, oracle_scores
 
 SMALL = dict(
-    users=300, items=24, group_size=8, history=(6, 9), drift=0.15, image_weight=1.9,
-    text_weight=1.6, group_weight=2.0, popularity_sd=0.4, seed=3,
+    users=300, items=24, groups=3, history=(6, 9), pull=0.4, drift=0.1, image_weight=1.9,
+    text_weight=1.6, popularity_sd=0.4, seed=3,
 )  # fmt: skip
 
 
@@ -50,41 +50,21 @@ def test_text_tells_nothing_of_image_attributes_and_the_picture_shows_them(shop)
         assert np.abs(pixels - own).sum(1).min() == min(distances) == 0
 
 
-def dense_posterior(world, history):
-    """P(next | history) from the textbook forward algorithm with dense matrices."""
-    groups = world.groups.max() + 1
-    sizes = (*world.sizes, groups)
-    stay = [(1 - world.drift) * np.eye(n) + world.drift / n for n in sizes]
-    transition = functools.reduce(np.kron, stay)
-    states = np.stack(np.unravel_index(np.arange(np.prod(sizes)), sizes), 1)
-    columns = [world.attributes[n] for n in world.factors] + [world.groups]
-    names = [*world.factors, "group"]
-    utility = world.popularity + sum(
-        world.weights[n] * (states[:, k, None] == columns[k]) for k, n in enumerate(names)
-    )
-    belief = np.full(len(states), 1 / len(states))
-    free = np.ones(len(world.groups), bool)
-    for item in [*history, None]:
-        belief = belief @ transition
-        choice = np.exp(utility) * free
-        choice /= choice.sum(1, keepdims=True)
-        if item is None:
-            return belief @ choice
-        belief = belief * choice[:, item]
-        belief /= belief.sum()
-        free[item] = False
-
-
-def test_attainable_equals_the_dense_forward_algorithm(shop):
-    _, histories, world = shop
-    truth = Truth(world)
-    for user in (0, 1):
-        history = histories.of(user)[:3]
-        expected = dense_posterior(world, history)
-        unseen = np.setdiff1d(np.arange(24), history)
-        got = truth.attainable(history)
-        np.testing.assert_allclose(got[unseen], expected[unseen], rtol=2e-4)
-        assert got[unseen].sum() == pytest.approx(1.0, abs=1e-3)
+def test_attainable_is_how_often_users_with_that_history_choose(monkeypatch):
+    monkeypatch.setattr(toyshop, "_item", lambda *_: None)
+    crowd = {**SMALL, "users": 400_000, "history": (3, 3)}
+    _, histories, world = toyshop.generate(**crowd)
+    chosen = histories.items.reshape(-1, 3)
+    pairs, counts = np.unique(chosen[:, 0] * 24 + chosen[:, 1], return_counts=True)
+    first, second = divmod(int(pairs[counts.argmax()]), 24)
+    followers = chosen[(chosen[:, 0] == first) & (chosen[:, 1] == second), 2]
+    observed = np.bincount(followers, minlength=24)
+    expected = Truth(world).attainable(np.array([first, second])) * len(followers)
+    assert len(followers) > 2000 and expected.sum() == pytest.approx(len(followers), rel=1e-6)
+    free = expected > 0
+    assert free.sum() == 22 and observed[~free].sum() == 0
+    chi_square = ((observed - expected)[free] ** 2 / expected[free]).sum()
+    assert chi_square < 50  # 21 degrees of freedom: 99.96 % of draws
 
 
 def log_likelihood(scores, rows, histories):
