@@ -11,7 +11,9 @@ from mmsrec_jax.models import tokenizer
 from mmsrec_jax.models.processor import ImageProcessor
 from mmsrec_jax.prompts import TEMPLATES, Chat, corpus
 
-COLOURS, THINGS, PLACES = ("red", "blue", "green"), ("mug", "lamp", "bag", "clock"), ("home", "work")
+COLOURS = ("red", "blue", "green")
+THINGS = ("mug", "lamp", "bag", "clock")
+PLACES = ("home", "work")
 NO_IMAGE, CORRUPT, BARE = 3, 5, 7
 SIZES = ((8, 8), (8, 16), (16, 16))  # one, two and four slots of 2 x 2 patches of 4 x 4 pixels
 
@@ -25,10 +27,11 @@ def items(count: int = 24) -> list[Item]:
         Image.fromarray(pixels).save(png, "PNG")
         image = {NO_IMAGE: None, CORRUPT: b"not a picture"}.get(i, png.getvalue())
         known = {"colour": COLOURS[i % 3], "thing": THINGS[i % 4], "place": PLACES[i % 2]}
+        title, description = f"{known['thing']} number {i}", f"for {known['place']}"
         made.append(
             Item(
                 id=f"i{i}",
-                text={"title": f"{known['thing']} number {i}", "description": f"for {known['place']}"},
+                text={"title": title, "description": description},
                 image=image,
                 category=known["thing"],
                 attributes={} if i == BARE else known,

@@ -248,9 +248,7 @@ class _RowsIterator(grain.DatasetIterator):
         return batch
 
 
-def _collate_images(
-    rows: list[list[Example]], patches: int, width: int
-) -> dict[str, np.ndarray]:
+def _collate_images(rows: list[list[Example]], patches: int, width: int) -> dict[str, np.ndarray]:
     images = [[image for example in row for image in example.images] for row in rows]
     batch = {
         "patches": np.zeros((len(rows), patches, width), np.uint8),

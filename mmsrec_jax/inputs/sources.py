@@ -98,9 +98,7 @@ class _Recommend:
             counts=counts,
         )
 
-    def _fit(
-        self, row: int, encode: Callable[[str], Piece], room: int, counts: Counter
-    ) -> Piece:
+    def _fit(self, row: int, encode: Callable[[str], Piece], room: int, counts: Counter) -> Piece:
         """`encode(sections)` in at most `room` tokens, as far as leaving out items can do it."""
         user, position = self.rows[row]
         past = self.knowledge.histories.of(user)[:position]
@@ -311,9 +309,7 @@ class _PerItem:
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 
-    def _answered(
-        self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray
-    ) -> Example:
+    def _answered(self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray) -> Example:
         chat = self.items.prompting.chat
         for limit, last in _limits(self.items.prompting.text_tokens):
             counts = Counter()

@@ -26,9 +26,7 @@ SHAPE = dict(batch_size=3, length=320, patches=160, answers=10, targets=60)
 
 @pytest.fixture(scope="module")
 def source(prompting):
-    return RecommendSource(
-        KNOWLEDGE, prompting, ROWS, length=300, seed=0, tasks=MIX, negatives=3
-    )
+    return RecommendSource(KNOWLEDGE, prompting, ROWS, length=300, seed=0, tasks=MIX, negatives=3)
 
 
 def take(dataset, n):
@@ -49,7 +47,8 @@ def unpack(batch):
         image = patch = window = 0
         ids, windows = batch["patch_image_ids"][b], batch["patch_window_ids"][b]
         segments = batch["segment_ids"][b]
-        assert (np.diff(segments[segments > 0]) >= 0).all() and not batch["tokens"][b][segments == 0].any()
+        assert (np.diff(segments[segments > 0]) >= 0).all()
+        assert not batch["tokens"][b][segments == 0].any()
         for segment in range(1, segments.max() + 1):
             where = np.flatnonzero(segments == segment)
             assert (np.diff(where) == 1).all()
@@ -142,9 +141,7 @@ def test_epochs_and_seeds_differ(prompting):
 def test_processes_share_every_row_once(prompting):
     source = SummarySource(toy_items.catalogue(), prompting, length=60)
     options = dict(batch_size=10, length=60, patches=16, shuffle=False, repeat=False, pack=False)
-    shares = [
-        list(batches(source, **options, process_index=p, process_count=2)) for p in range(2)
-    ]
+    shares = [list(batches(source, **options, process_index=p, process_count=2)) for p in range(2)]
     assert [len(share) for share in shares] == [3, 3]  # 24 items, 30 rows
     index = np.concatenate([batch["index"] for share in shares for batch in share])
     assert sorted(index) == [-1] * 6 + list(range(24))
