@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_an_error_or_counted(source, prompting):
     pointwise = sum(len(source.example(r, r).labels) > 0 for r in range(len(source)))
     assert counts == {**counts, "skipped": pointwise, "examples": len(source) - pointwise}
     assert all((batch["answer_positions"] == -1).all() for batch in found)
-    endless = iter(batches(source, **SHAPE | {"length": 30, "targets": 30}))
+    endless = iter(batches(source, **SHAPE | {"length": 10, "targets": 10}))
     with pytest.raises(UserError, match="100 examples one after the other"):
         next(endless)
     for options, message in (
