@@ -16,8 +16,14 @@ def precision(dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+_standard_normal = jax.jit(jax.random.normal, static_argnums=1)
+
+
 def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float, dtype) -> jax.Array:
-    return (jax.random.normal(rngs.params(), shape) * std).astype(dtype)
+    """Random values of `shape`, cut from a power of two of them: few generators to compile."""
+    size = math.prod(shape)
+    values = _standard_normal(rngs.params(), (1 << (size - 1).bit_length(),))
+    return (values[:size].reshape(shape) * std).astype(dtype)
 
 
 class Linear(nnx.Module):
@@ -76,7 +82,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, in float32; scale [size], stacked [layers, size]."""
+    """Root-mean-square norm over the last axis, in float32; scale [size] or [layers, size]."""
 
     def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
         shape, axes = (
@@ -118,9 +124,7 @@ class Block(nnx.Module):
         dtype,
     ):
         embed, head, mlp = (prefix + name for name in ("embed", "heads", "mlp"))
-        residual = 1 / math.sqrt(
-            2 * layers
-        )  # keeps the variance of the residual stream of order one
+        residual = 1 / math.sqrt(2 * layers)  # keeps the residual stream at variance one
         common = dict(layers=layers, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
 
         def project(n: int, axis: str) -> Linear:
@@ -156,7 +160,7 @@ class Block(nnx.Module):
     def project(
         self, x: jax.Array, rope: rope_lib.Rope, adapters: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim]; k, v [B, L, kv_heads, head_dim]."""
+        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim], k and v [B, L, kv_heads, same]."""
         y = self.attn_norm(x)
         q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None:

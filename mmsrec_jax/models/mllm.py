@@ -39,7 +39,7 @@ class MLLM(nnx.Module):
     def __call__(
         self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True
     ) -> jax.Array | tuple[jax.Array, KVCache]:
-        """Final-normed hidden states [B, L, hidden]; given a cache (prefill, decode), also the cache.
+        """Final-normed hidden states [B, L, hidden]; with a cache (prefill, decode) also the cache.
 
         Raises:
           ValueError: when the batch holds patches and the model has no vision tower.

@@ -1,0 +1,67 @@
+"""Chunked token log-probabilities against the full log-softmax, and what they keep in memory."""
+
+import jax
+import jax.numpy as jnp
+import mllm_batches as mb
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmsrec_jax.models.loss import token_logprobs
+from mmsrec_jax.models.mllm import MLLM
+
+
+def full(model, hidden, tokens):
+    logits = jax.nn.log_softmax(model.unembed(hidden), axis=-1)[:, :-1]
+    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.pad(picked, [(0, 0), (1, 0)])
+
+
+@pytest.mark.parametrize("chunk,tied", [(1, True), (7, False), (1024, True)])
+def test_equals_the_full_log_softmax(chunk, tied):
+    rng = np.random.default_rng(0)
+    graphdef, state = nnx.split(mb.model(vision=False, tied=tied))
+    hidden = rng.normal(size=(3, 11, 32)).astype(np.float32)
+    tokens = rng.integers(0, 64, (3, 11)).astype(np.int32)
+    weights = rng.normal(size=(3, 11)).astype(np.float32)
+
+    def value_and_gradients(logprobs):
+        def total(state, hidden):
+            out = logprobs(nnx.merge(graphdef, state), hidden)
+            return jnp.sum(out * weights), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(
+            state, hidden
+        )
+        return jax.tree.leaves((out, gradients))
+
+    got = value_and_gradients(lambda m, h: token_logprobs(m, h, tokens, chunk=chunk))
+    expected = value_and_gradients(lambda m, h: full(m, h, tokens))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert (np.asarray(got[0])[:, 0] == 0).all()
+
+
+def test_one_token_rows_have_no_target():
+    model = mb.model(vision=False)
+    out = token_logprobs(model, jnp.ones((2, 1, 32)), jnp.ones((2, 1), jnp.int32))
+    np.testing.assert_array_equal(out, np.zeros((2, 1)))
+
+
+def test_gradient_never_holds_the_logits_of_the_batch():
+    batch, length, vocab = 4, 256, 30_000
+    config = mb.config(vision=False, vocab_size=vocab)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))))
+    hidden = jax.ShapeDtypeStruct((batch, length, 32), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+    def temporary(logprobs):
+        def total(state, hidden, tokens):
+            return jnp.sum(logprobs(nnx.merge(graphdef, state), hidden, tokens))
+
+        compiled = jax.jit(jax.grad(total, (0, 1))).lower(state, hidden, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    logits = batch * length * vocab * 4
+    assert temporary(full) > logits  # the measure sees them
+    assert temporary(lambda *x: token_logprobs(*x, chunk=64)) < logits / 4
