@@ -16,6 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax import sharding
+from mmsrec_jax.decoding.candidates import verdict_margins
+from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.loss import token_logprobs
@@ -68,14 +70,9 @@ def train(
             listwise_weight=config.listwise_weight,
             shardings=placed,
         )
-        rows = sharding.batch_sharding(mesh)
 
         def step_fn(state, batch):
-            batch = {
-                key: jax.make_array_from_process_local_data(rows, value)
-                for key, value in batch.items()
-            }
-            return step(state, frozen, batch)
+            return step(state, frozen, to_devices(batch, mesh))
 
         iterator = iter(dataset)
         try:
@@ -151,21 +148,6 @@ def loss(
         metrics |= {"loss/listwise": listwise, **verdict_metrics}
     metrics["loss"] = total
     return total, metrics
-
-
-def verdict_margins(
-    model: MLLM, hidden: jax.Array, positions: jax.Array, verdicts: tuple[int, int]
-) -> jax.Array:
-    """float32[B, C] logit(yes) - logit(no) after hidden[b, positions[b, c]]; two columns of the
-    head are all that is computed. Meaningless where positions is -1."""
-    text = model.text
-    head = text.embed.embedding[...].T if text.head is None else text.head.kernel[...]
-    yes, no = verdicts
-    direction = head[:, yes].astype(jnp.float32) - head[:, no].astype(jnp.float32)
-    chosen = jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[..., None], axis=1)
-    return jnp.einsum(
-        "bcd,d->bc", chosen.astype(jnp.float32), direction, precision=jax.lax.Precision.HIGHEST
-    )
 
 
 def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
