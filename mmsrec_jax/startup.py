@@ -22,8 +22,13 @@ def plain_log_lines() -> None:
     """Log lines of the form `12:34:56 message` on standard error, from our code only."""
     handler = logging.get_absl_handler()
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(lambda record: record.name == "absl")
+    handler.addFilter(_is_ours_or_warns)
     logging.set_verbosity(logging.INFO)
+
+
+def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
+    """Libraries that log through absl say more than a user wants to read."""
+    return record.levelno >= standard_logging.WARNING or "site-packages" not in record.pathname
 
 
 class PlainFormatter(standard_logging.Formatter):

@@ -72,6 +72,26 @@ def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
     )
 
 
+def full_from_scores(name: str, scores: np.ndarray, histories, rows: np.ndarray) -> Ranks:
+    """`full` from ready scores of the whole catalogue: float[R, items], aligned with `rows`."""
+    scores, rows = np.asarray(scores), np.asarray(rows, np.int32)
+    _no_nan(name, scores)
+    row, targets = np.arange(len(rows)), sequences.targets(histories, rows)
+    past = sequences.before(histories, rows, max(int(rows[:, 1].max(initial=1)), 1))
+    competes = np.ones(scores.shape, bool)
+    known = past >= 0
+    competes[np.broadcast_to(row[:, None], past.shape)[known], past[known]] = False
+    competes[row, targets] = True
+    own = scores[row, targets][:, None]
+    return Ranks(
+        rows[:, 0],
+        targets,
+        (competes & (scores >= own)).sum(1),
+        competes.sum(1),
+        (competes & (scores == own)).sum(1) - 1,
+    )
+
+
 def _in_chunks(system, histories, rows, chunk, rank, width, progress=True):
     chunk = min(chunk, max(len(rows), 1))
     targets = sequences.targets(histories, rows)

@@ -1,5 +1,6 @@
 """Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -74,8 +75,17 @@ class Tensors:
         return handle.get_tensor(on_disk)
 
 
-def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> MLLM:
-    """The model of a Hugging Face directory, parameters and compute in `dtype`.
+def load(
+    path: str | Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    *,
+    param_dtype: str | None = None,
+    remat: str = "none",
+) -> MLLM:
+    """The model of a Hugging Face directory, computing in `dtype`.
+
+    Parameters are held in `param_dtype`, by default `dtype`; `remat` is the config's policy.
 
     Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
     in the names transformers 5 writes or those of published checkpoints. With a mesh every
@@ -94,8 +104,11 @@ def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> 
         raise UserError(
             f"{directory / 'config.json'}: {error}".replace(": config.json", "")
         ) from None
+    config = dataclasses.replace(config, remat=remat)
     tensors = Tensors(directory)
-    model = nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=dtype, dtype=dtype))
+    model = nnx.eval_shape(
+        lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=param_dtype or dtype, dtype=dtype)
+    )
     graphdef, abstract = nnx.split(model)
     targets = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}

@@ -1,0 +1,192 @@
+"""Every field of an experiment, once. Experiments start from here and change what they need.
+
+from configs import base
+config = base.get_config()
+config.sft.steps = 500
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
+    seed = config.get_oneway_ref("seed")
+
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # replicas of the model
+    config.mesh.fsdp = -1  # shards of weights and batch; -1 takes the devices that are left
+    config.mesh.tensor = 1  # shards of heads, MLP and vocabulary
+
+    config.data = data = ConfigDict()
+    data.source = "atomic"  # "atomic" (RecBole atomic files at `root`) or "toyshop" (generated)
+    data.root = ""  # folder of NAME.inter[.gz], NAME.item, images/<item_id>.jpg
+    data.root_help = ""  # what to download when `root` does not exist
+    data.images_root = placeholder(str)  # folder of images, None = root/images
+    data.text_fields = placeholder(tuple)  # columns of .item that are text, None = all others
+    data.category_field = placeholder(str)  # column of .item with the category
+    data.attribute_fields = ()  # columns of .item that are attributes
+    data.rating_threshold = placeholder(float)  # lower ratings are dropped, None keeps all
+    data.user_core = 5  # fewest interactions of a user
+    data.item_core = 5  # fewest interactions of an item
+    data.only_items_with_image = False  # drop items without an image file
+    data.max_users = 0  # random subset of users, 0 = all
+    data.split = "leave_one_out"  # or "global_time"
+    data.validation_quantile = 0.8  # of timestamps, where validation begins (global_time)
+    data.test_quantile = 0.9  # of timestamps, where test begins (global_time)
+    data.seed = seed  # of the subset of users and of ties in time
+    data.toyshop = toyshop = ConfigDict()
+    toyshop.users = 6000
+    toyshop.items = 800
+    toyshop.groups = 12  # latent groups of items, each leading tastes somewhere
+    toyshop.history = (6, 12)  # shortest and longest history
+    toyshop.pull = 0.35  # probability that a favourite follows the last item's group
+    toyshop.drift = 0.04  # probability that a favourite is redrawn
+    toyshop.image_weight = 2.2  # logit of a match in what only pictures show
+    toyshop.text_weight = 1.9  # logit of a match in what only texts name
+    toyshop.popularity_sd = 0.3  # spread of the items' own logits
+    toyshop.seed = seed
+
+    config.model = model = ConfigDict()
+    model.path = ""  # Hugging Face directory; "" = from scratch, of the sizes below
+    model.path_help = ""  # what to download when `path` does not exist
+    model.dtype = "bfloat16"  # of computation; float32 on CPU
+    model.remat = "full"  # what is kept for the backward pass: "none" = all, "full", "dots"
+    model.max_pixels = 0  # largest area of an image in pixels, 0 = as the directory says
+    model.seed = seed
+    model.scratch = scratch = ConfigDict()
+    scratch.vocab_size = 1024  # at most
+    scratch.hidden = 128
+    scratch.layers = 3
+    scratch.heads = 4
+    scratch.kv_heads = 2
+    scratch.intermediate = 384
+    scratch.vision_hidden = 96
+    scratch.vision_layers = 2
+    scratch.vision_heads = 3
+    scratch.vision_intermediate = 192
+    scratch.patch_size = 14  # pixels
+    scratch.image_size = 28  # pixels a side
+
+    config.use = use = ConfigDict()  # ablations: what the method may use
+    use.images = True  # False: no image anywhere
+    use.summaries = True  # False: raw text in place of keywords
+    use.rewards = True  # False: summaries by the model as it is, not tuned by rewards
+    use.retrieval = True  # False: no similar users in the prompt
+    use.multitask = True  # False: the pointwise task alone
+
+    config.prompts = prompts = ConfigDict()
+    prompts.templates = "full"  # "full" English, or "terse" for tiny models
+    prompts.history = 5  # last items in a prompt (paper: n = 5)
+    prompts.similar = 3  # similar users' next items in a prompt (paper: k = 3)
+    prompts.fields = ("title", "description")  # text of an item that is described or a candidate
+    prompts.list_fields = ("title",)  # text of an item in a list when it has no keywords
+    prompts.text_tokens = 256  # longer texts lose their tail
+    prompts.image_attributes = ()  # attributes that the image shows (warm-up)
+
+    config.warmup = warmup = _sft(seed)  # visual instruction tuning of a model from scratch
+    warmup.tasks = {"describe": 0.5, "vqa": 0.5}  # shares
+    warmup.noise = 0.3  # how careless the described keywords are: what stage 1 can improve
+
+    config.summariser = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards
+    grpo.steps = 500  # rollouts
+    grpo.batch_size = 64  # items in a rollout
+    grpo.samples = 8  # summaries of an item
+    grpo.prompt_length = 1024  # tokens of a prompt
+    grpo.patches = 4096  # vision patches of a prompt
+    grpo.image_tokens = 32  # tokens of the image's keywords that the image reward reads
+    grpo.max_new_tokens = 64
+    grpo.temperature = 1.0
+    grpo.top_k = 0  # 0 = all
+    grpo.top_p = 1.0
+    grpo.micro_batch = 64  # completions in one backward pass, a multiple of `samples`
+    grpo.updates_per_rollout = 1
+    grpo.clip = 0.2  # of the probability ratio
+    grpo.kl = 0.02  # weight of the divergence from the reference
+    grpo.scale_by_std = True  # advantages divided by the group's standard deviation
+    grpo.lora_rank = 16
+    grpo.lora_alpha = 32.0
+    grpo.learning_rate = 1e-5
+    grpo.warmup_steps = 20
+    grpo.weight_decay = 0.0
+    grpo.clip_norm = 1.0
+    grpo.weights = ConfigDict()  # of the reward's parts
+    grpo.weights.information = 1.0  # cosine of keywords and text (paper: alpha)
+    grpo.weights.reconstruction = 1.0  # how much of the text the keywords explain (paper: beta)
+    grpo.weights.length = 0.02  # minus the number of keywords (paper: gamma)
+    grpo.weights.image = 0.2  # the image told from others by its keywords (ours, 0 = paper)
+    grpo.weights.form = 0.5  # parseable, without repetitions (ours)
+    grpo.length = "keywords"  # what the length reward counts: "keywords" or "tokens"
+    grpo.reconstruction = "bounded"  # or "perplexity", the paper's own
+    grpo.center = True  # embeddings minus their mean in the batch
+    grpo.distractors = 7  # other images that an image's keywords are told from
+    grpo.workers = 8
+    grpo.checkpoint_every = 50
+    grpo.log_every = 10
+    grpo.seed = seed
+
+    config.summaries = summaries = ConfigDict()  # keywords of the whole catalogue
+    summaries.batch_size = 256
+
+    config.sasrec = sasrec = ConfigDict()  # the head that retrieves, and a baseline
+    sasrec.length = 50  # items
+    sasrec.dim = 64
+    sasrec.layers = 2
+    sasrec.heads = 2
+    sasrec.mlp_dim = 256
+    sasrec.dropout = 0.3
+    sasrec.learning_rate = 1e-3
+    sasrec.warmup_steps = 100
+    sasrec.weight_decay = 0.01
+    sasrec.batch_size = 128  # packed rows of `length` items
+    sasrec.steps = 10_000
+    sasrec.evaluate_every = 200
+    sasrec.patience = 10  # validations without a better NDCG@10
+    sasrec.validation_rows = 0  # 0 = all
+    sasrec.loss_chunk = 8192  # items scored at once in the loss
+    sasrec.log_every = 100
+    sasrec.seed = seed
+
+    config.retrieval = retrieval = ConfigDict()
+    retrieval.folds = 1  # > 1: training queries are embedded by heads that never saw their user
+    retrieval.distinct_items = False  # the k next items all differ
+    retrieval.seed = seed
+
+    config.sft = sft = _sft(seed)  # stage 3, and the plain SFT beside it
+    sft.tasks = {"pointwise": 0.7, "rank": 0.1, "next_keywords": 0.1, "align": 0.1}  # shares
+    sft.negatives = 7  # of a training list
+    sft.rows = 0  # random subset of training targets, 0 = all
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.users = 0  # random subset of test users, 0 = all
+    evaluation.negatives = 20  # of a candidate list
+    evaluation.length = 8192  # tokens of a user's history and candidates
+    evaluation.patches = 16384  # vision patches of the candidates
+    evaluation.batch_size = 32
+    evaluation.workers = 8
+    evaluation.seed = seed
+    return config.lock()
+
+
+def _sft(seed) -> ConfigDict:
+    sft = ConfigDict()
+    sft.trainable = "lora"  # or "full"
+    sft.lora_rank = 16
+    sft.lora_alpha = 32.0
+    sft.steps = 2000
+    sft.batch_size = 64  # packed rows
+    sft.length = 4096  # tokens of a row
+    sft.patches = 8192  # vision patches of a row
+    sft.answers = 32  # verdicts of a row
+    sft.targets = 256  # tokens with loss of a row
+    sft.learning_rate = 1e-4  # peak; cosine to a tenth
+    sft.warmup_steps = 100
+    sft.weight_decay = 0.0
+    sft.clip_norm = 1.0
+    sft.listwise_weight = 0.0  # of the softmax over a list's verdicts (ours, 0 = paper)
+    sft.workers = 8  # processes that make examples, 0 = threads of the main one
+    sft.checkpoint_every = 200
+    sft.log_every = 20
+    sft.seed = seed
+    return sft

@@ -1,0 +1,45 @@
+"""MMSRARec on the toyshop: a tiny model from scratch, every stage, a few minutes on two CPU cores.
+
+python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from configs import base
+from mmsrec_jax.configuration import choose
+
+
+def get_config(variant: str = ""):
+    choose(variant, {"": "the whole quickstart"}, file="configs/quickstart.py")
+    config = base.get_config()
+    with config.unlocked():
+        config.data.source = "toyshop"
+        config.model.update(dtype="float32", remat="none")
+        config.prompts.update(
+            templates="terse",
+            similar=5,
+            fields=("title",),
+            text_tokens=16,
+            image_attributes=("colour", "pattern", "shape", "background"),
+        )
+        config.warmup.update(
+            trainable="full", steps=250, batch_size=32, length=256, patches=32, targets=128,
+            answers=0, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=100,
+            log_every=10,
+        )  # fmt: skip
+        config.summariser.update(
+            steps=60, batch_size=16, prompt_length=24, patches=4, image_tokens=12, max_new_tokens=24,
+            micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0, checkpoint_every=20,
+            log_every=2, lora_rank=8, lora_alpha=16.0, kl=0.02, distractors=7,
+        )  # fmt: skip
+        config.summaries.batch_size = 100
+        config.sasrec.update(
+            length=12, batch_size=64, steps=1200, evaluate_every=100, patience=3, dropout=0.2,
+            validation_rows=2000, learning_rate=2e-3, warmup_steps=50, mlp_dim=128,
+        )  # fmt: skip
+        config.retrieval.distinct_items = True
+        config.sft.update(
+            trainable="full", steps=300, batch_size=48, length=256, patches=32, answers=8,
+            targets=64, learning_rate=2e-3, warmup_steps=30, listwise_weight=1.0, workers=0,
+            checkpoint_every=50, log_every=5,
+        )  # fmt: skip
+        config.evaluation.update(users=1500, length=512, patches=84, batch_size=50, workers=0)
+    return config.lock()

@@ -1,0 +1,530 @@
+"""MMSRARec (arXiv 2512.20916), stage by stage in reading order.
+
+data -> model -> warm-up -> summariser (GRPO) -> summaries -> SASRec -> retrieval -> multi-task SFT
+-> evaluation beside random, popularity, co-occurrence, SASRec and plain SFT. Warm-up is for models
+without pretrained weights (*ours*), the rest is the paper's.
+"""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mmsrec_jax import sharding, startup
+from mmsrec_jax.data import build
+from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
+from mmsrec_jax.decoding.summarise import summarise
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.evaluation import baselines, protocols, ranking, report
+from mmsrec_jax.evaluation.scoring import candidate_scores
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.items import Prompting
+from mmsrec_jax.inputs.sources import (
+    CandidateSource,
+    Knowledge,
+    RecommendSource,
+    SummarySource,
+    WarmupSource,
+)
+from mmsrec_jax.models import loading, lora, scratch, tokenizer
+from mmsrec_jax.models.heads.head import Head
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.names import config_from_hf
+from mmsrec_jax.models.processor import ImageProcessor, read_json
+from mmsrec_jax.progress import track
+from mmsrec_jax.prompts import TEMPLATES, Chat, corpus, parse_summary
+from mmsrec_jax.retrieval import similar
+from mmsrec_jax.retrieval import table as neighbours_table
+from mmsrec_jax.training import grpo, heads, sft, weights
+from mmsrec_jax.workdir import Stage, run_stages
+
+_ADAPTERS, _BASE = "adapters", "weights"
+
+
+def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+    """Runs the stages of `config` in `workdir`, or those named in `only`.
+
+    Raises:
+      UserError: anything the user can put right, see the stages.
+    """
+    check(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    startup.report_devices(mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run_stages(workdir, Run(config, workdir, mesh).stages(), only)
+
+
+def check(config: ConfigDict) -> None:
+    """Stops early when what the config names is not there."""
+    path = config.model.path
+    if path and not Path(path).is_dir():
+        raise UserError(
+            f"config.model.path={path}: no such folder. {config.model.path_help}".strip()
+        )
+    if config.prompts.templates not in TEMPLATES:
+        raise UserError(
+            f"config.prompts.templates={config.prompts.templates!r} is none of "
+            f"{', '.join(TEMPLATES)}"
+        )
+
+
+class Run:
+    """One experiment: its config, its folder, and what stages read of each other's outputs."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+
+    def stages(self) -> list[Stage]:
+        """Every stage with the config and the earlier stages that it depends on."""
+        c = self.config
+        use, prompts, head = c.use.to_dict(), c.prompts.to_dict(), c.sasrec.to_dict()
+        model = {"model": c.model.to_dict(), "prompts": prompts, "images": use["images"]}
+        listed = {"prompts": prompts, "use": use, "sft": c.sft.to_dict(), "model": model["model"]}
+        plain = {**listed, "use": {"images": use["images"], "multitask": use["multitask"]}}
+        files = build.source_files(c.data)
+        stages = [Stage("data", self.data, {"data": c.data.to_dict(), "files": files})]
+        base = ["data", "model"]
+        if c.model.path:
+            base = ["data"]
+        else:
+            warmup = {**model, "warmup": c.warmup.to_dict()}
+            stages += [
+                Stage("model", self.model_directory, model, ["data"]),
+                Stage("warmup", self.warmup, warmup, base),
+            ]
+            base = [*base, "warmup"]
+        knowledge = []
+        if use["summaries"]:
+            tuned = {**model, "summariser": c.summariser.to_dict()}
+            written = {"summaries": c.summaries.to_dict(), "rewards": use["rewards"]}
+            if use["rewards"]:
+                stages.append(Stage("summariser", self.summariser, tuned, base))
+                knowledge = ["summariser"]
+            inputs = [*base, *knowledge]
+            stages.append(Stage("summaries", self.summaries, {**model, **written}, inputs))
+            knowledge = ["summaries"]
+        stages.append(Stage("sasrec", self.sasrec, {"sasrec": head}, ["data"]))
+        if use["retrieval"]:
+            settings = {
+                "retrieval": c.retrieval.to_dict(),
+                "similar": prompts["similar"],
+                "sasrec": head,
+            }
+            stages.append(Stage("retrieval", self.retrieval, settings, ["data", "sasrec"]))
+            knowledge = [*knowledge, "retrieval"]
+        stages += [
+            Stage("plain_sft", self.plain_sft, plain, base),
+            Stage("sft", self.sft, listed, [*base, *knowledge]),
+            Stage(
+                "evaluation",
+                self.evaluation,
+                {"evaluation": c.evaluation.to_dict(), "prompts": prompts},
+                ["data", "sasrec", "plain_sft", "sft"],
+            ),
+        ]
+        return stages
+
+    # --- inputs of the stages ---------------------------------------------------------------------
+
+    @functools.cached_property
+    def dataset(self):
+        """Catalogue, histories and split."""
+        return build.open_built(self.config.data, self.workdir / "data")
+
+    @property
+    def model_path(self) -> Path:
+        return Path(self.config.model.path) if self.config.model.path else self.workdir / "model"
+
+    @functools.cached_property
+    def tokenizer(self):
+        return tokenizer.load(self.model_path)
+
+    @functools.cached_property
+    def prompting(self) -> Prompting:
+        """How this run puts items to the model."""
+        c = self.config.prompts
+        processor = ImageProcessor.from_pretrained(self.model_path)
+        ids = config_from_hf(read_json(self.model_path / "config.json"), processor)
+        if self.config.model.max_pixels:
+            pixels = self.config.model.max_pixels
+            processor = dataclasses.replace(
+                processor, max_pixels=pixels, min_pixels=min(pixels, processor.min_pixels)
+            )
+        return Prompting(
+            chat=Chat(
+                self.tokenizer,
+                image_token_id=ids.image_token_id,
+                vision_start_token_id=ids.vision_start_token_id,
+                vision_end_token_id=ids.vision_end_token_id,
+                merge=processor.merge_size,
+            ),
+            templates=TEMPLATES[c.templates],
+            processor=processor if self.config.use.images else None,
+            fields=tuple(c.fields),
+            list_fields=tuple(c.list_fields),
+            text_tokens=c.text_tokens,
+        )
+
+    def base_model(self, name: str) -> MLLM:
+        """The model every stage starts from: pretrained, or warmed up."""
+        c = self.config.model
+        if c.path:
+            model = loading.load(self.model_path, c.dtype, self.mesh, remat=c.remat)
+        else:
+            model = self._from_scratch()
+            weights.restore(self.workdir / "warmup" / _BASE, model, nnx.Param)
+        startup.report_model(name, model)
+        return model
+
+    def _from_scratch(self) -> MLLM:
+        c = self.config.model
+        return scratch.init(self.model_path, dtype=c.dtype, seed=c.seed, mesh=self.mesh)
+
+    def _patches(self, count: int) -> int:
+        return count if self.config.use.images else 0
+
+    def _batches(self, source, config: ConfigDict, counts: Counter):
+        return pipeline.batches(
+            source,
+            batch_size=config.batch_size,
+            length=config.length,
+            patches=self._patches(config.patches),
+            answers=config.answers,
+            targets=config.targets,
+            seed=config.seed,
+            workers=config.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            counts=counts,
+        )
+
+    # --- stages -----------------------------------------------------------------------------------
+
+    def data(self, directory: Path) -> None:
+        """Reads or generates, filters, splits, stores."""
+        build.build(self.config.data, directory)
+
+    def model_directory(self, directory: Path) -> None:
+        """Tokenizer and shape of a model from scratch."""
+        catalogue, _, _ = self.dataset
+        texts = list(corpus(TEMPLATES[self.config.prompts.templates]))
+        for item in track(catalogue, "read texts", len(catalogue), "items"):
+            words = [*item.text.values(), *item.attributes.keys(), item.category or ""]
+            words += [f"image: {value}, {value}\n {value}" for value in item.attributes.values()]
+            texts += [f" {word}" for word in words if word]
+        # Whole words of the sentences become tokens: they count as much as any item's.
+        texts += 50 * corpus(TEMPLATES[self.config.prompts.templates])
+        scratch.write_directory(directory, self.config.model.scratch, texts)
+
+    def warmup(self, directory: Path) -> None:
+        """Visual instruction tuning on the catalogue: describe, answer questions (*ours*)."""
+        c, counts = self.config.warmup, Counter()
+        catalogue, _, _ = self.dataset
+        model = self._from_scratch()
+        startup.report_model("warmup", model)
+        source = WarmupSource(
+            catalogue,
+            self.prompting,
+            length=c.length,
+            seed=c.seed,
+            tasks=c.tasks.to_dict(),
+            image_attributes=self.config.prompts.image_attributes,
+            noise=c.noise,
+        )
+        model = sft.train(
+            c,
+            model,
+            self._batches(source, c, counts),
+            name="warmup",
+            directory=directory,
+            mesh=self.mesh,
+            verdicts=self.prompting.chat.verdicts,
+        )
+        _log_counts("warmup", counts)
+        weights.save(directory / _BASE, model, nnx.Param)
+
+    def summariser(self, directory: Path) -> None:
+        """Stage 1: GRPO with verifiable rewards."""
+        c = self.config.summariser
+        model = self._with_adapters(self.base_model("summariser"), c)
+        with c.unlocked():
+            c.patches = self._patches(c.patches)
+        model = grpo.train(
+            c,
+            model,
+            self.tokenizer,
+            self._summary_source(),
+            directory=directory,
+            mesh=self.mesh,
+        )
+        weights.save(directory / _ADAPTERS, model, nnx.LoRAParam)
+
+    def summaries(self, directory: Path) -> None:
+        """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
+        c = self.config
+        catalogue, _, _ = self.dataset
+        path = directory / "summaries.jsonl"
+        done = [row["item"] for row in _read_lines(path)]
+        rest = np.setdiff1d(np.arange(len(catalogue)), done)
+        if not len(rest):
+            return
+        model = self.base_model("summaries")
+        if c.use.rewards:
+            model = self._with_adapters(model, c.summariser)
+            weights.restore(self.workdir / "summariser" / _ADAPTERS, model, nnx.LoRAParam)
+        found = summarise(
+            model,
+            self.tokenizer,
+            self._summary_source(rest),
+            batch_size=c.summaries.batch_size,
+            patches=self._patches(c.summariser.patches),
+            max_new_tokens=c.summariser.max_new_tokens,
+            mesh=self.mesh,
+        )
+        with path.open("a") as file:
+            for item, text in track(found, "summarise", len(rest), "items"):
+                words = parse_summary(text)
+                row = {"item": item, "id": str(catalogue.ids[item]), "written": text}
+                row |= {"image": words.image, "text": words.text}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+    def sasrec(self, directory: Path) -> None:
+        """Stage 2, first half: the ID-only sequence model."""
+        catalogue, histories, split = self.dataset
+        c = self.config.sasrec
+        heads.train(
+            c, histories, split, num_items=len(catalogue), directory=directory, mesh=self.mesh
+        )
+
+    def retrieval(self, directory: Path) -> None:
+        """Stage 2, second half: similar users' next items for every prompt that will be written."""
+        catalogue, histories, split = self.dataset
+        c = self.config.retrieval
+        head = self._head()
+        folds, fold_heads = None, ()
+        if c.folds > 1:
+            folds = similar.assign_folds(len(histories), c.folds, c.seed)
+            fold_heads = heads.train_folds(
+                self.config.sasrec,
+                histories,
+                split,
+                folds,
+                num_items=len(catalogue),
+                directory=directory / "folds",
+                mesh=self.mesh,
+            )
+        rows = np.concatenate([self.training_rows(), split.validation, self.test_rows()])
+        found = similar.neighbours(
+            head,
+            histories,
+            split,
+            rows,
+            k=self.config.prompts.similar,
+            fold_heads=fold_heads,
+            folds=folds,
+            distinct_items=c.distinct_items,
+            mesh=self.mesh,
+        )
+        neighbours_table.write(directory / "neighbours.parquet", rows, found)
+        for part, rate in similar.hit_rates(found, histories, split, rows).items():
+            logging.info(
+                "retrieval: the next item is among the neighbours' in %.3f of %s", rate, part
+            )
+
+    def plain_sft(self, directory: Path) -> None:
+        """The baseline: titles in place of keywords, no similar users (*ours*)."""
+        self._sft("plain_sft", directory, with_knowledge=False)
+
+    def sft(self, directory: Path) -> None:
+        """Stage 3: multi-task SFT."""
+        self._sft("sft", directory, with_knowledge=True)
+
+    def _sft(self, name: str, directory: Path, *, with_knowledge: bool) -> None:
+        c, counts = self.config.sft, Counter()
+        model = self.base_model(name)
+        if c.trainable == "lora":
+            model = self._with_adapters(model, c)
+        rows = self.training_rows()
+        tasks = c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0}
+        source = RecommendSource(
+            self._knowledge(rows, with_knowledge),
+            self.prompting,
+            rows,
+            length=c.length,
+            seed=c.seed,
+            tasks=tasks,
+            negatives=c.negatives,
+            history=self.config.prompts.history,
+            similar=self.config.prompts.similar,
+        )
+        model = sft.train(
+            c,
+            model,
+            self._batches(source, c, counts),
+            name=name,
+            directory=directory,
+            mesh=self.mesh,
+            verdicts=self.prompting.chat.verdicts,
+        )
+        _log_counts(name, counts)
+        weights.save(directory / _BASE, model, lora.trainable(c.trainable))
+
+    def evaluation(self, directory: Path) -> None:
+        """Ranks of every system on disk, and the table."""
+        c = self.config.evaluation
+        catalogue, histories, split = self.dataset
+        rows = self.test_rows()
+        frozen = protocols.sampled(
+            histories, rows, n=c.negatives, seed=c.seed, num_items=len(catalogue)
+        )
+        frozen.write(directory / "candidates.parquet")
+        found = []
+
+        def add(system: str, protocol: str, rank) -> None:
+            path = directory / f"ranks-{system}-{protocol}.parquet"
+            if path.exists():
+                ranks, metadata = ranking.read_ranks(path)
+                if metadata.get("digest") != frozen.digest:
+                    raise UserError(f"{path}: ranks of other candidates; delete {directory}")
+            else:
+                ranks = rank()
+                ranking.write_ranks(
+                    path, ranks, system=system, protocol=protocol, seed=c.seed, digest=frozen.digest
+                )
+            found.append((system, protocol, self.config.seed, ranks))
+
+        systems = [
+            baselines.Random(len(catalogue), c.seed),
+            baselines.Popularity(histories, split, len(catalogue)),
+            baselines.Cooccurrence(histories, split, len(catalogue)),
+            self._head(),
+        ]
+        for system in systems:
+            add(system.name, frozen.name, lambda s=system: ranking.sampled(s, histories, frozen))
+        for system, stage, with_knowledge in (
+            ("plain_sft", "plain_sft", False),
+            ("mmsrarec", "sft", True),
+        ):
+            add(
+                system,
+                frozen.name,
+                lambda system=system, stage=stage, known=with_knowledge: ranking.from_scores(
+                    system, self._candidate_scores(system, stage, known, frozen), frozen
+                ),
+            )
+        for system in systems:
+            add(system.name, protocols.FULL, lambda s=system: ranking.full(s, histories, rows))
+        world = build.open_world(self.workdir / "data")
+        if world is not None:
+            for name, scores_of in (("attainable", attainable_scores), ("oracle", oracle_scores)):
+                scores = scores_of(world, histories, rows)
+                listed = np.take_along_axis(scores, frozen.items, axis=1)
+                add(name, frozen.name, functools.partial(ranking.from_scores, name, listed, frozen))
+                add(
+                    name,
+                    protocols.FULL,
+                    functools.partial(ranking.full_from_scores, name, scores, histories, rows),
+                )
+        table = report.rows_from_ranks(found)
+        report.write_table(directory / "table.json", table)
+        report.write_table(self.workdir / "table.json", table)
+        for line in report.screen_table(table).splitlines():
+            logging.info("%s", line)
+
+    # --- what the stages share --------------------------------------------------------------------
+
+    def training_rows(self) -> np.ndarray:
+        """int32[n, 2]: the training targets that SFT uses."""
+        _, _, split = self.dataset
+        return _subset(split.train, self.config.sft.rows, self.config.sft.seed)
+
+    def test_rows(self) -> np.ndarray:
+        """int32[n, 2]: the test targets that are evaluated."""
+        _, _, split = self.dataset
+        if not len(split.test):
+            raise UserError(
+                "the split has no test targets; lower config.data.user_core or change it"
+            )
+        return _subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
+
+    def _head(self) -> Head:
+        return Head.load(self.workdir / "sasrec" / "head", self.mesh)
+
+    def _summary_source(self, rows: np.ndarray | None = None) -> SummarySource:
+        catalogue, _, _ = self.dataset
+        length = self.config.summariser.prompt_length
+        return SummarySource(catalogue, self.prompting, length=length, rows=rows)
+
+    def _with_adapters(self, model: MLLM, config: ConfigDict) -> MLLM:
+        lora.add(model, config.lora_rank, config.lora_alpha, rngs=nnx.Rngs(config.seed))
+        return model
+
+    def _knowledge(self, rows: np.ndarray, with_knowledge: bool) -> Knowledge:
+        catalogue, histories, split = self.dataset
+        use, keywords, neighbours = self.config.use, None, None
+        if with_knowledge and use.summaries:
+            keywords = [""] * len(catalogue)
+            for row in _read_lines(self.workdir / "summaries" / "summaries.jsonl"):
+                keywords[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
+        if with_knowledge and use.retrieval:
+            path = self.workdir / "retrieval" / "neighbours.parquet"
+            neighbours = neighbours_table.read_items(path, rows)
+        return Knowledge(catalogue, histories, keywords, neighbours, split.train_end)
+
+    def _candidate_scores(self, system, stage, with_knowledge, frozen) -> np.ndarray:
+        c = self.config
+        model = self.base_model(system)
+        if c.sft.trainable == "lora":
+            model = self._with_adapters(model, c.sft)
+        weights.restore(self.workdir / stage / _BASE, model, lora.trainable(c.sft.trainable))
+        source = CandidateSource(
+            self._knowledge(frozen.rows, with_knowledge),
+            self.prompting,
+            frozen.rows,
+            frozen.items,
+            length=c.evaluation.length,
+            history=c.prompts.history,
+            similar=c.prompts.similar,
+        )
+        return candidate_scores(
+            model,
+            source,
+            name=system,
+            num_candidates=frozen.items.shape[1],
+            batch_size=c.evaluation.batch_size,
+            patches=self._patches(c.evaluation.patches),
+            workers=c.evaluation.workers,
+            verdicts=self.prompting.chat.verdicts,
+            mesh=self.mesh,
+        )
+
+
+def _subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    if not 0 < count < len(rows):
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """Rows of a jsonl file; a last line that a kill cut short is dropped from the file."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _log_counts(name: str, counts: Counter) -> None:
+    for what, count in sorted(counts.items()):
+        logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))

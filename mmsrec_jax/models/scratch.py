@@ -1,0 +1,102 @@
+"""A small model from scratch: a Hugging Face directory without weights, and random ones (*ours*)."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmsrec_jax import sharding
+from mmsrec_jax.models import names, tokenizer
+from mmsrec_jax.models.config import VisionConfig
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.processor import CLIP_MEAN, CLIP_STD, ImageProcessor, read_json
+
+
+def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
+    """Writes tokenizer, config.json and preprocessor_config.json of a Qwen2.5-VL of any size.
+
+    Args:
+      config: vocab_size (at most), hidden, layers, heads, kv_heads, intermediate;
+        vision_hidden, vision_layers, vision_heads, vision_intermediate, patch_size, image_size
+        (pixels per side: every image has about that area).
+      texts: what the tokenizer is trained on.
+    """
+    tokens = tokenizer.train(texts, config.vocab_size, directory)
+    head_dim = config.hidden // config.heads
+    quarter = head_dim // 8
+    vision = VisionConfig(
+        depth=config.vision_layers,
+        hidden=config.vision_hidden,
+        heads=config.vision_heads,
+        intermediate=config.vision_intermediate,
+        fullatt_block_indexes=tuple(range(config.vision_layers)),
+        patch_size=config.patch_size,
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+    )
+    area = config.image_size**2
+    ImageProcessor.for_tower(vision, area, area).save_pretrained(directory)
+    ids = {name: tokens.convert_tokens_to_ids(f"<|{name}|>") for name in _TOKENS}
+    raw = {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "image_token_id": ids["image_pad"],
+        "vision_start_token_id": ids["vision_start"],
+        "vision_end_token_id": ids["vision_end"],
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen2_5_vl_text",
+            "vocab_size": len(tokens),
+            "hidden_size": config.hidden,
+            "intermediate_size": config.intermediate,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.kv_heads,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [head_dim // 2 - 2 * quarter, quarter, quarter],
+            },
+        },
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "depth": vision.depth,
+            "hidden_size": vision.hidden,
+            "num_heads": vision.heads,
+            "intermediate_size": vision.intermediate,
+            "out_hidden_size": config.hidden,
+            "patch_size": vision.patch_size,
+            "spatial_merge_size": vision.merge,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "window_size": vision.window_size,
+            "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+        },
+    }
+    partial = directory / "config.json.partial"
+    partial.write_text(json.dumps(raw, indent=2) + "\n")
+    partial.replace(directory / "config.json")
+
+
+_TOKENS = ("image_pad", "vision_start", "vision_end")
+
+
+def init(directory: Path, *, dtype: str, seed: int, mesh: Mesh) -> MLLM:
+    """The model that `directory` describes with random weights, straight into their shardings."""
+    processor = ImageProcessor.from_pretrained(directory)
+    config = names.config_from_hf(read_json(directory / "config.json"), processor)
+
+    def make():
+        return nnx.split(MLLM(config, rngs=nnx.Rngs(seed), param_dtype="float32", dtype=dtype))
+
+    abstract = nnx.eval_shape(lambda: nnx.merge(*make()))
+    graphdef, state = nnx.split(abstract)
+    placed = sharding.shardings(state, mesh)
+    model = nnx.merge(graphdef, jax.jit(lambda: make()[1], out_shardings=placed)())
+    model.processor = processor
+    return model
