@@ -90,27 +90,23 @@ def gradients(mesh, adapters):
     grids = [] if adapters else [(4, 4)]
     rows = [mb.example(rng, grids, 3 + i, branches=(2, 3)) for i in range(8)]
     batch = mb.batch(rows, 24, 16)
-    graphdef, params, frozen = nnx.split(model, lora.trainable("lora" if adapters else "full"), ...)
+    graphdef, params = nnx.split(model)
 
-    def loss(params, frozen, batch):
-        model = nnx.merge(graphdef, params, frozen)
+    def loss(params, batch):
+        model = nnx.merge(graphdef, params)
         logprobs = token_logprobs(model, model(batch), batch["tokens"], chunk=16)
         return -jnp.sum(logprobs * (batch["segment_ids"] > 0))
 
     with jax.set_mesh(mesh):
         where = sharding.shardings(params, mesh)
         params = jax.device_put(params, where)
-        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, where))
-        value, grads = step(params, frozen, batch)
+        value, grads = jax.jit(jax.value_and_grad(loss), out_shardings=(None, where))(params, batch)
     return float(value), grads
 
 
-@pytest.mark.parametrize(
-    "sizes,adapters", [((2, 2, 2), False), ((1, 4, 2), False), ((1, 4, 2), True)]
-)
-def test_eight_devices_give_the_gradients_of_one(sizes, adapters):
+@pytest.mark.parametrize("sizes,adapters", [((2, 2, 2), False), ((1, 4, 2), True)])
+def test_eight_devices_give_the_gradients_of_one(sizes, adapters, capfd):
     one, expected = gradients(sharding.make_mesh(devices=jax.devices()[:1]), adapters)
     value, got = gradients(sharding.make_mesh(*sizes), adapters)
     assert value == pytest.approx(one, rel=1e-5)
@@ -120,7 +116,7 @@ def test_eight_devices_give_the_gradients_of_one(sizes, adapters):
         scale = float(jnp.abs(b).max())
         assert scale > 1e-3, path
         np.testing.assert_allclose(a, b, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
-    if not adapters:
-        gate = got["text"]["layers"]["gate"]["kernel"][...]
-        fsdp, tensor = sizes[1:]
-        assert gate.sharding.shard_shape(gate.shape) == (2, 32 // fsdp, 48 // tensor)
+    gate = got["text"]["layers"]["gate"]["kernel"][...]
+    fsdp, tensor = sizes[1:]
+    assert gate.sharding.shard_shape(gate.shape) == (2, 32 // fsdp, 48 // tensor)
+    assert "full rematerialization" not in capfd.readouterr().err  # the partitioner's warning

@@ -10,8 +10,9 @@ from mmsrec_jax.models.mllm import MLLM
 
 def make(tokenizer, *, rank: int = 4, seed: int = 0) -> MLLM:
     """Adapters (rank > 0) start at zero effect, as `lora.add` leaves them."""
+    padded = -(-len(tokenizer) // 8) * 8  # as published models do
     text = DecoderConfig(
-        vocab_size=len(tokenizer), hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8,
+        vocab_size=padded, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8,
         intermediate=48, mrope_section=(2, 1, 1), rope_theta=1e4,
     )  # fmt: skip
     tower = VisionConfig(

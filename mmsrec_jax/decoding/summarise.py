@@ -68,18 +68,21 @@ def summarise(
 
 
 def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options: Any) -> Sampling:
-    """Sampling of summaries: ends with the turn, never emits what stands for an image."""
+    """Sampling of summaries: ends with the turn; never emits what stands for an image, nor rows of
+    the embedding that only pad the vocabulary."""
     stop = source.items.prompting.chat.stop_id
     ends = {stop, tokenizer.eos_token_id} - {None}
+    model_config = model.config
     image = (
-        model.config.image_token_id,
-        model.config.vision_start_token_id,
-        model.config.vision_end_token_id,
+        model_config.image_token_id,
+        model_config.vision_start_token_id,
+        model_config.vision_end_token_id,
     )
+    unused = range(len(tokenizer), model_config.text.vocab_size)
     return Sampling(
         eos_ids=tuple(sorted(ends)),
         pad_id=stop if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        suppress=tuple(i for i in image if i is not None),
+        suppress=(*(i for i in image if i is not None), *unused),
         **options,
     )
 

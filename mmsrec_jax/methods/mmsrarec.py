@@ -336,9 +336,7 @@ class Run:
         )
         neighbours_table.write(directory / "neighbours.parquet", rows, found)
         for part, rate in similar.hit_rates(found, histories, split, rows).items():
-            logging.info(
-                "retrieval: the next item is among the neighbours' in %.3f of %s", rate, part
-            )
+            logging.info("retrieval: %.3f of %s targets are a neighbour's next item", rate, part)
 
     def plain_sft(self, directory: Path) -> None:
         """The baseline: titles in place of keywords, no similar users (*ours*)."""

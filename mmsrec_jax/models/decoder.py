@@ -28,8 +28,12 @@ class Embed(nnx.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        x = jnp.take(self.table(), tokens, axis=0)
         return constrain(x, "batch", "length", "features")
+
+    def table(self) -> jax.Array:
+        """[vocab, hidden] in the compute dtype, gathered over FSDP as every kernel is before use."""
+        return constrain(self.embedding[...].astype(self.dtype), "vocab", "features")
 
 
 class Decoder(nnx.Module):
@@ -114,13 +118,19 @@ class Decoder(nnx.Module):
         )
         return self.norm(x), dataclasses.replace(cache, k=k, v=v)
 
-    def unembed(self, hidden: jax.Array) -> jax.Array:
-        """float32 logits [..., vocab] of hidden [..., hidden]: all at once, for few positions."""
-        kernel = self.embed.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jax.lax.dot_general(
-            hidden.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (((hidden.ndim - 1,), (0,)), ((), ())),
-            precision=precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+    def head_kernel(self) -> jax.Array:
+        """[hidden, vocab] in the compute dtype, gathered over FSDP."""
+        if self.head is None:
+            return self.embed.table().T
+        return constrain(self.head.kernel[...].astype(self.dtype), "features", "vocab")
+
+
+def unembed(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float32 logits [..., vocab] of hidden [..., hidden] and `Decoder.head_kernel()`."""
+    return jax.lax.dot_general(
+        hidden.astype(kernel.dtype),
+        kernel,
+        (((hidden.ndim - 1,), (0,)), ((), ())),
+        precision=precision(kernel.dtype),
+        preferred_element_type=jnp.float32,
+    )

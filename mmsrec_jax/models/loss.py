@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from mmsrec_jax.models.decoder import unembed
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.sharding import constrain
 
 
 def token_logprobs(
@@ -31,9 +33,11 @@ def token_logprobs(
         x = jnp.pad(x, [(0, 0), (0, count * width - steps)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, width, *x.shape[2:]), 1, 0)
 
+    kernel = model.text.head_kernel()  # gathered once, not per chunk
+
     @jax.checkpoint
     def logprobs(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = model.unembed(hidden)
+        logits = constrain(unembed(hidden, kernel), "batch", "length", "vocab")
         chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
         return jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mmsrec_jax.decoding.cache import KVCache
 from mmsrec_jax.models.config import MLLMConfig
-from mmsrec_jax.models.decoder import Decoder
+from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.vision import Vision
 
 PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
@@ -56,7 +56,7 @@ class MLLM(nnx.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
-        return self.text.unembed(hidden)
+        return unembed(hidden, self.text.head_kernel())
 
     def _embed(self, batch: dict[str, jax.Array]) -> jax.Array:
         tokens = batch["tokens"]

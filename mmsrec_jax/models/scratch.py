@@ -1,4 +1,4 @@
-"""A small model from scratch: a Hugging Face directory without weights, and random ones (*ours*)."""
+"""A small model from scratch: a Hugging Face directory, and random weights for it (*ours*)."""
 
 import json
 from collections.abc import Iterable

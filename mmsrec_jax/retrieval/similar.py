@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmsrec_jax.models.heads.head import row_shards
+from mmsrec_jax.models.heads.head import pad_rows, row_shards
 from mmsrec_jax.models.heads.sequences import gather_ragged, targets
 from mmsrec_jax.progress import Progress
 from mmsrec_jax.sharding import LOGICAL_AXES
@@ -71,22 +71,21 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
         np.stack([rows[:, 0], start], 1), axis=0, return_inverse=True
     )
     window_of_row = window_of_row.reshape(-1)
-    ends = np.zeros(len(windows), np.int64)
-    np.maximum.at(ends, window_of_row, rows[:, 1])
-    ids = gather_ragged(
-        histories.items,
-        histories.offsets[windows[:, 0]] + windows[:, 1],
-        ends - windows[:, 1],
-        length,
-    )
+    lengths = np.zeros(len(windows), np.int64)
+    np.maximum.at(lengths, window_of_row, rows[:, 1] - start)
+    by_length = np.argsort(lengths, kind="stable")
+    windows, lengths = windows[by_length], lengths[by_length]
+    window_of_row = np.argsort(by_length)[window_of_row]
+
     order = np.argsort(window_of_row, kind="stable")
     chunk_of_row = window_of_row[order] // _ENCODE_ROWS
     found = np.empty((len(rows), head.config.dim), np.float32)
-    for chunk in range(-(-len(windows) // _ENCODE_ROWS)):
-        first = chunk * _ENCODE_ROWS
-        part = ids[first : first + _ENCODE_ROWS]
-        part = np.pad(part, ((0, _ENCODE_ROWS - len(part)), (0, 0)), constant_values=-1)
-        states = np.asarray(_unit(head.states(part)))
+    for chunk, first in enumerate(range(0, len(windows), _ENCODE_ROWS)):
+        part = slice(first, first + _ENCODE_ROWS)
+        width = min(1 << (int(lengths[part][-1]) - 1).bit_length(), length)  # few compiled shapes
+        starts = histories.offsets[windows[part, 0]] + windows[part, 1]
+        ids = pad_rows(gather_ragged(histories.items, starts, lengths[part], width), _ENCODE_ROWS)
+        states = np.asarray(_unit(head.states(ids)))
         at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
         found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
     return found

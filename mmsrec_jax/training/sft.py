@@ -156,6 +156,7 @@ def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array
     at = jnp.maximum(positions, 1)
     targets = jnp.take_along_axis(batch["tokens"], at, axis=1)
     before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+    before = sharding.constrain(before, "batch", "length", "features")
     # token_logprobs predicts token t from hidden t - 1: shift the gathered pairs accordingly
     logprobs = token_logprobs(
         model, jnp.pad(before, ((0, 0), (0, 1), (0, 0))), jnp.pad(targets, ((0, 0), (1, 0)))

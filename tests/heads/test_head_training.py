@@ -1,6 +1,7 @@
 """The training loop of heads: what it feeds, that it learns, stops, resumes and shards exactly."""
 
 import json
+import time
 
 import jax
 import numpy as np
@@ -114,6 +115,14 @@ def test_learns_a_circle(histories, split, tmp_path):
     np.testing.assert_array_equal(back.params["items"][...], head.params["items"][...])
 
 
+def wait_for(path):
+    for _ in range(600):
+        if path.is_dir():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
 def lines(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in found]
@@ -135,7 +144,8 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
 
     def dies_in_its_fourth_validation(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 4:  # in step 16; a killed process would not go on writing step 12
+            wait_for(tmp_path / "killed" / "checkpoints" / "12")
             raise KeyboardInterrupt
         return full(*args, **kwargs)
 

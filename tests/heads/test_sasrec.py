@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.heads.head import Head, graphdef, init_params
-from mmsrec_jax.models.heads.sasrec import SASRecConfig, _dropout, token_nll
+from mmsrec_jax.models.heads.sasrec import SASRecConfig, token_nll
 from mmsrec_jax.models.heads.sequences import right_padded
 from mmsrec_jax.sharding import make_mesh
 
@@ -102,14 +102,18 @@ def test_packed_sequences_do_not_see_each_other(encode):
     np.testing.assert_allclose(packed[4:9], encode(*alone(second))[0, :5], atol=1e-5)
 
 
-def test_dropout_only_with_a_key(encode):
+def test_dropout_only_with_a_key(params, encode):
     keyed = [encode(*alone([1, 2, 3]), jax.random.key(seed))[0, :3] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(keyed[0], keyed[1])
     assert np.abs(keyed[0] - keyed[2]).max() > 0.1
     assert np.abs(keyed[0] - encode(*alone([1, 2, 3]))[0, :3]).max() > 0.1
-    dropped = _dropout(jnp.ones(40_000), 0.3, jax.random.key(0))
+    model = nnx.merge(graphdef(CONFIG), params)
+    dropped, keep = model._dropout_masks(jnp.ones((200, 12, 16)), jax.random.key(0))
     assert abs(float((dropped == 0).mean()) - 0.3) < 0.01
     assert abs(float(dropped.mean()) - 1) < 0.02
+    assert keep.shape == (2, 200, 12, 2 * 16 + 2 * 12)
+    assert abs(float(keep.mean()) - 0.7) < 0.01
+    assert abs(float((keep[0] & keep[1]).mean()) - 0.49) < 0.01  # layers draw independently
 
 
 def test_padding_and_window_rules(head):

@@ -127,7 +127,8 @@ def test_distinct_items_equals_greedy_choice_when_nothing_ties():
     users = np.arange(50, dtype=np.int32)
     for distinct in (False, True):
         got = similar.search(
-            base, embeddings[:50], users, k=4, distinct_items=distinct, query_chunk=16, base_chunk=37
+            base, embeddings[:50], users, k=4, distinct_items=distinct,
+            query_chunk=16, base_chunk=37,
         )  # fmt: skip
         for n in range(50):
             picked = []

@@ -46,7 +46,7 @@ class Head:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     def states(self, ids: np.ndarray) -> jax.Array:
-        """Embeddings after every item: right-padded int32[_, length] -> float32[_, length, D].
+        """Embeddings after every item: right-padded int32[R, W] -> float32[R, W, D], W <= length.
 
         At most a few hundred rows at a time; used to embed all prefixes of a sequence in one pass.
         """

@@ -61,24 +61,35 @@ class SASRec(nnx.Module):
         steps = jnp.arange(ids.shape[1])
         mask = (segments[:, :, None] == segments[:, None, :]) & (steps[:, None] >= steps[None, :])
         x = self.items[...][ids] * c.dim**0.5 + self.positions[...][positions]
-        keys = None
-        if key is not None:
-            key, first = jax.random.split(key)
-            keys = jax.random.split(key, (c.layers, 3))
-            x = _dropout(x, c.dropout, first)
+        keep = None
+        if key is not None and c.dropout > 0:
+            x, keep = self._dropout_masks(x, key)
 
         def layer(x, scanned):
-            w, k = scanned
-            attention_key, *residual_keys = (None,) * 3 if k is None else k
-            mixed = _attend(_norm(x, w["norms"][0]) @ w["qkv"], mask, c, attention_key) @ w["out"]
-            x = x + _dropout(mixed, c.dropout, residual_keys[0])
+            w, keep = scanned
+            kept = (None,) * 3 if keep is None else jnp.split(keep, (c.dim, 2 * c.dim), axis=-1)
+            mixed = _attend(_norm(x, w["norms"][0]) @ w["qkv"], mask, c, kept[2]) @ w["out"]
+            x = x + _dropout(mixed, c.dropout, kept[0])
             h = jax.nn.gelu(_norm(x, w["norms"][1]) @ w["up"] + w["up_bias"])
-            x = x + _dropout(h @ w["down"] + w["down_bias"], c.dropout, residual_keys[1])
+            x = x + _dropout(h @ w["down"] + w["down_bias"], c.dropout, kept[1])
             return x, None
 
         names = ("qkv", "out", "up", "up_bias", "down", "down_bias", "norms")
-        x, _ = jax.lax.scan(layer, x, ({name: getattr(self, name)[...] for name in names}, keys))
+        x, _ = jax.lax.scan(layer, x, ({name: getattr(self, name)[...] for name in names}, keep))
         return _norm(x, self.final_norm[...])
+
+    def _dropout_masks(self, x, key):
+        """x after dropout; per layer bool[B, L, 2 D + heads L]: two residual masks, attention.
+
+        One draw for all of them: every use of the generator costs seconds of compilation.
+        """
+        c = self.config
+        batch, length, dim = x.shape
+        width = 2 * dim + c.heads * length
+        bits = jax.random.bits(key, (batch, length, dim + c.layers * width), jnp.uint16)
+        keep = bits >= round(c.dropout * 2**16)
+        layers = keep[..., dim:].reshape(batch, length, c.layers, width)
+        return _dropout(x, c.dropout, keep[..., :dim]), jnp.moveaxis(layers, 2, 0)
 
     def table(self) -> jax.Array:
         """Output embeddings of the catalogue, float32[items, D]: logits = hidden @ table.T."""
@@ -109,12 +120,14 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
     return nll.reshape(-1)[:count]
 
 
-def _attend(qkv, mask, config, key):
+def _attend(qkv, mask, config, keep):
     batch, length, _ = qkv.shape
     q, k, v = jnp.split(qkv.reshape(batch, length, 3 * config.heads, -1), 3, axis=2)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * q.shape[-1] ** -0.5, -1e30)
-    weights = _dropout(jax.nn.softmax(scores, -1), config.dropout, key)
+    if keep is not None:
+        keep = jnp.swapaxes(keep.reshape(batch, length, config.heads, length), 1, 2)
+    weights = _dropout(jax.nn.softmax(scores, -1), config.dropout, keep)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, -1)
 
 
@@ -129,7 +142,5 @@ def _norm(x, scale_bias):
     return x * scale_bias[0] + scale_bias[1]
 
 
-def _dropout(x, rate, key):
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+def _dropout(x, rate, keep):
+    return x if keep is None else jnp.where(keep, x / (1 - rate), 0)
