@@ -1,5 +1,6 @@
 """A directory's own tokenizer, or a small byte-level BPE in Qwen's form for models from scratch."""
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
+ROLES = ("user", "assistant", "system")
 # Qwen2's split: words take the space before them, digits stand alone.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -94,7 +96,7 @@ def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(itertools.chain(ROLES * 100, texts), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",

@@ -92,7 +92,13 @@ def train(
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine, gradients clipped by their global norm."""
+    """AdamW under a warm-up and a cosine, gradients clipped by their global norm.
+
+    Raises:
+      UserError: the warm-up takes all steps.
+    """
+    if config.warmup_steps >= config.steps:
+        raise UserError(f"warmup_steps={config.warmup_steps} must be below steps={config.steps}")
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
