@@ -32,7 +32,7 @@ class Embed(nnx.Module):
         return constrain(x, "batch", "length", "features")
 
     def table(self) -> jax.Array:
-        """[vocab, hidden] in the compute dtype, gathered over FSDP as every kernel is before use."""
+        """[vocab, hidden] in the compute dtype, gathered over FSDP as kernels are before use."""
         return constrain(self.embedding[...].astype(self.dtype), "vocab", "features")
 
 
