@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.path = ""  # Hugging Face directory; "" = from scratch, of the sizes below
     model.path_help = ""  # what to download when `path` does not exist
+    model.require_path = False  # True: an experiment that makes no sense from scratch
     model.dtype = "bfloat16"  # of computation; float32 on CPU
     model.remat = "full"  # what is kept for the backward pass: "none" = all, "full", "dots"
     model.max_pixels = 0  # largest area of an image in pixels, 0 = as the directory says

@@ -14,6 +14,25 @@ from mmsrec_jax.errors import UserError
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 
 
+def check(config: ConfigDict) -> None:
+    """Stops early, with what to do, when the raw files are not there.
+
+    Raises:
+      UserError: no folder is given, or it does not exist.
+    """
+    if config.source != "atomic":
+        return
+    if not config.root:
+        raise UserError(
+            "config.data.root is not set: give the folder of NAME.inter, NAME.item and images/ "
+            f"with --config.data.root=DIR. {config.root_help}".strip()
+        )
+    if not Path(config.root).is_dir():
+        raise UserError(
+            f"config.data.root={config.root}: no such folder. {config.root_help}".strip()
+        )
+
+
 def build(config: ConfigDict, directory: Path) -> None:
     """Prepares `config` (the section `data`) in `directory` and logs what was read and dropped.
 
@@ -76,15 +95,6 @@ def source_files(config: ConfigDict) -> dict[str, list[int]]:
 
 
 def _read_atomic(config: ConfigDict) -> tuple[atomic.AtomicItems, Histories, Report]:
-    if not config.root:
-        raise UserError(
-            "config.data.root is not set: give the folder of NAME.inter, NAME.item and images/ "
-            "with --config.data.root=DIR"
-        )
-    if not Path(config.root).is_dir():
-        raise UserError(
-            f"config.data.root={config.root}: no such folder. {config.root_help}".strip()
-        )
     items, histories, report = atomic.read(
         config.root,
         rating_threshold=config.rating_threshold,

@@ -64,11 +64,12 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
 
 def check(config: ConfigDict) -> None:
     """Stops early when what the config names is not there."""
-    path = config.model.path
+    build.check(config.data)
+    path, remedy = config.model.path, config.model.path_help
+    if config.model.require_path and not path:
+        raise UserError(f"config.model.path is not set. {remedy}")
     if path and not Path(path).is_dir():
-        raise UserError(
-            f"config.model.path={path}: no such folder. {config.model.path_help}".strip()
-        )
+        raise UserError(f"config.model.path={path}: no such folder. {remedy}".strip())
     if config.prompts.templates not in TEMPLATES:
         raise UserError(
             f"config.prompts.templates={config.prompts.templates!r} is none of "

@@ -21,7 +21,7 @@ from mmsrec_jax.training import sft
 
 CONFIG = ConfigDict(
     dict(
-        trainable="full", steps=30, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
+        trainable="full", steps=20, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
         clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2,
     )
 )  # fmt: skip
@@ -150,7 +150,7 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
         return compiled[0]
 
     def run_and_die(state, step_fn, iterator, **options):
-        calls = iter(range(16))
+        calls = iter(range(13))
 
         def step(state, batch):
             if next(calls, None) is None:
@@ -185,3 +185,8 @@ def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):
         np.testing.assert_array_equal(a, b)
     moved = leaves(trained, nnx.LoRAParam)
     assert all((a != b).any() for a, b in zip(adapters, moved, strict=True))
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    with pytest.raises(UserError, match="warmup_steps=5 must be below steps=5"):
+        sft.make_optimizer(ConfigDict(CONFIG.to_dict() | {"steps": 5, "warmup_steps": 5}))

@@ -1,0 +1,34 @@
+"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64.
+
+    python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
+        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=gs://BUCKET/beauty
+
+DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole atomic files made from
+the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).
+"""
+
+from configs import base
+from mmsrec_jax.configuration import choose
+
+
+def get_config(variant: str = ""):
+    choose(variant, {"": "7B on a v5e-64"}, file="configs/beauty.py")
+    config = base.get_config()
+    with config.unlocked():
+        config.mesh.update(data=1, fsdp=64, tensor=1)
+        config.data.root_help = (
+            "Download reviews_Beauty_5 and meta_Beauty of the Amazon review data (2014) and the "
+            "images it links to, and write them as RecBole atomic files beauty.inter, beauty.item "
+            "and images/<item_id>.jpg; see README, Your own data."
+        )
+        config.model.path_help = (
+            "Download Qwen/Qwen2.5-VL-7B-Instruct with `huggingface-cli download` and give its "
+            "folder with --config.model.path=DIR."
+        )
+        config.model.require_path = True
+        config.model.max_pixels = 128 * 28 * 28
+        config.prompts.update(fields=("title", "description"), text_tokens=128)
+        config.summariser.update(batch_size=64, samples=8, micro_batch=512, patches=640)
+        config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
+        config.evaluation.update(length=6144, patches=12288, batch_size=64)
+    return config.lock()

@@ -1,0 +1,56 @@
+"""MMSRARec on MovieLens-1M with posters, read from atomic files.
+
+    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \\
+        --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml
+    python launch/train.py --config=configs/movielens.py:smoke --config.data.root=DIR/ml-1m \\
+        --workdir=runs/ml-smoke
+
+DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. `smoke` is for two CPU
+cores: a subset of users, films with a poster only, a tiny model from scratch.
+"""
+
+from configs import base, quickstart
+from mmsrec_jax.configuration import choose
+
+_VARIANTS = {"": "a pretrained model, all users", "smoke": "two CPU cores, under 20 minutes"}
+
+
+def get_config(variant: str = ""):
+    variant = choose(variant, _VARIANTS, file="configs/movielens.py")
+    config = quickstart.get_config() if variant == "smoke" else base.get_config()
+    with config.unlocked():
+        config.data.update(
+            source="atomic",
+            root_help="MovieLens-1M as RecBole atomic files; see README, Your own data.",
+            text_fields=("title", "year", "abstract"),
+            category_field="genres",
+            user_core=5,
+            item_core=5,
+        )
+        config.model.path_help = (
+            "Download Qwen/Qwen2.5-VL-3B-Instruct with `huggingface-cli download` and give its "
+            "folder, or leave config.model.path empty to train a small model from scratch."
+        )
+        config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
+        config.model.max_pixels = 0 if variant == "smoke" else 256 * 28 * 28
+    if variant == "smoke":
+        _smoke(config)
+    return config.lock()
+
+
+def _smoke(config):
+    with config.unlocked():
+        config.data.update(
+            max_users=600,
+            only_items_with_image=True,
+            attribute_fields=("genres",),
+            category_field=None,
+            text_fields=("title", "year"),
+        )
+        config.model.scratch.update(vocab_size=2048)
+        config.prompts.update(fields=("title",), image_attributes=(), text_tokens=12, similar=3)
+        config.warmup.update(steps=150, noise=0.0)
+        config.summariser.update(steps=20, prompt_length=40)
+        config.sasrec.update(length=50, batch_size=32, steps=600, evaluate_every=100, dropout=0.3)
+        config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
+        config.evaluation.update(users=300, length=768)
