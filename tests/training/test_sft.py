@@ -170,7 +170,7 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
         np.testing.assert_array_equal(a, b)
     log = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     first, last = json.loads(log[0]), json.loads(log[-1])
-    assert first["loss/tokens"] > 5 and last["loss/tokens"] < 2
+    assert first["loss/tokens"] > 5 and last["loss/tokens"] < 3
 
 
 def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):
