@@ -42,6 +42,15 @@ class PlainFormatter(standard_logging.Formatter):
         return f"{when} {record.levelname}: {message}"
 
 
+def keep_compiled_programs(directory: Path) -> None:
+    """Stores compiled programs, so that a resumed run does not compile again.
+
+    `JAX_COMPILATION_CACHE_DIR`, when set, names another place.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
 def check_devices(*, allow_cpu: bool, root: Path = Path("/")) -> None:
     """Refuses to run on the CPU of a machine that has an accelerator.
 

@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     mesh = sharding.make_mesh(**config.mesh)
     startup.report_devices(mesh)
     workdir.mkdir(parents=True, exist_ok=True)
+    startup.keep_compiled_programs(workdir / "compiled")
     run_stages(workdir, Run(config, workdir, mesh).stages(), only)
 
 

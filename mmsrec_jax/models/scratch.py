@@ -58,6 +58,8 @@ def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
             "num_key_value_heads": config.kv_heads,
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokens.eos_token_id,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e4,

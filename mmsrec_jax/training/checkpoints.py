@@ -39,7 +39,7 @@ class Checkpoints:
         """Starts to save; the arrays of `state` may be donated as soon as this returns."""
         text = np.frombuffer(json.dumps(host).encode(), np.uint8)
         self._orbax.save_checkpointables_async(
-            step, {"state": flatten(state), "host": {"json": text}}, force=True
+            step, {"state": flatten(state), "host": {"json": text}}, force=True, overwrite=True
         )
 
     def restore(self, state: Any) -> tuple[int, Any, Any] | None:

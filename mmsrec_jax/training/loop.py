@@ -1,5 +1,6 @@
 """The loop that all three trainers share: resume, step, log, checkpoint."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -58,45 +59,44 @@ def run(
       The final state. A killed and resumed run returns the same bits as an unbroken one.
     """
     directory = Path(directory)
-    checkpoints = Checkpoints(directory / "checkpoints", keep=keep)
-    start, stopped = 0, False
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        start, state, host = restored
-        stopped = host["stopped"]
-        batches.set_state(host["batches"])
-    log = MetricsLog(directory, resume_step=start)
-    progress = Progress(name, steps, start=start)
-    window: list[Mapping[str, jax.Array]] = []
-    window_start, waited = time.monotonic(), 0.0
-    for step in range(start + 1, steps + 1):
-        if stopped:
-            break
-        before = time.monotonic()
-        batch = next(batches)
-        waited += time.monotonic() - before
-        state, metrics = step_fn(state, batch)
-        window.append(metrics)
-        means: dict[str, float] = {}
-        at_checkpoint = step % checkpoint_every == 0 or step == steps
-        if step % log_every == 0 or at_checkpoint:
-            means = _means(window)
-            elapsed = time.monotonic() - window_start
-            timing = {
-                "time/steps_per_second": len(window) / elapsed,
-                "time/waiting_for_data": waited / elapsed,
-            }
-            log.write(step, {**means, **timing})
-            window, window_start, waited = [], time.monotonic(), 0.0
-        if evaluate is not None and step % evaluate_every == 0:
-            state, measured, stopped = evaluate(state, step)
-            log.write(step, measured)
-            means = {**means, **measured}
-        if at_checkpoint or stopped:
-            checkpoints.save(step, state, {"batches": batches.get_state(), "stopped": stopped})
-        progress.update(values=means)
-    checkpoints.close()
-    log.close()
+    with contextlib.closing(Checkpoints(directory / "checkpoints", keep=keep)) as checkpoints:
+        start, stopped = 0, False
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            start, state, host = restored
+            stopped = host["stopped"]
+            batches.set_state(host["batches"])
+        with contextlib.closing(MetricsLog(directory, resume_step=start)) as log:
+            progress = Progress(name, steps, start=start)
+            window: list[Mapping[str, jax.Array]] = []
+            window_start, waited = time.monotonic(), 0.0
+            for step in range(start + 1, steps + 1):
+                if stopped:
+                    break
+                before = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - before
+                state, metrics = step_fn(state, batch)
+                window.append(metrics)
+                means: dict[str, float] = {}
+                at_checkpoint = step % checkpoint_every == 0 or step == steps
+                if step % log_every == 0 or at_checkpoint:
+                    means = _means(window)
+                    elapsed = time.monotonic() - window_start
+                    timing = {
+                        "time/steps_per_second": len(window) / elapsed,
+                        "time/waiting_for_data": waited / elapsed,
+                    }
+                    log.write(step, {**means, **timing})
+                    window, window_start, waited = [], time.monotonic(), 0.0
+                if evaluate is not None and step % evaluate_every == 0:
+                    state, measured, stopped = evaluate(state, step)
+                    log.write(step, measured)
+                    means = {**means, **measured}
+                if at_checkpoint or stopped:
+                    position = {"batches": batches.get_state(), "stopped": stopped}
+                    checkpoints.save(step, state, position)
+                progress.update(values=means)
     return state
 
 
