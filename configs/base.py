@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
     config.warmup = warmup = _sft(seed)  # visual instruction tuning of a model from scratch
-    warmup.tasks = {"describe": 0.5, "vqa": 0.5}  # shares
+    warmup.tasks = {"describe": 0.4, "see": 0.2, "vqa": 0.2, "retell": 0.2}  # shares
     warmup.noise = 0.3  # how careless the described keywords are: what stage 1 can improve
 
     config.summariser = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards
@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
     sasrec.evaluate_every = 200
     sasrec.patience = 10  # validations without a better NDCG@10
     sasrec.validation_rows = 0  # 0 = all
-    sasrec.loss_chunk = 8192  # items scored at once in the loss
+    sasrec.loss_chunk = 4096  # tokens whose logits over the catalogue are in memory at once
     sasrec.log_every = 100
     sasrec.seed = seed
 

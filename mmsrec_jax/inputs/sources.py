@@ -19,11 +19,11 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.items import Items, Prompting
-from mmsrec_jax.prompts import Piece, format_summary, tasks
+from mmsrec_jax.prompts import Piece, format_summary, parse_summary, tasks
 from mmsrec_jax.prompts.templates import LETTERS
 
 RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
-WARMUP_TASKS = ("describe", "vqa")
+WARMUP_TASKS = ("describe", "see", "vqa", "retell")
 _NONE = np.zeros(0, np.int32)
 
 
@@ -345,7 +345,9 @@ class SummarySource(_PerItem):
 class WarmupSource(_PerItem):
     """What a model from scratch must know before stage 1: what images and texts show (*ours*).
 
-    "describe" answers the summarise prompt from the item's attributes; "vqa" asks for one of them.
+    "describe" answers the summarise prompt from the item's attributes, "see" does so from the image
+    alone, "vqa" asks for one attribute, "retell" writes the text from a careless description. Stage
+    1's rewards ask the model, as its own reference, what "see" and "retell" teach.
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
     title and, for the image, of its category.
@@ -377,19 +379,37 @@ class WarmupSource(_PerItem):
         i = int(self.rows[row])
         chat, templates = self.items.prompting.chat, self.items.prompting.templates
         known = self._known(i)
-        if self._tasks[rng.choice(len(self._tasks), p=self._shares)] == "vqa" and known:
+        task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
+        if task == "retell":
+            return self._retell(rng, i, known)
+        if task == "vqa" and known:
             name = sorted(known)[rng.integers(len(known))]
             answer = tasks.answer(templates, known[name])
 
             def ask(text, has_image):
                 return tasks.vqa(templates, name, text, has_image)
         else:
-            answer = self._description(rng, i, known)
+            alone = task == "see" and self.items.image(i, Counter()) is not None
+            if alone:
+                known = {k: v for k, v in known.items() if k in self._image_attributes}
+            answer = self._description(rng, i, known, image_alone=alone)
 
             def ask(text, has_image):
-                return tasks.summarise(templates, text, has_image)
+                return tasks.summarise(templates, "" if alone else text, has_image)
 
         return self._answered(i, ask, np.append(chat.ids(answer), chat.stop_id))
+
+    def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
+        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        summary = parse_summary(self._description(rng, i, known))
+        words = tasks.item_words(templates, ", ".join(summary.image + summary.text))
+        if rng.random() < self._noise:
+            words = ""
+        text = self.items.text(i, self.items.prompting.text_tokens, Counter())
+        answer = np.append(chat.ids(tasks.answer(templates, text)), chat.stop_id)
+        question = tasks.align_words(templates, words)
+        prompt = chat.encode(chat.head + question + chat.middle)
+        return examples.sequence(prompt, answer, index=i, counts=Counter())
 
     def _known(self, i: int) -> dict[str, str]:
         """Attributes that the prompt gives a chance to know."""
@@ -401,8 +421,10 @@ class WarmupSource(_PerItem):
             if value.strip() and (visible or name not in self._image_attributes)
         }
 
-    def _description(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> str:
-        if known:
+    def _description(
+        self, rng: np.random.Generator, i: int, known: dict[str, str], *, image_alone: bool = False
+    ) -> str:
+        if known or image_alone:
             words = [(name in self._image_attributes, value) for name, value in known.items()]
         else:
             words = self._title_words(i)
