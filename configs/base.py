@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
     config.warmup = warmup = _sft(seed)  # visual instruction tuning of a model from scratch
-    warmup.tasks = {"describe": 0.4, "see": 0.2, "vqa": 0.2, "retell": 0.2}  # shares
+    warmup.tasks = {"describe": 0.3, "see": 0.3, "vqa": 0.3, "retell": 0.1}  # shares
     warmup.noise = 0.3  # how careless the described keywords are: what stage 1 can improve
 
     config.summariser = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards

@@ -1,7 +1,7 @@
 """The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
-        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=gs://BUCKET/beauty
+        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
 
 DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole atomic files made from
 the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).

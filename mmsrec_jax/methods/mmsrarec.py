@@ -224,7 +224,11 @@ class Run:
             texts += [f" {word}" for word in words if word]
         # Whole words of the sentences become tokens: they count as much as any item's.
         texts += 50 * corpus(TEMPLATES[self.config.prompts.templates])
-        scratch.write_directory(directory, self.config.model.scratch, texts)
+        # Spread over the catalogue, which may be sorted.
+        with_image = np.flatnonzero(catalogue.has_image)
+        chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
+        images = (catalogue.image(int(i)) for i in chosen)
+        scratch.write_directory(directory, self.config.model.scratch, texts, images)
 
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalogue: describe, answer questions (*ours*)."""

@@ -1,11 +1,13 @@
 """A small model from scratch: a Hugging Face directory, and random weights for it (*ours*)."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -15,19 +17,28 @@ from mmsrec_jax.models.config import VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.processor import CLIP_MEAN, CLIP_STD, ImageProcessor, read_json
 
+_IMAGES_MEASURED = 256
 
-def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
+
+def write_directory(
+    directory: Path, config: Any, texts: Iterable[str], images: Iterable[np.ndarray]
+) -> None:
     """Writes tokenizer, config.json and preprocessor_config.json of a Qwen2.5-VL of any size.
+
+    Pixels are normalised by what `images` have: a new tower learns several times faster so than
+    with the usual constants, which fit photographs.
 
     Args:
       config: vocab_size (at most), hidden, layers, heads, kv_heads, intermediate;
         vision_hidden, vision_layers, vision_heads, vision_intermediate, patch_size, image_size
         (pixels per side: every image has about that area).
       texts: what the tokenizer is trained on.
+      images: uint8[height, width, 3], some of the catalogue's.
     """
     tokens = tokenizer.train(texts, config.vocab_size, directory)
     head_dim = config.hidden // config.heads
     quarter = head_dim // 8
+    mean, std = _pixel_statistics(images)
     vision = VisionConfig(
         depth=config.vision_layers,
         hidden=config.vision_hidden,
@@ -35,8 +46,8 @@ def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
         intermediate=config.vision_intermediate,
         fullatt_block_indexes=tuple(range(config.vision_layers)),
         patch_size=config.patch_size,
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
+        image_mean=mean,
+        image_std=std,
     )
     area = config.image_size**2
     ImageProcessor.for_tower(vision, area, area).save_pretrained(directory)
@@ -47,7 +58,7 @@ def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
         "image_token_id": ids["image_pad"],
         "vision_start_token_id": ids["vision_start"],
         "vision_end_token_id": ids["vision_end"],
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "text_config": {
             "model_type": "qwen2_5_vl_text",
             "vocab_size": len(tokens),
@@ -57,7 +68,7 @@ def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.kv_heads,
             "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": False,
             "bos_token_id": None,
             "eos_token_id": tokens.eos_token_id,
             "rope_parameters": {
@@ -83,6 +94,22 @@ def write_directory(directory: Path, config: Any, texts: Iterable[str]) -> None:
     partial = directory / "config.json.partial"
     partial.write_text(json.dumps(raw, indent=2) + "\n")
     partial.replace(directory / "config.json")
+
+
+def _pixel_statistics(
+    images: Iterable[np.ndarray],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of pixels in [0, 1]; CLIP's without images."""
+    means, squares = [], []
+    for image in itertools.islice(images, _IMAGES_MEASURED):
+        pixels = image.reshape(-1, 3) / 255
+        means.append(pixels.mean(0))
+        squares.append((pixels**2).mean(0))
+    if not means:
+        return CLIP_MEAN, CLIP_STD
+    mean = np.mean(means, axis=0)
+    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 1e-4))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
 _TOKENS = ("image_pad", "vision_start", "vision_end")
