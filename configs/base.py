@@ -37,14 +37,14 @@ def get_config() -> ConfigDict:
     data.test_quantile = 0.9  # of timestamps, where test begins (global_time)
     data.seed = seed  # of the subset of users and of ties in time
     data.toyshop = toyshop = ConfigDict()
-    toyshop.users = 6000
-    toyshop.items = 800
-    toyshop.groups = 12  # latent groups of items, each leading tastes somewhere
+    toyshop.users = 5000
+    toyshop.items = 1000
+    toyshop.groups = 8  # latent groups of items, each leading tastes somewhere
     toyshop.history = (6, 12)  # shortest and longest history
-    toyshop.pull = 0.35  # probability that a favourite follows the last item's group
-    toyshop.drift = 0.04  # probability that a favourite is redrawn
-    toyshop.image_weight = 2.2  # logit of a match in what only pictures show
-    toyshop.text_weight = 1.9  # logit of a match in what only texts name
+    toyshop.pull = 0.4  # probability that a favourite follows the last item's group
+    toyshop.drift = 0.03  # probability that a favourite is redrawn
+    toyshop.image_weight = 3.0  # logit of a match in what only pictures show
+    toyshop.text_weight = 2.6  # logit of a match in what only texts name
     toyshop.popularity_sd = 0.3  # spread of the items' own logits
     toyshop.seed = seed
 
@@ -87,7 +87,13 @@ def get_config() -> ConfigDict:
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
     config.warmup = warmup = _sft(seed)  # visual instruction tuning of a model from scratch
-    warmup.tasks = {"describe": 0.3, "see": 0.3, "vqa": 0.3, "retell": 0.1}  # shares
+    warmup.tasks = {
+        "describe": 0.25,
+        "see": 0.25,
+        "vqa": 0.2,
+        "retell": 0.1,
+        "match": 0.2,
+    }  # shares
     warmup.noise = 0.3  # how careless the described keywords are: what stage 1 can improve
 
     config.summariser = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards

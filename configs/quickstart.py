@@ -18,16 +18,16 @@ def get_config(variant: str = ""):
             similar=5,
             fields=("title",),
             text_tokens=16,
-            image_attributes=("colour", "pattern", "shape", "background"),
+            image_attributes=("colour", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=200, batch_size=12, length=256, patches=40, targets=128,
-            answers=0, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=100,
-            log_every=10,
+            trainable="full", steps=200, batch_size=12, length=256, patches=96, targets=128,
+            answers=24, listwise_weight=1.0, learning_rate=3e-3, warmup_steps=20, workers=0,
+            checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.summariser.update(
-            steps=45, batch_size=16, prompt_length=24, patches=4, image_tokens=12,
-            max_new_tokens=24, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
+            steps=45, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
+            max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
             checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl=0.02, distractors=7,
         )  # fmt: skip
         config.summariser.weights.update(information=0.5, length=0.03, image=1.0)
@@ -38,9 +38,9 @@ def get_config(variant: str = ""):
         )  # fmt: skip
         config.retrieval.distinct_items = True
         config.sft.update(
-            trainable="full", steps=200, batch_size=40, length=192, patches=32, answers=8,
+            trainable="full", steps=220, batch_size=40, length=128, patches=32, answers=8,
             targets=64, learning_rate=2e-3, warmup_steps=30, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
-        config.evaluation.update(users=1500, length=384, patches=84, batch_size=50, workers=0)
+        config.evaluation.update(users=1500, length=240, patches=84, batch_size=50, workers=0)
     return config.lock()

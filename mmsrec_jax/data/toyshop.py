@@ -40,7 +40,7 @@ OCCASIONS = ("travel", "office", "garden", "party")
 PRODUCTS = ("mug", "lamp", "bag", "clock", "bowl", "vase", "box", "tray")
 
 IMAGE_ATTRIBUTES = ("colour", "pattern", "shape", "background")
-TEXT_ATTRIBUTES = ("material", "occasion", "product")
+NAMED_ATTRIBUTES = ("colour", "pattern", "material", "occasion", "product")  # shape is not told
 IMAGE_FACTORS = ("colour", "pattern")
 TEXT_FACTORS = ("material", "occasion")
 VALUES = {
@@ -218,12 +218,12 @@ def _item(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generato
     return Item(
         id=f"i{index:04d}",
         text={
-            "title": "{material} {product} for {occasion}".format(**values),
+            "title": "{material} {occasion} {product}".format(**values),
             "description": description,
         },
         image=draw(*(values[name] for name in IMAGE_ATTRIBUTES), rng),
         category=values["product"],
-        attributes=values,
+        attributes={name: values[name] for name in NAMED_ATTRIBUTES},
     )
 
 

@@ -155,6 +155,8 @@ class Run:
         c = self.config.prompts
         processor = ImageProcessor.from_pretrained(self.model_path)
         ids = config_from_hf(read_json(self.model_path / "config.json"), processor)
+        # Marks around an image cost two tokens a candidate; a model from scratch learns without.
+        marks = self.config.model.path != ""
         if self.config.model.max_pixels:
             pixels = self.config.model.max_pixels
             processor = dataclasses.replace(
@@ -164,8 +166,8 @@ class Run:
             chat=Chat(
                 self.tokenizer,
                 image_token_id=ids.image_token_id,
-                vision_start_token_id=ids.vision_start_token_id,
-                vision_end_token_id=ids.vision_end_token_id,
+                vision_start_token_id=ids.vision_start_token_id if marks else None,
+                vision_end_token_id=ids.vision_end_token_id if marks else None,
                 merge=processor.merge_size,
             ),
             templates=TEMPLATES[c.templates],

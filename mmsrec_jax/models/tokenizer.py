@@ -1,6 +1,5 @@
-"""A directory's own tokenizer, or a small byte-level BPE in Qwen's form for models from scratch."""
+"""A directory's own tokenizer, or a small byte-level BPE with Qwen's tokens for new models."""
 
-import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -17,24 +16,23 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
-ROLES = ("user", "assistant", "system")
 # Qwen2's split: words take the space before them, digits stand alone.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# A turn costs two tokens: every token of a prompt is paid for in training time.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role != 'assistant' %}{{- '<|im_start|>' }}{%- endif %}"
     "{%- if message.content is string %}{{- message.content }}"
     "{%- else %}{%- for part in message.content %}"
     "{%- if part.type == 'text' %}{{- part.text }}"
     "{%- elif part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
     "{%- else %}{{- raise_exception('a message part must be of type text or image') }}"
     "{%- endif %}{%- endfor %}{%- endif %}"
-    "{{- '<|im_end|>\n' }}"
+    "{{- '<|im_end|>' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 
 
@@ -96,7 +94,7 @@ def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(itertools.chain(ROLES * 100, texts), trainer)
+    bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
