@@ -54,9 +54,7 @@ def under_way(directory):
     """The stage has begun, and has a checkpoint or some output where it writes any on the way."""
     if not directory.is_dir():
         return False
-    return any(
-        path.name not in ("stage.json", "tensorboard") for path in directory.iterdir()
-    )
+    return any(path.name not in ("stage.json", "tensorboard") for path in directory.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -346,11 +346,12 @@ class WarmupSource(_PerItem):
     """What a model from scratch must know before stage 1: what images and texts show (*ours*).
 
     "describe" answers the summarise prompt from the item's attributes, "see" does so from the image
-    alone, "vqa" asks for one attribute, "retell" writes the text from a careless description. Stage
-    1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match" shows
-    attributes of one item, those of the image, of the text or both, as stage 3 shows a history, and
-    `negatives` other items among the candidates: a small model that has learned to compare keywords
-    with an image and a text learns stage 3 many times faster.
+    alone, "vqa" asks for one attribute, "retell" writes the text from a careless description.
+    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
+    lists attributes of up to three items (those of the image, of the text, or both) as stage 3
+    lists a history, with one of these items and `negatives` others as candidates: a small model
+    that can compare keywords with an image and a text learns stage 3 many times faster.
+
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
     title and, for the image, of its category.
@@ -419,34 +420,31 @@ class WarmupSource(_PerItem):
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
     def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
-        chat, counts = self.items.prompting.chat, Counter()
+        chat, templates = self.items.prompting.chat, self.items.prompting.templates
         shown = [name for name in known if name in self._image_attributes]
         told = [name for name in known if name not in self._image_attributes]
         kinds = [names for names in (shown, told, [*known]) if names]
-        names = kinds[rng.integers(len(kinds))]
-        words = [known[name] for name in names]
-        opening = tasks.sections(
-            self.items.prompting.templates,
-            [tasks.item_words(self.items.prompting.templates, ", ".join(words))],
-            [],
-        )
-        candidates = [int(self.rows[row])]
-        for other in self.rows[rng.permutation(len(self.rows))[: 8 * self._negatives]]:
-            attributes = self.items.catalogue[int(other)].attributes
-            if len(candidates) <= self._negatives and any(
-                attributes.get(name, "") != self.items.catalogue[candidates[0]].attributes[name]
-                for name in names
-            ):
-                candidates.append(int(other))
-        order = rng.permutation(len(candidates))
-        limit = self.items.prompting.text_tokens
+        names, counts = kinds[rng.integers(len(kinds))], Counter()
+
+        def words(i: int) -> str:
+            values = [self.items.catalogue[i].attributes.get(name, "") for name in names]
+            values = [chat.clean(value.replace(",", " ")) for value in values]
+            return tasks.item_words(templates, ", ".join(values))
+
+        own = int(self.rows[row])
+        others = self.rows[rng.permutation(len(self.rows))[: 8 * self._negatives]].tolist()
+        others = [i for i in others if words(i)]
+        listed = [own, *(others.pop() for _ in range(min(rng.integers(3), len(others))))]
+        history = [words(i) for i in rng.permutation(listed).tolist()]
+        rest = [i for i in others if words(i) not in history][: self._negatives]
+        candidates = rng.permutation([own, *rest]).tolist()
         return examples.branched(
-            chat.encode(chat.head + opening),
-            [self.items.candidate(candidates[k], limit, counts) for k in order],
-            [int(k == 0) for k in order],
+            chat.encode(chat.head + tasks.sections(templates, history, [])),
+            [self.items.candidate(i, self.items.prompting.text_tokens, counts) for i in candidates],
+            [int(i == own) for i in candidates],
             verdicts=chat.verdicts,
             positive_weight=float(self._negatives),
-            index=int(self.rows[row]),
+            index=own,
             counts=counts,
         )
 

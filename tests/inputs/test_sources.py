@@ -89,7 +89,7 @@ def test_trunk_and_branch_are_the_chat_of_one_candidate(trained, templates):
         ]
         whole = trained.apply_chat_template(messages, tokenize=False)
         one = (example.branch_ids == 0) | (example.branch_ids == c)
-        assert trained.decode(example.tokens[one]) == whole.removesuffix("<|im_end|>\n")
+        assert trained.decode(example.tokens[one]) == whole.removesuffix("<|im_end|>")
 
 
 def test_branch_positions_are_those_of_the_candidate_alone(trained, prompting):
@@ -221,7 +221,8 @@ def test_truncation_order(trained, prompting):
             cut = True
             continue
         assert not cut
-        lines = trained.decode(example.tokens[example.branch_ids == 0]).splitlines()
+        trunk = trained.decode(example.tokens[example.branch_ids == 0])
+            lines = trunk.removeprefix("<|im_start|>").splitlines()
         state = tuple(
             next((x.removeprefix(name + " ").split(", ") for x in lines if x.startswith(name)), [])
             for name in ("likes", "similar")
@@ -358,6 +359,47 @@ def test_vqa_asks_what_can_be_seen(trained, prompting):
     assert (NO_IMAGE, "colour") not in asked and len(asked) == 5 and min(asked.values()) > 8
     _, answer = answer_of(trained, source.example(BARE, 0))
     assert answer.startswith("image: clock")  # nothing to ask: described instead
+
+
+def test_see_describes_the_image_without_the_text(trained, prompting):
+    source = warmup(prompting, {"see": 1})
+    prompt, answer = answer_of(trained, source[0])
+    assert "mug" not in prompt and "<|vision_start|>" in prompt
+    assert parse_summary(answer).image == ["red"] and parse_summary(answer).text == []
+    # without an image there is nothing to see: described by its text instead
+    prompt, answer = answer_of(trained, source[NO_IMAGE])
+    assert CATALOGUE[NO_IMAGE].text["title"] in prompt and parse_summary(answer).text
+
+
+def test_retell_writes_the_text_from_keywords(trained, prompting):
+    prompt, answer = answer_of(trained, warmup(prompting, {"retell": 1})[0])
+    assert "red mug home" in prompt and "<|vision_start|>" not in prompt
+    assert answer.removesuffix("<|im_end|>").strip() == title_of(0)
+
+
+def title_of(i):
+    return CATALOGUE[i].text["title"]
+
+
+def test_match_lists_one_candidate_and_no_other_that_fits(trained, prompting):
+    source = warmup(prompting, {"match": 1}, negatives=4)
+    sizes = Counter()
+    for draw in range(80):
+        example = source.example(0, draw)
+        assert sorted(example.labels.tolist()) == [0] * (len(example.labels) - 1) + [1]
+        trunk = trained.decode(example.tokens[example.branch_ids == 0])
+        listed = [line.strip() for line in trunk.split("likes")[1].strip().split(",")]
+        sizes[len(listed)] += 1
+        branches = [
+            trained.decode(example.tokens[example.branch_ids == c + 1])
+            for c in range(len(example.labels))
+        ]
+        for label, branch in zip(example.labels, branches, strict=True):
+            i = int(branch.split("number ")[1].split("<")[0])
+            attributes = CATALOGUE[i].attributes
+            fits = any(set(words.split()) <= set(attributes.values()) for words in listed)
+            assert (i == 0) == bool(label) and fits == bool(label)
+    assert set(sizes) == {1, 2, 3}
 
 
 def test_sources_survive_pickling(prompting):
