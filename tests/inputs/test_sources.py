@@ -222,7 +222,7 @@ def test_truncation_order(trained, prompting):
             continue
         assert not cut
         trunk = trained.decode(example.tokens[example.branch_ids == 0])
-            lines = trunk.removeprefix("<|im_start|>").splitlines()
+        lines = trunk.removeprefix("<|im_start|>").splitlines()
         state = tuple(
             next((x.removeprefix(name + " ").split(", ") for x in lines if x.startswith(name)), [])
             for name in ("likes", "similar")
