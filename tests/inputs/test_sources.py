@@ -212,7 +212,7 @@ def test_truncation_order(trained, prompting):
     states = [(past[i:], similar) for i in range(5)]
     states += [(past[4:], similar[:i]) for i in (2, 1, 0)] + [([], [])]
     seen, cut = [], False
-    for length in range(len(whole), 20, -1):
+    for length in range(len(whole), 5, -1):
         example = at(length)
         if len(example) > length:  # nothing is left to cut: the batch maker reports it
             assert example.counts["texts_cut"] == 2
