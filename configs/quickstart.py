@@ -21,8 +21,8 @@ def get_config(variant: str = ""):
             image_attributes=("colour", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=200, batch_size=12, length=256, patches=96, targets=128,
-            answers=24, listwise_weight=1.0, learning_rate=3e-3, warmup_steps=20, workers=0,
+            trainable="full", steps=240, batch_size=12, length=256, patches=96, targets=128,
+            answers=24, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.summariser.update(
@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
             checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl=0.02, distractors=7,
         )  # fmt: skip
-        config.summariser.weights.update(information=0.5, length=0.05, image=1.0, form=1.0)
+        config.summariser.weights.update(information=0.5, length=0.02, image=1.0, form=1.0)
         config.summaries.batch_size = 100
         config.sasrec.update(
             length=12, batch_size=64, steps=1200, evaluate_every=100, patience=3, dropout=0.2,

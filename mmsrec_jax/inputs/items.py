@@ -52,6 +52,7 @@ class Items:
         self.catalogue, self.prompting, self.keywords = catalogue, prompting, keywords
         self._images = _Cache(prompting.image_cache_bytes)
         self._words = _Cache(16 * 2**20)
+        self._attributes = _Cache(16 * 2**20)
         self._pieces = _Cache(prompting.image_cache_bytes)
 
     def __len__(self) -> int:
@@ -74,6 +75,17 @@ class Items:
             return text
 
         return self._words.get(i, make, len)
+
+    def attributes(self, i: int) -> dict[str, str]:
+        """The item's attributes, cleaned for a prompt; a comma would end a keyword."""
+
+        def make():
+            clean = self.prompting.chat.clean
+            found = self.catalogue[i].attributes.items()
+            cleaned = {name: clean(value.replace(",", " ")) for name, value in found}
+            return {name: value for name, value in cleaned.items() if value}
+
+        return self._attributes.get(i, make, lambda value: 200 * len(value))
 
     def text(self, i: int, limit: int, counts: Counter) -> str:
         """The item's text fields in at most `limit` tokens; a cut is counted."""

@@ -427,12 +427,11 @@ class WarmupSource(_PerItem):
         names, counts = kinds[rng.integers(len(kinds))], Counter()
 
         def words(i: int) -> str:
-            values = [self.items.catalogue[i].attributes.get(name, "") for name in names]
-            values = [chat.clean(value.replace(",", " ")) for value in values]
+            values = [self.items.attributes(i).get(name, "") for name in names]
             return tasks.item_words(templates, ", ".join(values))
 
         own = int(self.rows[row])
-        others = self.rows[rng.permutation(len(self.rows))[: 8 * self._negatives]].tolist()
+        others = self.rows[rng.permutation(len(self.rows))[: 4 * self._negatives]].tolist()
         others = [i for i in others if words(i)]
         listed = [own, *(others.pop() for _ in range(min(rng.integers(3), len(others))))]
         history = [words(i) for i in rng.permutation(listed).tolist()]
@@ -443,19 +442,18 @@ class WarmupSource(_PerItem):
             [self.items.candidate(i, self.items.prompting.text_tokens, counts) for i in candidates],
             [int(i == own) for i in candidates],
             verdicts=chat.verdicts,
-            positive_weight=float(self._negatives),
+            positive_weight=1.0,  # the listwise term balances; the answers of other tasks count too
             index=own,
             counts=counts,
         )
 
     def _known(self, i: int) -> dict[str, str]:
         """Attributes that the prompt gives a chance to know."""
-        clean = self.items.prompting.chat.clean
         visible = self.items.image(i, Counter()) is not None
         return {
-            name: clean(value.replace(",", " "))
-            for name, value in self.items.catalogue[i].attributes.items()
-            if value.strip() and (visible or name not in self._image_attributes)
+            name: value
+            for name, value in self.items.attributes(i).items()
+            if visible or name not in self._image_attributes
         }
 
     def _description(
