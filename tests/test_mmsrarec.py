@@ -17,6 +17,7 @@ STAGES = (
     "data", "model", "warmup", "summariser", "summaries", "sasrec", "retrieval", "plain_sft",
     "sft", "evaluation",
 )  # fmt: skip
+LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
 TINY = {
     "data.toyshop.users": 150, "data.toyshop.items": 60, "data.toyshop.groups": 3,
     "model.scratch.hidden": 32, "model.scratch.layers": 2, "model.scratch.intermediate": 64,
@@ -51,10 +52,10 @@ def finish(process, tmp_path, workdir):
 
 
 def under_way(directory):
-    """The stage has begun, and has a checkpoint or some output where it writes any on the way."""
-    if not directory.is_dir():
-        return False
-    return any(path.name not in ("stage.json", "tensorboard") for path in directory.iterdir())
+    """The stage has begun and left something on the way: a checkpoint if it is one that trains."""
+    if directory.name in LOOPS:
+        return any(path.name.isdigit() for path in directory.glob("checkpoints/*"))
+    return directory.is_dir() and any(p.name != "stage.json" for p in directory.iterdir())
 
 
 @pytest.fixture(scope="module")
