@@ -37,9 +37,9 @@ def get_config() -> ConfigDict:
     data.test_quantile = 0.9  # of timestamps, where test begins (global_time)
     data.seed = seed  # of the subset of users and of ties in time
     data.toyshop = toyshop = ConfigDict()
-    toyshop.users = 5000
-    toyshop.items = 1000
-    toyshop.groups = 8  # latent groups of items, each leading tastes somewhere
+    toyshop.num_users = 5000
+    toyshop.num_items = 1000
+    toyshop.num_groups = 8  # latent groups of items, each leading tastes somewhere
     toyshop.history = (6, 12)  # shortest and longest history
     toyshop.pull = 0.4  # probability that a favourite follows the last item's group
     toyshop.drift = 0.03  # probability that a favourite is redrawn

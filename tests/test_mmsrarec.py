@@ -19,7 +19,7 @@ STAGES = (
 )  # fmt: skip
 LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
 TINY = {
-    "data.toyshop.users": 150, "data.toyshop.items": 60, "data.toyshop.groups": 3,
+    "data.toyshop.num_users": 150, "data.toyshop.num_items": 60, "data.toyshop.num_groups": 3,
     "model.scratch.hidden": 32, "model.scratch.layers": 2, "model.scratch.intermediate": 64,
     "model.scratch.vision_hidden": 24, "model.scratch.vision_intermediate": 48,
     "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,

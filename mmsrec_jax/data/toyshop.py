@@ -114,9 +114,9 @@ _STORED = ("groups", "leads_to", "popularity", "pull", "drift", "tastes")
 
 def generate(
     *,
-    users: int,
-    items: int,
-    groups: int,
+    num_users: int,
+    num_items: int,
+    num_groups: int,
     history: tuple[int, int],
     pull: float,
     drift: float,
@@ -128,7 +128,7 @@ def generate(
     """Draws a shop.
 
     Args:
-      users, items, groups: how many of each.
+      num_users, num_items, num_groups: how many of each.
       history: shortest and longest history, both inclusive.
       pull: probability that a favourite moves to where the last item's group leads.
       drift: probability that a favourite is redrawn.
@@ -142,37 +142,37 @@ def generate(
     """
     rng = np.random.default_rng(seed)
     attributes = {
-        name: rng.integers(0, len(values), items).astype(np.int32)
+        name: rng.integers(0, len(values), num_items).astype(np.int32)
         for name, values in VALUES.items()
     }
     weights = {name: image_weight for name in IMAGE_FACTORS}
     weights |= {name: text_weight for name in TEXT_FACTORS}
     world = World(
         attributes=attributes,
-        groups=rng.integers(0, groups, items).astype(np.int32),
+        groups=rng.integers(0, num_groups, num_items).astype(np.int32),
         leads_to=np.stack(
-            [rng.integers(0, len(VALUES[n]), groups) for n in weights], axis=1
+            [rng.integers(0, len(VALUES[n]), num_groups) for n in weights], axis=1
         ).astype(np.int32),
-        popularity=rng.normal(0.0, popularity_sd, items),
+        popularity=rng.normal(0.0, popularity_sd, num_items),
         weights=weights,
         pull=pull,
         drift=drift,
         tastes=np.zeros((0, len(weights)), np.int32),
     )
-    chosen, tastes, lengths = _choices(world, rng, users, history)
+    chosen, tastes, lengths = _choices(world, rng, num_users, history)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     steps = np.concatenate([np.arange(n) for n in lengths])
-    arrival = np.repeat(rng.integers(0, 300, users), lengths)
+    arrival = np.repeat(rng.integers(0, 300, num_users), lengths)
     day = 86_400.0
     histories = Histories(
-        users=np.array([f"u{index:05d}" for index in range(users)]),
+        users=np.array([f"u{index:05d}" for index in range(num_users)]),
         offsets=offsets.astype(np.int64),
         items=chosen.astype(np.int32),
         timestamps=1.6e9 + day * (arrival + 7 * steps) + rng.uniform(0, day, len(chosen)),
         ratings=None,
     )
     catalogue = [
-        _item(index, attributes, np.random.default_rng((seed, index))) for index in range(items)
+        _item(index, attributes, np.random.default_rng((seed, index))) for index in range(num_items)
     ]
     return catalogue, histories, dataclasses.replace(world, tastes=tastes)
 

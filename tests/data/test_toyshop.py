@@ -11,8 +11,8 @@ from mmsrec_jax.data import toyshop
 from mmsrec_jax.data.toyshop_truth import Observer, Truth, attainable_scores, oracle_scores
 
 SMALL = dict(
-    users=300, items=24, groups=3, history=(6, 9), pull=0.4, drift=0.1, image_weight=1.9,
-    text_weight=1.6, popularity_sd=0.4, seed=3,
+    num_users=300, num_items=24, num_groups=3, history=(6, 9), pull=0.4, drift=0.1,
+    image_weight=1.9, text_weight=1.6, popularity_sd=0.4, seed=3,
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_text_tells_nothing_of_image_attributes_and_the_picture_shows_them(shop)
 
 def test_attainable_is_how_often_users_with_that_history_choose(monkeypatch):
     monkeypatch.setattr(toyshop, "_item", lambda *_: None)
-    crowd = {**SMALL, "users": 400_000, "history": (3, 3)}
+    crowd = {**SMALL, "num_users": 400_000, "history": (3, 3)}
     _, histories, world = toyshop.generate(**crowd)
     chosen = histories.items.reshape(-1, 3)
     pairs, counts = np.unique(chosen[:, 0] * 24 + chosen[:, 1], return_counts=True)
