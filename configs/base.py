@@ -39,9 +39,9 @@ def get_config() -> ConfigDict:
     data.toyshop = toyshop = ConfigDict()
     toyshop.num_users = 5000
     toyshop.num_items = 1000
-    toyshop.num_groups = 8  # latent groups of items, each leading tastes somewhere
+    toyshop.num_groups = 12  # latent groups of items, each leading tastes somewhere
     toyshop.history = (6, 12)  # shortest and longest history
-    toyshop.pull = 0.4  # probability that a favourite follows the last item's group
+    toyshop.pull = 0.3  # probability that a favourite follows the last item's group
     toyshop.drift = 0.03  # probability that a favourite is redrawn
     toyshop.image_weight = 3.0  # logit of a match in what only pictures show
     toyshop.text_weight = 2.6  # logit of a match in what only texts name

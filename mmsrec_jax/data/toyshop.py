@@ -151,8 +151,8 @@ def generate(
         attributes=attributes,
         groups=rng.integers(0, num_groups, num_items).astype(np.int32),
         leads_to=np.stack(
-            [rng.integers(0, len(VALUES[n]), num_groups) for n in weights], axis=1
-        ).astype(np.int32),
+            [_balanced(rng, len(VALUES[name]), num_groups) for name in weights], axis=1
+        ),
         popularity=rng.normal(0.0, popularity_sd, num_items),
         weights=weights,
         pull=pull,
@@ -175,6 +175,11 @@ def generate(
         _item(index, attributes, np.random.default_rng((seed, index))) for index in range(num_items)
     ]
     return catalogue, histories, dataclasses.replace(world, tastes=tastes)
+
+
+def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
+    """int32[groups], every value about equally often: no value is popular with everyone."""
+    return rng.permutation(np.arange(groups, dtype=np.int32) % values)
 
 
 def draw(colour: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
