@@ -261,7 +261,7 @@ class Run:
 
     def summariser(self, directory: Path) -> None:
         """Stage 1: GRPO with verifiable rewards."""
-        c = self.config.summariser
+        c = self.config.summariser.copy_and_resolve_references()
         model = self._with_adapters(self.base_model("summariser"), c)
         with c.unlocked():
             c.patches = self._patches(c.patches)
@@ -481,6 +481,10 @@ class Run:
             keywords = [""] * len(catalogue)
             for row in _read_lines(self.workdir / "summaries" / "summaries.jsonl"):
                 keywords[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
+            if bare := sum(not words for words in keywords):
+                logging.warning(
+                    "%d of %d items have no keywords; lists show their text", bare, len(keywords)
+                )
         if with_knowledge and use.retrieval:
             path = self.workdir / "retrieval" / "neighbours.parquet"
             neighbours = neighbours_table.read_items(path, rows)
