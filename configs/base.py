@@ -37,14 +37,14 @@ def get_config() -> ConfigDict:
     data.test_quantile = 0.9  # of timestamps, where test begins (global_time)
     data.seed = seed  # of the subset of users and of ties in time
     data.toyshop = toyshop = ConfigDict()
-    toyshop.num_users = 5000
-    toyshop.num_items = 1000
-    toyshop.num_groups = 12  # latent groups of items, each leading tastes somewhere
+    toyshop.num_users = 4000
+    toyshop.num_items = 2500
+    toyshop.num_groups = 10  # latent groups of items, each leading tastes somewhere
     toyshop.history = (6, 12)  # shortest and longest history
-    toyshop.pull = 0.3  # probability that a favourite follows the last item's group
+    toyshop.pull = 0.4  # probability that a favourite follows the last item's group
     toyshop.drift = 0.03  # probability that a favourite is redrawn
-    toyshop.image_weight = 3.0  # logit of a match in what only pictures show
-    toyshop.text_weight = 2.6  # logit of a match in what only texts name
+    toyshop.image_weight = 3.6  # logit of a match in what only pictures show
+    toyshop.text_weight = 3.2  # logit of a match in what only texts name
     toyshop.popularity_sd = 0.3  # spread of the items' own logits
     toyshop.seed = seed
 

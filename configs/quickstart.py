@@ -15,7 +15,8 @@ def get_config(variant: str = ""):
         config.model.update(dtype="float32", remat="none")
         config.prompts.update(
             templates="terse",
-            similar=5,
+            history=3,
+            similar=3,
             fields=("title",),
             text_tokens=16,
             image_attributes=("colour", "pattern"),
@@ -38,8 +39,8 @@ def get_config(variant: str = ""):
         )  # fmt: skip
         config.retrieval.distinct_items = True
         config.sft.update(
-            trainable="full", steps=240, batch_size=40, length=128, patches=32, answers=8,
-            targets=64, learning_rate=3e-3, warmup_steps=15, listwise_weight=1.0, workers=0,
+            trainable="full", steps=240, batch_size=40, length=112, patches=32, answers=8,
+            targets=64, learning_rate=4e-3, warmup_steps=15, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=240, patches=84, batch_size=50, workers=0)

@@ -73,7 +73,7 @@ def write_directory(
             "eos_token_id": tokens.eos_token_id,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 1e4,
+                "rope_theta": 1e6,
                 "mrope_section": [head_dim // 2 - 2 * quarter, quarter, quarter],
             },
         },
