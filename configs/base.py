@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     prompts.similar = 3  # similar users' next items in a prompt (paper: k = 3)
     prompts.fields = ("title", "description")  # text of an item that is described or a candidate
     prompts.list_fields = ("title",)  # text of an item in a list when it has no keywords
+    prompts.candidate_keywords = False  # candidates show theirs beside text and image (ours)
     prompts.text_tokens = 256  # longer texts lose their tail
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 

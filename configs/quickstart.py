@@ -19,29 +19,30 @@ def get_config(variant: str = ""):
             similar=3,
             fields=("title",),
             text_tokens=16,
+            candidate_keywords=True,  # so small a model does not compare a picture with words
             image_attributes=("colour", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=240, batch_size=12, length=256, patches=96, targets=128,
-            answers=24, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
+            trainable="full", steps=240, batch_size=12, length=256, patches=72, targets=128,
+            answers=16, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.summariser.update(
-            steps=45, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
+            steps=40, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
             checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl=0.02, distractors=7,
         )  # fmt: skip
         config.summariser.weights.update(information=0.5, length=0.02, image=1.0, form=1.0)
         config.summaries.batch_size = 100
         config.sasrec.update(
-            length=12, batch_size=64, steps=1200, evaluate_every=100, patience=3, dropout=0.2,
+            length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
             validation_rows=2000, learning_rate=2e-3, warmup_steps=50, mlp_dim=128,
         )  # fmt: skip
         config.retrieval.distinct_items = True
         config.sft.update(
-            trainable="full", steps=240, batch_size=40, length=112, patches=32, answers=8,
-            targets=64, learning_rate=4e-3, warmup_steps=15, listwise_weight=1.0, workers=0,
+            trainable="full", steps=200, batch_size=32, length=136, patches=32, answers=8,
+            targets=64, learning_rate=2e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
-        config.evaluation.update(users=1500, length=240, patches=84, batch_size=50, workers=0)
+        config.evaluation.update(users=1500, length=320, patches=84, batch_size=50, workers=0)
     return config.lock()

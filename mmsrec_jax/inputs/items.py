@@ -23,6 +23,7 @@ class Prompting:
       fields: text fields of a candidate; those that an item lacks are passed over.
       list_fields: text fields of an item in a list when it has no keywords.
       text_tokens: longer texts of one item lose their tail.
+      candidate_keywords: a candidate shows its keywords beside its image and text.
       image_cache_bytes: patches kept in each process.
     """
 
@@ -32,6 +33,7 @@ class Prompting:
     fields: tuple[str, ...] = ("title",)
     list_fields: tuple[str, ...] = ("title",)
     text_tokens: int = 64
+    candidate_keywords: bool = False
     image_cache_bytes: int = 256 * 2**20
 
 
@@ -120,6 +122,8 @@ class Items:
         def make():
             prompting, found = self.prompting, Counter()
             image, text = self.image(i, found), self.text(i, limit, found)
+            if prompting.candidate_keywords and self.keywords and self.keywords[i].strip():
+                text = prompting.templates.field_separator.join(filter(None, (text, self.words(i))))
             question = tasks.candidate(prompting.templates, text, image is not None)
             images = [] if image is None else [image]
             return prompting.chat.encode(question + prompting.chat.middle, images), found

@@ -25,6 +25,9 @@ from mmsrec_jax.prompts.templates import LETTERS
 RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
 WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
 _NONE = np.zeros(0, np.int32)
+_POOL = 2048  # items among which "match" looks for like ones
+_LIKING = 2.5  # logit of each attribute in common
+_LISTED = 3  # items of either section of "match", at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -348,9 +351,9 @@ class WarmupSource(_PerItem):
     "describe" answers the summarise prompt from the item's attributes, "see" does so from the image
     alone, "vqa" asks for one attribute, "retell" writes the text from a careless description.
     Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
-    lists attributes of up to three items (those of the image, of the text, or both) as stage 3
-    lists a history, with one of these items and `negatives` others as candidates: a small model
-    that can compare keywords with an image and a text learns stage 3 many times faster.
+    lists attributes (those of the image, of the text, or both) of items that resemble this one as
+    stage 3 lists what users chose, with this item and `negatives` others as candidates: that like
+    goes with like is what a small model cannot learn from a few thousand choices.
 
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
@@ -379,6 +382,10 @@ class WarmupSource(_PerItem):
         self._negatives = negatives
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
+        if "match" in self._tasks:
+            self._names, self._codes = _attribute_codes(self.items)
+            described = [", ".join(self._known(i).values()) for i in range(len(catalogue))]
+            self._known_items = Items(catalogue, prompting, described)
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
@@ -420,26 +427,32 @@ class WarmupSource(_PerItem):
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
     def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
-        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        prompting = self.items.prompting
+        chat, templates = prompting.chat, prompting.templates
         shown = [name for name in known if name in self._image_attributes]
         told = [name for name in known if name not in self._image_attributes]
         kinds = [names for names in (shown, told, [*known]) if names]
         names, counts = kinds[rng.integers(len(kinds))], Counter()
 
         def words(i: int) -> str:
-            values = [self.items.attributes(i).get(name, "") for name in names]
+            attributes = self.items.attributes(i)
+            values = [attributes.get(name, "") for name in rng.permutation(names).tolist()]
             return tasks.item_words(templates, ", ".join(values))
 
         own = int(self.rows[row])
-        others = self.rows[rng.permutation(len(self.rows))[: 4 * self._negatives]].tolist()
-        others = [i for i in others if words(i)]
-        listed = [own, *(others.pop() for _ in range(min(rng.integers(3), len(others))))]
-        history = [words(i) for i in rng.permutation(listed).tolist()]
-        rest = [i for i in others if words(i) not in history][: self._negatives]
+        others = self.rows[rng.choice(len(self.rows), min(_POOL, len(self.rows)), replace=False)]
+        others = others[others != own]
+        columns = [self._names.index(name) for name in names]
+        likeness = np.sum(self._codes[others][:, columns] == self._codes[own, columns], axis=1)
+        alike = np.argsort(-_LIKING * likeness - rng.gumbel(size=len(others)))
+        count, cut = rng.integers(1, 1 + np.array([2 * _LISTED, _LISTED]))
+        listed = [item for item in map(words, others[alike[:count]].tolist()) if item]
+        rest = others[np.setdiff1d(np.flatnonzero(likeness < len(names)), alike[:count])]
+        rest = rng.permutation(rest)[: self._negatives].tolist()
         candidates = rng.permutation([own, *rest]).tolist()
         return examples.branched(
-            chat.encode(chat.head + tasks.sections(templates, history, [])),
-            [self.items.candidate(i, self.items.prompting.text_tokens, counts) for i in candidates],
+            chat.encode(chat.head + tasks.sections(templates, listed[:cut], listed[cut:])),
+            [self._known_items.candidate(i, prompting.text_tokens, counts) for i in candidates],
             [int(i == own) for i in candidates],
             verdicts=chat.verdicts,
             positive_weight=1.0,  # the listwise term balances; the answers of other tasks count too
@@ -486,6 +499,19 @@ class WarmupSource(_PerItem):
         if item.category and self.items.image(i, Counter()) is not None:
             words.insert(0, (True, clean(item.category.replace(",", " "))))
         return words
+
+
+def _attribute_codes(items: Items) -> tuple[list[str], np.ndarray]:
+    """Names of all attributes and int32[items, names]: equal where values are, -1 - item for none."""
+    found = [items.attributes(i) for i in range(len(items))]
+    names = sorted({name for attributes in found for name in attributes})
+    codes = np.empty((len(found), len(names)), np.int32)
+    for column, name in enumerate(names):
+        known: dict[str, int] = {}
+        for i, attributes in enumerate(found):
+            value = attributes.get(name)
+            codes[i, column] = -1 - i if value is None else known.setdefault(value, len(known))
+    return names, codes
 
 
 def _limits(text_tokens: int) -> list[tuple[int, bool]]:

@@ -175,6 +175,7 @@ class Run:
             fields=tuple(c.fields),
             list_fields=tuple(c.list_fields),
             text_tokens=c.text_tokens,
+            candidate_keywords=c.candidate_keywords,
         )
 
     def base_model(self, name: str) -> MLLM:
