@@ -381,25 +381,47 @@ def title_of(i):
     return CATALOGUE[i].text["title"]
 
 
-def test_match_lists_one_candidate_and_no_other_that_fits(trained, prompting):
+def test_match_lists_items_like_the_one_that_fits(trained, prompting):
     source = warmup(prompting, {"match": 1}, negatives=4)
-    sizes = Counter()
+    own = CATALOGUE[0].attributes
+    name_of = {value: name for item in CATALOGUE for name, value in item.attributes.items()}
+    shared, expected, sizes = 0.0, 0.0, Counter()
     for draw in range(80):
         example = source.example(0, draw)
-        assert sorted(example.labels.tolist()) == [0] * (len(example.labels) - 1) + [1]
+        candidates = candidates_of(trained, example)
+        assert candidates[example.labels.argmax()] == 0 and len(candidates) == 5
+        assert example.labels.sum() == 1
         trunk = trained.decode(example.tokens[example.branch_ids == 0])
-        listed = [line.strip() for line in trunk.split("likes")[1].strip().split(",")]
+        lines = re.split(r"\n|,", trunk.split("likes")[1].replace("similar", ","))
+        listed = [line.split() for line in lines if line.strip()]
+        names = {name_of[word] for words in listed for word in words}
         sizes[len(listed)] += 1
-        branches = [
-            trained.decode(example.tokens[example.branch_ids == c + 1])
-            for c in range(len(example.labels))
-        ]
-        for label, branch in zip(example.labels, branches, strict=True):
-            i = int(branch.split("number ")[1].split("<")[0])
-            attributes = CATALOGUE[i].attributes
-            fits = any(set(words.split()) <= set(attributes.values()) for words in listed)
-            assert (i == 0) == bool(label) and fits == bool(label)
-    assert set(sizes) == {1, 2, 3}
+        for item in set(candidates) - {0}:
+            attributes = CATALOGUE[item].attributes
+            assert any(attributes.get(name) != own[name] for name in names)
+        shared += np.mean([own[name_of[w]] == w for words in listed for w in words])
+        expected += np.mean(
+            [item.attributes.get(name) == own[name] for item in CATALOGUE for name in names]
+        )
+    assert set(sizes) == {1, 2, 3, 4, 5, 6}
+    assert shared > 1.5 * expected
+
+
+def test_candidates_show_their_keywords_where_the_config_says_so(trained, prompting):
+    row, draw = 9, 0
+    bare = recommend(prompting, {"pointwise": 1}).example(row, draw)
+    shown = toy_items.prompting(trained, candidate_keywords=True)
+    full = recommend(shown, {"pointwise": 1}).example(row, draw)
+    for c, item in enumerate(candidates_of(trained, bare), 1):
+        before, after = (trained.decode(e.tokens[e.branch_ids == c]) for e in (bare, full))
+        words = " " + KEYWORDS[item].replace(",", "")
+        title = CATALOGUE[item].text["title"]
+        assert after == before.replace(title, title + words)
+    plain = knowledge(keywords=None)
+    assert same(
+        recommend(shown, {"pointwise": 1}, plain).example(row, draw),
+        recommend(prompting, {"pointwise": 1}, plain).example(row, draw),
+    )
 
 
 def test_sources_survive_pickling(prompting):
