@@ -27,6 +27,7 @@ def get_config(variant: str = ""):
             answers=16, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
+        config.warmup.noise = 0.15
         config.summariser.update(
             steps=40, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
@@ -41,8 +42,9 @@ def get_config(variant: str = ""):
         config.retrieval.distinct_items = True
         config.sft.update(
             trainable="full", steps=200, batch_size=32, length=136, patches=32, answers=8,
-            targets=64, learning_rate=2e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
+            targets=64, learning_rate=1e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
+        config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.evaluation.update(users=1500, length=320, patches=84, batch_size=50, workers=0)
     return config.lock()

@@ -502,7 +502,7 @@ class WarmupSource(_PerItem):
 
 
 def _attribute_codes(items: Items) -> tuple[list[str], np.ndarray]:
-    """Names of all attributes and int32[items, names]: equal where values are, -1 - item for none."""
+    """Attribute names, int32[items, names] equal where values are; -1 - item for no value."""
     found = [items.attributes(i) for i in range(len(items))]
     names = sorted({name for attributes in found for name in attributes})
     codes = np.empty((len(found), len(names)), np.int32)
