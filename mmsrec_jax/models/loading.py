@@ -30,20 +30,21 @@ class Tensors:
     def __init__(self, directory: Path):
         index = directory / INDEX
         promised = read_json(index).get("weight_map", {}) if index.exists() else {}
-        self._where: dict[str, tuple[Path, str, safe_open]] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
         for file in sorted(set(promised.values())) or [SINGLE]:
             path = directory / file
             if not path.exists():
                 raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
             try:
-                handle = safe_open(path, framework="numpy")
+                with safe_open(path, framework="numpy") as handle:
+                    held = handle.keys()
             except SafetensorError as error:
                 raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
-            for name in handle.keys():
+            for name in held:
                 ours = names.canonical(name)
                 if ours in self._where:
                     raise UserError(f"{path}: {name} is in the checkpoint twice")
-                self._where[ours] = (path, name, handle)
+                self._where[ours] = (path, name)
         for name, file in promised.items():
             if names.canonical(name) not in self._where:
                 raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
@@ -53,26 +54,28 @@ class Tensors:
         return iter(self._where)
 
     def described(self, name: str) -> str:
-        path, on_disk, _ = self._where[name]
+        path, on_disk = self._where[name]
         return f"{path}: {on_disk}"
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor, of exactly `shape` and a floating type; else UserError."""
         if name not in self._where:
             raise UserError(f"{self.directory}: tensor {name} {list(shape)} is missing")
-        _, on_disk, handle = self._where[name]
-        header = handle.get_slice(on_disk)
-        if tuple(header.get_shape()) != shape:
-            raise UserError(
-                f"{self.described(name)} has shape {header.get_shape()}, config.json asks for "
-                f"{list(shape)}"
-            )
-        if header.get_dtype() not in ("F32", "BF16", "F16", "F64"):
-            raise UserError(
-                f"{self.described(name)} is stored as {header.get_dtype()}; quantised checkpoints "
-                "are not read"
-            )
-        return handle.get_tensor(on_disk)
+        path, on_disk = self._where[name]
+        # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
+        with safe_open(path, framework="numpy") as handle:
+            header = handle.get_slice(on_disk)
+            if tuple(header.get_shape()) != shape:
+                raise UserError(
+                    f"{self.described(name)} has shape {header.get_shape()}, config.json asks for "
+                    f"{list(shape)}"
+                )
+            if header.get_dtype() not in ("F32", "BF16", "F16", "F64"):
+                raise UserError(
+                    f"{self.described(name)} is stored as {header.get_dtype()}; quantised "
+                    "checkpoints are not read"
+                )
+            return handle.get_tensor(on_disk)
 
 
 def load(

@@ -49,6 +49,13 @@ class Leaf:
         tensor = tensor[index * size : (index + 1) * size]
         return (tensor if self.in_axes is None else tensor.T).reshape(shape)
 
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """The inverse of `read`: our parameter, for one layer, as (its part of) the tensor."""
+        if self.in_axes is None:
+            return parameter
+        outputs = math.prod(parameter.shape[self.in_axes :])
+        return parameter.reshape(-1, outputs).T if self.in_axes else parameter.reshape(outputs)
+
 
 def leaves(config: MLLMConfig) -> Iterator[Leaf]:
     """Every parameter of `MLLM(config)`."""
@@ -102,6 +109,28 @@ def canonical(name: str) -> str:
     for prefix, ours in _PREFIXES:
         if name.startswith(prefix):
             return ours + name.removeprefix(prefix)
+    return name
+
+
+# The inverse, where it is not the layout of transformers 5 in memory: what is published.
+_MODULES = (("text.", "model.language_model."), ("visual.", "model.visual."))
+_PUBLISHED = {"qwen2_5_vl": (("text.", "model."),)}
+
+
+def module(name: str) -> str:
+    """What transformers 5 calls in memory a tensor of canonical name, as peft's files do."""
+    return _prefixed(name, _MODULES)
+
+
+def published(name: str, model_type: str) -> str:
+    """What checkpoints of `model_type` call on disk a tensor of canonical name."""
+    return _prefixed(name, _PUBLISHED.get(model_type, _MODULES))
+
+
+def _prefixed(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
+    for ours, theirs in prefixes:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
     return name
 
 
