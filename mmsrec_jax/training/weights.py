@@ -54,28 +54,31 @@ class Stored:
         self.directory = directory.resolve()
         if not self.directory.is_dir():
             raise UserError(f"{directory}: no weights here; run the stage that trains them first")
-        stored = self._checked(lambda: ocp.pytree_metadata(self.directory).metadata)
-        self._arrays = {".".join(re.findall(r"\['(\w+)'\]", key)): key for key in stored}
-        self._abstract = stored
+        self._stored = self._checked(lambda: ocp.pytree_metadata(self.directory).metadata)
+        if self._stored is None:
+            raise self._damaged("arrays are missing")
+        self._keys = {".".join(re.findall(r"\['(\w+)'\]", key)): key for key in self._stored}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._keys)
 
     def read(self, path: str) -> np.ndarray:
-        """The array of one path; with the stacked layers it is of, if any."""
-        if path not in self._arrays:
+        """The array of one path, all layers together."""
+        if path not in self._keys:
             raise UserError(f"{self.directory}: {path} is missing; these are of another model")
-        key = self._arrays[path]
+        key = self._keys[path]
         # The target says only that numpy is wanted: its pages are never touched.
-        target = np.empty(self._abstract[key].shape, self._abstract[key].dtype)
-        targets = dict.fromkeys(self._abstract, ocp.PLACEHOLDER) | {key: target}
+        target = np.empty(self._stored[key].shape, self._stored[key].dtype)
+        targets = dict.fromkeys(self._stored, ocp.PLACEHOLDER) | {key: target}
         return self._checked(lambda: ocp.load_pytree(self.directory, targets))[key]
 
     def _checked(self, read):
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to
-            raise UserError(
-                f"{self.directory}: cannot be read ({str(error).splitlines()[0]}); "
-                "run the stage that trains them again"
-            ) from error
+            raise self._damaged(str(error).splitlines()[0]) from error
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(
+            f"{self.directory}: cannot be read ({reason}); run the stage that trains them again"
+        )
