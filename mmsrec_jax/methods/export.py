@@ -7,9 +7,8 @@ from absl import logging
 from mmsrec_jax import workdir as workdir_lib
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
-from mmsrec_jax.models import exporting, names
+from mmsrec_jax.models import exporting
 from mmsrec_jax.models.exporting import Adapters
-from mmsrec_jax.models.processor import ImageProcessor, read_json
 from mmsrec_jax.training.weights import Stored
 
 # stage -> the part of its config that says how it trained
@@ -85,5 +84,4 @@ def _adapters(trained: Stored, config: dict) -> Adapters | None:
 def _base_parameters(workdir: Path, base: Path, config: dict) -> exporting.Parameters:
     if not config["model"]["path"]:
         return exporting.of_arrays(Stored(workdir / "warmup" / WEIGHTS).read)
-    raw, processor = read_json(base / "config.json"), ImageProcessor.from_pretrained(base)
-    return exporting.of_directory(base, names.config_from_hf(raw, processor))
+    return exporting.of_directory(base)

@@ -5,7 +5,9 @@ Everything is written one tensor at a time: host memory holds one parameter, nev
 
 import contextlib
 import dataclasses
+import functools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +21,12 @@ from safetensors.numpy import save_file
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import lora, names
 from mmsrec_jax.models.config import MLLMConfig
-from mmsrec_jax.models.loading import INDEX, SINGLE, Tensors
+from mmsrec_jax.models.loading import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.names import Leaf
 from mmsrec_jax.models.processor import ImageProcessor, read_json
 
-DTYPES = {"bfloat16": "BF16", "float32": "F32"}
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 MAX_SHARD_BYTES = 4 * 2**30
 _TOKENIZER_AND_PROCESSOR = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -73,9 +75,9 @@ def of_model(model: MLLM) -> Parameters:
     return read
 
 
-def of_directory(directory: Path, config: MLLMConfig) -> Parameters:
+def of_directory(directory: Path) -> Parameters:
     """The parameters of a Hugging Face directory, read from its files one tensor at a time."""
-    tensors, shapes = Tensors(directory), _shapes(config)
+    tensors, shapes = Tensors(directory), _shapes(_config(directory))
 
     def read(leaf: Leaf, layer: int | None) -> np.ndarray:
         shape = shapes[leaf.path] if layer is None else shapes[leaf.path][1:]
@@ -121,21 +123,22 @@ def write_model(
 ) -> None:
     """Writes a directory that transformers' `from_pretrained` loads; there at once or not at all.
 
+    Tensors have the names that `base` gives them, and those of `base` that our model leaves out are
+    carried over; where `base` holds no weights, names are those of transformers 5.
+
     Args:
       directory: does not exist yet, or is empty.
       parameters: those of an MLLM of `base`'s config.
       base: Hugging Face directory whose config, tokenizer and processor the model has.
-      dtype: "bfloat16" or "float32", of every tensor.
+      dtype: one of DTYPES, of every tensor.
       max_shard_bytes: of a safetensors file, unless one tensor alone is larger.
 
     Raises:
       UserError: `directory` is not empty, the disk is too small, or a parameter is missing or of
         another shape than `base`'s config asks for.
     """
-    raw = read_json(base / "config.json")
-    config = names.config_from_hf(raw, ImageProcessor.from_pretrained(base))
     size = np.dtype(dtype).itemsize
-    shards = _shards(_plan(config, raw["model_type"]), size, max_shard_bytes)
+    shards = _shards(_plan(base, parameters), size, max_shard_bytes)
     with _arriving(directory) as partial:
         total = sum(tensor.count for shard in shards for tensor in shard) * size
         if total > (free := shutil.disk_usage(partial).free):
@@ -147,12 +150,13 @@ def write_model(
         for number, shard in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             file = file if len(shards) > 1 else SINGLE
-            _write_shard(partial / file, shard, parameters, dtype)
+            _write_shard(partial / file, shard, dtype)
             weight_map |= {tensor.name: file for tensor in shard}
             logging.info("export: %s, %d of %d", file, number, len(shards))
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             _write_json(partial / INDEX, index)
+        raw = read_json(base / "config.json")
         _write_json(partial / "config.json", _with_dtype(raw, dtype))
         _copy(base, partial, ("generation_config.json", *_TOKENIZER_AND_PROCESSOR))
 
@@ -165,19 +169,17 @@ def write_adapters(
     Args:
       directory: does not exist yet, or is empty.
       base: Hugging Face directory of the model that the adapters belong to.
-      dtype: "bfloat16" or "float32", of every tensor.
+      dtype: one of DTYPES, of every tensor.
       base_name: where peft's Auto classes find the base model, None = nowhere.
 
     Raises:
       UserError: `directory` is not empty, or the adapters are not of `base`'s model.
     """
-    config = names.config_from_hf(
-        read_json(base / "config.json"), ImageProcessor.from_pretrained(base)
-    )
+    config = _config(base)
     leaves = {leaf.path.removesuffix(".kernel"): leaf for leaf in names.leaves(config)}
-    tensors, targets = {}, []
+    shapes, tensors, targets = _shapes(config), {}, []
     for linear, (a, b) in adapters.factors.items():
-        if linear not in leaves or len(a) != _shapes(config)[linear + ".kernel"][0]:
+        if linear not in leaves or len(a) != shapes[linear + ".kernel"][0]:
             raise UserError(f"{base}: this model has no {linear} of {len(a)} layers to adapt")
         theirs = names.module(leaves[linear].name).removesuffix(".weight")
         targets.append(theirs.replace(".", r"\.").replace("{}", r"\d+"))
@@ -205,16 +207,20 @@ def write_adapters(
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """One tensor on disk and the leaves that it holds one after the other on axis 0."""
+    """One tensor on disk: parts of equal shape, joined on axis 0 and made when they are written."""
 
     name: str
     shape: tuple[int, ...]
-    leaves: tuple[Leaf, ...]
-    layer: int | None
+    parts: tuple[Callable[[], np.ndarray], ...]
 
     @property
     def count(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
+
+
+def _config(directory: Path) -> MLLMConfig:
+    processor = ImageProcessor.from_pretrained(directory)
+    return names.config_from_hf(read_json(directory / "config.json"), processor)
 
 
 def _shapes(config: MLLMConfig) -> dict[str, tuple[int, ...]]:
@@ -222,21 +228,38 @@ def _shapes(config: MLLMConfig) -> dict[str, tuple[int, ...]]:
     return {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def _plan(config: MLLMConfig, model_type: str) -> list[_Tensor]:
+def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
     """Every tensor of the model; the layers of a parameter follow each other."""
-    parts: dict[str, list[Leaf]] = {}
+    config = _config(base)
+    held = Tensors(base) if has_tensors(base) else None
+    by_name: dict[str, list[Leaf]] = {}
     for leaf in names.leaves(config):
-        parts.setdefault(leaf.name, []).append(leaf)
-    shapes, plan = _shapes(config), []
-    for name, leaves in parts.items():
-        leaves = tuple(sorted(leaves, key=lambda leaf: leaf.part))
+        by_name.setdefault(leaf.name, []).append(leaf)
+    shapes, plan, planned = _shapes(config), [], set()
+    for name, leaves in by_name.items():
+        leaves.sort(key=lambda leaf: leaf.part)
         shape, layers = shapes[leaves[0].path], (None,)
         if leaves[0].stacked:
             shape, layers = shape[1:], range(shape[0])
         for layer in layers:
-            theirs = names.published(name.format(layer), model_type)
-            plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), leaves, layer))
+            ours = name.format(layer)
+            parts = tuple(functools.partial(_part, parameters, leaf, layer) for leaf in leaves)
+            theirs = names.module(ours) if held is None else held.on_disk(ours)
+            plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
+            planned.add(ours)
+    for name in held or ():
+        # The copy of a tied head would contradict an embedding that was trained.
+        if name in planned or (config.text.tied and name == "lm_head.weight"):
+            continue
+        shape, dtype = held.header(name)
+        if dtype in FLOATING:
+            part = functools.partial(held.read, name, shape)
+            plan.append(_Tensor(held.on_disk(name), shape, (part,)))
     return plan
+
+
+def _part(parameters: Parameters, leaf: Leaf, layer: int | None) -> np.ndarray:
+    return leaf.write(parameters(leaf, layer))
 
 
 def _shards(tensors: Sequence[_Tensor], size: int, limit: int) -> list[list[_Tensor]]:
@@ -250,9 +273,7 @@ def _shards(tensors: Sequence[_Tensor], size: int, limit: int) -> list[list[_Ten
     return shards
 
 
-def _write_shard(
-    path: Path, tensors: Sequence[_Tensor], parameters: Parameters, dtype: str
-) -> None:
+def _write_shard(path: Path, tensors: Sequence[_Tensor], dtype: str) -> None:
     """One safetensors file: length of the header, the header, the tensors' bytes."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
@@ -268,13 +289,15 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            shape = (tensor.shape[0] // len(tensor.leaves), *tensor.shape[1:])
-            for leaf in tensor.leaves:
-                part = leaf.write(parameters(leaf, tensor.layer))
+            shape = tensor.shape
+            if len(tensor.parts) > 1:
+                shape = (shape[0] // len(tensor.parts), *shape[1:])
+            for make in tensor.parts:
+                part = make()
                 if part.shape != shape:
                     raise UserError(
-                        f"{leaf.path} has shape {list(part.shape)} as {tensor.name}, config.json "
-                        f"asks for {list(shape)}; these are weights of another model"
+                        f"{tensor.name} would get the shape {list(part.shape)}, config.json asks "
+                        f"for {list(shape)}; these are weights of another model"
                     )
                 file.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8))
 

@@ -18,6 +18,12 @@ from mmsrec_jax.models.processor import ImageProcessor, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOATING = ("F32", "BF16", "F16", "F64")
+
+
+def has_tensors(directory: Path) -> bool:
+    """Whether a directory holds weights, or only the shape of a model to be trained."""
+    return any((directory / name).exists() for name in (INDEX, SINGLE))
 
 
 class Tensors:
@@ -53,28 +59,38 @@ class Tensors:
     def __iter__(self):
         return iter(self._where)
 
+    def on_disk(self, name: str) -> str:
+        """What the files call the tensor."""
+        return self._where[name][1]
+
     def described(self, name: str) -> str:
         path, on_disk = self._where[name]
         return f"{path}: {on_disk}"
+
+    def header(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a tensor, the dtype in safetensors' words."""
+        path, on_disk = self._where[name]
+        with safe_open(path, framework="numpy") as handle:
+            header = handle.get_slice(on_disk)
+            return tuple(header.get_shape()), header.get_dtype()
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor, of exactly `shape` and a floating type; else UserError."""
         if name not in self._where:
             raise UserError(f"{self.directory}: tensor {name} {list(shape)} is missing")
+        found, dtype = self.header(name)
+        if found != shape:
+            raise UserError(
+                f"{self.described(name)} has shape {list(found)}, config.json asks for "
+                f"{list(shape)}"
+            )
+        if dtype not in FLOATING:
+            raise UserError(
+                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not read"
+            )
         path, on_disk = self._where[name]
         # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
         with safe_open(path, framework="numpy") as handle:
-            header = handle.get_slice(on_disk)
-            if tuple(header.get_shape()) != shape:
-                raise UserError(
-                    f"{self.described(name)} has shape {header.get_shape()}, config.json asks for "
-                    f"{list(shape)}"
-                )
-            if header.get_dtype() not in ("F32", "BF16", "F16", "F64"):
-                raise UserError(
-                    f"{self.described(name)} is stored as {header.get_dtype()}; quantised "
-                    "checkpoints are not read"
-                )
             return handle.get_tensor(on_disk)
 
 

@@ -112,26 +112,11 @@ def canonical(name: str) -> str:
     return name
 
 
-# The inverse, where it is not the layout of transformers 5 in memory: what is published.
-_MODULES = (("text.", "model.language_model."), ("visual.", "model.visual."))
-_PUBLISHED = {"qwen2_5_vl": (("text.", "model."),)}
-
-
 def module(name: str) -> str:
     """What transformers 5 calls in memory a tensor of canonical name, as peft's files do."""
-    return _prefixed(name, _MODULES)
-
-
-def published(name: str, model_type: str) -> str:
-    """What checkpoints of `model_type` call on disk a tensor of canonical name."""
-    return _prefixed(name, _PUBLISHED.get(model_type, _MODULES))
-
-
-def _prefixed(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
-    for ours, theirs in prefixes:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+    if name.startswith("text."):
+        return "model.language_model." + name.removeprefix("text.")
+    return name if name.startswith("lm_head.") else "model." + name
 
 
 def ignored(name: str, config: MLLMConfig) -> bool:

@@ -37,13 +37,6 @@ def base(tmp_path, dtype):
     return directory
 
 
-def parameters_of(directory):
-    config = names.config_from_hf(
-        read_json(directory / "config.json"), ImageProcessor.from_pretrained(directory)
-    )
-    return exporting.of_directory(directory, config)
-
-
 def tensors_of(directory):
     return {k: v for f in directory.glob("*.safetensors") for k, v in load_file(f).items()}
 
@@ -55,12 +48,16 @@ def same_bits(a, b):
         assert a[name].tobytes() == b[name].tobytes(), name
 
 
+def copy(out, base=GOLDEN):
+    exporting.write_model(out, exporting.of_directory(base), base, dtype="bfloat16")
+
+
 @pytest.mark.parametrize("source", ["model", "directory"])
 def test_every_tensor_comes_back_bit_for_bit(base, dtype, source, tmp_path):
     if source == "model":
         parameters = exporting.of_model(models.load(base, dtype))
     else:
-        parameters = parameters_of(base)
+        parameters = exporting.of_directory(base)
     out = tmp_path / "out"
     exporting.write_model(out, parameters, base, dtype=dtype)
     same_bits(tensors_of(out), tensors_of(base))
@@ -76,7 +73,9 @@ def test_every_tensor_comes_back_bit_for_bit(base, dtype, source, tmp_path):
 
 def test_shards_hold_the_same_tensors(base, dtype, tmp_path):
     out = tmp_path / "deep" / "out"
-    exporting.write_model(out, parameters_of(base), base, dtype=dtype, max_shard_bytes=4000)
+    exporting.write_model(
+        out, exporting.of_directory(base), base, dtype=dtype, max_shard_bytes=4000
+    )
     same_bits(tensors_of(out), tensors_of(base))
     files = sorted(out.glob("*.safetensors"))
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
@@ -94,10 +93,36 @@ def test_a_tied_head_is_not_written(tmp_path):
     base, out = Path(shutil.copytree(GOLDEN, tmp_path / "base")), tmp_path / "out"
     raw = read_json(base / "config.json") | {"tie_word_embeddings": True}
     (base / "config.json").write_text(json.dumps(raw))
-    exporting.write_model(out, parameters_of(base), base, dtype="bfloat16")
+    copy(out, base)
     expected = tensors_of(base)
     del expected["lm_head.weight"]
     same_bits(tensors_of(out), expected)
+
+
+def test_names_are_those_of_the_base_and_what_we_do_not_read_is_carried_over(tmp_path):
+    base, out = Path(shutil.copytree(GOLDEN, tmp_path / "base")), tmp_path / "out"
+    tensors = {
+        name.replace("visual.", "model.visual.").replace(
+            "model.l", "model.language_model.l"
+        ): tensor
+        for name, tensor in tensors_of(GOLDEN).items()
+    }
+    tensors["model.rotary_emb.inv_freq"] = np.arange(4).astype(ml_dtypes.bfloat16)
+    save_file(tensors, base / "model.safetensors")
+    copy(out, base)
+    same_bits(tensors_of(out), tensors)
+
+
+def test_without_weights_to_follow_names_are_those_of_transformers(tmp_path):
+    base, out = Path(shutil.copytree(GOLDEN, tmp_path / "base")), tmp_path / "out"
+    parameters = exporting.of_directory(GOLDEN)
+    (base / "model.safetensors").unlink()
+    exporting.write_model(out, parameters, base, dtype="bfloat16")
+    prefixes = {name.rsplit("layers.", 1)[0] for name in tensors_of(out) if "layers." in name}
+    assert prefixes == {"model.language_model."}
+    assert {names.canonical(name) for name in tensors_of(out)} == {
+        names.canonical(name) for name in tensors_of(GOLDEN)
+    }
 
 
 def test_write_undoes_read():
@@ -130,7 +155,7 @@ def test_merging_adds_in_float32_and_casts_last(base, dtype, tmp_path):
     factors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len(factors) == 2 * 7 * 2
     for out in ("float32", "bfloat16"):
-        merged = exporting.merged(parameters_of(base), adapters)
+        merged = exporting.merged(exporting.of_directory(base), adapters)
         exporting.write_model(tmp_path / out, merged, base, dtype=out)
     before, wide = tensors_of(base), tensors_of(tmp_path / "float32")
     scale, changed = export_runs.ALPHA / export_runs.RANK, 0
@@ -167,15 +192,15 @@ def test_a_folder_with_content_is_left_alone(tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=f"{out} is there and not empty; name a new folder"):
-        exporting.write_model(out, parameters_of(GOLDEN), GOLDEN, dtype="bfloat16")
+        copy(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (out / "notes.txt").unlink()
-    exporting.write_model(out, parameters_of(GOLDEN), GOLDEN, dtype="bfloat16")
+    copy(out)
     same_bits(tensors_of(out), tensors_of(GOLDEN))
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):
-    parameters, calls = parameters_of(GOLDEN), []
+    parameters, calls = exporting.of_directory(GOLDEN), []
 
     def cut(leaf, layer):
         calls.append(leaf)
@@ -191,7 +216,9 @@ def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GiB free; choose another place"):
-        exporting.write_model(tmp_path / "out", parameters_of(GOLDEN), GOLDEN, dtype="bfloat16")
+        exporting.write_model(
+            tmp_path / "out", exporting.of_directory(GOLDEN), GOLDEN, dtype="bfloat16"
+        )
     assert not list(tmp_path.iterdir())
 
 
