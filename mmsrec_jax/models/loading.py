@@ -1,7 +1,9 @@
 """Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
@@ -13,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from mmsrec_jax import sharding
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import names
+from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.processor import ImageProcessor, read_json
 
@@ -77,7 +80,9 @@ class Tensors:
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor, of exactly `shape` and a floating type; else UserError."""
         if name not in self._where:
-            raise UserError(f"{self.directory}: tensor {name} {list(shape)} is missing")
+            raise UserError(
+                f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
+            )
         found, dtype = self.header(name)
         if found != shape:
             raise UserError(
@@ -86,7 +91,8 @@ class Tensors:
             )
         if dtype not in FLOATING:
             raise UserError(
-                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not read"
+                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not "
+                "read, fetch the model in bfloat16, float16 or float32"
             )
         path, on_disk = self._where[name]
         # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
@@ -131,35 +137,49 @@ def load(
     graphdef, abstract = nnx.split(model)
     targets = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
-    unread = {name for name in tensors if not names.ignored(name, config)}
+    _check_names(tensors, config, targets, raw["model_type"])
     for leaf in names.leaves(config):
         key = tuple(leaf.path.split("."))
         variable = targets[key]
-        host, used = _assemble(tensors, leaf, variable.shape, variable.dtype)
-        unread -= used
+        host = _assemble(tensors, leaf, variable.shape, variable.dtype)
         where = placed[key].get_value() if mesh is not None else None
         targets[key] = variable.replace(_place(host, where))
-    if unread:
-        first = sorted(unread)[0]
-        raise UserError(
-            f"{tensors.described(first)} has no place in a {raw['model_type']} model of this "
-            f"config.json ({len(unread)} such tensors)"
-        )
     model = nnx.merge(graphdef, nnx.from_flat_state(targets))
     model.processor = processor
     return model
 
 
-def _assemble(
-    tensors: Tensors, leaf: names.Leaf, shape: tuple[int, ...], dtype
-) -> tuple[np.ndarray, set[str]]:
+def _check_names(
+    tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple[str, ...], Any], model_type: str
+) -> None:
+    """Every tensor has its place, before the first of them is read."""
+    wanted = set()
+    for leaf in names.leaves(config):
+        layers = range(targets[tuple(leaf.path.split("."))].shape[0] if leaf.stacked else 1)
+        wanted |= {leaf.name.format(layer) for layer in layers}
+    extra = {name for name in set(tensors) - wanted if not names.ignored(name, config)}
+    missing = wanted - set(tensors)
+    if extra and missing:
+        raise UserError(
+            f"{tensors.described(min(extra))} and {len(extra) - 1} more tensors are not of this "
+            f"{model_type} model, {len(missing)} of its own are missing ({min(missing)}): "
+            "config.json and weights are of different models; fetch both again"
+        )
+    if extra:
+        raise UserError(
+            f"{tensors.described(min(extra))} has no place in a {model_type} model of this "
+            f"config.json ({len(extra)} such tensors); fetch config.json and weights again"
+        )
+
+
+def _assemble(tensors: Tensors, leaf: names.Leaf, shape: tuple[int, ...], dtype) -> np.ndarray:
     host = np.empty(shape, dtype)
     layers = [(leaf.name, host)]
     if leaf.stacked:
         layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
     for name, part in layers:
         part[...] = leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape)
-    return host, {name for name, _ in layers}
+    return host
 
 
 def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
