@@ -114,7 +114,7 @@ def write_run(directory: Path) -> None:
     nnx.update(model, trained)
     weights.save(run / "sft" / "weights", model, kind)
     config = {
-        "model": {"path": str(base), "dtype": "bfloat16"},
+        "model": {"path": str(base), "dtype": "bfloat16", "max_pixels": 0},
         "sft": {"lora_alpha": 2.0 * _RANK.value},
     }
     record = {"config": config, "inputs": {}, "fingerprint": "", "finished": True}

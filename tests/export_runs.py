@@ -29,14 +29,15 @@ def trained_model(base: Path, trainable: str, dtype: str = "float32"):
     return model
 
 
-def pretrained_run(workdir: Path, base: Path, trainable: str, dtype: str = "float32"):
+def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 0):
     """A run whose sft started from the Hugging Face directory `base`; the model it ended with."""
-    model = trained_model(base, trainable, dtype)
+    model = trained_model(base, trainable)
 
     def sft(directory):
         weights.save(directory / WEIGHTS, model, lora.trainable(trainable))
 
-    config = {"model": {"path": str(base), "dtype": dtype}, "sft": _LORA}
+    start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
+    config = {"model": start, "sft": _LORA}
     run_stages(workdir, [Stage("sft", sft, config)])
     return model
 
@@ -44,7 +45,7 @@ def pretrained_run(workdir: Path, base: Path, trainable: str, dtype: str = "floa
 def scratch_run(workdir: Path, base: Path):
     """A run from scratch: shape in model/, warmed up as `base`, adapters for the summariser."""
     model = trained_model(base, "lora")
-    config = {"model": {"path": "", "dtype": "float32"}}
+    config = {"model": {"path": "", "dtype": "float32", "max_pixels": 0}}
 
     def shape(directory):
         for name in ("config.json", "preprocessor_config.json"):

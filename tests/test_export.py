@@ -12,11 +12,14 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
 
 from mmsrec_jax import models
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.methods.export import export
 from mmsrec_jax.models import lora
+from mmsrec_jax.models.processor import ImageProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "qwen2_5_vl"
@@ -64,6 +67,21 @@ def test_adapters_on_a_model_from_scratch(tmp_path):
     )
     with pytest.raises(UserError, match="stage warmup has run again since stage summariser"):
         export(tmp_path / "run", tmp_path / "again", stage="summariser", merge=True)
+
+
+def test_the_processor_keeps_the_bound_that_the_run_had(tmp_path):
+    given = ImageProcessor.from_pretrained(GOLDEN)
+    for bound in (given.min_pixels // 2, given.max_pixels // 2):
+        workdir = tmp_path / str(bound)
+        export_runs.pretrained_run(workdir / "run", GOLDEN, "lora", max_pixels=bound)
+        export(workdir / "run", workdir / "whole", merge=True)
+        export(workdir / "run", workdir / "adapters", adapter_only=True)
+        for out in ("whole", "adapters"):
+            found = ImageProcessor.from_pretrained(workdir / out)
+            assert (found.min_pixels, found.max_pixels) == (min(bound, given.min_pixels), bound)
+            theirs = Qwen2VLImageProcessorPil.from_pretrained(workdir / out)
+            grid = theirs(Image.new("RGB", (90, 50)), return_tensors="np")["image_grid_thw"][0, 1:]
+            assert found.grid(50, 90) == tuple(grid)
 
 
 def test_flags_that_do_not_fit_the_stage(adapted, full, tmp_path):

@@ -41,6 +41,7 @@ def export(
             f"{base}: the base model of {workdir} is not there; go to the folder where the run "
             "was started, or put the model back"
         )
+    max_pixels = config["model"]["max_pixels"]
     trained = Stored(workdir / stage / (ADAPTERS if stage == "summariser" else WEIGHTS))
     adapters = _adapters(trained, config[STAGES[stage]])
     if adapters is None and (merge or adapter_only):
@@ -55,7 +56,9 @@ def export(
         )
     if adapter_only:
         name = str(base.resolve()) if config["model"]["path"] else None
-        exporting.write_adapters(out, adapters, base, dtype=dtype or "float32", base_name=name)
+        exporting.write_adapters(
+            out, adapters, base, dtype=dtype or "float32", base_name=name, max_pixels=max_pixels
+        )
     else:
         parameters = exporting.of_arrays(trained.read)
         if adapters is not None:
@@ -65,6 +68,7 @@ def export(
             parameters,
             base,
             dtype=dtype or config["model"]["dtype"],
+            max_pixels=max_pixels,
             max_shard_bytes=max_shard_bytes,
         )
     logging.info("export: %s of %s is in %s", stage, workdir, out)

@@ -119,6 +119,7 @@ def write_model(
     base: Path,
     *,
     dtype: str,
+    max_pixels: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a directory that transformers' `from_pretrained` loads; there at once or not at all.
@@ -131,6 +132,7 @@ def write_model(
       parameters: those of an MLLM of `base`'s config.
       base: Hugging Face directory whose config, tokenizer and processor the model has.
       dtype: one of DTYPES, of every tensor.
+      max_pixels: largest area of an image in the processor's files, 0 = as in `base`.
       max_shard_bytes: of a safetensors file, unless one tensor alone is larger.
 
     Raises:
@@ -158,11 +160,17 @@ def write_model(
             _write_json(partial / INDEX, index)
         raw = read_json(base / "config.json")
         _write_json(partial / "config.json", _with_dtype(raw, dtype))
-        _copy(base, partial, ("generation_config.json", *_TOKENIZER_AND_PROCESSOR))
+        _copy(base, partial, ("generation_config.json", *_TOKENIZER_AND_PROCESSOR), max_pixels)
 
 
 def write_adapters(
-    directory: Path, adapters: Adapters, base: Path, *, dtype: str, base_name: str | None
+    directory: Path,
+    adapters: Adapters,
+    base: Path,
+    *,
+    dtype: str,
+    base_name: str | None,
+    max_pixels: int = 0,
 ) -> None:
     """Writes an adapter directory that peft loads on the base model, with `base`'s tokenizer.
 
@@ -171,6 +179,7 @@ def write_adapters(
       base: Hugging Face directory of the model that the adapters belong to.
       dtype: one of DTYPES, of every tensor.
       base_name: where peft's Auto classes find the base model, None = nowhere.
+      max_pixels: as in `write_model`.
 
     Raises:
       UserError: `directory` is not empty, or the adapters are not of `base`'s model.
@@ -202,7 +211,7 @@ def write_adapters(
     with _arriving(directory) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "adapter_config.json", raw)
-        _copy(base, partial, _TOKENIZER_AND_PROCESSOR)
+        _copy(base, partial, _TOKENIZER_AND_PROCESSOR, max_pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +341,14 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _copy(base: Path, directory: Path, files: Sequence[str]) -> None:
+def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) -> None:
     for name in files:
         if (base / name).exists():
             shutil.copyfile(base / name, directory / name)
+    if max_pixels:
+        path = directory / "preprocessor_config.json"
+        least = min(max_pixels, ImageProcessor.from_pretrained(directory).min_pixels)
+        # transformers has written the same bounds in both ways
+        size = {"shortest_edge": least, "longest_edge": max_pixels}
+        bounds = {"size": size, "min_pixels": least, "max_pixels": max_pixels}
+        _write_json(path, read_json(path) | bounds)
