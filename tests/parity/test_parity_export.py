@@ -93,6 +93,13 @@ def test_a_whole_model(base, batch, trainable, tmp_path):
     assert ImageProcessor.from_pretrained(tmp_path / "out") == ours.processor
 
 
+def test_a_model_from_scratch(base, batch, tmp_path):
+    """There are no files whose tensor names could be followed."""
+    ours = export_runs.scratch_run(tmp_path / "run", base)
+    export(tmp_path / "run", tmp_path / "out", stage="summariser", merge=True)
+    assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
+
+
 def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, "full")
     export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
