@@ -42,4 +42,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 # The CPU build of torch exists under this version for Python 3.11; elsewhere use any installed one.
 $(VENV)/.installed-torch: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "peft>=0.21"
 	touch $@

@@ -74,6 +74,27 @@ def run_stages(workdir: Path, stages: Sequence[Stage], only: Sequence[str] | Non
         )
 
 
+def finished(workdir: Path, stage: str, *, same: Sequence[str] = ()) -> dict[str, Any]:
+    """The config that a finished stage ran with.
+
+    Raises:
+      UserError: the stage has not finished, or one of its inputs named in `same` ran again since.
+    """
+    record = _read(workdir / stage)
+    if not record.get("finished"):
+        raise UserError(
+            f"{workdir}: stage {stage} has not finished; run launch/train.py with this --workdir"
+        )
+    for name in same:
+        made_from = record["inputs"].get(name)
+        if made_from is not None and made_from != _read(workdir / name).get("fingerprint"):
+            raise UserError(
+                f"{workdir}: stage {name} has run again since stage {stage}; "
+                "run launch/train.py with this --workdir"
+            )
+    return record["config"]
+
+
 def _run_stage(directory: Path, stage: Stage, inputs: dict[str, str]) -> str:
     config = json.loads(json.dumps(stage.config))  # tuples become lists, as in the stored form
     fingerprint = _hash({"stage": stage.name, "config": config, "inputs": inputs})

@@ -46,7 +46,7 @@ from mmsrec_jax.retrieval import table as neighbours_table
 from mmsrec_jax.training import grpo, heads, sft, weights
 from mmsrec_jax.workdir import Stage, run_stages
 
-_ADAPTERS, _BASE = "adapters", "weights"
+ADAPTERS, WEIGHTS = "adapters", "weights"  # what stages leave of the model
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -185,7 +185,7 @@ class Run:
             model = loading.load(self.model_path, c.dtype, self.mesh, remat=c.remat)
         else:
             model = self._from_scratch()
-            weights.restore(self.workdir / "warmup" / _BASE, model, nnx.Param)
+            weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param)
         startup.report_model(name, model)
         return model
 
@@ -258,7 +258,7 @@ class Run:
             verdicts=self.prompting.chat.verdicts,
         )
         _log_counts("warmup", counts)
-        weights.save(directory / _BASE, model, nnx.Param)
+        weights.save(directory / WEIGHTS, model, nnx.Param)
 
     def summariser(self, directory: Path) -> None:
         """Stage 1: GRPO with verifiable rewards."""
@@ -274,7 +274,7 @@ class Run:
             directory=directory,
             mesh=self.mesh,
         )
-        weights.save(directory / _ADAPTERS, model, nnx.LoRAParam)
+        weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
 
     def summaries(self, directory: Path) -> None:
         """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
@@ -288,7 +288,7 @@ class Run:
         model = self.base_model("summaries")
         if c.use.rewards:
             model = self._with_adapters(model, c.summariser)
-            weights.restore(self.workdir / "summariser" / _ADAPTERS, model, nnx.LoRAParam)
+            weights.restore(self.workdir / "summariser" / ADAPTERS, model, nnx.LoRAParam)
         found = summarise(
             model,
             self.tokenizer,
@@ -383,7 +383,7 @@ class Run:
             verdicts=self.prompting.chat.verdicts,
         )
         _log_counts(name, counts)
-        weights.save(directory / _BASE, model, lora.trainable(c.trainable))
+        weights.save(directory / WEIGHTS, model, lora.trainable(c.trainable))
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
@@ -496,7 +496,7 @@ class Run:
         model = self.base_model(system)
         if c.sft.trainable == "lora":
             model = self._with_adapters(model, c.sft)
-        weights.restore(self.workdir / stage / _BASE, model, lora.trainable(c.sft.trainable))
+        weights.restore(self.workdir / stage / WEIGHTS, model, lora.trainable(c.sft.trainable))
         source = CandidateSource(
             self._knowledge(frozen.rows, with_knowledge),
             self.prompting,

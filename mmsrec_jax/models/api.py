@@ -48,7 +48,10 @@ def make_batch(
     if any(images) and model.vision is None:
         raise UserError("images are given, but the model has no vision tower")
     merge = 1 if model.vision is None else model.config.vision.merge
-    rows = [[model.processor.patchify(image) for image in row] for row in images]
+    rows = [
+        [_patchify(model, image, f"row {i}, image {k}") for k, image in enumerate(row)]
+        for i, row in enumerate(images)
+    ]
     positions = np.zeros((len(rows), 3, input_ids.shape[1]), np.int32)
     for index, (row, tokens, kept) in enumerate(zip(rows, input_ids, mask, strict=True)):
         try:
@@ -64,6 +67,13 @@ def make_batch(
         "branch_ids": np.zeros_like(input_ids, np.int32),
     }
     return batch | _pack_patches(rows)
+
+
+def _patchify(model: MLLM, image: np.ndarray, where: str) -> dict:
+    try:
+        return model.processor.patchify(image)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _pack_patches(rows: list[list[dict]]) -> dict[str, np.ndarray]:

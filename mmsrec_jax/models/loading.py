@@ -1,7 +1,9 @@
 """Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
@@ -13,11 +15,18 @@ from safetensors import SafetensorError, safe_open
 from mmsrec_jax import sharding
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import names
+from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.processor import ImageProcessor, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+FLOATING = ("F32", "BF16", "F16", "F64")
+
+
+def has_tensors(directory: Path) -> bool:
+    """Whether a directory holds weights, or only the shape of a model to be trained."""
+    return any((directory / name).exists() for name in (INDEX, SINGLE))
 
 
 class Tensors:
@@ -30,20 +39,21 @@ class Tensors:
     def __init__(self, directory: Path):
         index = directory / INDEX
         promised = read_json(index).get("weight_map", {}) if index.exists() else {}
-        self._where: dict[str, tuple[Path, str, safe_open]] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
         for file in sorted(set(promised.values())) or [SINGLE]:
             path = directory / file
             if not path.exists():
                 raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
             try:
-                handle = safe_open(path, framework="numpy")
+                with safe_open(path, framework="numpy") as handle:
+                    held = handle.keys()
             except SafetensorError as error:
                 raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
-            for name in handle.keys():
+            for name in held:
                 ours = names.canonical(name)
                 if ours in self._where:
                     raise UserError(f"{path}: {name} is in the checkpoint twice")
-                self._where[ours] = (path, name, handle)
+                self._where[ours] = (path, name)
         for name, file in promised.items():
             if names.canonical(name) not in self._where:
                 raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
@@ -52,27 +62,42 @@ class Tensors:
     def __iter__(self):
         return iter(self._where)
 
+    def on_disk(self, name: str) -> str:
+        """What the files call the tensor."""
+        return self._where[name][1]
+
     def described(self, name: str) -> str:
-        path, on_disk, _ = self._where[name]
+        path, on_disk = self._where[name]
         return f"{path}: {on_disk}"
+
+    def header(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a tensor, the dtype in safetensors' words."""
+        path, on_disk = self._where[name]
+        with safe_open(path, framework="numpy") as handle:
+            header = handle.get_slice(on_disk)
+            return tuple(header.get_shape()), header.get_dtype()
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The tensor, of exactly `shape` and a floating type; else UserError."""
         if name not in self._where:
-            raise UserError(f"{self.directory}: tensor {name} {list(shape)} is missing")
-        _, on_disk, handle = self._where[name]
-        header = handle.get_slice(on_disk)
-        if tuple(header.get_shape()) != shape:
             raise UserError(
-                f"{self.described(name)} has shape {header.get_shape()}, config.json asks for "
+                f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
+            )
+        found, dtype = self.header(name)
+        if found != shape:
+            raise UserError(
+                f"{self.described(name)} has shape {list(found)}, config.json asks for "
                 f"{list(shape)}"
             )
-        if header.get_dtype() not in ("F32", "BF16", "F16", "F64"):
+        if dtype not in FLOATING:
             raise UserError(
-                f"{self.described(name)} is stored as {header.get_dtype()}; quantised checkpoints "
-                "are not read"
+                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not "
+                "read, fetch the model in bfloat16, float16 or float32"
             )
-        return handle.get_tensor(on_disk)
+        path, on_disk = self._where[name]
+        # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
+        with safe_open(path, framework="numpy") as handle:
+            return handle.get_tensor(on_disk)
 
 
 def load(
@@ -112,35 +137,49 @@ def load(
     graphdef, abstract = nnx.split(model)
     targets = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
-    unread = {name for name in tensors if not names.ignored(name, config)}
+    _check_names(tensors, config, targets, raw["model_type"])
     for leaf in names.leaves(config):
         key = tuple(leaf.path.split("."))
         variable = targets[key]
-        host, used = _assemble(tensors, leaf, variable.shape, variable.dtype)
-        unread -= used
+        host = _assemble(tensors, leaf, variable.shape, variable.dtype)
         where = placed[key].get_value() if mesh is not None else None
         targets[key] = variable.replace(_place(host, where))
-    if unread:
-        first = sorted(unread)[0]
-        raise UserError(
-            f"{tensors.described(first)} has no place in a {raw['model_type']} model of this "
-            f"config.json ({len(unread)} such tensors)"
-        )
     model = nnx.merge(graphdef, nnx.from_flat_state(targets))
     model.processor = processor
     return model
 
 
-def _assemble(
-    tensors: Tensors, leaf: names.Leaf, shape: tuple[int, ...], dtype
-) -> tuple[np.ndarray, set[str]]:
+def _check_names(
+    tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple[str, ...], Any], model_type: str
+) -> None:
+    """Every tensor has its place, before the first of them is read."""
+    wanted = set()
+    for leaf in names.leaves(config):
+        layers = range(targets[tuple(leaf.path.split("."))].shape[0] if leaf.stacked else 1)
+        wanted |= {leaf.name.format(layer) for layer in layers}
+    extra = {name for name in set(tensors) - wanted if not names.ignored(name, config)}
+    missing = wanted - set(tensors)
+    if extra and missing:
+        raise UserError(
+            f"{tensors.described(min(extra))} and {len(extra) - 1} more tensors are not of this "
+            f"{model_type} model, {len(missing)} of its own are missing ({min(missing)}): "
+            "config.json and weights are of different models; fetch both again"
+        )
+    if extra:
+        raise UserError(
+            f"{tensors.described(min(extra))} has no place in a {model_type} model of this "
+            f"config.json ({len(extra)} such tensors); fetch config.json and weights again"
+        )
+
+
+def _assemble(tensors: Tensors, leaf: names.Leaf, shape: tuple[int, ...], dtype) -> np.ndarray:
     host = np.empty(shape, dtype)
     layers = [(leaf.name, host)]
     if leaf.stacked:
         layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
     for name, part in layers:
         part[...] = leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape)
-    return host, {name for name, _ in layers}
+    return host
 
 
 def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:

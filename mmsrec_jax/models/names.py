@@ -49,6 +49,13 @@ class Leaf:
         tensor = tensor[index * size : (index + 1) * size]
         return (tensor if self.in_axes is None else tensor.T).reshape(shape)
 
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """The inverse of `read`: our parameter, for one layer, as (its part of) the tensor."""
+        if self.in_axes is None:
+            return parameter
+        outputs = math.prod(parameter.shape[self.in_axes :])
+        return parameter.reshape(-1, outputs).T if self.in_axes else parameter.reshape(outputs)
+
 
 def leaves(config: MLLMConfig) -> Iterator[Leaf]:
     """Every parameter of `MLLM(config)`."""
@@ -103,6 +110,13 @@ def canonical(name: str) -> str:
         if name.startswith(prefix):
             return ours + name.removeprefix(prefix)
     return name
+
+
+def module(name: str) -> str:
+    """What transformers 5 calls in memory a tensor of canonical name, as peft's files do."""
+    if name.startswith("text."):
+        return "model.language_model." + name.removeprefix("text.")
+    return name if name.startswith("lm_head.") else "model." + name
 
 
 def ignored(name: str, config: MLLMConfig) -> bool:

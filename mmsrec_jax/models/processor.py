@@ -149,7 +149,8 @@ class ImageProcessor:
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(
-                f"an image must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
+                f"an image must be uint8 [height, width, 3], got {image.dtype} "
+                f"{list(image.shape)}; convert it to 8-bit RGB"
             )
         grid = self.grid(*image.shape[:2])
         height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
@@ -234,7 +235,7 @@ def mrope_positions(
     if len(slots) != expected:
         raise UserError(
             f"{len(slots)} image slots in the tokens, but the {len(merged)} images given "
-            f"need {expected}"
+            f"need {expected}; give every image its slots and no slot without an image"
         )
     positions = np.empty((3, len(tokens)), np.int32)
     cursor = position = taken = 0

@@ -1,5 +1,7 @@
 """Examples against the chat template, against M-RoPE on whole sequences and against the data."""
 
+import dataclasses
+import io
 import pickle
 import re
 from collections import Counter
@@ -7,9 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import toy_items
+from PIL import Image
 from toy_items import BARE, CORRUPT, NO_IMAGE
 
+from mmsrec_jax.data.records import Catalogue
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.items import Items
 from mmsrec_jax.inputs.sources import (
     CandidateSource,
     Knowledge,
@@ -193,6 +198,33 @@ def test_missing_and_corrupt_images_become_text_and_are_counted(trained, prompti
     example = CandidateSource(known, blind, rows, wanted, length=1000)[0]
     assert example.images == () and not example.counts.get("images_missing")
     assert "<|vision_start|>" not in trained.decode(example.tokens)
+
+
+def file_of(image, format, **options):
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def test_odd_images_are_used_and_a_thread_of_pixels_is_counted(prompting):
+    """1 x 4000 pixels fit no grid: such an item is shown by its text."""
+    red = Image.new("RGB", (16, 16), "red")
+    wide = Image.fromarray(np.full((16, 16), 40000, np.uint16))
+    files = [
+        file_of(red.convert("CMYK"), "JPEG"),
+        file_of(red.convert("RGBA"), "PNG"),
+        file_of(red, "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")]),
+        file_of(wide, "PNG"),
+        file_of(Image.new("RGB", (4000, 1)), "PNG"),
+    ]
+    made = [
+        dataclasses.replace(item, image=image)
+        for item, image in zip(toy_items.items(len(files)), files, strict=True)
+    ]
+    source, counts = Items(Catalogue.from_items(made), prompting), Counter()
+    found = [source.image(i, counts) for i in range(len(files))]
+    assert [image is None for image in found] == [False] * 4 + [True]
+    assert counts["images_missing"] == 1
 
 
 def test_truncation_order(trained, prompting):

@@ -110,3 +110,12 @@ def test_slots_and_images_must_agree(model, golden):
         models.logits(model, ids, mask, [images[0], images[0][:1]])
     with pytest.raises(UserError, match="list of images per row"):
         models.logits(model, ids, mask, images[:1])
+
+
+def test_an_unusable_image_is_named(model, golden):
+    ids, mask, images, _ = golden
+    thread, wide = np.zeros((1, 4000, 3), np.uint8), np.zeros((8, 8, 3), np.uint16)
+    with pytest.raises(UserError, match="row 0, image 1: an image of 1 x 4000 .* crop it"):
+        models.logits(model, ids, mask, [[images[0][0], thread], []])
+    with pytest.raises(UserError, match="row 1, image 0: .* got uint16 .* 8-bit RGB"):
+        models.logits(model, ids, mask, [images[0], [wide]])

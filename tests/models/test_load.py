@@ -151,18 +151,52 @@ def test_misshapen_tensor(directory):
         models.load(directory)
 
 
-def test_quantised_tensor(directory):
+@pytest.mark.parametrize("dtype, stored", [("int8", "I8"), ("float8_e4m3fn", "F8_E4M3")])
+def test_quantised_tensor(directory, dtype, stored):
     name = "model.layers.0.mlp.up_proj.weight"
-    edit_tensors(directory, lambda t: t.update({name: np.zeros((40, 24), np.int8)}))
-    with pytest.raises(UserError, match="stored as I8; quantised"):
+    edit_tensors(directory, lambda t: t.update({name: np.zeros((40, 24), dtype)}))
+    with pytest.raises(UserError, match=f"{name} is stored as {stored}; .* fetch the model in"):
         models.load(directory)
 
 
-def test_truncated_file(directory):
+DAMAGE = {
+    "cut short": lambda data: data[:-1000],
+    "cut in the header": lambda data: data[:200],
+    "empty": lambda data: b"",
+    "header overwritten": lambda data: data[:8] + b"\xff" * 100 + data[108:],
+    "a pointer of git-lfs": lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_file(directory, damage):
     path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="model.safetensors: damaged or cut short"):
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(UserError, match="damaged or cut short, fetch it again") as error:
         models.load(directory)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_damaged_index(directory):
+    shard(directory)
+    index = directory / "model.safetensors.index.json"
+    index.write_text(index.read_text()[:-40])
+    with pytest.raises(UserError, match="index.json: not valid JSON"):
+        models.load(directory)
+
+
+def test_weights_of_another_family(directory):
+    def rename(tensors):
+        return {
+            name.replace("visual.blocks", "vision_tower.encoder.layers"): tensor
+            for name, tensor in tensors.items()
+        }
+
+    edit_tensors(directory, rename)
+    with pytest.raises(UserError, match="are of different models; fetch both again") as error:
+        models.load(directory)
+    assert str(directory / "model.safetensors") in str(error.value)
+    assert "not of this qwen2_5_vl model" in str(error.value)
 
 
 def test_absent_files(directory):

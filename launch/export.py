@@ -1,0 +1,57 @@
+"""Gives a run's model back to Hugging Face.
+
+    python launch/export.py --workdir=runs/shop --out=DIR --merge          # for transformers
+    python launch/export.py --workdir=runs/shop --out=DIR --adapter_only   # for peft
+
+A run that trained every weight takes neither flag. Works on the host alone, tensor by tensor.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+from absl import app, flags, logging
+
+from mmsrec_jax import startup
+from mmsrec_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_OUT = flags.DEFINE_string("out", None, "New folder for the model.")
+_STAGE = flags.DEFINE_enum(
+    "stage", "sft", ["sft", "plain_sft", "summariser", "warmup"], "Whose model."
+)
+_ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "The adapters alone, in peft's format.")
+_MERGE = flags.DEFINE_bool("merge", False, "The whole model, adapters merged into it.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Of the tensors; by default the run's."
+)
+_MAX_SHARD_GIB = flags.DEFINE_float("max_shard_gib", 4.0, "Size of a safetensors file.", 0.001)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
+    from mmsrec_jax.methods import export
+
+    export.export(
+        Path(_WORKDIR.value).resolve(),
+        Path(_OUT.value).resolve(),
+        stage=_STAGE.value,
+        adapter_only=_ADAPTER_ONLY.value,
+        merge=_MERGE.value,
+        dtype=_DTYPE.value,
+        max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30),
+    )
+
+
+if __name__ == "__main__":
+    startup.plain_log_lines()
+    flags.mark_flags_as_required(["workdir", "out"])
+    try:
+        app.run(main)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)

@@ -1,0 +1,68 @@
+"""Finished runs for the export tests: a stage as training leaves it, without the training."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mmsrec_jax import models
+from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
+from mmsrec_jax.models import lora
+from mmsrec_jax.training import weights
+from mmsrec_jax.workdir import Stage, run_stages
+
+RANK, ALPHA = 2, 6.0
+_LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
+
+
+def trained_model(base: Path, trainable: str, dtype: str = "float32"):
+    """The model of `base` with random adapters, or with every weight moved."""
+    model, rng = models.load(base, dtype), np.random.default_rng(0)
+    if trainable == "lora":
+        lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
+        for linear in lora.adapted(model).values():
+            linear.lora_b[...] = rng.normal(0, 0.1, linear.lora_b.shape).astype(np.float32)
+    else:
+        nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, nnx.state(model)))
+    return model
+
+
+def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 0):
+    """A run whose sft started from the Hugging Face directory `base`; the model it ended with."""
+    model = trained_model(base, trainable)
+
+    def sft(directory):
+        weights.save(directory / WEIGHTS, model, lora.trainable(trainable))
+
+    start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
+    config = {"model": start, "sft": _LORA}
+    run_stages(workdir, [Stage("sft", sft, config)])
+    return model
+
+
+def scratch_run(workdir: Path, base: Path):
+    """A run from scratch: shape in model/, warmed up as `base`, adapters for the summariser."""
+    model = trained_model(base, "lora")
+    config = {"model": {"path": "", "dtype": "float32", "max_pixels": 0}}
+
+    def shape(directory):
+        for name in ("config.json", "preprocessor_config.json"):
+            shutil.copy(base / name, directory)
+
+    def warmup(directory):
+        weights.save(directory / WEIGHTS, models.load(base), nnx.Param)
+
+    def summariser(directory):
+        weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
+
+    run_stages(
+        workdir,
+        [
+            Stage("model", shape, config),
+            Stage("warmup", warmup, config | {"warmup": _LORA}, ["model"]),
+            Stage("summariser", summariser, config | {"summariser": _LORA}, ["model", "warmup"]),
+        ],
+    )
+    return model
