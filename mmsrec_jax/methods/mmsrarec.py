@@ -266,6 +266,7 @@ class Run:
         model = self._with_adapters(self.base_model("summariser"), c)
         with c.unlocked():
             c.patches = self._patches(c.patches)
+            c.weights.image = c.weights.image if self.config.use.images else 0.0
         model = grpo.train(
             c,
             model,
