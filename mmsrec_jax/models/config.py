@@ -83,9 +83,10 @@ class MLLMConfig:
     text: DecoderConfig
     vision: VisionConfig | None
     image_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    vision_start_token_id: int | None
+    vision_end_token_id: int | None
     remat: str = "none"  # what layers keep for the backward pass: all, nothing, or matmul outputs
+    family: str = "qwen2_5_vl"  # `model_type` of its config.json: one of `families.FAMILIES`
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.decoding.cache import KVCache
-from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.config import MLLMConfig, VisionConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.vision import Vision
 
+# The vision tower of each kind of vision config.
+TOWERS = {VisionConfig: Vision}
 PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 
 
 class MLLM(nnx.Module):
-    """text: Decoder; vision: Vision or None. Compute in `dtype`, parameters in `param_dtype`.
+    """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`.
 
     A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions
     int32[B, 3, L] and, unless the batch is text only, patches uint8[B, P, pixels], patch_hw
@@ -34,7 +36,8 @@ class MLLM(nnx.Module):
         if config.vision is not None:
             # Image features start at the scale of the token embeddings.
             gain = 1 / math.sqrt(config.text.hidden) if config.text.tied else 0.5
-            self.vision = Vision(config.vision, config.text.hidden, gain=gain, **common)
+            tower = TOWERS[type(config.vision)]
+            self.vision = tower(config.vision, config.text.hidden, gain=gain, **common)
 
     def __call__(
         self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True

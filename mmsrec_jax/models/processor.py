@@ -6,10 +6,10 @@ Patches stay uint8 and hold one frame: normalisation and the repeated second fra
 patch belong to the device. A window is an id per patch and not a permutation.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageProcessor:
     """What a directory's `preprocessor_config.json` says, and the window of its vision tower.
 
@@ -139,6 +139,17 @@ class ImageProcessor:
     def num_slots(self, grid: tuple[int, int]) -> int:
         """Image tokens in the prompt for a grid of patches."""
         return grid[0] * grid[1] // self.merge_size**2
+
+    def positions(
+        self, tokens: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int | None
+    ) -> np.ndarray:
+        """Rope positions int32 [3, L] of one unpadded sequence; see `mrope_positions`."""
+        return mrope_positions(tokens, grids, image_token_id, self.merge_size)
+
+    def limited(self, max_pixels: int) -> "ImageProcessor":
+        """The processor with images of at most `max_pixels` after resizing."""
+        least = min(max_pixels, self.min_pixels)
+        return dataclasses.replace(self, max_pixels=max_pixels, min_pixels=least)
 
     def patchify(self, image: np.ndarray) -> dict:
         """One uint8 [H, W, 3] image as patches in merge-block order.
