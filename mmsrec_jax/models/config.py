@@ -5,7 +5,7 @@ import dataclasses
 from mmsrec_jax.errors import UserError
 
 REMAT_POLICIES = ("none", "full", "dots")
-ROPE_KINDS = ("1d", "mrope")
+ROPE_KINDS = ("1d", "mrope", "mrope_interleaved")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,10 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     intermediate: int
-    rope_kind: str = "mrope"  # "1d", or "mrope": frequencies in chunks for time, row, column
+    # "1d"; "mrope": frequencies in chunks for time, row, column; "mrope_interleaved": in turns
+    rope_kind: str = "mrope"
     rope_theta: float = 1e6
-    mrope_section: tuple[int, ...] = ()  # frequencies per chunk, sums to head_dim // 2
+    mrope_section: tuple[int, ...] = ()  # frequencies per axis, sums to head_dim // 2
     qkv_bias: bool = True
     qk_norm: bool = False
     norm_eps: float = 1e-6
@@ -34,7 +35,7 @@ class DecoderConfig:
             )
         if self.rope_kind not in ROPE_KINDS:
             raise UserError(f"text: rope_kind={self.rope_kind!r} is none of {ROPE_KINDS}")
-        if self.rope_kind == "mrope" and (
+        if self.rope_kind != "1d" and (
             len(self.mrope_section) != 3 or sum(self.mrope_section) * 2 != self.head_dim
         ):
             raise UserError(
@@ -45,17 +46,27 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Vision tower of Qwen2.5-VL with its patch merger (which maps to the decoder's width)."""
+    """Vision tower of a Qwen-VL with its patch merger (which maps to the decoder's width).
+
+    The defaults are Qwen2.5-VL's.
+    """
 
     depth: int
     hidden: int
     heads: int
     intermediate: int
-    fullatt_block_indexes: tuple[int, ...]
+    fullatt_block_indexes: tuple[int, ...] = ()
     patch_size: int = 14  # pixels
     merge: int = 2  # patches per side that become one image slot
     temporal_patch_size: int = 2  # frames per patch; an image is repeated to fill them
-    window_size: int = 112  # pixels per side of an attention window
+    # pixels per side of an attention window outside of fullatt_block_indexes; None: no windows
+    window_size: int | None = 112
+    norm: str = "rms"  # or "layer"
+    activation: str = "silu"
+    gated: bool = True  # the MLP
+    patch_bias: bool = False
+    position_grid: int = 0  # side of the square of learned positions; 0: rope alone
+    deepstack_indexes: tuple[int, ...] = ()  # layers whose outputs go to the first decoder layers
     norm_eps: float = 1e-6
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP, of pixels in [0, 1]
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)

@@ -97,8 +97,39 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, in float32; scale and bias [size] or [layers, size]."""
+
+    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
+        shape, axes = (
+            ((size,), ("norm",)) if layers is None else ((layers, size), ("layers", "norm"))
+        )
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, param_dtype), logical_axes=axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
 class Block(nnx.Module):
-    """A stack of pre-norm transformer layers: attention with rope, then SwiGLU.
+    """A stack of pre-norm transformer layers: attention with rope, then an MLP.
+
+    The MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))) when not gated.
 
     Split in two so that the caller owns attention (and its cache): `project`, then `finish`.
     `prefix` selects the rows of the sharding table ("" for the decoder, "vision_").
@@ -117,6 +148,9 @@ class Block(nnx.Module):
         bias: bool,
         qk_norm: bool,
         norm_eps: float,
+        norm: str = "rms",
+        activation: str = "silu",
+        gated: bool = True,
         prefix: str,
         kv_axis: str,
         rngs: nnx.Rngs,
@@ -131,17 +165,17 @@ class Block(nnx.Module):
             axes = (embed, axis, "head_dim")
             return Linear((hidden,), (n, head_dim), axes, bias=qkv_bias, **common)
 
-        def norm(size: int) -> RMSNorm:
-            return RMSNorm(size, norm_eps, layers=layers, param_dtype=param_dtype)
+        def make_norm(size: int) -> RMSNorm | LayerNorm:
+            return NORMS[norm](size, norm_eps, layers=layers, param_dtype=param_dtype)
 
-        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.attn_norm, self.mlp_norm = make_norm(hidden), make_norm(hidden)
         self.q, self.k, self.v = (
             project(heads, head),
             project(kv_heads, kv_axis),
             project(kv_heads, kv_axis),
         )
-        self.q_norm = nnx.data(norm(head_dim) if qk_norm else None)
-        self.k_norm = nnx.data(norm(head_dim) if qk_norm else None)
+        self.q_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
+        self.k_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
         self.o = Linear(
             (heads, head_dim),
             (hidden,),
@@ -150,7 +184,9 @@ class Block(nnx.Module):
             gain=residual,
             **common,
         )
-        self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
+        self.activation, self.gate = ACTIVATIONS[activation], nnx.data(None)
+        if gated:
+            self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.up = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.down = Linear(
             (intermediate,), (hidden,), (mlp, embed), bias=bias, gain=residual, **common
@@ -175,7 +211,11 @@ class Block(nnx.Module):
         """Adds to x [B, L, hidden] the attention's output [B, L, heads, head_dim], then the MLP."""
         x = x + self.o(attended, adapters=adapters)
         y = self.mlp_norm(x)
-        y = jax.nn.silu(self.gate(y, adapters=adapters)) * self.up(y, adapters=adapters)
+        up = self.up(y, adapters=adapters)
+        if self.gate is None:
+            y = self.activation(up)
+        else:
+            y = self.activation(self.gate(y, adapters=adapters)) * up
         y = constrain(y, "batch", "length", self.axes[2])
         return constrain(x + self.down(y, adapters=adapters), "batch", "length", "features")
 

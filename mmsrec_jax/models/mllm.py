@@ -47,11 +47,13 @@ class MLLM(nnx.Module):
         Raises:
           ValueError: when the batch holds patches and the model has no vision tower.
         """
+        x, deepstack = self._embed(batch)
         hidden, cache = self.text(
-            self._embed(batch),
+            x,
             batch["positions"],
             batch["segment_ids"],
             batch["branch_ids"],
+            deepstack=deepstack,
             cache=cache,
             adapters=adapters,
         )
@@ -61,16 +63,24 @@ class MLLM(nnx.Module):
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
         return unembed(hidden, self.text.head_kernel())
 
-    def _embed(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def _embed(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        """Embeddings [B, L, hidden] with features in the image slots, and DeepStack's
+        [K, B, L, hidden], zero elsewhere."""
         tokens = batch["tokens"]
         x = self.text.embed(tokens)
         if "patches" not in batch:
-            return x
+            return x, None
         if self.vision is None:
             raise ValueError("the batch holds image patches, but the model has no vision tower")
-        features = self.vision(*(batch[key] for key in PATCH_KEYS)).astype(x.dtype)
+        features, deepstack = self.vision(*(batch[key] for key in PATCH_KEYS))
         # The k-th slot of a row takes its k-th feature.
         slot = (tokens == self.config.image_token_id) & (batch["segment_ids"] > 0)
         index = jnp.clip(jnp.cumsum(slot, axis=1) - 1, 0, features.shape[1] - 1)
-        filled = jnp.take_along_axis(features, index[..., None], axis=1)
-        return jnp.where(slot[..., None], filled, x)
+
+        def fill(features, x):
+            filled = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
+            return jnp.where(slot[..., None], filled, x)
+
+        if deepstack is not None:
+            deepstack = jax.vmap(fill, (0, None))(deepstack, jnp.zeros_like(x))
+        return fill(features, x), deepstack

@@ -62,7 +62,7 @@ def features(model: MLLM, rows) -> np.ndarray:
     """What the vision tower makes of up to three rows, padded as in `run`."""
     padded = batch([*rows, *[rows[0]] * (3 - len(rows))], 40, 64)
     arguments = tuple(padded[key] for key in PATCH_KEYS)
-    return np.asarray(tower(*nnx.split(model.vision), arguments))[: len(rows)]
+    return np.asarray(tower(*nnx.split(model.vision), arguments)[0])[: len(rows)]
 
 
 def run(model: MLLM, rows, *, adapters: bool = True) -> list[np.ndarray]:
