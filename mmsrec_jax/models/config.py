@@ -7,6 +7,8 @@ from mmsrec_jax.errors import UserError
 REMAT_POLICIES = ("none", "full", "dots")
 ROPE_KINDS = ("1d", "mrope", "mrope_interleaved")
 
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu")  # as Hugging Face calls them
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -76,6 +78,13 @@ class VisionConfig:
             raise UserError(
                 f"vision: hidden={self.hidden} over heads={self.heads} must give a head size "
                 "divisible by 4"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"vision: activation={self.activation!r} is none of {ACTIVATIONS}")
+        taps = self.deepstack_indexes
+        if list(taps) != sorted(set(taps)) or any(not 0 <= i < self.depth for i in taps):
+            raise UserError(
+                f"vision: deepstack_indexes={taps} must be ascending layers below {self.depth}"
             )
 
     @property

@@ -118,7 +118,7 @@ class LayerNorm(nnx.Module):
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -184,7 +184,7 @@ class Block(nnx.Module):
             gain=residual,
             **common,
         )
-        self.activation, self.gate = ACTIVATIONS[activation], nnx.data(None)
+        self.activation, self.gate = _ACTIVATIONS[activation], nnx.data(None)
         if gated:
             self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.up = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)

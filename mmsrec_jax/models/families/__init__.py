@@ -5,10 +5,11 @@ A new family is such a file, a line in `FAMILIES` and, unless one of ours fits, 
 """
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.families import qwen2_5_vl
+from mmsrec_jax.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from mmsrec_jax.models.families.base import Family
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl,)}
+_MODULES = (qwen2_vl, qwen2_5_vl, qwen3_vl)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
 
 
 def find(model_type: str | None) -> Family:

@@ -126,6 +126,9 @@ def decoder_leaves(text: DecoderConfig) -> Iterator[Leaf]:
     for ours in "qkv":
         yield from linear(f"text.layers.{ours}", f"{layer}self_attn.{ours}_proj", text.qkv_bias)
     yield from linear("text.layers.o", layer + "self_attn.o_proj", bias=False, in_axes=2)
+    if text.qk_norm:
+        for ours in "qk":
+            yield Leaf(f"text.layers.{ours}_norm.scale", f"{layer}self_attn.{ours}_norm.weight")
     for ours in ("gate", "up", "down"):
         yield from linear(f"text.layers.{ours}", f"{layer}mlp.{ours}_proj", bias=False)
 
