@@ -96,12 +96,108 @@ class VisionConfig:
         return self.hidden // self.heads
 
 
+VIT_KINDS = ("clip", "siglip", "dinov2", "internvl")
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """A plain ViT over images of one size, with the projector of LLaVA or InternVL.
+
+    kind: one of VIT_KINDS; they differ in a few parameters, which the properties name.
+    grid: patch rows and columns of every image.
+    position_grid: side of the square of learned positions.
+    checkpoint_depth: layers of the published tower; those after the last feature layer are unused.
+    feature_layers: what the projector reads, concatenated: the outputs of these layers, from 1.
+    keep_first: whether the first token (the class token, where there is one) is a slot too.
+    merge: patches per side that become one image slot.
+    """
+
+    kind: str
+    hidden: int
+    heads: int
+    intermediate: int
+    patch_size: int
+    grid: tuple[int, int]
+    position_grid: int
+    activation: str
+    norm_eps: float
+    checkpoint_depth: int
+    feature_layers: tuple[int, ...]
+    keep_first: bool = False
+    merge: int = 1
+    qkv_bias: bool = True
+    projector_bias: bool = True
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        if self.kind not in VIT_KINDS:
+            raise UserError(f"vision: kind={self.kind!r} is none of {VIT_KINDS}")
+        if self.hidden % self.heads:
+            raise UserError(f"vision: hidden={self.hidden} is not a multiple of heads={self.heads}")
+        if self.merge > 1 and (self.keep_first or any(n % self.merge for n in self.grid)):
+            raise UserError(
+                f"vision: {self.grid[0]} x {self.grid[1]} patches do not divide into blocks of "
+                f"{self.merge} x {self.merge}, without the class token"
+            )
+        if not self.interpolates and self.grid != (self.position_grid,) * 2:
+            raise UserError(
+                f"vision: images of {self.grid[0]} x {self.grid[1]} patches, but the positions of "
+                f"this tower are for {self.position_grid} x {self.position_grid}"
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.image_mean)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def depth(self) -> int:
+        """Layers that the features depend on."""
+        return max(self.feature_layers)
+
+    @property
+    def class_token(self) -> bool:
+        return self.kind != "siglip"
+
+    @property
+    def patch_bias(self) -> bool:
+        return self.kind != "clip"
+
+    @property
+    def pre_norm(self) -> bool:
+        return self.kind == "clip"
+
+    @property
+    def layer_scale(self) -> bool:
+        return self.interpolates
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether positions are resampled to grids other than their own."""
+        return self.kind in ("dinov2", "internvl")
+
+    @property
+    def temporal_patch_size(self) -> None:
+        """The kernel of its patches has no frames."""
+        return None
+
+    @property
+    def slots(self) -> int:
+        """Image slots of one image."""
+        patches = self.grid[0] * self.grid[1]
+        return (patches + self.class_token - (not self.keep_first)) // self.merge**2
+
+
 @dataclasses.dataclass(frozen=True)
 class MLLMConfig:
     """A decoder, optionally with a vision tower whose features fill the image slots."""
 
     text: DecoderConfig
-    vision: VisionConfig | None
+    vision: VisionConfig | VitConfig | None
     image_token_id: int
     vision_start_token_id: int | None
     vision_end_token_id: int | None

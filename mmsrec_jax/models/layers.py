@@ -132,7 +132,8 @@ class Block(nnx.Module):
     The MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))) when not gated.
 
     Split in two so that the caller owns attention (and its cache): `project`, then `finish`.
-    `prefix` selects the rows of the sharding table ("" for the decoder, "vision_").
+    `prefix` selects the rows of the sharding table ("" for the decoder, "vision_"). `layer_scale`
+    multiplies what attention and the MLP add, feature by feature.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Block(nnx.Module):
         norm: str = "rms",
         activation: str = "silu",
         gated: bool = True,
+        layer_scale: bool = False,
         prefix: str,
         kv_axis: str,
         rngs: nnx.Rngs,
@@ -191,17 +193,27 @@ class Block(nnx.Module):
         self.down = Linear(
             (intermediate,), (hidden,), (mlp, embed), bias=bias, gain=residual, **common
         )
+        self.attn_scale, self.mlp_scale = nnx.data(None), nnx.data(None)
+        if layer_scale:
+            self.attn_scale, self.mlp_scale = (
+                nnx.Param(jnp.ones((layers, hidden), param_dtype), logical_axes=("layers", "norm"))
+                for _ in range(2)
+            )
         self.axes = (head, kv_axis, mlp)
 
     def project(
-        self, x: jax.Array, rope: rope_lib.Rope, adapters: bool
+        self, x: jax.Array, rope: rope_lib.Rope | None, adapters: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim], k and v [B, L, kv_heads, same]."""
+        """x [B, L, hidden] -> q [B, L, heads, head_dim], k and v [B, L, kv_heads, head_dim].
+
+        q and k are rotated unless rope is None.
+        """
         y = self.attn_norm(x)
         q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)
+        if rope is not None:
+            q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)
         heads, kv_heads, _ = self.axes
         q = constrain(q, "batch", "length", heads, "head_dim")
         k, v = (constrain(a, "batch", "length", kv_heads, "head_dim") for a in (k, v))
@@ -209,7 +221,7 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, attended: jax.Array, adapters: bool) -> jax.Array:
         """Adds to x [B, L, hidden] the attention's output [B, L, heads, head_dim], then the MLP."""
-        x = x + self.o(attended, adapters=adapters)
+        x = x + _scaled(self.o(attended, adapters=adapters), self.attn_scale)
         y = self.mlp_norm(x)
         up = self.up(y, adapters=adapters)
         if self.gate is None:
@@ -217,7 +229,16 @@ class Block(nnx.Module):
         else:
             y = self.activation(self.gate(y, adapters=adapters)) * up
         y = constrain(y, "batch", "length", self.axes[2])
-        return constrain(x + self.down(y, adapters=adapters), "batch", "length", "features")
+        return constrain(
+            x + _scaled(self.down(y, adapters=adapters), self.mlp_scale),
+            "batch",
+            "length",
+            "features",
+        )
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
 
 
 _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {

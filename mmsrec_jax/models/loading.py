@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from mmsrec_jax import sharding
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import names
+from mmsrec_jax.models.families.base import located
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.processor import read_json
 
@@ -98,12 +99,8 @@ def load(
     directory = Path(path)
     raw = read_json(directory / "config.json")
     processor = names.processor_of(directory)
-    try:
+    with located(directory / "config.json"):
         config = names.config_from_hf(raw, processor)
-    except UserError as error:
-        raise UserError(
-            f"{directory / 'config.json'}: {error}".replace(": config.json", "")
-        ) from None
     config = dataclasses.replace(config, remat=remat)
     tensors = Tensors(directory)
     model = nnx.eval_shape(

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.decoding.cache import KVCache
-from mmsrec_jax.models.config import MLLMConfig, VisionConfig
+from mmsrec_jax.models.config import MLLMConfig, VisionConfig, VitConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.vision import Vision
+from mmsrec_jax.models.vit import Vit
 
 # The vision tower of each kind of vision config.
-TOWERS = {VisionConfig: Vision}
+TOWERS = {VisionConfig: Vision, VitConfig: Vit}
 PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import families
 from mmsrec_jax.models.config import MLLMConfig
-from mmsrec_jax.models.families.base import Leaf
+from mmsrec_jax.models.families.base import Leaf, located
 from mmsrec_jax.models.processor import read_json
 
 __all__ = ["Leaf", "canonical", "config_from_hf", "ignored", "leaves", "processor_of"]
@@ -24,16 +23,31 @@ def leaves(config: MLLMConfig) -> Iterator[Leaf]:
 # Published checkpoints, transformers 5 on disk and in memory put different prefixes.
 _PREFIXES = (
     ("model.language_model.", "text."),
+    ("language_model.model.", "text."),
+    ("language_model.lm_head.", "lm_head."),
     ("model.visual.", "visual."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.", "text."),
+)
+# Parts of names that transformers has renamed since.
+_RENAMED = (
+    ("vision_tower.vision_model.", "vision_tower."),
+    (".attention.attention.query.", ".attention.q_proj."),
+    (".attention.attention.key.", ".attention.k_proj."),
+    (".attention.attention.value.", ".attention.v_proj."),
+    (".attention.output.dense.", ".attention.o_proj."),
 )
 
 
 def canonical(name: str) -> str:
-    """The name of a tensor on disk with the layout's prefix replaced by the part it belongs to."""
+    """One name for all that a tensor is called on disk: the prefix says the part it belongs to."""
     for prefix, ours in _PREFIXES:
         if name.startswith(prefix):
-            return ours + name.removeprefix(prefix)
+            name = ours + name.removeprefix(prefix)
+            break
+    for theirs, ours in _RENAMED:
+        name = name.replace(theirs, ours)
     return name
 
 
@@ -62,9 +76,8 @@ def processor_of(directory: str | Path) -> Any:
 
     Raises UserError for an unsupported family and for unusable files.
     """
-    raw = read_json(Path(directory) / "config.json")
-    try:
+    path = Path(directory) / "config.json"
+    raw = read_json(path)
+    with located(path):
         family = families.find(raw.get("model_type"))
-    except UserError as error:
-        raise UserError(f"{directory}/{error}") from None
     return family.processor(Path(directory))

@@ -10,21 +10,22 @@ from flax import nnx
 
 from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import attention, same_segment
-from mmsrec_jax.models.config import VisionConfig
+from mmsrec_jax.models.config import VisionConfig, VitConfig
 from mmsrec_jax.models.layers import NORMS, Block, Linear, normal, precision, scan_layers
 from mmsrec_jax.sharding import constrain
 
 
 class PatchEmbed(nnx.Module):
-    """kernel [hidden, channels, frames, patch_size, patch_size], as Hugging Face stores it, and an
-    optional bias [hidden]."""
+    """kernel [hidden, channels, frames, patch_size, patch_size], as Hugging Face stores it (without
+    frames where `temporal_patch_size` is None), and an optional bias [hidden]."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
-        shape = (config.channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+    def __init__(self, config: VisionConfig | VitConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
+        frames = () if config.temporal_patch_size is None else (config.temporal_patch_size,)
+        shape = (config.channels, *frames, config.patch_size, config.patch_size)
         self.config, self.dtype = config, dtype
         self.kernel = nnx.Param(
             normal(rngs, (config.hidden, *shape), 1 / math.sqrt(math.prod(shape)), param_dtype),
-            logical_axes=("vision_embed", "pixels", "pixels", "pixels", "pixels"),
+            logical_axes=("vision_embed", *("pixels",) * len(shape)),
         )
         self.bias = nnx.data(None)
         if config.patch_bias:
@@ -38,8 +39,11 @@ class PatchEmbed(nnx.Module):
         mean = np.repeat(np.asarray(self.config.image_mean, np.float32), pixels)
         std = np.repeat(np.asarray(self.config.image_std, np.float32), pixels)
         x = (patches.astype(jnp.float32) / 255 - mean) / std
-        # The frames of an image are identical, so the sum over frames is a sum of kernels.
-        kernel = self.kernel[...].astype(jnp.float32).sum(axis=2).reshape(self.config.hidden, -1)
+        kernel = self.kernel[...].astype(jnp.float32)
+        if self.config.temporal_patch_size is not None:
+            # The frames of an image are identical, so the sum over frames is a sum of kernels.
+            kernel = kernel.sum(axis=2)
+        kernel = kernel.reshape(self.config.hidden, -1)
         x = jnp.einsum(
             "bpc,dc->bpd",
             x.astype(self.dtype),

@@ -5,10 +5,10 @@ A new family is such a file, a line in `FAMILIES` and, unless one of ours fits, 
 """
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
+from mmsrec_jax.models.families import internvl, llava, qwen2_5_vl, qwen2_vl, qwen3_vl
 from mmsrec_jax.models.families.base import Family
 
-_MODULES = (qwen2_vl, qwen2_5_vl, qwen3_vl)
+_MODULES = (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, internvl)
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
 
 

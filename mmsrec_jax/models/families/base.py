@@ -1,5 +1,6 @@
 """What a family of models is, and the parts of config.json and of tensor names they share."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -62,6 +63,15 @@ class Family:
     leaves: Callable[[MLLMConfig], Iterator[Leaf]]
     processor: Callable[[Path], Any]
     unused: Callable[[str, MLLMConfig], bool] = lambda name, config: False
+
+
+@contextlib.contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Puts the path of a config.json before UserErrors about its fields."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('config.json: ')}") from None
 
 
 def need(raw: dict, field: str) -> Any:
