@@ -1,14 +1,16 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
+# make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make lint   ruff
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
+MODEL ?= models/tiny-llava
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity lint clean
+.PHONY: run test parity real-llava lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -18,6 +20,9 @@ test: $(VENV)/.installed-dev
 
 parity: $(VENV)/.installed-torch
 	$(BIN)/python -m pytest -m parity
+
+real-llava: $(VENV)/.installed-torch
+	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
