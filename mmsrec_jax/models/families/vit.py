@@ -96,6 +96,7 @@ def vision(raw: dict, images: FixedSizeProcessor | None, towers: tuple[str, ...]
     only(tower, "use_swiglu_ffn", {False}, False)
     only(tower, "use_qk_norm", {False}, False)
     only(tower, "norm_type", {"layer_norm"}, "layer_norm")
+    only(tower, "use_mean_pooling", {True}, True)
     only(tower, "use_absolute_position_embeddings", {True}, True)
     only(raw, "projector_hidden_act", {"gelu"}, "gelu")
     only(raw, "vision_feature_select_strategy", {"default", "full"}, "default")
