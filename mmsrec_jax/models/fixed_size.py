@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.processor import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, read_json
+from mmsrec_jax.models.processor import CLIP_MEAN, CLIP_STD, MAX_ASPECT_RATIO, read_preprocessor
 
 _CROPPED = {
     "size": {"shortest_edge": 224},
@@ -69,13 +69,12 @@ class FixedSizeProcessor:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, patch_size: int) -> "FixedSizeProcessor":
-        """Reads `preprocessor_config.json`; `slots` are all patches.
+        """Reads `preprocessor_config.json` (see `read_preprocessor`); `slots` are all patches.
 
         Raises UserError when the file is missing, is not JSON, asks for something not supported or
         does not make all images of one size.
         """
-        path = Path(directory) / "preprocessor_config.json"
-        raw = read_json(path)
+        path, raw = read_preprocessor(directory)
         kind = (raw.get("image_processor_type") or "CLIPImageProcessor").removesuffix("Fast")
         kind = kind.removesuffix("Pil")
         if kind not in _ASSUMED:

@@ -49,8 +49,7 @@ class ImageProcessor:
 
         Raises UserError when the file is missing, is not JSON or asks for something not supported.
         """
-        path = Path(directory) / "preprocessor_config.json"
-        raw = read_json(path)
+        path, raw = read_preprocessor(directory)
         config_path = Path(directory) / "config.json"
         vision = read_json(config_path).get("vision_config") or {} if config_path.exists() else {}
         if raw.get("do_center_crop"):
@@ -265,6 +264,21 @@ def mrope_positions(
         position += max(rows, columns)
     positions[:, cursor:] = np.arange(position, position + len(tokens) - cursor)
     return positions
+
+
+def read_preprocessor(directory: str | Path) -> tuple[Path, dict]:
+    """The file that describes a directory's image processor, and the fields in it.
+
+    It is `preprocessor_config.json`, or the part of `processor_config.json` in which transformers 5
+    saves it with the tokenizer. Raises UserError when there is neither.
+    """
+    path = Path(directory) / "preprocessor_config.json"
+    whole = Path(directory) / "processor_config.json"
+    if not path.exists() and whole.exists():
+        part = read_json(whole).get("image_processor")
+        if isinstance(part, dict):
+            return whole, part
+    return path, read_json(path)
 
 
 def read_json(path: Path) -> dict:

@@ -16,6 +16,7 @@ PROCESSORS = {
     "SiglipImageProcessor": {"size": {"height": 62, "width": 62}, "resample": 2},
     "ViTImageProcessor": {"size": {"height": 42, "width": 70}, "image_mean": [0.4, 0.5, 0.6]},
     "BitImageProcessor": {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 42}},
+    "GotOcr2ImageProcessor": {"size": {"height": 56, "width": 56}},
     "LlavaImageProcessor": {"size": {"shortest_edge": 56}, "do_pad": True, "rescale_factor": 0.01,
                             "crop_size": {"height": 56, "width": 56}},
 }  # fmt: skip
@@ -57,6 +58,18 @@ def test_old_files_give_numbers(tmp_path):
     ours = FixedSizeProcessor.from_pretrained(write(tmp_path, "SiglipImageProcessor", size=28), 14)
     assert (ours.resize, ours.slots) == ((28, 28), 4)
     assert pickle.loads(pickle.dumps(ours)) == ours
+
+
+def test_file_saved_with_the_tokenizer(tmp_path):
+    expected = FixedSizeProcessor.from_pretrained(write(tmp_path, "CLIPImageProcessor"), 14)
+    path = tmp_path / "preprocessor_config.json"
+    whole = {"processor_class": "LlavaProcessor", "image_processor": json.loads(path.read_text())}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    path.unlink()
+    assert FixedSizeProcessor.from_pretrained(tmp_path, 14) == expected
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(UserError, match="preprocessor_config.json: no such file"):
+        FixedSizeProcessor.from_pretrained(tmp_path, 14)
 
 
 def test_positions_are_plain_and_slots_counted():

@@ -14,6 +14,7 @@ from mmsrec_jax import models
 from mmsrec_jax.decoding import sampler
 from mmsrec_jax.models import api, names
 from mmsrec_jax.models.loss import token_logprobs
+from mmsrec_jax.models.mllm import MLLM
 
 torch = pytest.importorskip(
     "torch", reason="live parity needs torch and transformers (make parity)"
@@ -192,7 +193,9 @@ def test_published_config_asks_for_the_same_tensors():
     }  # fmt: skip
     config = names.config_from_hf(raw)
     assert (config.text.layers, config.text.kv_heads, config.vision.slots) == (32, 32, 576)
-    ours = nnx.eval_shape(lambda: models_of(config))
+    ours = nnx.eval_shape(
+        lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype="bfloat16", dtype="bfloat16")
+    )
     shapes = {".".join(path): v.shape for path, v in nnx.to_flat_state(nnx.state(ours))}
     leaves = list(names.leaves(config))
     assert {leaf.path for leaf in leaves} == set(shapes)
@@ -208,9 +211,3 @@ def test_published_config_asks_for_the_same_tensors():
     assert unused == {name for name in held if "post_layernorm" in name or ".layers.23." in name
                       and name.startswith("vision_tower")}  # fmt: skip
     assert asked == {name: shape for name, shape in held.items() if name not in unused}
-
-
-def models_of(config):
-    from mmsrec_jax.models.mllm import MLLM
-
-    return MLLM(config, rngs=nnx.Rngs(0), param_dtype="bfloat16", dtype="bfloat16")
