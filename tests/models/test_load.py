@@ -184,7 +184,7 @@ def test_absent_files(directory):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "mistral"}, "'mistral' is not supported; supported: qwen2_5_vl"),
+        ({"model_type": "mistral"}, "'mistral' is not supported; supported: qwen2_vl, qwen2_5_vl"),
         ({"image_token_id": None}, "image_token_id is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: 'silu'"),
         ({"use_sliding_window": True}, "sliding"),
