@@ -5,6 +5,8 @@ Run with `make parity`; skipped without torch.
 """
 
 import importlib
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from mmsrec_jax import models
 from mmsrec_jax.decoding.sampler import Sampling, generate
 from mmsrec_jax.models import api, names
 from mmsrec_jax.models.loss import token_logprobs
+from mmsrec_jax.models.mllm import MLLM
 
 torch = pytest.importorskip(
     "torch", reason="live parity needs torch and transformers (make parity)"
@@ -233,3 +236,31 @@ def test_gradients_of_the_answer(pair):
         worst = max(worst, error)
         assert error <= 1e-3, (leaf.path, error)
     print(f"{theirs.config.model_type}: largest relative difference {worst:.2e}")
+
+
+@pytest.mark.parametrize(
+    "name, count", [("qwen2_vl_2b", 729), ("qwen2_5_vl_3b", 824), ("qwen3_vl_4b", 713)]
+)
+def test_published_config_asks_for_the_same_tensors(name, count):
+    """Names and shapes of published models, on no memory; all have tied heads."""
+    raw = json.loads((Path(hf.__file__).parent / f"{name}_config.json").read_text())
+    config = names.config_from_hf(raw)
+    ours = nnx.eval_shape(
+        lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype="bfloat16", dtype="bfloat16")
+    )
+    shapes = {".".join(path): v.shape for path, v in nnx.to_flat_state(nnx.state(ours))}
+    leaves = list(names.leaves(config))
+    assert {leaf.path for leaf in leaves} == set(shapes)
+    asked = {}
+    for leaf in leaves:
+        layers, *shape = shapes[leaf.path] if leaf.stacked else (1, *shapes[leaf.path])
+        for layer in range(layers):
+            asked[leaf.name.format(layer)] = leaf.tensor_shape(tuple(shape))
+
+    with torch.device("meta"):
+        theirs = hf.AutoModelForImageTextToText.from_config(
+            hf.FAMILIES[raw["model_type"]][0](**raw)
+        )
+    held = {names.canonical(n): tuple(p.shape) for n, p in theirs.named_parameters()}
+    assert len(held) == count
+    assert asked == held

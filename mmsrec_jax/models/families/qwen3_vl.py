@@ -21,7 +21,9 @@ def _config(raw: dict, processor: ImageProcessor | None) -> MLLMConfig:
     text = need(raw, "text_config")
     only(text, "attention_bias", {False}, False)
     only(rope_fields(text), "mrope_interleaved", {True}, True)
-    need(text, "head_dim")  # the published 2B and 4B have another than hidden_size / heads
+    for field in ("head_dim", "rms_norm_eps"):  # the usual guesses are not this family's
+        need(text, field)
+    need(text | rope_fields(text), "rope_theta")
     config = qwen_vl.read_config(
         raw,
         FAMILY.model_type,
