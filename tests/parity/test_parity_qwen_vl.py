@@ -1,5 +1,5 @@
-"""Live against transformers on CPU torch, for each Qwen-VL: logits of every layout of images,
-packed rows, greedy generation and gradients of all parameters.
+"""Live against transformers on CPU torch, for each Qwen-VL: positions, windows, logits of every
+layout of images, packed rows, greedy generation and gradients of all parameters.
 
 Run with `make parity`; skipped without torch.
 """
@@ -16,7 +16,7 @@ from flax import nnx
 
 from mmsrec_jax import models
 from mmsrec_jax.decoding.sampler import Sampling, generate
-from mmsrec_jax.models import api, names
+from mmsrec_jax.models import api, names, processor
 from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
 
@@ -44,6 +44,17 @@ PUBLISHED = {
         "text": TEXT,
         "vision": {"depth": 4, "embed_dim": 160, "mlp_ratio": 4, "patch_size": 14},
     },
+    "qwen2_5_vl": {
+        "text": TEXT,
+        "vision": {
+            "depth": 4,
+            "hidden_size": 160,
+            "intermediate_size": 200,
+            "patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [1, 3],
+        },
+    },
     "qwen3_vl": {
         "text": TEXT
         | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 128}
@@ -60,9 +71,11 @@ PUBLISHED = {
 }
 
 
-def make_pair(directory, seed, **config):
+def make_pair(directory, seed, tied=False, **config):
     """(transformers model, ours loaded from its directory)."""
-    theirs = hf.tiny_model(hf.tiny_config(**config), seed)
+    config = hf.tiny_config(**config)
+    config.tie_word_embeddings = tied
+    theirs = hf.tiny_model(config, seed)
     theirs.save_pretrained(directory)
     fields = hf.preprocessor(theirs.config)
     transformers.Qwen2VLImageProcessorPil(**fields).save_pretrained(directory)
@@ -106,7 +119,7 @@ def their_logits(theirs, ids, mask, images):
         return hf.hf_logits(theirs, ids, mask, images).numpy()
 
 
-def distance(ours, theirs, mask, images, *, ids):
+def distance(ours, theirs, ids, mask, images):
     expected = their_logits(theirs, ids, mask, images)
     assert expected[mask.astype(bool)].std() > 0.5
     return np.abs(models.logits(ours, ids, mask, images) - expected)[mask.astype(bool)].max()
@@ -122,7 +135,7 @@ def test_logits(pair, layouts, side):
     theirs, ours = pair
     rows, images = make_rows(theirs.config, 2, layouts)
     ids, mask = pad(rows, side)
-    error = distance(ours, theirs, mask, images, ids=ids)
+    error = distance(ours, theirs, ids, mask, images)
     print(f"{theirs.config.model_type}: max abs difference {error:.2e}")
     assert error <= TOLERANCE
 
@@ -132,9 +145,61 @@ def test_logits_at_published_proportions(family, tmp_path):
     theirs, ours = make_pair(tmp_path, seed=3, family=family, **PUBLISHED[family])
     rows, images = make_rows(theirs.config, 4, [TWO_IMAGES, NO_IMAGE, [(9, 60)]])
     ids, mask = pad(rows, "right")
-    error = distance(ours, theirs, mask, images, ids=ids)
+    error = distance(ours, theirs, ids, mask, images)
     print(f"{family}: max abs difference {error:.2e}")
     assert error <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tied_head_and_one_head_per_key(family, tmp_path):
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "rms_norm_eps": 1e-6}
+    theirs, ours = make_pair(tmp_path, seed=5, family=family, tied=True, text=heads)
+    assert ours.text.head is None
+    rows, images = make_rows(theirs.config, 5, [ONE_IMAGE])
+    ids, mask = pad(rows, "right")
+    assert distance(ours, theirs, ids, mask, images) <= TOLERANCE
+
+
+def test_the_image_moves_the_logits_equally(pair):
+    """Another image changes both models' logits by far more than the tolerance, and alike."""
+    theirs, ours = pair
+    rows, images = make_rows(theirs.config, 6, [ONE_IMAGE])
+    ids, mask = pad(rows, "right")
+    other = [[255 - images[0][0]]]
+    moved = models.logits(ours, ids, mask, other) - models.logits(ours, ids, mask, images)
+    expected = their_logits(theirs, ids, mask, other) - their_logits(theirs, ids, mask, images)
+    assert np.abs(moved).max() > 1000 * TOLERANCE
+    np.testing.assert_allclose(moved, expected, atol=2 * TOLERANCE)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_positions_equal_rope_index(pair, side):
+    theirs, ours = pair
+    rows, images = make_rows(theirs.config, 8, [TWO_IMAGES, [(9, 60)], NO_IMAGE])
+    ids, mask = pad(rows, side)
+    inputs = hf.hf_inputs(theirs, ids, mask, images)
+    expected, _ = theirs.model.get_rope_index(
+        inputs["input_ids"],
+        inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    positions = api.make_batch(ours, ids, mask, images)["positions"].swapaxes(0, 1)
+    kept = mask.astype(bool)
+    np.testing.assert_array_equal(positions[:, kept], expected[:, kept].numpy())
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (6, 10), (10, 6), (16, 18), (2, 30)])
+@pytest.mark.parametrize("window", [56, 84, 112])
+def test_windows_equal_window_index(grid, window):
+    ids = processor.window_ids(processor.patch_hw(grid, 2), grid, 14, window, 2)
+    vision_utils = importlib.import_module("transformers.vision_utils")
+    order, boundaries = vision_utils.get_vision_window_index(
+        torch.tensor([[1, *grid]]), 2, window, 14
+    )
+    permuted = ids.reshape(-1, 4)[order.numpy()].reshape(-1)
+    expected = np.searchsorted(boundaries.numpy(), np.arange(len(ids)), side="right")
+    np.testing.assert_array_equal(permuted, expected)
 
 
 def pack(batches):
