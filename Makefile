@@ -1,23 +1,28 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
+# make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make lint   ruff
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
+MODEL ?= models/tiny-llava
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity lint clean
+.PHONY: run test parity real-llava lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -m "not parity" -n 2 --dist loadfile tests/test_mmsrarec.py tests
 
 parity: $(VENV)/.installed-torch
 	$(BIN)/python -m pytest -m parity
+
+real-llava: $(VENV)/.installed-torch
+	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

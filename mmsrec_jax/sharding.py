@@ -36,6 +36,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "vision_mlp": (),
     "merged": (),
     "pixels": (),
+    "positions": (),
 }
 
 # With fewer kv heads than tensor devices, as grouped-query models may have, each device keeps all.

@@ -80,8 +80,8 @@ def test_uneven_parameters():
         sharding.shardings(state, sharding.make_mesh(1, 1, 8))
 
 
-def gradients(mesh, adapters):
-    model = mb.model(vision=not adapters)
+def gradients(mesh, adapters, fields):
+    model = mb.model(vision=not adapters, **fields)
     if adapters:
         lora.add(model, 4, 4.0, rngs=nnx.Rngs(1))
         for linear in lora.adapted(model).values():
@@ -105,10 +105,19 @@ def gradients(mesh, adapters):
     return float(value), grads
 
 
-@pytest.mark.parametrize("sizes,adapters", [((2, 2, 2), False), ((1, 4, 2), True)])
-def test_eight_devices_give_the_gradients_of_one(sizes, adapters, capfd):
-    one, expected = gradients(sharding.make_mesh(devices=jax.devices()[:1]), adapters)
-    value, got = gradients(sharding.make_mesh(*sizes), adapters)
+@pytest.mark.parametrize(
+    "sizes, adapters, fields",
+    [
+        ((2, 2, 2), False, {}),
+        ((1, 4, 2), True, {}),
+        ((1, 4, 2), False, mb.QWEN2),
+        ((1, 4, 2), False, mb.QWEN3),
+    ],
+    ids=["qwen2_5_vl", "adapters", "qwen2_vl", "qwen3_vl"],
+)
+def test_eight_devices_give_the_gradients_of_one(sizes, adapters, fields, capfd):
+    one, expected = gradients(sharding.make_mesh(devices=jax.devices()[:1]), adapters, fields)
+    value, got = gradients(sharding.make_mesh(*sizes), adapters, fields)
     assert value == pytest.approx(one, rel=1e-5)
     for (path, a), (_, b) in zip(
         jax.tree.leaves_with_path(got), jax.tree.leaves_with_path(expected), strict=True
@@ -118,5 +127,5 @@ def test_eight_devices_give_the_gradients_of_one(sizes, adapters, capfd):
         np.testing.assert_allclose(a, b, atol=1e-4 * scale, err_msg=jax.tree_util.keystr(path))
     gate = got["text"]["layers"]["gate"]["kernel"][...]
     fsdp, tensor = sizes[1:]
-    assert gate.sharding.shard_shape(gate.shape) == (2, 32 // fsdp, 48 // tensor)
+    assert gate.sharding.shard_shape(gate.shape) == (len(gate), 32 // fsdp, 48 // tensor)
     assert "full rematerialization" not in capfd.readouterr().err  # the partitioner's warning

@@ -74,12 +74,12 @@ def prompting(trained, templates: str = "terse", **options) -> Prompting:
     start, image, end = trained.convert_tokens_to_ids(
         ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
     )
+    processor = ImageProcessor(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
     chat = Chat(
         trained,
         image_token_id=image,
         vision_start_token_id=start,
         vision_end_token_id=end,
-        merge=2,
+        processor=processor,
     )
-    processor = ImageProcessor(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256)
     return Prompting(chat, TEMPLATES[templates], **{"processor": processor} | options)

@@ -5,7 +5,6 @@ data -> model -> warm-up -> summariser (GRPO) -> summaries -> SASRec -> retrieva
 without pretrained weights (*ours*), the rest is the paper's.
 """
 
-import dataclasses
 import functools
 import json
 from collections import Counter
@@ -37,8 +36,8 @@ from mmsrec_jax.inputs.sources import (
 from mmsrec_jax.models import loading, lora, scratch, tokenizer
 from mmsrec_jax.models.heads.head import Head
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.names import config_from_hf
-from mmsrec_jax.models.processor import ImageProcessor, read_json
+from mmsrec_jax.models.names import config_from_hf, processor_of
+from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.progress import track
 from mmsrec_jax.prompts import TEMPLATES, Chat, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
@@ -153,22 +152,19 @@ class Run:
     def prompting(self) -> Prompting:
         """How this run puts items to the model."""
         c = self.config.prompts
-        processor = ImageProcessor.from_pretrained(self.model_path)
+        processor = processor_of(self.model_path)
         ids = config_from_hf(read_json(self.model_path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
         marks = self.config.model.path != ""
         if self.config.model.max_pixels:
-            pixels = self.config.model.max_pixels
-            processor = dataclasses.replace(
-                processor, max_pixels=pixels, min_pixels=min(pixels, processor.min_pixels)
-            )
+            processor = processor.limited(self.config.model.max_pixels)
         return Prompting(
             chat=Chat(
                 self.tokenizer,
                 image_token_id=ids.image_token_id,
                 vision_start_token_id=ids.vision_start_token_id if marks else None,
                 vision_end_token_id=ids.vision_end_token_id if marks else None,
-                merge=processor.merge_size,
+                processor=processor,
             ),
             templates=TEMPLATES[c.templates],
             processor=processor if self.config.use.images else None,

@@ -10,7 +10,6 @@ from flax import nnx
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.loading import load
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import mrope_positions
 
 __all__ = ["load", "logits", "make_batch"]
 
@@ -47,7 +46,6 @@ def make_batch(
         )
     if any(images) and model.vision is None:
         raise UserError("images are given, but the model has no vision tower")
-    merge = 1 if model.vision is None else model.config.vision.merge
     rows = [
         [_patchify(model, image, f"row {i}, image {k}") for k, image in enumerate(row)]
         for i, row in enumerate(images)
@@ -55,8 +53,8 @@ def make_batch(
     positions = np.zeros((len(rows), 3, input_ids.shape[1]), np.int32)
     for index, (row, tokens, kept) in enumerate(zip(rows, input_ids, mask, strict=True)):
         try:
-            positions[index][:, kept] = mrope_positions(
-                tokens[kept], [image["grid"] for image in row], model.config.image_token_id, merge
+            positions[index][:, kept] = model.processor.positions(
+                tokens[kept], [image["grid"] for image in row], model.config.image_token_id
             )
         except UserError as error:
             raise UserError(f"row {index}: {error}") from None

@@ -71,25 +71,29 @@ class Decoder(nnx.Module):
         segment_ids: jax.Array,
         branch_ids: jax.Array,
         *,
+        deepstack: jax.Array | None = None,
         cache: cache_lib.KVCache | None,
         adapters: bool,
     ) -> tuple[jax.Array, cache_lib.KVCache | None]:
         """Embeddings x [B, L, hidden] -> final-normed hidden states, and the cache after them.
 
-        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L].
+        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L]. deepstack [K, B, L, hidden]
+        is added to the outputs of the first K layers (DeepStack, arXiv 2406.04334).
         """
         table = rope.text(positions, self.config)
         slots = jnp.broadcast_to(jnp.arange(x.shape[1]), segment_ids.shape)
+        indices = jnp.arange(self.config.layers)
 
         if cache is None:
             layout = Layout(segment_ids, branch_ids, slots)
             visible = visibility(layout, layout)
 
-            def layer(block, x, _):
+            def layer(block, x, index):
                 q, k, v = block.project(x, table, adapters)
-                return block.finish(x, attention(q, k, v, visible), adapters)
+                x = block.finish(x, attention(q, k, v, visible), adapters)
+                return _add_features(x, deepstack, index)
 
-            x = scan_layers(self.layers, layer, x, None, remat=self.remat)
+            x = scan_layers(self.layers, layer, x, indices, remat=self.remat)
             return self.norm(x), None
 
         start = cache.length
@@ -107,14 +111,11 @@ class Decoder(nnx.Module):
             q, k, v = block.project(x, table, adapters)
             all_k, k = cache_lib.write(all_k, index, start, k)
             all_v, v = cache_lib.write(all_v, index, start, v)
-            return block.finish(x, attention(q, k, v, visible), adapters), all_k, all_v
+            x = block.finish(x, attention(q, k, v, visible), adapters)
+            return _add_features(x, deepstack, index), all_k, all_v
 
         x, k, v = scan_layers(
-            self.layers,
-            cached_layer,
-            (x, cache.k, cache.v),
-            jnp.arange(self.config.layers),
-            remat=self.remat,
+            self.layers, cached_layer, (x, cache.k, cache.v), indices, remat=self.remat
         )
         return self.norm(x), dataclasses.replace(cache, k=k, v=v)
 
@@ -123,6 +124,15 @@ class Decoder(nnx.Module):
         if self.head is None:
             return self.embed.table().T
         return constrain(self.head.kernel[...].astype(self.dtype), "features", "vocab")
+
+
+def _add_features(x: jax.Array, deepstack: jax.Array | None, layer: jax.Array) -> jax.Array:
+    # Picked inside the scan: inputs to it, padded to all layers, would be as many hidden states.
+    if deepstack is None:
+        return x
+    count = deepstack.shape[0]
+    features = jax.lax.dynamic_index_in_dim(deepstack, jnp.minimum(layer, count - 1), 0, False)
+    return x + jnp.where(layer < count, features, 0)
 
 
 def unembed(hidden: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -228,7 +228,7 @@ class _Tensor:
 
 
 def _config(directory: Path) -> MLLMConfig:
-    processor = ImageProcessor.from_pretrained(directory)
+    processor = names.processor_of(directory)
     return names.config_from_hf(read_json(directory / "config.json"), processor)
 
 

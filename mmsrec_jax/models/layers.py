@@ -97,11 +97,43 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, in float32; scale and bias [size] or [layers, size]."""
+
+    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
+        shape, axes = (
+            ((size,), ("norm",)) if layers is None else ((layers, size), ("layers", "norm"))
+        )
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(shape, param_dtype), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, param_dtype), logical_axes=axes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
 class Block(nnx.Module):
-    """A stack of pre-norm transformer layers: attention with rope, then SwiGLU.
+    """A stack of pre-norm transformer layers: attention with rope, then an MLP.
+
+    The MLP is down(activation(gate(x)) * up(x)), or down(activation(up(x))) when not gated.
 
     Split in two so that the caller owns attention (and its cache): `project`, then `finish`.
-    `prefix` selects the rows of the sharding table ("" for the decoder, "vision_").
+    `prefix` selects the rows of the sharding table ("" for the decoder, "vision_"). `layer_scale`
+    multiplies what attention and the MLP add, feature by feature.
     """
 
     def __init__(
@@ -117,6 +149,10 @@ class Block(nnx.Module):
         bias: bool,
         qk_norm: bool,
         norm_eps: float,
+        norm: str = "rms",
+        activation: str = "silu",
+        gated: bool = True,
+        layer_scale: bool = False,
         prefix: str,
         kv_axis: str,
         rngs: nnx.Rngs,
@@ -131,17 +167,17 @@ class Block(nnx.Module):
             axes = (embed, axis, "head_dim")
             return Linear((hidden,), (n, head_dim), axes, bias=qkv_bias, **common)
 
-        def norm(size: int) -> RMSNorm:
-            return RMSNorm(size, norm_eps, layers=layers, param_dtype=param_dtype)
+        def make_norm(size: int) -> RMSNorm | LayerNorm:
+            return NORMS[norm](size, norm_eps, layers=layers, param_dtype=param_dtype)
 
-        self.attn_norm, self.mlp_norm = norm(hidden), norm(hidden)
+        self.attn_norm, self.mlp_norm = make_norm(hidden), make_norm(hidden)
         self.q, self.k, self.v = (
             project(heads, head),
             project(kv_heads, kv_axis),
             project(kv_heads, kv_axis),
         )
-        self.q_norm = nnx.data(norm(head_dim) if qk_norm else None)
-        self.k_norm = nnx.data(norm(head_dim) if qk_norm else None)
+        self.q_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
+        self.k_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
         self.o = Linear(
             (heads, head_dim),
             (hidden,),
@@ -150,22 +186,34 @@ class Block(nnx.Module):
             gain=residual,
             **common,
         )
-        self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
+        self.activation, self.gate = _ACTIVATIONS[activation], nnx.data(None)
+        if gated:
+            self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.up = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.down = Linear(
             (intermediate,), (hidden,), (mlp, embed), bias=bias, gain=residual, **common
         )
+        self.attn_scale, self.mlp_scale = nnx.data(None), nnx.data(None)
+        if layer_scale:
+            self.attn_scale, self.mlp_scale = (
+                nnx.Param(jnp.ones((layers, hidden), param_dtype), logical_axes=("layers", "norm"))
+                for _ in range(2)
+            )
         self.axes = (head, kv_axis, mlp)
 
     def project(
-        self, x: jax.Array, rope: rope_lib.Rope, adapters: bool
+        self, x: jax.Array, rope: rope_lib.Rope | None, adapters: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, L, hidden] -> rotated q [B, L, heads, head_dim], k and v [B, L, kv_heads, same]."""
+        """x [B, L, hidden] -> q [B, L, heads, head_dim], k and v [B, L, kv_heads, head_dim].
+
+        q and k are rotated unless rope is None.
+        """
         y = self.attn_norm(x)
         q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)
+        if rope is not None:
+            q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)
         heads, kv_heads, _ = self.axes
         q = constrain(q, "batch", "length", heads, "head_dim")
         k, v = (constrain(a, "batch", "length", kv_heads, "head_dim") for a in (k, v))
@@ -173,11 +221,24 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, attended: jax.Array, adapters: bool) -> jax.Array:
         """Adds to x [B, L, hidden] the attention's output [B, L, heads, head_dim], then the MLP."""
-        x = x + self.o(attended, adapters=adapters)
+        x = x + _scaled(self.o(attended, adapters=adapters), self.attn_scale)
         y = self.mlp_norm(x)
-        y = jax.nn.silu(self.gate(y, adapters=adapters)) * self.up(y, adapters=adapters)
+        up = self.up(y, adapters=adapters)
+        if self.gate is None:
+            y = self.activation(up)
+        else:
+            y = self.activation(self.gate(y, adapters=adapters)) * up
         y = constrain(y, "batch", "length", self.axes[2])
-        return constrain(x + self.down(y, adapters=adapters), "batch", "length", "features")
+        return constrain(
+            x + _scaled(self.down(y, adapters=adapters), self.mlp_scale),
+            "batch",
+            "length",
+            "features",
+        )
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
 
 
 _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {

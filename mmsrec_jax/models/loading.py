@@ -16,8 +16,9 @@ from mmsrec_jax import sharding
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import names
 from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.families.base import located
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import ImageProcessor, read_json
+from mmsrec_jax.models.processor import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -115,20 +116,16 @@ def load(
     Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
     in the names transformers 5 writes or those of published checkpoints. With a mesh every
     parameter goes straight into its sharding; the host holds one stacked parameter at a time. The
-    directory's ImageProcessor stays with the model as `model.processor`.
+    directory's image processor stays with the model as `model.processor`.
 
     Raises UserError that names the tensor and file for anything missing, extra or of another shape,
     and for model types and settings that are not supported.
     """
     directory = Path(path)
     raw = read_json(directory / "config.json")
-    processor = ImageProcessor.from_pretrained(directory)
-    try:
+    processor = names.processor_of(directory)
+    with located(directory / "config.json"):
         config = names.config_from_hf(raw, processor)
-    except UserError as error:
-        raise UserError(
-            f"{directory / 'config.json'}: {error}".replace(": config.json", "")
-        ) from None
     config = dataclasses.replace(config, remat=remat)
     tensors = Tensors(directory)
     model = nnx.eval_shape(

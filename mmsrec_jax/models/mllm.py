@@ -7,15 +7,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.decoding.cache import KVCache
-from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.config import MLLMConfig, VisionConfig, VitConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.vision import Vision
+from mmsrec_jax.models.vit import Vit
 
+# The vision tower of each kind of vision config.
+TOWERS = {VisionConfig: Vision, VitConfig: Vit}
 PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 
 
 class MLLM(nnx.Module):
-    """text: Decoder; vision: Vision or None. Compute in `dtype`, parameters in `param_dtype`.
+    """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`.
 
     A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions
     int32[B, 3, L] and, unless the batch is text only, patches uint8[B, P, pixels], patch_hw
@@ -34,7 +37,8 @@ class MLLM(nnx.Module):
         if config.vision is not None:
             # Image features start at the scale of the token embeddings.
             gain = 1 / math.sqrt(config.text.hidden) if config.text.tied else 0.5
-            self.vision = Vision(config.vision, config.text.hidden, gain=gain, **common)
+            tower = TOWERS[type(config.vision)]
+            self.vision = tower(config.vision, config.text.hidden, gain=gain, **common)
 
     def __call__(
         self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True
@@ -44,11 +48,13 @@ class MLLM(nnx.Module):
         Raises:
           ValueError: when the batch holds patches and the model has no vision tower.
         """
+        x, deepstack = self._embed(batch)
         hidden, cache = self.text(
-            self._embed(batch),
+            x,
             batch["positions"],
             batch["segment_ids"],
             batch["branch_ids"],
+            deepstack=deepstack,
             cache=cache,
             adapters=adapters,
         )
@@ -58,16 +64,24 @@ class MLLM(nnx.Module):
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
         return unembed(hidden, self.text.head_kernel())
 
-    def _embed(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def _embed(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        """Embeddings [B, L, hidden] with features in the image slots, and DeepStack's
+        [K, B, L, hidden], zero elsewhere."""
         tokens = batch["tokens"]
         x = self.text.embed(tokens)
         if "patches" not in batch:
-            return x
+            return x, None
         if self.vision is None:
             raise ValueError("the batch holds image patches, but the model has no vision tower")
-        features = self.vision(*(batch[key] for key in PATCH_KEYS)).astype(x.dtype)
+        features, deepstack = self.vision(*(batch[key] for key in PATCH_KEYS))
         # The k-th slot of a row takes its k-th feature.
         slot = (tokens == self.config.image_token_id) & (batch["segment_ids"] > 0)
         index = jnp.clip(jnp.cumsum(slot, axis=1) - 1, 0, features.shape[1] - 1)
-        filled = jnp.take_along_axis(features, index[..., None], axis=1)
-        return jnp.where(slot[..., None], filled, x)
+
+        def fill(features, x):
+            filled = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
+            return jnp.where(slot[..., None], filled, x)
+
+        if deepstack is not None:
+            deepstack = jax.vmap(fill, (0, None))(deepstack, jnp.zeros_like(x))
+        return fill(features, x), deepstack

@@ -6,10 +6,10 @@ Patches stay uint8 and hold one frame: normalisation and the repeated second fra
 patch belong to the device. A window is an id per patch and not a permutation.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ImageProcessor:
     """What a directory's `preprocessor_config.json` says, and the window of its vision tower.
 
@@ -49,8 +49,7 @@ class ImageProcessor:
 
         Raises UserError when the file is missing, is not JSON or asks for something not supported.
         """
-        path = Path(directory) / "preprocessor_config.json"
-        raw = read_json(path)
+        path, raw = read_preprocessor(directory)
         config_path = Path(directory) / "config.json"
         vision = read_json(config_path).get("vision_config") or {} if config_path.exists() else {}
         if raw.get("do_center_crop"):
@@ -139,6 +138,17 @@ class ImageProcessor:
     def num_slots(self, grid: tuple[int, int]) -> int:
         """Image tokens in the prompt for a grid of patches."""
         return grid[0] * grid[1] // self.merge_size**2
+
+    def positions(
+        self, tokens: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int | None
+    ) -> np.ndarray:
+        """Rope positions int32 [3, L] of one unpadded sequence; see `mrope_positions`."""
+        return mrope_positions(tokens, grids, image_token_id, self.merge_size)
+
+    def limited(self, max_pixels: int) -> "ImageProcessor":
+        """The processor with images of at most `max_pixels` after resizing."""
+        least = min(max_pixels, self.min_pixels)
+        return dataclasses.replace(self, max_pixels=max_pixels, min_pixels=least)
 
     def patchify(self, image: np.ndarray) -> dict:
         """One uint8 [H, W, 3] image as patches in merge-block order.
@@ -255,6 +265,21 @@ def mrope_positions(
         position += max(rows, columns)
     positions[:, cursor:] = np.arange(position, position + len(tokens) - cursor)
     return positions
+
+
+def read_preprocessor(directory: str | Path) -> tuple[Path, dict]:
+    """The file that describes a directory's image processor, and the fields in it.
+
+    It is `preprocessor_config.json`, or the part of `processor_config.json` in which transformers 5
+    saves it with the tokenizer. Raises UserError when there is neither.
+    """
+    path = Path(directory) / "preprocessor_config.json"
+    whole = Path(directory) / "processor_config.json"
+    if not path.exists() and whole.exists():
+        part = read_json(whole).get("image_processor")
+        if isinstance(part, dict):
+            return whole, part
+    return path, read_json(path)
 
 
 def read_json(path: Path) -> dict:

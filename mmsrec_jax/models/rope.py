@@ -1,4 +1,5 @@
-"""Rotary position embeddings: 1-D, M-RoPE in chunks (Qwen2-VL, Qwen2.5-VL) and 2-D for vision.
+"""Rotary position embeddings: 1-D, M-RoPE in chunks (Qwen2-VL, Qwen2.5-VL) or interleaved
+(Qwen3-VL), and 2-D for vision.
 
 Tables are computed once per forward pass, in float32, and enter the layer scan as constants.
 """
@@ -24,11 +25,19 @@ def _table(angles: jax.Array) -> Rope:
 def text(positions: jax.Array, config: DecoderConfig) -> Rope:
     """Table for positions int32[B, 3, L] (time, row, column); kind "1d" reads the first only."""
     frequencies = _frequencies(config.head_dim, config.rope_theta)
-    row = np.zeros(len(frequencies), np.int32)
-    if config.rope_kind == "mrope":
-        row = np.repeat(np.arange(3), config.mrope_section)
     positions = jnp.swapaxes(positions, 1, 2).astype(jnp.float32)
-    return _table(positions[:, :, row] * frequencies)
+    return _table(positions[:, :, _axes(config)] * frequencies)
+
+
+def _axes(config: DecoderConfig) -> np.ndarray:
+    """int[head_dim / 2]: which of time (0), row (1) and column (2) each frequency turns with."""
+    if config.rope_kind == "mrope":
+        return np.repeat(np.arange(3), config.mrope_section)
+    axes = np.zeros(config.head_dim // 2, np.int64)
+    if config.rope_kind == "mrope_interleaved":  # t r c t r c ..., then t where r and c are spent
+        for axis in (1, 2):
+            axes[axis : 3 * config.mrope_section[axis] : 3] = axis
+    return axes
 
 
 def vision(patch_hw: jax.Array, head_dim: int) -> Rope:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.processor import mrope_positions
+from mmsrec_jax.models.processor import ImageProcessor
 from mmsrec_jax.prompts.templates import IMAGE, VERDICTS
 
 _QUESTION, _ANSWER = "\ue002", "\ue003"
@@ -48,7 +48,7 @@ class Chat:
       tokenizer: a fast transformers tokenizer with a chat template.
       image_token_id, vision_start_token_id, vision_end_token_id: how the model writes an image;
         None where the family has no such token.
-      merge: patches per slot are `merge`^2.
+      processor: says how many slots an image has and where they stand.
 
     Raises:
       UserError: the chat template is missing or loses the question or the answer, or the tokenizer
@@ -62,7 +62,7 @@ class Chat:
         image_token_id: int | None = None,
         vision_start_token_id: int | None = None,
         vision_end_token_id: int | None = None,
-        merge: int = 2,
+        processor: ImageProcessor | None = None,
     ):
         if not tokenizer.chat_template:
             raise UserError("the tokenizer has no chat template; add chat_template.json to it")
@@ -79,7 +79,7 @@ class Chat:
         self.middle, self.tail = rest.split(_ANSWER)
         self._backend = tokenizer.backend_tokenizer
         self._image_token_id = image_token_id
-        self._merge = merge
+        self._processor = processor
         names = [
             tokenizer.convert_ids_to_tokens(i)
             for i in (vision_start_token_id, image_token_id, vision_end_token_id)
@@ -126,11 +126,11 @@ class Chat:
         tokens = self.ids(text.replace(IMAGE, self._image_text))
         slots = np.ones(len(tokens), np.int64)
         slots[tokens == self._image_token_id] = [
-            image["grid"][0] * image["grid"][1] // self._merge**2 for image in images
+            self._processor.num_slots(image["grid"]) for image in images
         ]
         tokens = np.repeat(tokens, slots)
         grids = [image["grid"] for image in images]
-        positions = mrope_positions(tokens, grids, self._image_token_id, self._merge)
+        positions = self._processor.positions(tokens, grids, self._image_token_id)
         return Piece(tokens, positions, int(positions.max()) + 1, tuple(images))
 
 

@@ -24,9 +24,10 @@ def split(row):
     return mb.select(row, at < n), [mb.select(text, at == n + i) for i in range(STEPS)]
 
 
-def test_prefill_and_decode_equal_the_full_forward():
+@pytest.mark.parametrize("fields", [{}, mb.QWEN3], ids=["qwen2_5_vl", "qwen3_vl"])
+def test_prefill_and_decode_equal_the_full_forward(fields):
     """Right-padded prompts of different lengths with images; two samples of each."""
-    rng, model = np.random.default_rng(0), mb.model()
+    rng, model = np.random.default_rng(0), mb.model(**fields)
     rows = [mb.example(rng, [(4, 4)], 3 + STEPS), mb.example(rng, [(2, 4), (4, 6)], 8 + STEPS)]
     lengths = [len(row["tokens"]) - STEPS for row in rows]
     width = max(lengths) + 2
@@ -42,7 +43,7 @@ def test_prefill_and_decode_equal_the_full_forward():
     for b, n in enumerate(lengths):
         np.testing.assert_allclose(hidden[b, :n], expected[b, :n], atol=2e-5)
     cache = kv_cache.repeat(cache, 2)
-    assert cache.k.shape == (2, 4, width + STEPS, 2, 8)
+    assert cache.k.shape == (model.config.text.layers, 4, width + STEPS, 2, 8)
     for i in range(STEPS):
         tokens = mb.batch([row[i] for row in steps for _ in range(2)], 1)
         hidden, cache = step(state, tokens, cache)

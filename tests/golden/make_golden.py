@@ -1,26 +1,53 @@
-"""Makes the golden files beside this script: a tiny random Qwen2.5-VL as transformers saves it, and
+"""Makes the golden files beside this script: tiny random Qwen-VLs as transformers saves them, and
 the logits transformers computes for two images in one row and for a shorter row without any.
 
-Needs torch and transformers: `python tests/golden/make_golden.py`.
+Needs torch and transformers: `python tests/golden/make_golden.py qwen2_vl qwen3_vl`.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
     Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
 )
 
 IMAGE, VIDEO, VISION_START, VISION_END = 40, 41, 42, 43
 SIZES = [(23, 41), (36, 17)]
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
+# per model_type: the class, and what the text and vision configs have beyond the common fields
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, {}, {"embed_dim": 16, "mlp_ratio": 2}),
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig,
+        {},
+        {"hidden_size": 16, "intermediate_size": 24, "window_size": 16}
+        | {"fullatt_block_indexes": [1]},
+    ),
+    "qwen3_vl": (
+        Qwen3VLConfig,
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        | {"num_hidden_layers": 3, "rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
+        {"hidden_size": 16, "intermediate_size": 24, "num_position_embeddings": 25}
+        | {"deepstack_visual_indexes": [0, 2]},
+    ),
+}
 
 
-def tiny_config(text: dict | None = None, vision: dict | None = None) -> Qwen2_5_VLConfig:
-    """Grouped heads; window attention in two of three vision blocks; the arguments override."""
+def tiny_config(
+    text: dict | None = None, vision: dict | None = None, family: str = "qwen2_5_vl"
+) -> PreTrainedConfig:
+    """Grouped heads; windows, positions and DeepStack where there are; the arguments override."""
+    kind, family_text, family_vision = FAMILIES[family]
     text_config = {
         "vocab_size": 48,
         "hidden_size": 24,
@@ -29,21 +56,20 @@ def tiny_config(text: dict | None = None, vision: dict | None = None) -> Qwen2_5
         "num_attention_heads": 3,
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-    } | (text or {})
+        "rope_parameters": ROPE | {"mrope_section": [1, 1, 2]},
+    }
+    text_config |= family_text | (text or {})
+    width = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"
     vision_config = {
         "depth": 3,
-        "hidden_size": 16,
-        "out_hidden_size": text_config["hidden_size"],
-        "intermediate_size": 24,
+        width: text_config["hidden_size"],
         "num_heads": 2,
         "patch_size": 4,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-    } | (vision or {})
-    return Qwen2_5_VLConfig(
+    }
+    vision_config |= family_vision | (vision or {})
+    return kind(
         text_config=text_config,
         vision_config=vision_config,
         image_token_id=IMAGE,
@@ -54,23 +80,27 @@ def tiny_config(text: dict | None = None, vision: dict | None = None) -> Qwen2_5
     )
 
 
-def preprocessor(config: Qwen2_5_VLConfig) -> dict:
+def preprocessor(config: PreTrainedConfig) -> dict:
     """Fields of preprocessor_config.json: images of 16 to 100 patches."""
     patch = config.vision_config.patch_size
     area = patch * patch
+    if config.model_type == "qwen3_vl":
+        size = {"shortest_edge": 16 * area, "longest_edge": 100 * area}
+        half = [0.5, 0.5, 0.5]
+        return {"patch_size": patch, "size": size, "image_mean": half, "image_std": half}
     return {"patch_size": patch, "min_pixels": 16 * area, "max_pixels": 100 * area}
 
 
-def tiny_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def tiny_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Every weight, norm and bias random and large enough that logits are of order one.
 
     Values are exact in bfloat16, so that a bfloat16 file holds the same model.
     """
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_q" in name:
+            if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
                 parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
             elif parameter.ndim == 1:
                 parameter.copy_(0.3 * torch.randn_like(parameter))
@@ -100,8 +130,8 @@ def row(rng: np.random.Generator, slots: list[int]) -> list[int]:
     return tokens
 
 
-def hf_logits(model, input_ids, attention_mask, images) -> torch.Tensor:
-    """float32 [B, L, V] by transformers; `images` is a list per row of uint8 [H, W, 3] arrays."""
+def hf_inputs(model, input_ids, attention_mask, images) -> dict[str, torch.Tensor]:
+    """What transformers takes; `images` is a list per row of uint8 [H, W, 3] arrays."""
     ids = torch.tensor(input_ids)
     flat = [Image.fromarray(image) for row_images in images for image in row_images]
     inputs = {
@@ -113,12 +143,17 @@ def hf_logits(model, input_ids, attention_mask, images) -> torch.Tensor:
     if flat:
         processor = Qwen2VLImageProcessorPil(**preprocessor(model.config))
         inputs |= dict(processor(flat, return_tensors="pt"))
-    return model(**inputs).logits.float()
+    return inputs
 
 
-def main():
-    out = Path(__file__).parent / "qwen2_5_vl"
-    model = tiny_model(tiny_config(), seed=0)
+def hf_logits(model, input_ids, attention_mask, images) -> torch.Tensor:
+    """float32 [B, L, V] by transformers; for the arguments see `hf_inputs`."""
+    return model(**hf_inputs(model, input_ids, attention_mask, images)).logits.float()
+
+
+def make(family: str):
+    out = Path(__file__).parent / family
+    model = tiny_model(tiny_config(family=family), seed=0)
     processor = Qwen2VLImageProcessorPil(**preprocessor(model.config))
     images = random_images(0)
     grids = processor([Image.fromarray(image) for image in images])
@@ -148,4 +183,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or FAMILIES:
+        make(name)

@@ -22,11 +22,29 @@ VISION = VisionConfig(
     depth=2, hidden=16, heads=2, intermediate=24, fullatt_block_indexes=(1,), patch_size=PATCH,
     window_size=WINDOW * PATCH,
 )  # fmt: skip
+# models as Qwen2-VL and Qwen3-VL are: fields for `config` and `model`
+QWEN2 = {
+    "tower": dataclasses.replace(
+        VISION, fullatt_block_indexes=(), window_size=None, norm="layer", activation="quick_gelu",
+        gated=False,
+    ),
+}  # fmt: skip
+QWEN3 = {
+    "rope_kind": "mrope_interleaved", "mrope_section": (2, 1, 1), "qkv_bias": False,
+    "qk_norm": True, "layers": 3,
+    "tower": VisionConfig(
+        depth=3, hidden=16, heads=2, intermediate=24, patch_size=PATCH, window_size=None,
+        norm="layer", activation="gelu_pytorch_tanh", gated=False, patch_bias=True,
+        position_grid=5, deepstack_indexes=(0, 2),
+    ),
+}  # fmt: skip
 
 
-def config(*, vision: bool = True, remat: str = "none", **text) -> MLLMConfig:
+def config(
+    *, vision: bool = True, tower: VisionConfig = VISION, remat: str = "none", **text
+) -> MLLMConfig:
     return MLLMConfig(
-        dataclasses.replace(TEXT, **text), VISION if vision else None, IMAGE, START, END, remat
+        dataclasses.replace(TEXT, **text), tower if vision else None, IMAGE, START, END, remat
     )
 
 
@@ -62,7 +80,7 @@ def features(model: MLLM, rows) -> np.ndarray:
     """What the vision tower makes of up to three rows, padded as in `run`."""
     padded = batch([*rows, *[rows[0]] * (3 - len(rows))], 40, 64)
     arguments = tuple(padded[key] for key in PATCH_KEYS)
-    return np.asarray(tower(*nnx.split(model.vision), arguments))[: len(rows)]
+    return np.asarray(tower(*nnx.split(model.vision), arguments)[0])[: len(rows)]
 
 
 def run(model: MLLM, rows, *, adapters: bool = True) -> list[np.ndarray]:

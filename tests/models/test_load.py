@@ -85,6 +85,34 @@ def test_published_flat_config():
     )
 
 
+def published(name):
+    return names.config_from_hf(json.loads((GOLDEN.parent / f"{name}_config.json").read_text()))
+
+
+def test_published_qwen2_vl():
+    config = published("qwen2_vl_2b")
+    text, vision = config.text, config.vision
+    assert (text.hidden, text.layers, text.heads, text.head_dim) == (1536, 28, 12, 128)
+    assert text.tied and text.qkv_bias and not text.qk_norm
+    assert (vision.depth, vision.hidden, vision.intermediate) == (32, 1280, 5120)
+    assert (vision.norm, vision.activation, vision.gated) == ("layer", "quick_gelu", False)
+    assert (vision.window_size, vision.position_grid, vision.patch_bias) == (None, 0, False)
+    assert vision.patch_size == 14
+
+
+def test_published_qwen3_vl():
+    config = published("qwen3_vl_4b")
+    text, vision = config.text, config.vision
+    assert (text.hidden, text.layers, text.heads, text.head_dim) == (2560, 36, 32, 128)
+    assert (text.rope_kind, text.rope_theta) == ("mrope_interleaved", 5e6)
+    assert text.mrope_section == (24, 20, 20)
+    assert text.tied and text.qk_norm and not text.qkv_bias
+    assert (vision.depth, vision.hidden, vision.intermediate) == (24, 1024, 4096)
+    assert (vision.activation, vision.gated) == ("gelu_pytorch_tanh", False)
+    assert (vision.position_grid, vision.deepstack_indexes) == (48, (5, 11, 17))
+    assert (vision.patch_size, vision.patch_bias, vision.image_mean) == (16, True, (0.5,) * 3)
+
+
 def test_flat_and_nested_config_of_one_model_agree():
     raw = json.loads((GOLDEN / "config.json").read_text())
     text = raw.pop("text_config")
@@ -149,6 +177,47 @@ def test_misshapen_tensor(directory):
     edit_tensors(directory, lambda t: t.update({name: np.ascontiguousarray(t[name].T)}))
     with pytest.raises(UserError, match=r"attn.qkv.weight has shape \[16, 48\].* \[48, 16\]"):
         models.load(directory)
+
+
+@pytest.mark.parametrize("family, name", [
+    ("qwen2_vl", "model.visual.merger.ln_q.bias"),
+    ("qwen3_vl", "model.visual.pos_embed.weight"),
+    ("qwen3_vl", "model.visual.deepstack_merger_list.1.linear_fc2.weight"),
+    ("qwen3_vl", "model.language_model.layers.2.self_attn.q_norm.weight"),
+])  # fmt: skip
+def test_tensors_of_the_other_families(family, name, tmp_path):
+    """Each is asked for by name and shape, and a tensor of another name has no place."""
+    directory = Path(shutil.copytree(GOLDEN.parent / family, tmp_path / "model"))
+    intact = load_file(directory / "model.safetensors")
+    name = next(n for n in intact if names.canonical(n) == names.canonical(name))
+    ours, shape = names.canonical(name), list(intact[name].shape)
+    edit_tensors(directory, lambda t: t.pop(name) is None)
+    with pytest.raises(UserError) as error:
+        models.load(directory)
+    assert f"tensor {ours} {shape} is missing" in str(error.value)
+    save_file(intact | {name: intact[name][:-1]}, directory / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        models.load(directory)
+    assert f"{name} has shape {[shape[0] - 1, *shape[1:]]}" in str(error.value)
+    save_file(intact | {name + "2": intact[name]}, directory / "model.safetensors")
+    with pytest.raises(UserError, match="2 has no place in a qwen"):
+        models.load(directory)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"text_config": {"attention_bias": True}}, "attention_bias True is not supported"),
+    ({"text_config": {"rope_theta": None}}, "rope_theta is missing"),
+    ({"text_config": {"num_hidden_layers": 2}}, "more entries than the decoder's 2 layers"),
+    ({"vision_config": {"num_position_embeddings": 2300}}, "2300 is not a square"),
+    ({"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu' is not supported"),
+    ({"vision_config": {"deepstack_visual_indexes": [5, 24]}}, "ascending layers below 24"),
+])  # fmt: skip
+def test_unsupported_settings_of_qwen3_vl(change, message):
+    raw = json.loads((GOLDEN.parent / "qwen3_vl_4b_config.json").read_text())
+    for part, fields in change.items():
+        raw[part] |= fields
+    with pytest.raises(UserError, match=message):
+        names.config_from_hf(raw)
 
 
 @pytest.mark.parametrize("dtype, stored", [("int8", "I8"), ("float8_e4m3fn", "F8_E4M3")])
@@ -218,7 +287,7 @@ def test_absent_files(directory):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model_type": "mistral"}, "'mistral' is not supported; supported: qwen2_5_vl"),
+        ({"model_type": "mistral"}, "'mistral' is not supported; supported: qwen2_vl, qwen2_5_vl"),
         ({"image_token_id": None}, "image_token_id is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: 'silu'"),
         ({"use_sliding_window": True}, "sliding"),

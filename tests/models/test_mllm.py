@@ -46,6 +46,31 @@ def test_images_fill_their_slots_in_order():
     np.testing.assert_allclose(features[0, 4:8], features[1, :4], atol=ATOL)
 
 
+def test_packed_images_have_their_own_positions_and_deepstack():
+    """Two images of different grids in two segments against each alone, as Qwen3-VL sees them."""
+    rng, model = np.random.default_rng(13), mb.model(**mb.QWEN3)
+    one, two = mb.example(rng, [(4, 6)], 5), mb.example(rng, [(8, 4), (2, 2)], 4)
+    apart = np.concatenate(run(model, [one, two]))
+    (packed,) = run(model, [mb.pack([one, two])])
+    np.testing.assert_allclose(packed, apart, atol=ATOL)
+    for part, name in ((model.vision.positions, "table"), (model.vision.deepstack.fc2, "kernel")):
+        value = getattr(part, name)[...]
+        getattr(part, name)[...] = jnp.zeros_like(value)
+        assert np.abs(np.concatenate(run(model, [one, two])) - apart).max() > 1e-2, name
+        getattr(part, name)[...] = value
+
+
+def test_positions_are_the_grid_itself_at_its_own_size():
+    """And its corners at any other: an image of 2 x 2 patches takes the four."""
+    grid = mb.model(**mb.QWEN3).vision.positions
+    table = np.asarray(grid.table[...]).reshape(5, 5, -1)
+    for side in (5, 2):
+        hw = np.indices((side, side)).reshape(2, -1).T[None].astype(np.int32)
+        got = grid(hw, np.ones((1, side**2), np.int32))[0].reshape(side, side, -1)
+        step = 4 // (side - 1)
+        np.testing.assert_allclose(got, table[::step, ::step], atol=1e-6)
+
+
 def test_windows_bound_attention_except_in_full_layers():
     model = mb.model()
     row = mb.example(np.random.default_rng(3), [(4, 8)], 1)

@@ -19,6 +19,9 @@ TOWERS = [
     {"min_pixels": 56 * 56, "max_pixels": 112 * 140},
     {"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 9}, "patch_size": 16,
      "image_mean": [0.5] * 3, "image_std": [0.25, 0.5, 0.75], "resample": 2},
+    # as published with Qwen3-VL
+    {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "patch_size": 16,
+     "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
 ]  # fmt: skip
 
 
