@@ -22,22 +22,16 @@ pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
 
 
-def qwen2_5_vl(directory):
-    """A directory of the family, and the image processor of transformers for it."""
-    model = hf.tiny_model(hf.tiny_config(), seed=11)
-    model.save_pretrained(directory)
-    transformers.Qwen2VLImageProcessorPil(**hf.preprocessor(model.config)).save_pretrained(
-        directory
-    )
-
-
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl}
+FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    FAMILIES[request.param](directory)
+    model = hf.tiny_model(hf.tiny_config(family=request.param), seed=11)
+    model.save_pretrained(directory)
+    processor = transformers.Qwen2VLImageProcessorPil(**hf.preprocessor(model.config))
+    processor.save_pretrained(directory)
     tokenizer.train(["a mug, a lamp", "a red mug"] * 9, 300, directory)
     return directory
 
