@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not parity" -n 2 --dist loadfile tests/test_mmsrarec.py tests
 
 parity: $(VENV)/.installed-torch
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m parity -n 2 --dist loadfile
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
