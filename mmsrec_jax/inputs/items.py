@@ -123,7 +123,9 @@ class Items:
             prompting, found = self.prompting, Counter()
             image, text = self.image(i, found), self.text(i, limit, found)
             if prompting.candidate_keywords and self.keywords and self.keywords[i].strip():
-                text = prompting.templates.field_separator.join(filter(None, (text, self.words(i))))
+                words, cut = prompting.chat.cut(self.words(i), limit)
+                found["texts_cut"] += cut
+                text = prompting.templates.field_separator.join(filter(None, (text, words)))
             question = tasks.candidate(prompting.templates, text, image is not None)
             images = [] if image is None else [image]
             return prompting.chat.encode(question + prompting.chat.middle, images), found

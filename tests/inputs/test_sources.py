@@ -449,6 +449,7 @@ def test_candidates_show_their_keywords_where_the_config_says_so(trained, prompt
         words = " " + KEYWORDS[item].replace(",", "")
         title = CATALOGUE[item].text["title"]
         assert after == before.replace(title, title + words)
+    assert len(recommend(shown, {"pointwise": 1}, length=60).example(row, draw)) <= 60
     plain = knowledge(keywords=None)
     assert same(
         recommend(shown, {"pointwise": 1}, plain).example(row, draw),
