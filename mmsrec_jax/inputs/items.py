@@ -23,7 +23,7 @@ class Prompting:
       fields: text fields of a candidate; those that an item lacks are passed over.
       list_fields: text fields of an item in a list when it has no keywords.
       text_tokens: longer texts of one item lose their tail.
-      candidate_keywords: a candidate shows its keywords beside its image and text.
+      candidate_keywords: a candidate shows its keywords, cut as texts are, beside image and text.
       image_cache_bytes: patches kept in each process.
     """
 

@@ -46,8 +46,20 @@ class DecoderConfig:
             )
 
 
+class _Tower:
+    """What follows from the fields of every vision config."""
+
+    @property
+    def channels(self) -> int:
+        return len(self.image_mean)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_Tower):
     """Vision tower of a Qwen-VL with its patch merger (which maps to the decoder's width).
 
     The defaults are Qwen2.5-VL's.
@@ -87,20 +99,12 @@ class VisionConfig:
                 f"vision: deepstack_indexes={taps} must be ascending layers below {self.depth}"
             )
 
-    @property
-    def channels(self) -> int:
-        return len(self.image_mean)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
 
 VIT_KINDS = ("clip", "siglip", "dinov2", "internvl")
 
 
 @dataclasses.dataclass(frozen=True)
-class VitConfig:
+class VitConfig(_Tower):
     """A plain ViT over images of one size, with the projector of LLaVA or InternVL.
 
     kind: one of VIT_KINDS; they differ in a few parameters, which the properties name.
@@ -145,14 +149,6 @@ class VitConfig:
                 f"vision: images of {self.grid[0]} x {self.grid[1]} patches, but the positions of "
                 f"this tower are for {self.position_grid} x {self.position_grid}"
             )
-
-    @property
-    def channels(self) -> int:
-        return len(self.image_mean)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
 
     @property
     def depth(self) -> int:

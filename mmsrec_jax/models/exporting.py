@@ -256,6 +256,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
             theirs = names.module(ours) if held is None else held.on_disk(ours)
             plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
             planned.add(ours)
+    left_out = 0
     for name in held or ():
         # The copy of a tied head would contradict an embedding that was trained.
         if name in planned or (config.text.tied and name == "lm_head.weight"):
@@ -264,6 +265,10 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
         if dtype in FLOATING:
             part = functools.partial(held.read, name, shape)
             plan.append(_Tensor(held.on_disk(name), shape, (part,)))
+        else:
+            left_out += 1
+    if left_out:
+        logging.warning("export: %d tensors of %s are no weights; left out", left_out, base)
     return plan
 
 

@@ -131,8 +131,6 @@ def update(name, golden, mesh):
 
 
 def test_eight_devices_equal_one(name, golden):
-    if name == "llava_clip":
-        pytest.skip("the other two have all of its parameters' kinds; each compiles for long")
     one = update(name, golden, sharding.make_mesh(devices=jax.devices()[:1]))
     # three heads do not divide by two
     value, logits, grads, params = update(name, golden, sharding.make_mesh(2, 4, 1))
@@ -149,7 +147,7 @@ def test_eight_devices_equal_one(name, golden):
     assert up.sharding.shard_shape(up.shape) == (up.shape[0], 16 // 4, up.shape[2])
 
 
-@pytest.mark.parametrize("new, old", [(4, 6), (16, 37), (9, 5), (7, 7)])
+@pytest.mark.parametrize("new, old", [(12, 18), (16, 37), (9, 5), (7, 7)])
 def test_bicubic_keeps_constants_and_lines(new, old):
     weights = vit.bicubic(new, old)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)

@@ -9,6 +9,7 @@ from typing import Any
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VitConfig
 from mmsrec_jax.models.families.base import (
+    Family,
     Leaf,
     decoder_config,
     decoder_leaves,
@@ -56,8 +57,32 @@ _TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def processor(directory: Path, towers: tuple[str, ...]) -> FixedSizeProcessor:
-    """The processor of a directory whose tower is one of `towers`, with the slots of its model."""
+def family(model_type: str, towers: tuple[str, ...], image_token_fields: tuple[str, ...]) -> Family:
+    """A family whose tower is one of `towers`; the first of `image_token_fields` that is there
+    holds the id of the image token."""
+
+    def config(raw: dict, images: FixedSizeProcessor | None) -> MLLMConfig:
+        found = next((name for name in image_token_fields if raw.get(name) is not None), None)
+        return MLLMConfig(
+            text=text(raw),
+            vision=vision(raw, images, towers),
+            image_token_id=need(raw, found or image_token_fields[0]),
+            vision_start_token_id=None,
+            vision_end_token_id=None,
+            family=model_type,
+        )
+
+    return Family(
+        model_type=model_type,
+        config=config,
+        leaves=leaves,
+        processor=lambda directory: _processor(directory, towers),
+        unused=unused,
+    )
+
+
+def _processor(directory: Path, towers: tuple[str, ...]) -> FixedSizeProcessor:
+    """The processor of a directory with the slots of its model."""
     path = directory / "config.json"
     raw = read_json(path)
     with located(path):
