@@ -3,14 +3,25 @@
 from configs import base
 config = base.get_config()
 config.sft.steps = 500
+
+A head by itself, on any folder of atomic files:
+
+    python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from mmsrec_jax.configuration import choose
 
-def get_config() -> ConfigDict:
+HEADS = {"sasrec": "SASRec by itself"}  # variant = section below -> what it is
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    choose(variant, {"": "MMSRARec", **HEADS}, file="configs/base.py")
     config = ConfigDict()
+    config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
+    config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
     seed = config.get_oneway_ref("seed")
 
@@ -137,24 +148,12 @@ def get_config() -> ConfigDict:
     config.summaries = summaries = ConfigDict()  # keywords of the whole catalogue
     summaries.batch_size = 256
 
-    config.sasrec = sasrec = ConfigDict()  # the head that retrieves, and a baseline
-    sasrec.length = 50  # items
+    config.sasrec = sasrec = _head(seed)
     sasrec.dim = 64
     sasrec.layers = 2
     sasrec.heads = 2
     sasrec.mlp_dim = 256
     sasrec.dropout = 0.3
-    sasrec.learning_rate = 1e-3
-    sasrec.warmup_steps = 100
-    sasrec.weight_decay = 0.01
-    sasrec.batch_size = 128  # packed rows of `length` items
-    sasrec.steps = 10_000
-    sasrec.evaluate_every = 200
-    sasrec.patience = 10  # validations without a better NDCG@10
-    sasrec.validation_rows = 0  # 0 = all
-    sasrec.loss_chunk = 4096  # tokens whose logits over the catalogue are in memory at once
-    sasrec.log_every = 100
-    sasrec.seed = seed
 
     config.retrieval = retrieval = ConfigDict()
     retrieval.folds = 1  # > 1: training queries are embedded by heads that never saw their user
@@ -175,6 +174,25 @@ def get_config() -> ConfigDict:
     evaluation.workers = 8
     evaluation.seed = seed
     return config.lock()
+
+
+def _head(seed) -> ConfigDict:
+    head = ConfigDict()
+    head.length = 50  # items
+    head.loss = "softmax"  # over the catalogue; "sampled_softmax" or "bce" (one negative)
+    head.negatives = 256  # uniform items that a batch shares (sampled_softmax)
+    head.loss_chunk = 4096  # targets whose logits over the catalogue are in memory at once
+    head.learning_rate = 1e-3
+    head.warmup_steps = 100
+    head.weight_decay = 0.01
+    head.batch_size = 128  # packed rows of `length` items
+    head.steps = 10_000
+    head.evaluate_every = 200
+    head.patience = 10  # validations without a better NDCG@10
+    head.validation_rows = 0  # 0 = all
+    head.log_every = 100
+    head.seed = seed
+    return head
 
 
 def _sft(seed) -> ConfigDict:

@@ -1,7 +1,9 @@
-"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64.
+"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64; heads beside.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
+    python launch/train.py --config=configs/beauty.py:sasrec --config.data.root=DIR/beauty \\
+        --workdir=runs/beauty-sasrec
 
 DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole atomic files made from
 the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).
@@ -12,15 +14,22 @@ from mmsrec_jax.configuration import choose
 
 
 def get_config(variant: str = ""):
-    choose(variant, {"": "7B on a v5e-64"}, file="configs/beauty.py")
-    config = base.get_config()
+    choose(variant, {"": "7B on a v5e-64", **base.HEADS}, file="configs/beauty.py")
+    config = base.get_config(variant)
     with config.unlocked():
-        config.mesh.update(data=1, fsdp=64, tensor=1)
         config.data.root_help = (
             "Download reviews_Beauty_5 and meta_Beauty of the Amazon review data (2014) and the "
             "images it links to, and write them as RecBole atomic files beauty.inter, beauty.item "
             "and images/<item_id>.jpg; see README, Your own data."
         )
+    if not variant:
+        _pod(config)
+    return config.lock()
+
+
+def _pod(config):
+    with config.unlocked():
+        config.mesh.update(data=1, fsdp=64, tensor=1)
         config.model.path_help = (
             "Download Qwen/Qwen2.5-VL-7B-Instruct with `huggingface-cli download` and give its "
             "folder with --config.model.path=DIR."
@@ -31,4 +40,3 @@ def get_config(variant: str = ""):
         config.summariser.update(batch_size=64, samples=8, micro_batch=512, patches=640)
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
         config.evaluation.update(length=6144, patches=12288, batch_size=64)
-    return config.lock()

@@ -4,6 +4,8 @@
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml
     python launch/train.py --config=configs/movielens.py:smoke --config.data.root=DIR/ml-1m \\
         --workdir=runs/ml-smoke
+    python launch/train.py --config=configs/movielens.py:sasrec --config.data.root=DIR/ml-1m \\
+        --workdir=runs/ml-sasrec
 
 DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. `smoke` is for two CPU
 cores: a subset of users, films with a poster only, a tiny model from scratch.
@@ -12,12 +14,17 @@ cores: a subset of users, films with a poster only, a tiny model from scratch.
 from configs import base, quickstart
 from mmsrec_jax.configuration import choose
 
-_VARIANTS = {"": "a pretrained model, all users", "smoke": "two CPU cores, under 20 minutes"}
+_VARIANTS = {
+    "": "a pretrained model, all users",
+    "smoke": "two CPU cores, under 20 minutes",
+    **base.HEADS,
+}
 
 
 def get_config(variant: str = ""):
     variant = choose(variant, _VARIANTS, file="configs/movielens.py")
-    config = quickstart.get_config() if variant == "smoke" else base.get_config()
+    smoke = variant == "smoke"
+    config = quickstart.get_config() if smoke else base.get_config(variant)
     with config.unlocked():
         config.data.update(
             source="atomic",
@@ -32,8 +39,8 @@ def get_config(variant: str = ""):
             "folder, or leave config.model.path empty to train a small model from scratch."
         )
         config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
-        config.model.max_pixels = 0 if variant == "smoke" else 256 * 28 * 28
-    if variant == "smoke":
+        config.model.max_pixels = 0 if smoke else 256 * 28 * 28
+    if smoke:
         _smoke(config)
     return config.lock()
 

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python launch/train.py --config=configs/beauty.py --workdir=runs/beauty --stages=sft,evaluate
+    python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 
 Any field of the config can be set on the command line: --config.sft.steps=200
 """
@@ -38,9 +39,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
-    from mmsrec_jax.methods import mmsrarec
+    from mmsrec_jax import methods
 
-    mmsrarec.run(_CONFIG.value, Path(_WORKDIR.value).resolve(), only=_STAGES.value)
+    config = _CONFIG.value
+    methods.find(config.method).run(config, Path(_WORKDIR.value).resolve(), only=_STAGES.value)
 
 
 if __name__ == "__main__":

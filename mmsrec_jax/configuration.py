@@ -1,7 +1,7 @@
-"""What the files in `configs/` share: variants by name."""
+"""What the files in `configs/` share: choices by name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mmsrec_jax.errors import UserError
 
@@ -18,3 +18,16 @@ def choose(variant: str, known: Mapping[str, str], *, file: str) -> str:
     names = ", ".join(f"{file}:{name}" if name else file for name in known)
     guess = f"did you mean {file}:{near[0]}?" if near else f"there are: {names}"
     raise UserError(f"{file} has no variant {variant!r}; {guess}")
+
+
+def choose_name(name: str, known: Collection[str], *, what: str) -> str:
+    """`name` if it is among `known`.
+
+    Raises:
+      UserError: it is not; `what` names the field, the nearest name or all of them follow.
+    """
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    raise UserError(f"{what}={name!r} is not known; {guess}")

@@ -1,7 +1,7 @@
 """Ranks of targets, for anything that scores items from a history.
 
-A system has `name` and `scores(histories int32[B, L], times=None) -> float32[B, items]`, histories
-padded with -1. Scores stay on the device; only ranks come back.
+A system has `name` and `scores(histories int32[B, L], times float64[B, L]) -> float32[B, items]`,
+histories padded with -1. Scores stay on the device; only ranks come back.
 """
 
 from pathlib import Path
@@ -100,7 +100,8 @@ def _in_chunks(system, histories, rows, chunk, rank, width, progress=True):
     for start in range(0, len(rows), chunk):
         at = np.arange(start, start + chunk).clip(max=len(rows) - 1)  # the last row fills up
         past = sequences.before(histories, rows[at], max(width, 1))
-        scores = jnp.asarray(system.scores(past))
+        times = sequences.times_before(histories, rows[at], max(width, 1))
+        scores = jnp.asarray(system.scores(past, times))
         counted, nan = rank(scores, jnp.asarray(past), jnp.asarray(targets[at]), at)
         if nan:
             _no_nan(system.name, np.nan)

@@ -17,12 +17,10 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax import sharding, startup
-from mmsrec_jax.data import build
-from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
+from mmsrec_jax import startup
 from mmsrec_jax.decoding.summarise import summarise
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.evaluation import baselines, protocols, ranking, report
+from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.items import Prompting
@@ -33,8 +31,8 @@ from mmsrec_jax.inputs.sources import (
     SummarySource,
     WarmupSource,
 )
+from mmsrec_jax.methods import common
 from mmsrec_jax.models import loading, lora, scratch, tokenizer
-from mmsrec_jax.models.heads.head import Head
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.names import config_from_hf, processor_of
 from mmsrec_jax.models.processor import read_json
@@ -43,7 +41,7 @@ from mmsrec_jax.prompts import TEMPLATES, Chat, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbours_table
 from mmsrec_jax.training import grpo, heads, sft, weights
-from mmsrec_jax.workdir import Stage, run_stages
+from mmsrec_jax.workdir import Stage
 
 ADAPTERS, WEIGHTS = "adapters", "weights"  # what stages leave of the model
 
@@ -55,16 +53,12 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
       UserError: anything the user can put right, see the stages.
     """
     check(config)
-    mesh = sharding.make_mesh(**config.mesh)
-    startup.report_devices(mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    startup.keep_compiled_programs(workdir / "compiled")
-    run_stages(workdir, Run(config, workdir, mesh).stages(), only)
+    Run.run(config, workdir, only)
 
 
 def check(config: ConfigDict) -> None:
     """Stops early when what the config names is not there."""
-    build.check(config.data)
+    common.check(config)
     path, remedy = config.model.path, config.model.path_help
     if config.model.require_path and not path:
         raise UserError(f"config.model.path is not set. {remedy}")
@@ -77,21 +71,16 @@ def check(config: ConfigDict) -> None:
         )
 
 
-class Run:
-    """One experiment: its config, its folder, and what stages read of each other's outputs."""
-
-    def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
-        self.config, self.workdir, self.mesh = config, workdir, mesh
+class Run(common.Experiment):
+    """The method with one config."""
 
     def stages(self) -> list[Stage]:
-        """Every stage with the config and the earlier stages that it depends on."""
         c = self.config
-        use, prompts, head = c.use.to_dict(), c.prompts.to_dict(), c.sasrec.to_dict()
+        use, prompts = c.use.to_dict(), c.prompts.to_dict()
         model = {"model": c.model.to_dict(), "prompts": prompts, "images": use["images"]}
         listed = {"prompts": prompts, "use": use, "sft": c.sft.to_dict(), "model": model["model"]}
         plain = {**listed, "use": {"images": use["images"], "multitask": use["multitask"]}}
-        files = build.source_files(c.data)
-        stages = [Stage("data", self.data, {"data": c.data.to_dict(), "files": files})]
+        stages = [self.data_stage()]
         base = ["data", "model"]
         if c.model.path:
             base = ["data"]
@@ -112,14 +101,14 @@ class Run:
             inputs = [*base, *knowledge]
             stages.append(Stage("summaries", self.summaries, {**model, **written}, inputs))
             knowledge = ["summaries"]
-        stages.append(Stage("sasrec", self.sasrec, {"sasrec": head}, ["data"]))
+        stages.append(self.head_stage())
         if use["retrieval"]:
             settings = {
                 "retrieval": c.retrieval.to_dict(),
                 "similar": prompts["similar"],
-                "sasrec": head,
+                **self.head_settings(),
             }
-            stages.append(Stage("retrieval", self.retrieval, settings, ["data", "sasrec"]))
+            stages.append(Stage("retrieval", self.retrieval, settings, ["data", c.head]))
             knowledge = [*knowledge, "retrieval"]
         stages += [
             Stage("plain_sft", self.plain_sft, plain, base),
@@ -128,17 +117,12 @@ class Run:
                 "evaluation",
                 self.evaluation,
                 {"evaluation": c.evaluation.to_dict(), "prompts": prompts},
-                ["data", "sasrec", "plain_sft", "sft"],
+                ["data", c.head, "plain_sft", "sft"],
             ),
         ]
         return stages
 
     # --- inputs of the stages ---------------------------------------------------------------------
-
-    @functools.cached_property
-    def dataset(self):
-        """Catalogue, histories and split."""
-        return build.open_built(self.config.data, self.workdir / "data")
 
     @property
     def model_path(self) -> Path:
@@ -208,10 +192,6 @@ class Run:
         )
 
     # --- stages -----------------------------------------------------------------------------------
-
-    def data(self, directory: Path) -> None:
-        """Reads or generates, filters, splits, stores."""
-        build.build(self.config.data, directory)
 
     def model_directory(self, directory: Path) -> None:
         """Tokenizer and shape of a model from scratch."""
@@ -303,34 +283,19 @@ class Run:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
 
-    def sasrec(self, directory: Path) -> None:
-        """Stage 2, first half: the ID-only sequence model."""
-        catalogue, histories, split = self.dataset
-        c = self.config.sasrec
-        heads.train(
-            c, histories, split, num_items=len(catalogue), directory=directory, mesh=self.mesh
-        )
-
     def retrieval(self, directory: Path) -> None:
         """Stage 2, second half: similar users' next items for every prompt that will be written."""
-        catalogue, histories, split = self.dataset
+        _, histories, split = self.dataset
         c = self.config.retrieval
-        head = self._head()
         folds, fold_heads = None, ()
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
             fold_heads = heads.train_folds(
-                self.config.sasrec,
-                histories,
-                split,
-                folds,
-                num_items=len(catalogue),
-                directory=directory / "folds",
-                mesh=self.mesh,
+                **self.head_options(), folds=folds, directory=directory / "folds"
             )
         rows = np.concatenate([self.training_rows(), split.validation, self.test_rows()])
         found = similar.neighbours(
-            head,
+            self.head(),
             histories,
             split,
             rows,
@@ -384,41 +349,15 @@ class Run:
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
-        c = self.config.evaluation
-        catalogue, histories, split = self.dataset
-        rows = self.test_rows()
-        frozen = protocols.sampled(
-            histories, rows, n=c.negatives, seed=c.seed, num_items=len(catalogue)
-        )
-        frozen.write(directory / "candidates.parquet")
-        found = []
-
-        def add(system: str, protocol: str, rank) -> None:
-            path = directory / f"ranks-{system}-{protocol}.parquet"
-            if path.exists():
-                ranks, metadata = ranking.read_ranks(path)
-                if metadata.get("digest") != frozen.digest:
-                    raise UserError(f"{path}: ranks of other candidates; delete {directory}")
-            else:
-                ranks = rank()
-                ranking.write_ranks(
-                    path, ranks, system=system, protocol=protocol, seed=c.seed, digest=frozen.digest
-                )
-            found.append((system, protocol, self.config.seed, ranks))
-
-        systems = [
-            baselines.Random(len(catalogue), c.seed),
-            baselines.Popularity(histories, split, len(catalogue)),
-            baselines.Cooccurrence(histories, split, len(catalogue)),
-            self._head(),
-        ]
+        board = common.Scoreboard(self, directory)
+        systems, frozen = board.systems(), board.frozen
         for system in systems:
-            add(system.name, frozen.name, lambda s=system: ranking.sampled(s, histories, frozen))
+            board.add_sampled(system)
         for system, stage, with_knowledge in (
             ("plain_sft", "plain_sft", False),
             ("mmsrarec", "sft", True),
         ):
-            add(
+            board.add(
                 system,
                 frozen.name,
                 lambda system=system, stage=stage, known=with_knowledge: ranking.from_scores(
@@ -426,42 +365,16 @@ class Run:
                 ),
             )
         for system in systems:
-            add(system.name, protocols.FULL, lambda s=system: ranking.full(s, histories, rows))
-        world = build.open_world(self.workdir / "data")
-        if world is not None:
-            for name, scores_of in (("attainable", attainable_scores), ("oracle", oracle_scores)):
-                scores = scores_of(world, histories, rows)
-                listed = np.take_along_axis(scores, frozen.items, axis=1)
-                add(name, frozen.name, functools.partial(ranking.from_scores, name, listed, frozen))
-                add(
-                    name,
-                    protocols.FULL,
-                    functools.partial(ranking.full_from_scores, name, scores, histories, rows),
-                )
-        table = report.rows_from_ranks(found)
-        report.write_table(directory / "table.json", table)
-        report.write_table(self.workdir / "table.json", table)
-        for line in report.screen_table(table).splitlines():
-            logging.info("%s", line)
+            board.add_full(system)
+        board.add_truth()
+        board.finish()
 
     # --- what the stages share --------------------------------------------------------------------
 
     def training_rows(self) -> np.ndarray:
         """int32[n, 2]: the training targets that SFT uses."""
         _, _, split = self.dataset
-        return _subset(split.train, self.config.sft.rows, self.config.sft.seed)
-
-    def test_rows(self) -> np.ndarray:
-        """int32[n, 2]: the test targets that are evaluated."""
-        _, _, split = self.dataset
-        if not len(split.test):
-            raise UserError(
-                "the split has no test targets; lower config.data.user_core or change it"
-            )
-        return _subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
-
-    def _head(self) -> Head:
-        return Head.load(self.workdir / "sasrec" / "head", self.mesh)
+        return common.subset(split.train, self.config.sft.rows, self.config.sft.seed)
 
     def _summary_source(self, rows: np.ndarray | None = None) -> SummarySource:
         catalogue, _, _ = self.dataset
@@ -514,12 +427,6 @@ class Run:
             verdicts=self.prompting.chat.verdicts,
             mesh=self.mesh,
         )
-
-
-def _subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    if not 0 < count < len(rows):
-        return rows
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
 def _read_lines(path: Path) -> list[dict]:

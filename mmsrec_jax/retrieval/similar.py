@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mmsrec_jax.models.heads import sequences
 from mmsrec_jax.models.heads.head import pad_rows, row_shards
 from mmsrec_jax.models.heads.sequences import gather_ragged, targets
 from mmsrec_jax.progress import Progress
@@ -28,6 +29,7 @@ from mmsrec_jax.sharding import LOGICAL_AXES
 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
+_EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class KnowledgeBase:
 def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
     """Unit-length embeddings of the history before each row's target: float32[n, D].
 
-    rows int32[n, 2] (user, position). All prefixes of a user come from one forward pass over the
-    sequence. Histories longer than the head's window are read in windows that start every half
-    window, so that a long prefix is seen with at least half a window of its latest items.
+    rows int32[n, 2] (user, position). With a causal head all prefixes of a user come from one
+    forward pass over the sequence; with another each prefix is embedded by itself. Histories longer
+    than the head's window are read in windows that start every half window, so that a long prefix
+    is seen with at least half a window of its latest items.
     """
     rows = np.asarray(rows, np.int64)
     length = head.config.length
+    if not head.causal:
+        return _one_by_one(head, histories, rows)
     stride = max(length // 2, 1)
     start = -(-np.maximum(rows[:, 1] - length, 0) // stride) * stride
     windows, window_of_row = np.unique(
@@ -79,15 +84,28 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
 
     order = np.argsort(window_of_row, kind="stable")
     chunk_of_row = window_of_row[order] // _ENCODE_ROWS
-    found = np.empty((len(rows), head.config.dim), np.float32)
+    found = np.empty((len(rows), head.dim), np.float32)
     for chunk, first in enumerate(range(0, len(windows), _ENCODE_ROWS)):
         part = slice(first, first + _ENCODE_ROWS)
         width = min(1 << (int(lengths[part][-1]) - 1).bit_length(), length)  # few compiled shapes
         starts = histories.offsets[windows[part, 0]] + windows[part, 1]
         ids = pad_rows(gather_ragged(histories.items, starts, lengths[part], width), _ENCODE_ROWS)
-        states = np.asarray(_unit(head.states(ids)))
+        times = pad_rows(
+            gather_ragged(histories.timestamps, starts, lengths[part], width), _ENCODE_ROWS
+        )
+        states = np.asarray(_unit(head.states(ids, times)))
         at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
         found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
+    return found
+
+
+def _one_by_one(head, histories, rows):
+    found = np.empty((len(rows), head.dim), np.float32)
+    for start in range(0, len(rows), _EMBED_ROWS):
+        part = slice(start, start + _EMBED_ROWS)
+        past = sequences.before(histories, rows[part], head.config.length)
+        times = sequences.times_before(histories, rows[part], head.config.length)
+        found[part] = _unit(head.embed(past, times))
     return found
 
 

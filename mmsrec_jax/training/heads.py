@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import flax.struct
@@ -16,23 +17,24 @@ from flax import nnx
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.models.heads import head as heads
-from mmsrec_jax.models.heads.sasrec import SASRecConfig, token_nll
+from mmsrec_jax.models.heads import kinds
+from mmsrec_jax.models.heads.base import HeadConfig, Rows
+from mmsrec_jax.models.heads.losses import ItemLoss
+from mmsrec_jax.models.heads.sequences import seconds
 from mmsrec_jax.sharding import batch_sharding
 from mmsrec_jax.training import loop
 from mmsrec_jax.training.state import TrainState
-
-_NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Recipe:
     """What a compiled step depends on; heads of equal recipe (folds, seeds) share the step."""
 
-    encoder: SASRecConfig
+    head: HeadConfig
+    loss: ItemLoss
     learning_rate: float
     warmup_steps: int
     weight_decay: float
-    loss_chunk: int
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -41,10 +43,11 @@ class _Recipe:
 
 @functools.cache
 def _optimizer(recipe):
+    kept = kinds.of(recipe.head).module.NO_DECAY
     return optax.adamw(
         optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
         weight_decay=recipe.weight_decay,
-        mask=lambda params: nnx.map_state(lambda path, _: path[0] not in _NO_DECAY, params),
+        mask=lambda params: nnx.map_state(lambda path, _: path[0] not in kept, params),
     )
 
 
@@ -63,19 +66,26 @@ class HeadState:
 
 
 def train(
+    kind: str,
     config,
     histories,
     split,
     *,
     num_items: int,
     directory: str | os.PathLike,
+    features: Mapping[str, np.ndarray] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> heads.Head:
-    """Trains SASRec on every training target and returns the weights best on validation.
+    """Trains a head on every training target and returns the weights best on validation.
 
     Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits.
     Stops early after `config.patience` validations without a better NDCG@10; `config.steps` is
     rounded up to a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
+
+    Args:
+      kind: a name in `kinds.KINDS`.
+      config: fields of that kind's config, of `ItemLoss`, of the optimiser and of this loop.
+      features: float32[items, width] by name, for a kind that reads some.
 
     Raises:
       UserError: no training target, no validation row, or a batch size the mesh cannot divide.
@@ -87,26 +97,19 @@ def train(
             f"batch_size {config.batch_size} does not divide over {heads.row_shards(mesh)} data "
             "shards of the mesh; make it a multiple"
         )
-    encoder = SASRecConfig(
-        num_items=num_items,
-        length=config.length,
-        dim=config.dim,
-        layers=config.layers,
-        heads=config.heads,
-        mlp_dim=config.mlp_dim,
-        dropout=config.dropout,
-    )
+    features = features or {}
+    shape = kinds.configure(kind, config, num_items, features)
     recipe = _Recipe(
-        encoder,
+        shape,
+        ItemLoss(config.loss, config.negatives, config.loss_chunk),
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        loss_chunk=config.loss_chunk,
     )
     key = jax.random.key(config.seed)
-    params = heads.init_params(encoder, config.seed)
+    params, frozen = heads.init_params(shape, config.seed), heads.place_features(shape, features)
     if mesh is not None:
-        params, key = jax.device_put((params, key), heads.replicated(mesh))
+        params, frozen, key = jax.device_put((params, frozen, key), heads.replicated(mesh))
     state = HeadState(
         train=TrainState.create(params, recipe.optimizer),
         best_params=jax.tree.map(jnp.copy, params),
@@ -119,15 +122,16 @@ def train(
 
     def train_step(state, batch):
         batch = jax.device_put(batch, None if mesh is None else batch_sharding(mesh))
-        trained, measured = _step(recipe, state.train, batch, key)
+        trained, measured = _step(recipe, state.train, frozen, batch, key)
         return state.replace(train=trained), measured
 
     validation = _subset(split.validation, config.validation_rows, config.seed)
 
     def evaluate(state, at):
-        current = heads.Head(encoder, state.train.params, mesh=mesh)
+        current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
         ranks = ranking.full(current, histories, validation, progress=False)
-        ndcg = metrics.ndcg(ranks.ranks.astype(np.int64), 10)
+        ranks = ranks.ranks.astype(np.int64)
+        ndcg = metrics.ndcg(ranks, 10)
         if ndcg > float(state.best_ndcg):
             state = state.replace(
                 best_params=jax.tree.map(jnp.copy, state.train.params),
@@ -137,15 +141,19 @@ def train(
             )
         else:
             state = state.replace(stale=state.stale + 1)
-        measured = {"validation/ndcg@10": ndcg, "validation/best": float(state.best_ndcg)}
+        measured = {
+            "validation/ndcg@10": ndcg,
+            "validation/recall@10": metrics.hit_rate(ranks, 10),
+            "validation/best": float(state.best_ndcg),
+        }
         return state, measured, int(state.stale) >= config.patience
 
     every = config.evaluate_every
     state = loop.run(
         state,
         train_step,
-        iter(batches(histories, split, config)),
-        name="sasrec",
+        iter(batches(histories, split, shape, batch_size=config.batch_size, seed=config.seed)),
+        name=kind,
         directory=directory,
         steps=-(-config.steps // every) * every,
         checkpoint_every=every,
@@ -153,26 +161,27 @@ def train(
         evaluate=evaluate,
         evaluate_every=every,
     )
-    trained = heads.Head(encoder, state.best_params, mesh=mesh)
+    trained = heads.Head(shape, state.best_params, frozen, mesh=mesh)
     trained.save(Path(directory) / "head")
     return trained
 
 
 def train_folds(
-    config, histories, split, folds: np.ndarray, *, num_items, directory, mesh=None
+    kind: str, config, histories, split, folds: np.ndarray, *, directory, **options
 ) -> list[heads.Head]:
     """One head per fold, trained and selected without that fold's users (*ours*).
 
-    folds int32[U] as from `retrieval.similar.assign_folds`. Each head gets a folder of its own.
+    folds int32[U] as from `retrieval.similar.assign_folds`. Each head gets a folder of its own;
+    the rest as in `train`.
     """
     return [
         train(
+            kind,
             config,
             histories,
             without(split, folds == fold),
-            num_items=num_items,
             directory=Path(directory) / f"fold{fold}",
-            mesh=mesh,
+            **options,
         )
         for fold in range(int(folds.max(initial=0)) + 1)
     ]
@@ -188,20 +197,24 @@ def without(split, users: np.ndarray):
     )
 
 
-def batches(histories, split, config) -> grain.IterDataset:
-    """Endless packed batches: ids, segments, positions, targets, all int32[batch_size, length].
+def batches(
+    histories, split, config: HeadConfig, *, batch_size: int, seed: int
+) -> grain.IterDataset:
+    """Endless packed batches: the fields of `Rows`, all int32[batch_size, length].
 
-    ids count from 1 (0 padding), targets from 0 (-1 none). Rows are shuffled, and the sequences
-    dealt anew to the rows, in every epoch; a function of (seed, step) alone.
+    Rows are shuffled, and the sequences dealt anew to the rows, in every epoch; a function of
+    (seed, step) alone.
     """
+    module = kinds.of(config).module
     rows = PackedSequences(
-        histories, split.train_end, config.length, seed=config.seed, multiple=config.batch_size
-    )
+        histories, split.train_end, config.length, seed=seed, multiple=batch_size,
+        shifted=module.SHIFTED, times=module.USES_TIMES,
+    )  # fmt: skip
     return (
         grain.MapDataset.range(len(rows))
-        .shuffle(seed=config.seed)
+        .shuffle(seed=seed)
         .map_with_index(rows.row)
-        .batch(config.batch_size, drop_remainder=True)
+        .batch(batch_size, drop_remainder=True)
         .repeat()
         .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     )
@@ -214,11 +227,28 @@ class PackedSequences:
     occurs exactly once. Which window lengths share a row is decided once (best fit, longest first);
     which windows of those lengths take the places is drawn anew in every epoch. Rows are filled up
     with empty ones to a multiple of `multiple`.
+
+    With `shifted`, a place's target is the next item and a sequence's last item is a target only;
+    without, every item has a place and there are no targets. Without `times` these are 0.
     """
 
-    def __init__(self, histories, train_end: np.ndarray, length: int, *, seed: int, multiple: int):
+    def __init__(
+        self,
+        histories,
+        train_end: np.ndarray,
+        length: int,
+        *,
+        seed: int,
+        multiple: int,
+        shifted: bool = True,
+        times: bool = False,
+    ):
         self._items, self._length, self._seed = histories.items, length, seed
-        starts, lengths = _windows(histories.offsets[:-1], np.asarray(train_end) - 1, length)
+        self._shifted = shifted
+        self._times = seconds(histories.timestamps) if times else None
+        # A lone training interaction teaches nothing, to neither kind of row.
+        tokens = np.where(np.asarray(train_end) > 1, np.asarray(train_end) - shifted, 0)
+        starts, lengths = _windows(histories.offsets[:-1], tokens, length)
         if not len(lengths):
             raise UserError(
                 "no user has two training interactions; the split leaves nothing to learn"
@@ -246,7 +276,8 @@ class PackedSequences:
             "ids": self._filled(self._items[at] + 1, 0),
             "segments": self._filled(segments, 0),
             "positions": self._filled(within, 0),
-            "targets": self._filled(self._items[at + 1], -1),
+            "times": self._filled([] if self._times is None else self._times[at], 0),
+            "targets": self._filled(self._items[at + 1] if self._shifted else [], -1),
         }
 
     def _filled(self, values, padding):
@@ -261,7 +292,6 @@ class PackedSequences:
 
 def _windows(offsets, tokens, length):
     """Starts in the flat item array and lengths of the training windows, cut from the ends."""
-    tokens = np.maximum(tokens, 0)
     counts = -(-tokens // length)
     which = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     first = tokens - (counts - 1) * length
@@ -293,15 +323,10 @@ def _subset(rows, count, seed):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(recipe, state, batch, key):
+def _step(recipe, state, features, batch, key):
     def loss(params):
-        model = nnx.merge(heads.graphdef(recipe.encoder), params)
-        dropout = jax.random.fold_in(key, state.step)
-        hidden = model(batch["ids"], batch["segments"], batch["positions"], dropout)
-        targets = batch["targets"].reshape(-1)
-        hidden = hidden.reshape(len(targets), -1)
-        nll = token_nll(hidden, model.table(), targets, chunk=recipe.loss_chunk)
-        return nll.sum() / jnp.maximum((targets >= 0).sum(), 1)
+        module = heads.merge(recipe.head, params, features)
+        return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)
 
-    value, gradients = jax.value_and_grad(loss)(state.params)
-    return state.apply(gradients, recipe.optimizer), {"loss": value}
+    (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply(gradients, recipe.optimizer), {"loss": value, **parts}

@@ -12,11 +12,13 @@ from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
+from mmsrec_jax.models.heads.sasrec import SASRecConfig
 from mmsrec_jax.retrieval.similar import assign_folds
 from mmsrec_jax.sharding import make_mesh
 from mmsrec_jax.training import heads
 
 ITEMS = 30
+HEAD = SASRecConfig(ITEMS, length=12, dim=16, layers=1, heads=2, mlp_dim=32)
 
 
 def config(**changes):
@@ -24,7 +26,8 @@ def config(**changes):
         dict(
             length=12, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.1, batch_size=16,
             learning_rate=1e-2, weight_decay=0.01, warmup_steps=5, steps=100, evaluate_every=20,
-            patience=3, validation_rows=0, loss_chunk=256, log_every=10, seed=0,
+            patience=3, validation_rows=0, loss="softmax", negatives=10, loss_chunk=256,
+            log_every=10, seed=0,
         )
         | changes
     )  # fmt: skip
@@ -83,7 +86,7 @@ def test_every_training_target_once_per_epoch_with_its_own_past(histories, split
 
 def test_batches_are_static_and_resume_exactly(histories, split):
     def make():
-        return iter(heads.batches(histories, split, config()))
+        return iter(heads.batches(histories, split, HEAD, batch_size=16, seed=0))
 
     unbroken, first = make(), make()
     wanted = [next(unbroken) for _ in range(60)]  # several epochs
@@ -108,7 +111,7 @@ def test_held_out_users_are_never_fed(histories, split):
 
 
 def test_learns_a_circle(histories, split, tmp_path):
-    head = heads.train(config(), histories, split, num_items=ITEMS, directory=tmp_path)
+    head = heads.train("sasrec", config(), histories, split, num_items=ITEMS, directory=tmp_path)
     found = ranking.full(head, histories, split.test)
     assert metrics.ndcg(found.ranks, 10) > 0.99
     back = heads.heads.Head.load(tmp_path / "head")
@@ -135,7 +138,7 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
 
     def train(directory):
         return heads.train(
-            config(**options), histories, split, num_items=ITEMS, directory=directory
+            "sasrec", config(**options), histories, split, num_items=ITEMS, directory=directory
         )
 
     unbroken = train(tmp_path / "unbroken")
@@ -173,7 +176,12 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
     monkeypatch.setattr(metrics, "ndcg", scripted_ndcg)
     monkeypatch.setattr(ranking, "full", recording)
     head = heads.train(
-        config(evaluate_every=3, patience=3), histories, split, num_items=ITEMS, directory=tmp_path
+        "sasrec",
+        config(evaluate_every=3, patience=3),
+        histories,
+        split,
+        num_items=ITEMS,
+        directory=tmp_path,
     )
     assert len(seen) == 5  # the fifth is the third without improvement
     np.testing.assert_array_equal(head.params["items"][...], seen[1])
@@ -184,7 +192,7 @@ def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
     options = dict(steps=6, evaluate_every=6)
     one, many = (
         heads.train(
-            config(**options), histories, split,
+            "sasrec", config(**options), histories, split,
             num_items=ITEMS, directory=tmp_path / name, mesh=mesh,
         )
         for name, mesh in (("one", None), ("many", make_mesh(2, 4, 1)))
@@ -192,6 +200,6 @@ def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params, many.params)
     with pytest.raises(UserError, match="batch_size 12 does not divide over 8"):
         heads.train(
-            config(batch_size=12), histories, split,
+            "sasrec", config(batch_size=12), histories, split,
             num_items=ITEMS, directory=tmp_path / "x", mesh=make_mesh(2, 4, 1),
         )  # fmt: skip

@@ -40,10 +40,10 @@ class Stub:
     """Embeds every position by a table of its item: cheap, and different for every seed."""
 
     def __init__(self, seed):
-        self.config = types.SimpleNamespace(length=64, dim=5)
+        self.config, self.causal, self.dim = types.SimpleNamespace(length=64), True, 5
         self.table = np.random.default_rng(seed).normal(size=(ITEMS + 1, 5)).astype(np.float32)
 
-    def states(self, ids):
+    def states(self, ids, times):
         return jnp.asarray(self.table[ids])
 
     def unit(self, item):

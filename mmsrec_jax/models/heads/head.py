@@ -1,10 +1,10 @@
-"""A trained sequence model, ready to score: weights, configuration, and chunked scoring."""
+"""A trained head, ready to score: weights, configuration, and chunked scoring."""
 
-import dataclasses
 import functools
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,53 +14,72 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.heads.sasrec import SASRec, SASRecConfig
-from mmsrec_jax.models.heads.sequences import right_padded
+from mmsrec_jax.models.heads import kinds
+from mmsrec_jax.models.heads.base import Features, HeadConfig, HeadModule, Rows
+from mmsrec_jax.models.heads.sequences import right_padded, seconds
 from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
 
 
 class Head:
-    """Encoder and weights; ids are catalogue indices, -1 is padding anywhere in a row.
+    """A head of any kind with its weights; ids are catalogue indices, -1 is padding anywhere.
 
     With a mesh, the rows of a chunk are split over its data axes and the weights are replicated.
+    `times` are seconds since 1970, float64[B, L] beside the histories; only heads that look at the
+    clock read them.
     """
 
-    name = "sasrec"
-
-    def __init__(self, config: SASRecConfig, params, *, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        config: HeadConfig,
+        params: nnx.State,
+        features: nnx.State | None = None,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        """features: as from `place_features`; None for a kind that reads none."""
+        kind = kinds.of(config)
         self.config, self.mesh = config, mesh
-        self.params = params if mesh is None else jax.device_put(params, replicated(mesh))
+        self.name, self.causal, self.uses_times = (
+            kind.name, kind.module.CAUSAL, kind.module.USES_TIMES,
+        )  # fmt: skip
+        features = place_features(config, {}) if features is None else features
+        weights = (params, features)
+        if mesh is not None:
+            weights = jax.device_put(weights, replicated(mesh))
+        self.params, self.features = weights
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self._output[0].shape[1]
 
     def embed(self, histories: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
-        """User embeddings after the last item: float32[B, D]; histories int[B, L]; times unused."""
-        chunks = self._last(right_padded(histories, self.config.length))
-        return np.concatenate([np.asarray(h[:n]) for h, n in chunks])
+        """User embeddings after the last item: float32[B, dim]; histories int[B, L]."""
+        return np.concatenate([np.asarray(h[:n]) for h, n in self._last(histories, times)])
 
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
-        """Scores of every item: float32[B, items]; histories int[B, L]; times unused."""
-        table = self.params["items"][...]
-        chunks = self._last(right_padded(histories, self.config.length))
-        parts = [_dot(h, table)[:n] for h, n in chunks]
+        """Scores of every item: float32[B, items]; histories int[B, L]."""
+        parts = [_dot(h, *self._output)[:n] for h, n in self._last(histories, times)]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
-    def states(self, ids: np.ndarray) -> jax.Array:
-        """Embeddings after every item: right-padded int32[R, W] -> float32[R, W, D], W <= length.
+    def states(self, ids: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
+        """Embeddings after every item: right-padded int32[R, W] -> float32[R, W, dim], W <= length.
 
-        At most a few hundred rows at a time; used to embed all prefixes of a sequence in one pass.
+        Of causal heads only. At most a few hundred rows at a time; used to embed all prefixes of a
+        sequence in one pass.
         """
-        return _encode(self.config, self.params, self._place(ids))
+        return _encode(self.config, self.params, self.features, *self._place(ids, times))
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes config.json and weights.safetensors, atomically."""
+        """Writes config.json (with the kind) and weights.safetensors, atomically."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.asarray(leaf[...]) for name, leaf in self.params.items()}
         partial = directory / f".weights.{os.getpid()}"
-        save_file(arrays, partial)
+        save_file({**_arrays(self.params), **_arrays(self.features)}, partial)
         os.replace(partial, directory / "weights.safetensors")
-        partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=1))
+        partial.write_text(json.dumps(kinds.to_json(self.config), indent=1))
         os.replace(partial, directory / "config.json")
 
     @classmethod
@@ -69,39 +88,52 @@ class Head:
         directory = Path(directory)
         if not (directory / "config.json").is_file():
             raise UserError(f"{directory}: no saved head here; train it first")
-        config = SASRecConfig(**json.loads((directory / "config.json").read_text()))
-        params = abstract_params(config)
-        for name, array in load_file(directory / "weights.safetensors").items():
-            params[name] = params[name].replace(jnp.asarray(array))
-        return cls(config, params, mesh=mesh)
+        config = kinds.from_json(json.loads((directory / "config.json").read_text()))
+        stored = load_file(directory / "weights.safetensors")
+        _, params, features = _abstract(config)
+        return cls(config, _filled(params, stored), _filled(features, stored), mesh=mesh)
 
-    def _last(self, ids):
+    @functools.cached_property
+    def _output(self):
+        return _output(self.config, self.params, self.features)
+
+    def _last(self, histories, times):
+        times = times if self.uses_times else None
+        ids, times = right_padded(histories, self.config.length, times)
         for start in range(0, max(len(ids), 1), _ROWS):
-            chunk = ids[start : start + _ROWS]
-            rows = pad_rows(chunk, _ROWS if len(ids) > _ROWS else _power_of_two(len(chunk)))
-            yield _encode_last(self.config, self.params, self._place(rows)), len(chunk)
+            part = slice(start, start + _ROWS)
+            rows = _ROWS if len(ids) > _ROWS else _power_of_two(len(ids[part]))
+            placed = self._place(
+                pad_rows(ids[part], rows), None if times is None else pad_rows(times[part], rows)
+            )
+            yield _encode_last(self.config, self.params, self.features, *placed), len(ids[part])
 
-    def _place(self, ids):
+    def _place(self, ids, times):
+        unused = times is None or not self.uses_times
+        clock = np.zeros_like(ids) if unused else seconds(times)
+        arrays = (np.asarray(ids), np.asarray(clock))
         if self.mesh is None:
-            return jnp.asarray(ids)
-        ids = pad_rows(ids, -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh))
-        return jax.device_put(ids, batch_sharding(self.mesh))
+            return jax.tree.map(jnp.asarray, arrays)
+        rows = -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh)
+        arrays = tuple(pad_rows(array, rows) for array in arrays)
+        return jax.device_put(arrays, batch_sharding(self.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(config: SASRecConfig, seed: int):
-    """Freshly initialised weights as an nnx.State of named leaves."""
-    return nnx.split(SASRec(config, rngs=nnx.Rngs(jax.random.key(seed))))[1]
+def init_params(config: HeadConfig, seed: int) -> nnx.State:
+    """Freshly initialised weights."""
+    return nnx.state(_build(config, nnx.Rngs(jax.random.key(seed))), nnx.Param)
 
 
-def abstract_params(config: SASRecConfig):
-    return nnx.split(nnx.eval_shape(lambda: SASRec(config, rngs=nnx.Rngs(0))))[1]
+def place_features(config: HeadConfig, arrays: Mapping[str, np.ndarray]) -> nnx.State:
+    """Features float32[items, width] by name, in the form in which a module holds them."""
+    stored = {f"features.{name}": array for name, array in arrays.items()}
+    return _filled(_abstract(config)[2], stored)
 
 
-@functools.cache
-def graphdef(config: SASRecConfig):
-    """Structure of the encoder, to be merged with weights inside compiled functions."""
-    return nnx.split(nnx.eval_shape(lambda: SASRec(config, rngs=nnx.Rngs(0))))[0]
+def merge(config: HeadConfig, params: nnx.State, features: nnx.State) -> HeadModule:
+    """The module with these weights; for use inside compiled functions."""
+    return nnx.merge(_abstract(config)[0], params, features)
 
 
 def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
@@ -118,23 +150,56 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
+def _build(config, rngs):
+    return kinds.of(config).module(config, rngs=rngs)
+
+
+@functools.cache
+def _abstract(config):
+    return nnx.split(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0))), nnx.Param, Features)
+
+
+def _arrays(state):
+    return {_name(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
+def _filled(state, stored):
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, leaf.replace(jnp.asarray(stored[_name(path)]))) for path, leaf in flat]
+    )
+
+
+def _name(path):
+    return ".".join(map(str, path))
+
+
 def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(config, params, ids):
+def _rows(ids, times):
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    model = nnx.merge(graphdef(config), params)
-    return model(ids + 1, (ids >= 0).astype(jnp.int32), positions)
+    return Rows(ids + 1, (ids >= 0).astype(jnp.int32), positions, times)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_last(config, params, ids):
-    last = jnp.maximum((ids >= 0).sum(1) - 1, 0)
-    return jnp.take_along_axis(_encode(config, params, ids), last[:, None, None], 1)[:, 0]
+def _encode(config, params, features, ids, times):
+    return merge(config, params, features)(_rows(ids, times))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_last(config, params, features, ids, times):
+    return merge(config, params, features).last(_rows(ids, times))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _output(config, params, features):
+    module = merge(config, params, features)
+    table, bias = module.table(), module.bias()
+    return table, jnp.zeros(table.shape[0]) if bias is None else bias
 
 
 @jax.jit
-def _dot(hidden, items):
-    return jnp.einsum("bd,vd->bv", hidden, items[1:], preferred_element_type=jnp.float32)
+def _dot(hidden, table, bias):
+    return jnp.einsum("bd,vd->bv", hidden, table, preferred_element_type=jnp.float32) + bias

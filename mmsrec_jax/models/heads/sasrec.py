@@ -1,4 +1,4 @@
-"""SASRec (Kang & McAuley 2018) with full-softmax cross-entropy (as in gSASRec and RecTools).
+"""SASRec (Kang & McAuley 2018); with full-softmax cross-entropy as in gSASRec and RecTools.
 
 Pre-norm causal transformer over item ids, learned positions, tied item embedding. Positions count
 from the start of the window (*ours*; the original pads on the left): the embedding of a prefix does
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.models.heads.base import HeadConfig, HeadModule, Rows
+
 
 @dataclass(frozen=True)
-class SASRecConfig:
-    """num_items: catalogue size; length: longest window; the rest are transformer sizes."""
+class SASRecConfig(HeadConfig):
+    """Transformer sizes."""
 
-    num_items: int
-    length: int = 50
     dim: int = 64
     layers: int = 2
     heads: int = 2
@@ -25,11 +25,14 @@ class SASRecConfig:
     dropout: float = 0.2
 
 
-class SASRec(nnx.Module):
+class SASRec(HeadModule):
     """Sequence encoder; item i of the catalogue lives in row i + 1, row 0 is padding."""
 
+    NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
+
     def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
-        c = self.config = config
+        super().__init__(config)
+        c = config
         normal = nnx.initializers.normal(0.02)
         self.items = nnx.Param(normal(rngs.params(), (c.num_items + 1, c.dim)))
         self.positions = nnx.Param(normal(rngs.params(), (c.length, c.dim)))
@@ -43,24 +46,13 @@ class SASRec(nnx.Module):
         self.norms = nnx.Param(_identity_norms((c.layers, 2), c.dim))
         self.final_norm = nnx.Param(_identity_norms((), c.dim))
 
-    def __call__(
-        self,
-        ids: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Encodes packed sequences.
-
-        ids int32[B, L] (row numbers of the table, 0 padding); segments int32[B, L] (0 padding, 1..
-        the sequence a token belongs to); positions int32[B, L] within the sequence; key for
-        dropout, None to switch it off. Returns float32[B, L, D]; [b, t] has seen tokens <= t of its
-        own segment.
-        """
+    def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
+        """States float32[B, L, D]; [b, t] has seen tokens <= t of its own segment."""
         c = self.config
-        steps = jnp.arange(ids.shape[1])
-        mask = (segments[:, :, None] == segments[:, None, :]) & (steps[:, None] >= steps[None, :])
-        x = self.items[...][ids] * c.dim**0.5 + self.positions[...][positions]
+        steps = jnp.arange(rows.ids.shape[1])
+        mask = rows.segments[:, :, None] == rows.segments[:, None, :]
+        mask &= steps[:, None] >= steps[None, :]
+        x = self.items[...][rows.ids] * c.dim**0.5 + self.positions[...][rows.positions]
         keep = None
         if key is not None and c.dropout > 0:
             x, keep = self._dropout_masks(x, key)
@@ -92,32 +84,8 @@ class SASRec(nnx.Module):
         return _dropout(x, c.dropout, keep[..., :dim]), jnp.moveaxis(layers, 2, 0)
 
     def table(self) -> jax.Array:
-        """Output embeddings of the catalogue, float32[items, D]: logits = hidden @ table.T."""
+        """The input embeddings, tied: float32[items, D]."""
         return self.items[...][1:]
-
-
-def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int) -> jax.Array:
-    """Full-softmax negative log-likelihood, float32[N] in nats.
-
-    hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
-    Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
-    largest array is float32[chunk, V].
-    """
-    count = hidden.shape[0]
-    chunk = min(chunk, count)
-    pad = -count % chunk
-    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
-    targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
-
-    @jax.checkpoint
-    def body(carry, xs):
-        h, t = xs
-        logits = jnp.einsum("td,vd->tv", h, table, preferred_element_type=jnp.float32)
-        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
-        return carry, jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
-
-    _, nll = jax.lax.scan(body, None, (hidden, targets))
-    return nll.reshape(-1)[:count]
 
 
 def _attend(qkv, mask, config, keep):

@@ -1,0 +1,61 @@
+"""The kinds of recommendation heads, one file each: a config and a module."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmsrec_jax.configuration import choose_name
+from mmsrec_jax.models.heads import sasrec
+from mmsrec_jax.models.heads.base import HeadConfig, HeadModule
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A head by its parts; `name` is also that of its section in a config."""
+
+    name: str
+    config: type[HeadConfig]
+    module: type[HeadModule]
+
+
+KINDS = {kind.name: kind for kind in (Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),)}
+
+
+def find(name: str) -> Kind:
+    """The kind of this name. Raises UserError that names the nearest one."""
+    return KINDS[choose_name(name, KINDS, what="config.head")]
+
+
+def of(config: HeadConfig) -> Kind:
+    """The kind that a config belongs to."""
+    return next(kind for kind in KINDS.values() if kind.config is type(config))
+
+
+def configure(
+    name: str, settings: Mapping[str, Any], num_items: int, features: Mapping[str, Any]
+) -> HeadConfig:
+    """The config of a kind from those of its fields that are in `settings`.
+
+    features: float32[items, width] by name, as `features.read` returns them.
+    """
+    kind = find(name)
+    fixed = {"num_items", "features"}
+    fields = {field.name for field in dataclasses.fields(kind.config)} - fixed
+    widths = tuple((name, features[name].shape[1]) for name in kind.module.FEATURES)
+    chosen = {field: settings[field] for field in fields if field in settings}
+    return kind.config(num_items=num_items, features=widths, **chosen)
+
+
+def to_json(config: HeadConfig) -> dict[str, Any]:
+    """What `from_json` reads."""
+    return {"kind": of(config).name, **dataclasses.asdict(config)}
+
+
+def from_json(stored: Mapping[str, Any]) -> HeadConfig:
+    """The config that `to_json` wrote."""
+    values = {name: _tuples(value) for name, value in stored.items() if name != "kind"}
+    return find(stored["kind"]).config(**values)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
