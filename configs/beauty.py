@@ -22,6 +22,11 @@ def get_config(variant: str = ""):
             "images it links to, and write them as RecBole atomic files beauty.inter, beauty.item "
             "and images/<item_id>.jpg; see README, Your own data."
         )
+        # About the sizes that eSASRec's authors chose for their SASRec with sampled softmax here.
+        config.sasrec.update(
+            dim=256, layers=1, heads=1, mlp_dim=256, dropout=0.2, loss="sampled_softmax",
+            negatives=512, batch_size=32, steps=8300, evaluate_every=166, patience=8,
+        )  # fmt: skip
     if not variant:
         _pod(config)
     return config.lock()

@@ -64,6 +64,13 @@ def global_time(histories: Histories, *, validation_quantile: float, test_quanti
     return split
 
 
+def subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """All rows, or `count` of them drawn once, in their order (count 0: all)."""
+    if not 0 < count < len(rows):
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
+
+
 def _split(histories: Histories, *, kind, train_end, validation, test, counts) -> Split:
     user = histories.user_of_row
     position = np.arange(len(user)) - histories.offsets[user]

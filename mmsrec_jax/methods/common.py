@@ -10,7 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax import sharding, startup
-from mmsrec_jax.data import build
+from mmsrec_jax.data import build, splits
 from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import baselines, protocols, ranking, report
@@ -95,7 +95,7 @@ class Experiment:
             raise UserError(
                 "the split has no test targets; lower config.data.user_core or change it"
             )
-        return subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
+        return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -192,13 +192,6 @@ class Scoreboard:
         report.write_table(self._experiment.workdir / "table.json", table)
         for line in report.screen_table(table).splitlines():
             logging.info("%s", line)
-
-
-def subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """All rows, or `count` of them drawn once in their order (count 0: all)."""
-    if not 0 < count < len(rows):
-        return rows
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
 def _feature_paths(config: ConfigDict) -> dict[str, str]:

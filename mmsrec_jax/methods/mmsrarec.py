@@ -18,6 +18,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmsrec_jax import startup
+from mmsrec_jax.data import splits
 from mmsrec_jax.decoding.summarise import summarise
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
@@ -374,7 +375,7 @@ class Run(common.Experiment):
     def training_rows(self) -> np.ndarray:
         """int32[n, 2]: the training targets that SFT uses."""
         _, _, split = self.dataset
-        return common.subset(split.train, self.config.sft.rows, self.config.sft.seed)
+        return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
 
     def _summary_source(self, rows: np.ndarray | None = None) -> SummarySource:
         catalogue, _, _ = self.dataset

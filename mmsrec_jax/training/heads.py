@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mmsrec_jax.data.splits import subset
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.models.heads import head as heads
@@ -125,7 +126,7 @@ def train(
         trained, measured = _step(recipe, state.train, frozen, batch, key)
         return state.replace(train=trained), measured
 
-    validation = _subset(split.validation, config.validation_rows, config.seed)
+    validation = subset(split.validation, config.validation_rows, config.seed)
 
     def evaluate(state, at):
         current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
@@ -313,13 +314,6 @@ def _best_fit(lengths, capacity):
         open_rows[room - length].append(row)
         row_of.append(row)
     return np.array(row_of, np.int64), rows
-
-
-def _subset(rows, count, seed):
-    """All rows, or `count` of them drawn once (count 0: all)."""
-    if not 0 < count < len(rows):
-        return rows
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

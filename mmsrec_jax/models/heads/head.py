@@ -41,9 +41,8 @@ class Head:
         """features: as from `place_features`; None for a kind that reads none."""
         kind = kinds.of(config)
         self.config, self.mesh = config, mesh
-        self.name, self.causal, self.uses_times = (
-            kind.name, kind.module.CAUSAL, kind.module.USES_TIMES,
-        )  # fmt: skip
+        self.name, module = kind.name, kind.module
+        self.causal, self.uses_times = module.CAUSAL, module.USES_TIMES
         features = place_features(config, {}) if features is None else features
         weights = (params, features)
         if mesh is not None:
