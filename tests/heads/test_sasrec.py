@@ -88,6 +88,8 @@ def test_padding_and_window_rules(head):
     scores = np.asarray(head.scores(rows))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_array_equal(scores[0], scores[2])
+    short = head.scores(rows[:3])  # read in rows of 8, and in rows of 12 beside the long one
+    np.testing.assert_allclose(short, scores[:3], atol=1e-5)
     latest = head.scores(long[None, -12:])
     np.testing.assert_allclose(scores[3], latest[0], atol=1e-5)
     assert scores.shape == (4, 50) and np.isfinite(np.asarray(head.scores(rows[:1] * 0 - 1))).all()

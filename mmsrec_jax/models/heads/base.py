@@ -85,7 +85,10 @@ class HeadModule(nnx.Module):
         return None
 
     def last(self, rows: Rows) -> jax.Array:
-        """State after the last item of each row, float32[B, D]; rows hold one sequence each."""
+        """State after the last item of each row, float32[B, D].
+
+        Rows hold one right-padded sequence each and are at most `config.length` wide.
+        """
         last = jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
         return jnp.take_along_axis(self(rows), last[:, None, None], 1)[:, 0]
 

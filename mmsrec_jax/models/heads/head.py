@@ -20,6 +20,7 @@ from mmsrec_jax.models.heads.sequences import right_padded, seconds
 from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
+_NARROWEST = 8  # a chunk of short histories is cut to the power of two that holds its longest
 
 
 class Head:
@@ -99,12 +100,13 @@ class Head:
     def _last(self, histories, times):
         times = times if self.uses_times else None
         ids, times = right_padded(histories, self.config.length, times)
+        longest = (ids >= 0).sum(1)
         for start in range(0, max(len(ids), 1), _ROWS):
             part = slice(start, start + _ROWS)
             rows = _ROWS if len(ids) > _ROWS else _power_of_two(len(ids[part]))
-            placed = self._place(
-                pad_rows(ids[part], rows), None if times is None else pad_rows(times[part], rows)
-            )
+            width = max(_power_of_two(longest[part].max(initial=1)), _NARROWEST)
+            chunk = (None if x is None else pad_rows(x[part, :width], rows) for x in (ids, times))
+            placed = self._place(*chunk)
             yield _encode_last(self.config, self.params, self.features, *placed), len(ids[part])
 
     def _place(self, ids, times):
@@ -174,7 +176,7 @@ def _name(path):
 
 
 def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()
+    return 1 << max(int(count) - 1, 0).bit_length()
 
 
 def _rows(ids, times):
