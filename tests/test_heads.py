@@ -77,6 +77,10 @@ def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
     wrong.head = "sasrek"
     with pytest.raises(UserError, match="did you mean 'sasrec'"):
         methods.find(wrong.method).run(wrong, tmp_path / "run")
+    wrong.update(head="sasrec")
+    wrong.sasrec.loss = "sofmax"
+    with pytest.raises(UserError, match="loss='sofmax' is none of"):
+        methods.find(wrong.method).run(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="config.method='head' is not known"):
         methods.find("head")

@@ -26,6 +26,7 @@ def check(config: ConfigDict) -> None:
     build.check(config.data)
     kinds.find(config.head)
     features.check(_feature_paths(config))
+    heads.item_loss(config[config.head])
 
 
 class Experiment:

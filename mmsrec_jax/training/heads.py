@@ -102,7 +102,7 @@ def train(
     shape = kinds.configure(kind, config, num_items, features)
     recipe = _Recipe(
         shape,
-        ItemLoss(config.loss, config.negatives, config.loss_chunk),
+        item_loss(config),
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
@@ -166,6 +166,11 @@ def train(
     trained = heads.Head(shape, state.best_params, frozen, mesh=mesh)
     trained.save(Path(directory) / "head")
     return trained
+
+
+def item_loss(config) -> ItemLoss:
+    """The loss that a head's section names. Raises UserError when there is none such."""
+    return ItemLoss(config.loss, config.negatives, config.loss_chunk)
 
 
 def train_folds(

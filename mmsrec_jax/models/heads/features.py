@@ -23,7 +23,7 @@ def read(paths: Mapping[str, str], num_items: int) -> dict[str, np.ndarray]:
     """float32[items, width] by name, from `.npy` files.
 
     Row i belongs to item i of the prepared catalogue: the items of NAME.item in their order, less
-    those that filtering dropped (`Catalogue.ids` lists them).
+    those that filtering dropped. `data.store.open("RUN/data/store")[0].ids` lists their ids.
 
     Raises:
       UserError: names the file (and the row, counted from 0) that is missing, no matrix of numbers,
