@@ -19,7 +19,7 @@ def config():
     config.data.source = "toyshop"
     config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
     config.sasrec.update(
-        length=12, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
+        length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
         loss="sampled_softmax", negatives=8,
     )  # fmt: skip
     config.evaluation.update(users=40, negatives=5)
