@@ -35,6 +35,7 @@ def get_config(variant: str = ""):
 def _pod(config):
     with config.unlocked():
         config.mesh.update(data=1, fsdp=64, tensor=1)
+        config.sasrec.batch_size = 64  # a row for every chip
         config.model.path_help = (
             "Download Qwen/Qwen2.5-VL-7B-Instruct with `huggingface-cli download` and give its "
             "folder with --config.model.path=DIR."
