@@ -16,7 +16,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
 from mmsrec_jax.decoding import sampler
 from mmsrec_jax.decoding.branches import branch_logprobs
 from mmsrec_jax.decoding.sampler import Generation
@@ -30,7 +29,7 @@ from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rewards import reference
 from mmsrec_jax.rewards.rescoring import Rescoring
 from mmsrec_jax.training import loop, policy
-from mmsrec_jax.training.state import TrainState
+from mmsrec_jax.training.state import place
 
 Judge = Callable[..., dict[str, jax.Array]]
 
@@ -62,7 +61,6 @@ def train(
       UserError: no adapters, sizes that split a group, or a reward that cannot be had.
     """
     rounds = _check(config, model, source)
-    graphdef, trained, frozen = nnx.split(model, lora.trainable("lora"), ...)
     sampling = make_sampling(
         model,
         tokenizer,
@@ -92,14 +90,10 @@ def train(
     )
     optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
-        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
-        trained = jax.device_put(trained, sharding.shardings(trained, mesh))
-        state = TrainState.create(trained, optimizer)
-        placed = sharding.shardings(state, mesh)
-        state = jax.device_put(state, placed)
+        graphdef, state, frozen, shardings = place(model, "lora", optimizer, mesh)
         roll = make_rollout(graphdef, sampling, config.seed)
         judge = make_judge(graphdef, config, rounds)
-        update = make_update(graphdef, optimizer, config, rounds, shardings=placed)
+        update = make_update(graphdef, optimizer, config, rounds, shardings=shardings)
 
         def step_fn(state, batch):
             batch = to_devices(prompts_of(batch), mesh)

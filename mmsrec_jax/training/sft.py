@@ -19,11 +19,10 @@ from mmsrec_jax import sharding
 from mmsrec_jax.decoding.candidates import verdict_margins
 from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.models import lora
 from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.training import loop
-from mmsrec_jax.training.state import TrainState
+from mmsrec_jax.training.state import TrainState, place
 
 Batch = dict[str, jax.Array]
 
@@ -53,22 +52,15 @@ def train(
     Raises:
       UserError: `trainable` selects nothing in `model`.
     """
-    graphdef, trained, frozen = nnx.split(model, lora.trainable(config.trainable), ...)
-    if not jax.tree.leaves(trained):
-        raise UserError(f"trainable={config.trainable!r}: the model has no such weights; add them")
     optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
-        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh))
-        trained = jax.device_put(trained, sharding.shardings(trained, mesh))
-        state = TrainState.create(trained, optimizer)
-        placed = sharding.shardings(state, mesh)
-        state = jax.device_put(state, placed)
+        graphdef, state, frozen, shardings = place(model, config.trainable, optimizer, mesh)
         step = make_step(
             graphdef,
             optimizer,
             verdicts=verdicts,
             listwise_weight=config.listwise_weight,
-            shardings=placed,
+            shardings=shardings,
         )
 
         def step_fn(state, batch):

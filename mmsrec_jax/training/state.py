@@ -6,6 +6,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmsrec_jax import sharding
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models import lora
+from mmsrec_jax.models.mllm import MLLM
 
 
 @flax.struct.dataclass
@@ -29,3 +36,21 @@ class TrainState:
         """One optimiser update."""
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         return TrainState(self.step + 1, optax.apply_updates(self.params, updates), opt_state)
+
+
+def place(
+    model: MLLM, trainable: str, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
+    """`model` on `mesh`: its graph, the state at step 0 of what is `trainable` ("lora" or "full"),
+    the frozen rest, and the shardings of the state.
+
+    Raises:
+      UserError: `trainable` selects nothing in `model`.
+    """
+    graphdef, trained, frozen = nnx.split(model, lora.trainable(trainable), ...)
+    if not jax.tree.leaves(trained):
+        raise UserError(f"trainable={trainable!r}: the model has no such weights; add them")
+    trained, frozen = (jax.device_put(x, sharding.shardings(x, mesh)) for x in (trained, frozen))
+    state = TrainState.create(trained, optimizer)
+    shardings = sharding.shardings(state, mesh)
+    return graphdef, jax.device_put(state, shardings), frozen, shardings
