@@ -2,6 +2,7 @@
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
+# make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make lint   ruff
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity real-llava lint clean
+.PHONY: run test parity real-llava real-tokenizer lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -23,6 +24,9 @@ parity: $(VENV)/.installed-torch
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
+
+real-tokenizer: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/real_tokenizer.py --tokenizer=$(TOKENIZER) --data=$(DATA)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

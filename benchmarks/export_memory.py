@@ -4,7 +4,8 @@
     python benchmarks/export_memory.py --directory=DIR --trained=full
 
 Writes a base model and a finished run to DIR, exports it in a process of its own, prints that
-process's peak resident memory beside one shard + 1 GiB, and deletes what it wrote.
+process's peak resident memory beside one shard + 1 GiB, and deletes what it wrote. `full` trained
+every weight: all tensors come from the run's checkpoint, and the base model is config.json alone.
 """
 
 import json
@@ -78,9 +79,9 @@ def config_json() -> dict:
     }
 
 
-def values(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Random values, the same ones again and again: compression must not shrink the files much."""
-    block = np.random.default_rng(0).normal(size=2**20).astype(dtype)
+def values(shape: tuple[int, ...], dtype, seed: int = 0) -> np.ndarray:
+    """Random values, a block of them again and again: compression must not shrink files much."""
+    block = np.random.default_rng(seed).normal(size=2**20).astype(dtype)
     return np.resize(block, shape)
 
 
@@ -110,8 +111,9 @@ def write_run(directory: Path) -> None:
         shutil.rmtree(base)
         (directory / "full").rename(base)
     kind = lora.trainable(_TRAINED.value)
-    trained = jax.tree.map(lambda leaf: values(leaf.shape, leaf.dtype), nnx.state(model, kind))
-    nnx.update(model, trained)
+    leaves, tree = jax.tree.flatten(nnx.state(model, kind))
+    trained = [values(leaf.shape, leaf.dtype, seed) for seed, leaf in enumerate(leaves)]
+    nnx.update(model, jax.tree.unflatten(tree, trained))
     weights.save(run / "sft" / "weights", model, kind)
     config = {
         "model": {"path": str(base), "dtype": "bfloat16", "max_pixels": 0},

@@ -10,6 +10,7 @@ from flax import nnx
 from mmsrec_jax import models
 from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
 from mmsrec_jax.models import lora
+from mmsrec_jax.models.exporting import Adapters
 from mmsrec_jax.training import weights
 from mmsrec_jax.workdir import Stage, run_stages
 
@@ -27,6 +28,15 @@ def trained_model(base: Path, trainable: str, dtype: str = "float32"):
     else:
         nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, nnx.state(model)))
     return model
+
+
+def adapters_of(model) -> Adapters:
+    """The adapters of a model in memory, as the exporter takes them."""
+    factors = {
+        f"text.layers.{target}": (np.asarray(linear.lora_a[...]), np.asarray(linear.lora_b[...]))
+        for target, linear in lora.adapted(model).items()
+    }
+    return Adapters(factors, ALPHA)
 
 
 def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 0):

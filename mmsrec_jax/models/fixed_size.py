@@ -1,10 +1,12 @@
 """Images to patches for towers that take one size: resize, centre crop, cut. In numpy, no jax.
 
-The arithmetic is that of the image processors of CLIP, SigLIP, ViT and LLaVA in transformers, on
-their PIL backend. Patches stay uint8; normalisation belongs to the device.
+The arithmetic is that of the image processors of CLIP, SigLIP, ViT, LLaVA and InternVL (which cuts
+an image into several tiles of that size) in transformers, on their PIL backend. Patches stay uint8;
+normalisation belongs to the device.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ _ASSUMED: dict[str, dict[str, Any]] = {
         "resample": 3,
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
+        "min_patches": 1,
+        "max_patches": 12,
     },
 }
 
@@ -53,7 +57,11 @@ class FixedSizeProcessor:
     An image is padded to a square (if `pad_to_square`, with the mean colour), resized to `resize`
     (height, width) or so that its shorter side is `shortest_edge` (if not None), and cropped to
     `pixels` (height, width) around its centre. A pixel `p` in 0..255 enters the tower as
-    `(p * rescale - mean) / std`. Every image has `slots` image slots.
+    `(p * rescale - mean) / std`.
+
+    With `tiles` (least, most) other than (1, 1) it is resized to so many tiles of `pixels` as suit
+    its shape instead, and if there are several the whole image follows as one more tile. Every tile
+    has `slots` image slots.
     """
 
     patch_size: int
@@ -66,6 +74,7 @@ class FixedSizeProcessor:
     rescale: float = 1 / 255
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    tiles: tuple[int, int] = (1, 1)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, patch_size: int) -> "FixedSizeProcessor":
@@ -82,8 +91,6 @@ class FixedSizeProcessor:
                 f"{path}: image_processor_type {kind!r} is not supported for this model; "
                 f"supported: {', '.join(_ASSUMED)}"
             )
-        if raw.get("crop_to_patches"):
-            raise UserError(f"{path}: crop_to_patches is not supported, set it to false")
         raw = _ASSUMED[kind] | {name: value for name, value in raw.items() if value is not None}
         resize, shortest_edge = _size(path, raw) if raw.get("do_resize", True) else (None, None)
         pixels = _crop(path, raw) if raw["do_center_crop"] else resize
@@ -109,24 +116,31 @@ class FixedSizeProcessor:
             rescale=raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
             mean=tuple(map(float, raw["image_mean"])) if normalise else (0.0,) * 3,
             std=tuple(map(float, raw["image_std"])) if normalise else (1.0,) * 3,
+            tiles=_tiles(path, raw, kind) if raw.get("crop_to_patches") else (1, 1),
         )
         rows, columns = processor.patches
         return dataclasses.replace(processor, slots=rows * columns)
 
     @property
     def patches(self) -> tuple[int, int]:
-        """Patch rows and columns; pixels that fill no patch, at the right and below, are unused."""
+        """Patch rows and columns of a tile; pixels that fill no patch, at the right and below, are
+        unused."""
         return self.pixels[0] // self.patch_size, self.pixels[1] // self.patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """`patches`, for an image of any size. Raises UserError for an empty one."""
+        """Patch rows and columns of an image of any size, its tiles one below the other.
+
+        Raises UserError for an empty one.
+        """
         if height < 1 or width < 1:
             raise UserError(f"an image of {height} x {width} pixels is empty")
-        return self.patches
+        down, across = self._arrangement(height, width)
+        rows, columns = self.patches
+        return (down * across + (down * across > 1)) * rows, columns
 
     def num_slots(self, grid: tuple[int, int]) -> int:
         """Image tokens in the prompt for a grid of patches."""
-        return self.slots
+        return grid[0] // self.patches[0] * self.slots
 
     def positions(
         self, tokens: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int | None
@@ -135,7 +149,7 @@ class FixedSizeProcessor:
 
         Raises UserError when slots and images do not agree.
         """
-        slots, expected = int(np.sum(tokens == image_token_id)), self.slots * len(grids)
+        slots, expected = int(np.sum(tokens == image_token_id)), sum(map(self.num_slots, grids))
         if slots != expected:
             raise UserError(
                 f"{slots} image slots in the tokens, but the {len(grids)} images given "
@@ -151,18 +165,21 @@ class FixedSizeProcessor:
         )
 
     def patchify(self, image: np.ndarray) -> dict:
-        """One uint8 [H, W, 3] image as patches, row by row.
+        """One uint8 [H, W, 3] image as patches, tile by tile and row by row.
 
         Returns `patches` uint8 [n, 3 * patch_size^2] in (channel, row, column) order, `hw` int32
-        [n, 2], `window_ids` int32 [n] of 1, and `grid` (rows, columns) of patches.
+        [n, 2], `window_ids` int32 [n] of 1, and `grid` (rows, columns) of patches, tiles one below
+        the other.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(
-                f"an image must be uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
+                f"an image must be uint8 [height, width, 3], got {image.dtype} "
+                f"{list(image.shape)}; convert it to 8-bit RGB"
             )
         grid, size = self.grid(*image.shape[:2]), self.patch_size
-        image = self._sized(image)[: grid[0] * size, : grid[1] * size]
-        patches = image.reshape(grid[0], size, grid[1], size, 3).transpose(0, 2, 4, 1, 3)
+        rows, columns = self.patches
+        image = np.stack(self._cut(image))[:, : rows * size, : columns * size]
+        patches = image.reshape(grid[0], size, columns, size, 3).transpose(0, 2, 4, 1, 3)
         hw = np.stack(np.indices(grid, dtype=np.int32), axis=-1).reshape(-1, 2)
         return {
             "patches": np.ascontiguousarray(patches.reshape(len(hw), -1)),
@@ -170,6 +187,40 @@ class FixedSizeProcessor:
             "window_ids": np.ones(len(hw), np.int32),
             "grid": grid,
         }
+
+    def _arrangement(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles whose ratio is nearest to the image's, as InternVL chooses.
+
+        Of equals the larger, as long as it covers less than twice the image's area.
+        """
+        least, most = self.tiles
+        fitting = sorted(
+            (
+                (down, across)
+                for across in range(1, most + 1)
+                for down in range(1, most // across + 1)
+                if down * across >= least
+            ),
+            key=math.prod,
+        )
+        chosen, nearest = (1, 1), math.inf
+        for down, across in fitting:
+            distance = abs(width / height - across / down)
+            larger = height * width > 0.5 * math.prod(self.pixels) * down * across
+            if distance < nearest or (distance == nearest and larger):
+                chosen, nearest = (down, across), distance
+        return chosen
+
+    def _cut(self, image: np.ndarray) -> list[np.ndarray]:
+        """The tiles of an image, uint8 [*pixels, 3] each."""
+        down, across = self._arrangement(*image.shape[:2])
+        whole = self._sized(image)
+        if down * across == 1:
+            return [whole]
+        height, width = self.pixels
+        wide = _resized(image, (down * height, across * width), self.resample)
+        tiles = wide.reshape(down, height, across, width, 3).swapaxes(1, 2)
+        return [*tiles.reshape(-1, height, width, 3), whole]
 
     def _sized(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -187,10 +238,15 @@ class FixedSizeProcessor:
             size = (self.shortest_edge, self.shortest_edge * width // height)
         else:
             size = (self.shortest_edge * height // width, self.shortest_edge)
-        if size != (height, width):
-            image = np.asarray(Image.fromarray(image).resize(size[::-1], self.resample))
+        image = _resized(image, size, self.resample)
         top, left = ((n - m) // 2 for n, m in zip(size, self.pixels, strict=True))
         return image[top : top + self.pixels[0], left : left + self.pixels[1]]
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    if size == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], resample))
 
 
 def _padded(image: np.ndarray, colour: Sequence[int]) -> np.ndarray:
@@ -213,6 +269,15 @@ def _size(path: Path, raw: dict) -> tuple[tuple[int, int] | None, int | None]:
     if size.keys() == {"shortest_edge"}:
         return None, size["shortest_edge"]
     raise UserError(f"{path}: size {size} is not supported; give height and width or shortest_edge")
+
+
+def _tiles(path: Path, raw: dict, kind: str) -> tuple[int, int]:
+    if kind != "GotOcr2ImageProcessor":
+        raise UserError(f"{path}: crop_to_patches is not supported for {kind}, set it to false")
+    least, most = raw["min_patches"], raw["max_patches"]
+    if not 1 <= least <= most:
+        raise UserError(f"{path}: min_patches {least} must be from 1 to max_patches {most}")
+    return least, most
 
 
 def _crop(path: Path, raw: dict) -> tuple[int, int]:

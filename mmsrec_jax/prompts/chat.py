@@ -47,7 +47,8 @@ class Chat:
     Args:
       tokenizer: a fast transformers tokenizer with a chat template.
       image_token_id, vision_start_token_id, vision_end_token_id: how the model writes an image;
-        None where the family has no such token.
+        None where the family has no such token. InternVL's marks around an image are in no
+        config.json: the tokenizer names them (`start_image_token`, `end_image_token`).
       processor: says how many slots an image has and where they stand.
 
     Raises:
@@ -80,6 +81,9 @@ class Chat:
         self._backend = tokenizer.backend_tokenizer
         self._image_token_id = image_token_id
         self._processor = processor
+        if vision_start_token_id is None and vision_end_token_id is None:
+            vision_start_token_id = getattr(tokenizer, "start_image_token_id", None)
+            vision_end_token_id = getattr(tokenizer, "end_image_token_id", None)
         names = [
             tokenizer.convert_ids_to_tokens(i)
             for i in (vision_start_token_id, image_token_id, vision_end_token_id)

@@ -22,13 +22,7 @@ VISION = VisionConfig(
     depth=2, hidden=16, heads=2, intermediate=24, fullatt_block_indexes=(1,), patch_size=PATCH,
     window_size=WINDOW * PATCH,
 )  # fmt: skip
-# models as Qwen2-VL and Qwen3-VL are: fields for `config` and `model`
-QWEN2 = {
-    "tower": dataclasses.replace(
-        VISION, fullatt_block_indexes=(), window_size=None, norm="layer", activation="quick_gelu",
-        gated=False,
-    ),
-}  # fmt: skip
+# a model as Qwen3-VL is: fields for `config` and `model`
 QWEN3 = {
     "rope_kind": "mrope_interleaved", "mrope_section": (2, 1, 1), "qkv_bias": False,
     "qk_norm": True, "layers": 3,

@@ -17,9 +17,11 @@ from mmsrec_jax import models
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import exporting, lora, names
 from mmsrec_jax.models.exporting import Adapters
-from mmsrec_jax.models.processor import ImageProcessor, read_json
+from mmsrec_jax.models.processor import read_json
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_5_vl"
+GOLDENS = Path(__file__).parents[1] / "golden"
+GOLDEN = GOLDENS / "qwen2_5_vl"
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl")
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -28,9 +30,10 @@ def dtype(request):
 
 
 @pytest.fixture
-def base(tmp_path, dtype):
-    """The golden directory in `dtype`."""
-    directory = Path(shutil.copytree(GOLDEN, tmp_path / "base"))
+def base(request, tmp_path, dtype):
+    """A golden directory in `dtype`."""
+    family = getattr(request, "param", "qwen2_5_vl")
+    directory = Path(shutil.copytree(GOLDENS / family, tmp_path / "base"))
     tensors = load_file(directory / "model.safetensors")
     tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -52,6 +55,7 @@ def copy(out, base=GOLDEN):
     exporting.write_model(out, exporting.of_directory(base), base, dtype="bfloat16")
 
 
+@pytest.mark.parametrize("base", FAMILIES, indirect=True)
 @pytest.mark.parametrize("source", ["model", "directory"])
 def test_every_tensor_comes_back_bit_for_bit(base, dtype, source, tmp_path):
     if source == "model":
@@ -68,7 +72,7 @@ def test_every_tensor_comes_back_bit_for_bit(base, dtype, source, tmp_path):
     for config in (written, given, *(written[k] for k in ("text_config", "vision_config"))):
         config.pop("dtype", None)
     assert written == given
-    assert ImageProcessor.from_pretrained(out) == ImageProcessor.from_pretrained(base)
+    assert names.processor_of(out) == names.processor_of(base)
 
 
 def test_shards_hold_the_same_tensors(base, dtype, tmp_path):
@@ -139,18 +143,10 @@ def test_write_undoes_read():
         np.testing.assert_array_equal(leaf.read(tensor, shape), parameter)
 
 
-def adapters_of(model):
-    factors = {
-        f"text.layers.{target}": (np.asarray(linear.lora_a[...]), np.asarray(linear.lora_b[...]))
-        for target, linear in lora.adapted(model).items()
-    }
-    return Adapters(factors, export_runs.ALPHA)
-
-
 def test_merging_adds_in_float32_and_casts_last(base, dtype, tmp_path):
     """base + alpha / rank * B @ A of the files that peft reads, in Hugging Face's layout."""
     model = export_runs.trained_model(base, "lora", dtype)
-    adapters = adapters_of(model)
+    adapters = export_runs.adapters_of(model)
     exporting.write_adapters(tmp_path / "peft", adapters, base, dtype="float32", base_name=None)
     factors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len(factors) == 2 * 7 * 2

@@ -52,6 +52,28 @@ def test_patches_equal_transformers(tmp_path, kind, size):
         np.testing.assert_allclose(patch.reshape(3, 14, 14), cut, atol=1e-5)
 
 
+@pytest.mark.parametrize("bounds", [(1, 12), (3, 6), (1, 1)])
+@pytest.mark.parametrize("size", [*SIZES, (56, 112), (112, 112), (400, 400), (28, 150)])
+def test_tiles_equal_transformers(tmp_path, size, bounds):
+    transformers = pytest.importorskip("transformers")
+    fields = {"crop_to_patches": True, "min_patches": bounds[0], "max_patches": bounds[1]}
+    kind = "GotOcr2ImageProcessor"
+    theirs = transformers.GotOcr2ImageProcessorPil(**PROCESSORS[kind], **fields)
+    made = theirs(Image.fromarray(image_of(*size)), return_tensors="np")
+    ours = FixedSizeProcessor.from_pretrained(write(tmp_path, kind, **fields), 14)
+    result, count = ours.patchify(image_of(*size)), int(made["num_patches"][0])
+    assert result["grid"] == ours.grid(*size) == (4 * count, 4)
+    assert ours.num_slots(result["grid"]) == 16 * count
+    tokens = np.full(16 * count + 2, 9)
+    tokens[[0, -1]] = 1, 2
+    assert ours.positions(tokens, [result["grid"]], 9).tolist() == [list(range(len(tokens)))] * 3
+
+    mean, std = np.float32(ours.mean), np.float32(ours.std)
+    pixels = result["patches"].reshape(count, 4, 4, 3, 14, 14).transpose(0, 1, 4, 2, 5, 3)
+    pixels = (pixels.reshape(count, 56, 56, 3) * np.float32(ours.rescale) - mean) / std
+    np.testing.assert_allclose(pixels.transpose(0, 3, 1, 2), made["pixel_values"], atol=1e-5)
+
+
 def test_old_files_give_numbers(tmp_path):
     write(tmp_path, "CLIPImageProcessor", size=56, crop_size=56)
     assert FixedSizeProcessor.from_pretrained(tmp_path, 14).pixels == (56, 56)
@@ -93,6 +115,11 @@ def test_positions_are_plain_and_slots_counted():
         ("CLIPImageProcessor", {"size": {"shortest_edge": 40}}, "exceeds what images are resized"),
         ("CLIPImageProcessor", {"size": {"longest_edge": 40}}, "size .* is not supported"),
         ("SiglipImageProcessor", {"crop_to_patches": True}, "crop_to_patches is not supported"),
+        (
+            "GotOcr2ImageProcessor",
+            {"crop_to_patches": True, "min_patches": 9, "max_patches": 4},
+            "min_patches 9 must be from 1 to max_patches 4",
+        ),
         ("ViTImageProcessor", {"image_processor_type": "X"}, "'X' is not supported for this model"),
     ],
 )

@@ -1,37 +1,37 @@
 """Live: transformers loads what is exported, peft the adapters, and both give our logits."""
 
-import importlib
 import json
 
 import export_runs
 import numpy as np
 import pytest
+from pairs import (
+    NO_IMAGE,
+    ONE_IMAGE,
+    TOLERANCE,
+    TWO_IMAGES,
+    distance,
+    hf,
+    make_rows,
+    save,
+    torch,
+    transformers,
+)
 
-from mmsrec_jax import models
 from mmsrec_jax.methods.export import export
 from mmsrec_jax.models import tokenizer
-from mmsrec_jax.models.processor import ImageProcessor
-
-torch = pytest.importorskip(
-    "torch", reason="live parity needs torch and transformers (make parity)"
-)
-transformers = importlib.import_module("transformers")
-hf = importlib.import_module("golden.make_golden")
+from mmsrec_jax.models.names import processor_of
 
 pytestmark = pytest.mark.parity
-TOLERANCE = 1e-4
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-FAMILIES = "qwen2_vl", "qwen2_5_vl", "qwen3_vl"
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl"]
+)
 def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    model = hf.tiny_model(hf.tiny_config(family=request.param), seed=11)
-    model.save_pretrained(directory)
-    processor = transformers.Qwen2VLImageProcessorPil(**hf.preprocessor(model.config))
-    processor.save_pretrained(directory)
+    save(hf.tiny_model(hf.tiny_config(request.param), seed=11), directory)
     tokenizer.train(["a mug, a lamp", "a red mug"] * 9, 300, directory)
     return directory
 
@@ -39,22 +39,13 @@ def base(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch(base):
     """Two images of different grids in one row, one in the next, text alone in the last."""
-    rng, ours = np.random.default_rng(0), ImageProcessor.from_pretrained(base)
-    images = [hf.random_images(1, [(24, 40), (37, 16)]), hf.random_images(2, [(9, 60)]), []]
-    slots = [[ours.num_slots(ours.grid(*image.shape[:2])) for image in row] for row in images]
-    rows = [hf.row(rng, row) for row in slots]
-    ids = np.zeros((3, max(map(len, rows))), np.int64)
-    mask = np.zeros_like(ids)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)], mask[b, : len(row)] = row, 1
-    return ids, mask, images
+    config = transformers.AutoConfig.from_pretrained(base)
+    rows, images = make_rows(config, 1, [TWO_IMAGES, ONE_IMAGE, NO_IMAGE])
+    return *hf.pad(rows), images
 
 
 def difference(theirs, ours, batch):
-    ids, mask, images = batch
-    with torch.no_grad():
-        expected = hf.hf_logits(theirs, ids, mask, images).numpy()
-    return np.abs(models.logits(ours, ids, mask, images) - expected)[mask.astype(bool)].max()
+    return distance(ours, theirs, *batch)
 
 
 def from_pretrained(directory, **options):
@@ -84,9 +75,10 @@ def test_a_whole_model(base, batch, trainable, tmp_path):
     text = "a red mug<|image_pad|>"
     ids = [transformers.AutoTokenizer.from_pretrained(d)(text) for d in (base, tmp_path / "out")]
     assert ids[0] == ids[1]
-    assert ImageProcessor.from_pretrained(tmp_path / "out") == ours.processor
+    assert processor_of(tmp_path / "out") == ours.processor
 
 
+@pytest.mark.parametrize("base", QWEN, indirect=True)
 def test_a_model_from_scratch(base, batch, tmp_path):
     """There are no files whose tensor names could be followed."""
     ours = export_runs.scratch_run(tmp_path / "run", base)
@@ -94,6 +86,7 @@ def test_a_model_from_scratch(base, batch, tmp_path):
     assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
 
 
+@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip"], indirect=True)
 def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, "full")
     export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")

@@ -1,5 +1,6 @@
 """Parts add up to the chat template's own text, and items cannot forge special tokens."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import toy_items
 
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.models import tokenizer
+from mmsrec_jax.models.fixed_size import FixedSizeProcessor
 from mmsrec_jax.models.processor import ImageProcessor, mrope_positions
 from mmsrec_jax.prompts import Chat, verdict_ids
 from mmsrec_jax.prompts.templates import IMAGE
@@ -28,6 +31,24 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chat(trained):
     return toy_items.prompting(trained).chat
+
+
+def test_marks_that_only_the_tokenizer_names(tmp_path):
+    """InternVL's, as its tokenizer_config.json has them."""
+    toy_items.make_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    marks = {"start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"extra_special_tokens": marks}))
+    named, plain = tokenizer.load(tmp_path), toy_items.make_tokenizer(tmp_path / "plain")
+    start, pad, end = plain.convert_tokens_to_ids(
+        ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
+    )
+    tiles = FixedSizeProcessor(1, pixels=(1, 2), slots=2, resize=(1, 2), tiles=(1, 2))
+    image = tiles.patchify(np.zeros((1, 4, 3), np.uint8))  # two tiles and the whole
+    for given, around in ((named, [start, end]), (plain, [])):
+        chat = Chat(given, image_token_id=pad, processor=tiles)
+        tokens = chat.encode(IMAGE, [image]).tokens.tolist()
+        assert tokens == around[:1] + [pad] * 6 + around[1:]
 
 
 @pytest.mark.parametrize("template", [None, SYSTEM_TEMPLATE])

@@ -1,7 +1,8 @@
 """InternVL3 (arXiv 2504.10479) as transformers stores it: InternViT, pixel unshuffle, MLP, Qwen2.
 
-Every image is one tile (`crop_to_patches` must be off), and prompts hold its slots alone: the marks
-`<img>` and `</img>` around them are in no field of config.json.
+An image is one tile, or several where `preprocessor_config.json` says `crop_to_patches`; that
+transformers' InternVLProcessor cuts whatever the file says is not followed. The marks `<img>` and
+`</img>` around an image are in no field of config.json: the tokenizer names them.
 """
 
 from mmsrec_jax.models.families import vit

@@ -1,0 +1,88 @@
+"""8 simulated devices give what 1 gives, for each family: logits, loss, gradients, an update."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mmsrec_jax import models, sharding
+from mmsrec_jax.models import api
+from mmsrec_jax.models.loss import token_logprobs
+from mmsrec_jax.training.state import TrainState
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RATE = 1e-2
+# The first update of Adam is the sign of the gradient, which rounding decides where that is nearly
+# zero. With this eps (gradients are clipped to norm 1) it is smooth in the gradient.
+COMPILE_FAST = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, b2=0.98, eps=1e-3))
+
+
+def train_step(directory, mesh):
+    """(loss, logits, gradients, what the update adds to the parameters / RATE)."""
+    stored = np.load(directory / "golden.npz")
+    ids, mask = stored["input_ids"], stored["attention_mask"]
+    model = models.load(directory, mesh=mesh)
+    batch = api.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
+    answer = np.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 4
+    batch["loss_weights"] = (answer & (mask > 0)).astype(np.float32)
+    batch = {key: np.tile(value, (4,) + (1,) * (value.ndim - 1)) for key, value in batch.items()}
+    batch["loss_weights"] *= np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
+    graphdef, params = nnx.split(model)
+
+    def loss(params, batch):
+        model = nnx.merge(graphdef, params)
+        hidden = model(batch)
+        logprobs = token_logprobs(model, hidden, batch["tokens"])
+        return -jnp.sum(logprobs * batch["loss_weights"]), model.unembed(hidden)
+
+    def step(state, batch):
+        (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        return value, logits, grads, state.apply(grads, OPTIMIZER).params
+
+    with jax.set_mesh(mesh):
+        where = sharding.shardings(params, mesh)
+        state = TrainState.create(params, OPTIMIZER)
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        step = jax.jit(
+            step, out_shardings=(None, None, where, where), compiler_options=COMPILE_FAST
+        )
+        out = step(state, batch)
+    value, logits, grads, new = out
+    added = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / RATE, new, params)
+    return float(value), np.asarray(logits), grads, added
+
+
+def largest(tree) -> float:
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl"]
+)
+def test_eight_devices_equal_one(name, capfd):
+    value, logits, grads, added = train_step(
+        GOLDEN / name, sharding.make_mesh(devices=jax.devices()[:1])
+    )
+    got = train_step(GOLDEN / name, sharding.make_mesh(data=1, fsdp=4, tensor=2))
+    assert got[0] == pytest.approx(value, rel=1e-5)
+    np.testing.assert_allclose(got[1], logits, atol=1e-4)
+    scale = largest(grads)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got[2]), jax.tree.leaves(grads), strict=True):
+        # keys' biases have no gradient but rounding
+        atol = 1e-4 * max(float(jnp.abs(b).max()), scale / 100)
+        np.testing.assert_allclose(a, b, atol=atol, err_msg=jax.tree_util.keystr(path))
+    assert largest(added) > 0.5  # in units of the learning rate
+    for (path, a), b in zip(jax.tree.leaves_with_path(got[3]), jax.tree.leaves(added), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3, err_msg=jax.tree_util.keystr(path))
+    gate = got[2]["text"]["layers"]["gate"]["kernel"][...]
+    layers, hidden, mlp = gate.shape
+    assert gate.sharding.shard_shape(gate.shape) == (layers, hidden // 4, mlp // 2)
+    assert "full rematerialization" not in capfd.readouterr().err  # the partitioner's warning
