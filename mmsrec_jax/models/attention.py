@@ -180,9 +180,17 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) ->
     )
     if visible is not None:
         scores = jnp.where(visible[:, None, :, None, :], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bktgs,bskh->btkgh", weights, v, precision=precision(v.dtype))
-    return out.reshape(*rows, heads, head_dim)
+    # Softmax, divided after the sum over keys, where there is less to divide: faster on CPU.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "bktgs,bskh->bktgh",
+        weights.astype(v.dtype),
+        v,
+        precision=precision(v.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    out = out / jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.moveaxis(out, 1, 2).reshape(*rows, heads, head_dim).astype(v.dtype)
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
