@@ -102,7 +102,7 @@ def test_packed_rows(pair):
                for row, own in zip(rows, images, strict=True)]  # fmt: skip
     packed = {
         key: np.concatenate([one[key] for one in singles if key in one], -1 if axis < 0 else axis)
-        for key, axis in (("tokens", 1), ("positions", 2), ("branch_ids", 1), ("patches", 1),
+        for key, axis in (("tokens", 1), ("positions", 2), ("patches", 1),
                           ("patch_hw", 1), ("patch_image_ids", 1), ("patch_window_ids", 1))
     }  # fmt: skip
     packed["segment_ids"] = np.repeat([1, 2, 3], [len(row) for row in rows])[None].astype(np.int32)
