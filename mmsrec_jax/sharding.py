@@ -5,7 +5,7 @@ theirs where they are constrained. Nothing else in the package mentions a mesh a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
@@ -94,8 +94,44 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = (a if a and _even(n, a, mesh) else None for n, a in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, _activation_spec(x.shape, axes, mesh))
+
+
+def divided(size: int, logical: str) -> bool:
+    """Whether the mesh divides an axis of this size and name (True without a mesh)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or _even(size, LOGICAL_AXES[logical], mesh)
+
+
+def per_device(f: Callable, *arguments: tuple, out: Sequence[str | None]) -> jax.Array:
+    """f of what each device holds of the arguments, for kernels that the partitioner cannot split.
+
+    Args:
+      f: independent along every axis that the mesh divides; returns an array shaped like the first
+        argument.
+      arguments: pairs of a pytree and the logical names of the first axes of all its leaves.
+      out: logical names of all axes of the result.
+    """
+    values = [value for value, _ in arguments]
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f(*values)
+
+    def spec(x, logical):
+        return _activation_spec(x.shape, _mesh_axes(logical), mesh)
+
+    in_specs = tuple(
+        jax.tree.map(lambda x, logical=logical: spec(x, logical), value)
+        for value, logical in arguments
+    )
+    # Kernels do not say along which mesh axes their results vary, hence no check of it.
+    mapped = jax.shard_map(f, in_specs=in_specs, out_specs=spec(values[0], out), check_vma=False)
+    return mapped(*values)
+
+
+def _activation_spec(shape: Sequence[int], axes: Sequence[tuple[str, ...]], mesh) -> PartitionSpec:
+    pairs = zip(shape, axes, strict=False)  # an array may have more axes than are named
+    return PartitionSpec(*(a if a and _even(n, a, mesh) else None for n, a in pairs))
 
 
 def _parameter_spec(path: str, shape, logical, mesh) -> PartitionSpec:

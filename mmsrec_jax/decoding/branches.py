@@ -49,7 +49,7 @@ def append_branches(
             batch["segment_ids"].at[at, last].set(0),
             jnp.where(inside, segment[:, None, None], 0),
         ),
-        "branch_ids": join(batch["branch_ids"], ids),
+        "branch_ids": join(jnp.zeros_like(batch["tokens"]), ids),
     }
 
 

@@ -140,7 +140,6 @@ def generate(
             "tokens": token[:, None],
             "positions": position,
             "segment_ids": segment,
-            "branch_ids": jnp.zeros_like(segment),
         }
         hidden, cache = model(step_batch, cache=cache)
         token, done, out = emit(step, hidden, done, out)

@@ -58,12 +58,13 @@ def batches(
         "skipped" and what sources count.
 
     Yields:
-      tokens, segment_ids, branch_ids int32[B, L], positions int32[B, 3, L],
-      loss_weights float32[B, L], target_positions int32[B, targets] (where the weights are, -1);
-      patches uint8[B, P, D], patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids
-      int32[B, P]; answer_positions (-1 = none), labels int32[B, answers]: verdicts of the examples
-      of a row one after the other, told apart by the segment at their positions; without packing
-      also index int32[B], the example's row or item, -1 in empty rows.
+      tokens, segment_ids int32[B, L], positions int32[B, 3, L], loss_weights float32[B, L],
+      target_positions int32[B, targets] (where the weights are, -1); patches uint8[B, P, D],
+      patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P]; where there is room
+      for verdicts, which every branch ends in, branch_ids int32[B, L] and answer_positions (-1 =
+      none), labels int32[B, answers]: verdicts of the examples of a row one after the other, told
+      apart by the segment at their positions; without packing also index int32[B], the example's
+      row or item, -1 in empty rows.
 
     Raises:
       UserError: sizes that do not divide; while iterating, an example that fits no empty row and
@@ -213,11 +214,11 @@ class _RowsIterator(grain.DatasetIterator):
             "tokens": np.zeros((count, length), np.int32),
             "positions": np.zeros((count, 3, length), np.int32),
             "segment_ids": np.zeros((count, length), np.int32),
-            "branch_ids": np.zeros((count, length), np.int32),
             "loss_weights": np.zeros((count, length), np.float32),
             "target_positions": np.full((count, targets), -1, np.int32),
         }
         if answers:
+            batch["branch_ids"] = np.zeros((count, length), np.int32)
             batch["answer_positions"] = np.full((count, answers), -1, np.int32)
             batch["labels"] = np.zeros((count, answers), np.int32)
         if not self._pack:
@@ -229,9 +230,9 @@ class _RowsIterator(grain.DatasetIterator):
                 batch["tokens"][b, span] = example.tokens
                 batch["positions"][b, :, span] = example.positions
                 batch["segment_ids"][b, span] = segment
-                batch["branch_ids"][b, span] = example.branch_ids
                 batch["loss_weights"][b, span] = example.loss_weights
                 if n := len(example.answer_positions):
+                    batch["branch_ids"][b, span] = example.branch_ids
                     at = example.answer_positions
                     batch["answer_positions"][b, answer : answer + n] = np.where(
                         at >= 0, at + start, -1

@@ -62,7 +62,6 @@ def make_batch(
         "tokens": input_ids.astype(np.int32),
         "positions": positions,
         "segment_ids": mask.astype(np.int32),
-        "branch_ids": np.zeros_like(input_ids, np.int32),
     }
     return batch | _pack_patches(rows)
 

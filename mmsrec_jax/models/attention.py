@@ -1,30 +1,86 @@
-"""Attention of the decoder and the vision tower.
+"""Attention of the decoder and the vision towers, and its implementation on each platform.
 
-Who sees whom is decided once per forward pass (`visibility`), outside of the layer scan, and handed
-to `attention` of every layer.
+Who sees whom is decided once per forward pass (`causal`, `everything`) where it is the same in all
+layers, in the form that the implementation reads, and handed to `attention` of every layer.
+
+The implementation follows from the platform of the mesh's devices (without a mesh, of JAX's default
+backend), which is known while tracing, also when a CPU host compiles for an absent TPU.
+`jax.lax.platform_dependent` would decide while lowering, but a gradient then keeps what the
+backward pass of every implementation needs, the quadratic one's too.
 """
 
-from typing import NamedTuple
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mmsrec_jax.models import splash
 from mmsrec_jax.models.layers import precision
+from mmsrec_jax.sharding import divided, per_device
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
+
+Implementation = Literal["xla", "splash", "cudnn"]
+_FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "cudnn"}
+_forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar(
+    "implementation", default=None
+)
+
+# A mask bool[B, T, S] or None (everything) for XLA and cuDNN.
+Visible = jax.Array | None | splash.Segments | splash.Pairs
 
 
 class Layout(NamedTuple):
     """Where tokens stand. Each int32[B, L].
 
     segment_ids: 0 padding, 1.. examples packed in the row.
-    branch_ids: 0 trunk, c >= 1 branch c of the segment.
+    branch_ids: 0 trunk, c >= 1 branch c of the segment. None: all are trunk.
     slots: order for the causal rule.
     """
 
     segment_ids: jax.Array
-    branch_ids: jax.Array
+    branch_ids: jax.Array | None
     slots: jax.Array
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: where what is being traced will run."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend()
+    return mesh.abstract_device.platform
+
+
+def implementation(dtype, queries: int) -> Implementation:
+    """What `attention` of this many queries runs as.
+
+    The fused kernels compute in 16 bits: float32, where results shall be exact, is left to XLA.
+    So are few queries (decoding), whose scores are small and would fill no block of a kernel.
+    """
+    if queries < splash.SHORTEST:
+        return "xla"
+    if forced := _forced.get():
+        return forced
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return "xla"
+    return _FUSED.get(platform(), "xla")
+
+
+@contextlib.contextmanager
+def force(name: Implementation) -> Iterator[None]:
+    """Traces inside use this implementation, in every dtype; for tests and comparisons.
+
+    Off their platforms splash runs interpreted and cuDNN is replaced by XLA on the same arguments.
+    Compiled functions do not know about it: trace new ones.
+    """
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 
 def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -34,25 +90,85 @@ def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
 
 def visibility(query: Layout, key: Layout) -> jax.Array:
     """bool[B, T, S]: same segment, at or before the query, in the trunk or the same branch."""
-    branch = key.branch_ids[:, None, :]
-    return (
-        same_segment(query.segment_ids, key.segment_ids)
-        & (key.slots[:, None, :] <= query.slots[:, :, None])
-        & ((branch == 0) | (branch == query.branch_ids[:, :, None]))
+    visible = same_segment(query.segment_ids, key.segment_ids) & (
+        key.slots[:, None, :] <= query.slots[:, :, None]
     )
+    if key.branch_ids is None:
+        return visible
+    branch = key.branch_ids[:, None, :]
+    return visible & ((branch == 0) | (branch == query.branch_ids[:, :, None]))
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def causal(query: Layout, key: Layout | None, dtype) -> Visible:
+    """What `visibility` says, for `attention` in this dtype.
+
+    key: None when queries are their own keys, in the order of their slots.
+    """
+    splashes = implementation(dtype, query.slots.shape[1]) == "splash"
+    if splashes and key is None and query.branch_ids is None:
+        return splash.Segments(query.segment_ids, causal=True)
+    visible = visibility(query, query if key is None else key)
+    return splash.pairs(visible) if splashes else visible
+
+
+def within_segments(ids: jax.Array, dtype) -> Visible:
+    """Tokens with ids int32[B, L] see their own segment, before and after; 0 is padding."""
+    if implementation(dtype, ids.shape[1]) == "splash":
+        return splash.Segments(ids, causal=False)
+    return same_segment(ids, ids)
+
+
+def everything(rows: int, length: int, dtype) -> Visible:
+    """All tokens of a row see each other."""
+    if implementation(dtype, length) == "splash":
+        return splash.Segments(jnp.ones((rows, length), jnp.int32), causal=False)
+    return None
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: Visible,
+    axes: tuple[str, str] = ("heads", "kv_heads"),
+) -> jax.Array:
     """Grouped-query attention, softmax in float32.
 
     Args:
       q: [B, T, heads, head_dim].
       k, v: [B, S, kv_heads, head_dim]; query head n reads kv head n // (heads // kv_heads).
-      visible: bool[B, T, S].
+      visible: of `causal`, `within_segments` or `everything`, or bool[B, T, S].
+      axes: the logical names of the head axes of q and of k and v.
 
     Returns:
       [B, T, heads, head_dim] in the dtype of v. Rows that see nothing are finite and meaningless.
     """
+    if isinstance(visible, splash.Segments | splash.Pairs):
+
+        def fused(q, k, v, visible):
+            return splash.attention(q, k, v, visible, interpret=platform() != "tpu")
+
+    elif implementation(k.dtype, q.shape[1]) == "cudnn":
+        fused = _cudnn
+    else:
+        return _xla(q, k, v, visible)
+
+    heads, kv_heads = axes
+    if not divided(k.shape[2], kv_heads):
+        # A device that holds all kv heads but few query heads could not tell which belong together.
+        k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+        kv_heads = heads
+    return per_device(
+        fused,
+        (q, ("batch", "length", heads, "head_dim")),
+        (k, ("batch", "length", kv_heads, "head_dim")),
+        (v, ("batch", "length", kv_heads, "head_dim")),
+        (visible, ("batch",)),
+        out=("batch", "length", heads, "head_dim"),
+    )
+
+
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
     *rows, heads, head_dim = q.shape
     q = q.reshape(*rows, k.shape[2], heads // k.shape[2], head_dim) * head_dim**-0.5
     scores = jnp.einsum(
@@ -62,7 +178,31 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> j
         precision=precision(k.dtype),
         preferred_element_type=jnp.float32,
     )
-    scores = jnp.where(visible[:, None, :, None, :], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bktgs,bskh->btkgh", weights, v, precision=precision(v.dtype))
-    return out.reshape(*rows, heads, head_dim)
+    if visible is not None:
+        scores = jnp.where(visible[:, None, :, None, :], scores, MASKED)
+    # Softmax, divided after the sum over keys, where there is less to divide: faster on CPU.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "bktgs,bskh->bktgh",
+        weights.astype(v.dtype),
+        v,
+        precision=precision(v.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    out = out / jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.moveaxis(out, 1, 2).reshape(*rows, heads, head_dim).astype(v.dtype)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+    (rows, queries), keys = q.shape[:2], k.shape[1]
+    if visible is None:
+        visible = jnp.ones((rows, queries, keys), bool)
+    # Its gradients need even lengths.
+    spare = [(0, 0), (0, queries % 2)], [(0, 0), (0, keys % 2)]
+    q, k, v = (
+        jnp.pad(x, [*pad, (0, 0), (0, 0)])
+        for x, pad in ((q.astype(k.dtype), spare[0]), (k, spare[1]), (v, spare[1]))
+    )
+    mask = jnp.pad(visible, [*spare[0], spare[1][1]])[:, None]
+    name = "cudnn" if platform() == "gpu" else "xla"
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=name)[:, :queries]

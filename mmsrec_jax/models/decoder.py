@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmsrec_jax.decoding import cache as cache_lib
 from mmsrec_jax.models import rope
-from mmsrec_jax.models.attention import Layout, attention, visibility
+from mmsrec_jax.models.attention import Layout, attention, causal
 from mmsrec_jax.models.config import DecoderConfig
 from mmsrec_jax.models.layers import Block, Linear, RMSNorm, normal, precision, scan_layers
 from mmsrec_jax.sharding import constrain
@@ -69,7 +69,7 @@ class Decoder(nnx.Module):
         x: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array,
-        branch_ids: jax.Array,
+        branch_ids: jax.Array | None,
         *,
         deepstack: jax.Array | None = None,
         cache: cache_lib.KVCache | None,
@@ -77,16 +77,16 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, cache_lib.KVCache | None]:
         """Embeddings x [B, L, hidden] -> final-normed hidden states, and the cache after them.
 
-        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L]. deepstack [K, B, L, hidden]
-        is added to the outputs of the first K layers (DeepStack, arXiv 2406.04334).
+        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L], None without branches (on TPU
+        the cheaper way). deepstack [K, B, L, hidden] is added to the outputs of the first K layers
+        (DeepStack, arXiv 2406.04334).
         """
         table = rope.text(positions, self.config)
         slots = jnp.broadcast_to(jnp.arange(x.shape[1]), segment_ids.shape)
         indices = jnp.arange(self.config.layers)
 
         if cache is None:
-            layout = Layout(segment_ids, branch_ids, slots)
-            visible = visibility(layout, layout)
+            visible = causal(Layout(segment_ids, branch_ids, slots), None, x.dtype)
 
             def layer(block, x, index):
                 q, k, v = block.project(x, table, adapters)
@@ -96,14 +96,17 @@ class Decoder(nnx.Module):
             x = scan_layers(self.layers, layer, x, indices, remat=self.remat)
             return self.norm(x), None
 
+        if branch_ids is None:
+            branch_ids = jnp.zeros_like(segment_ids)
         start = cache.length
         cache = cache_lib.extend(cache, segment_ids, branch_ids)
         key_slots = jnp.broadcast_to(
             jnp.arange(cache.segment_ids.shape[1]), cache.segment_ids.shape
         )
-        visible = visibility(
+        visible = causal(
             Layout(segment_ids, branch_ids, start + slots),
             Layout(cache.segment_ids, cache.branch_ids, key_slots),
+            cache.k.dtype,
         )
 
         def cached_layer(block, carry, index):

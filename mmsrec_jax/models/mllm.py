@@ -20,9 +20,9 @@ PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 class MLLM(nnx.Module):
     """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`.
 
-    A batch is a dict of arrays: tokens, segment_ids, branch_ids int32[B, L], positions
-    int32[B, 3, L] and, unless the batch is text only, patches uint8[B, P, pixels], patch_hw
-    int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
+    A batch is a dict of arrays: tokens, segment_ids int32[B, L], positions int32[B, 3, L],
+    branch_ids int32[B, L] unless there are no branches and, unless the batch is text only, patches
+    uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MLLM(nnx.Module):
             x,
             batch["positions"],
             batch["segment_ids"],
-            batch["branch_ids"],
+            batch.get("branch_ids"),
             deepstack=deepstack,
             cache=cache,
             adapters=adapters,

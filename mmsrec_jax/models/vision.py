@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mmsrec_jax.models import rope
-from mmsrec_jax.models.attention import attention, same_segment
+from mmsrec_jax.models.attention import attention, same_segment, within_segments
 from mmsrec_jax.models.config import VisionConfig, VitConfig
 from mmsrec_jax.models.layers import NORMS, Block, Linear, normal, precision, scan_layers
 from mmsrec_jax.sharding import constrain
@@ -195,8 +195,9 @@ class Vision(nnx.Module):
             x, kept = carry
             full, slot = inputs
             ids = jnp.where(full, patch_image_ids, patch_window_ids)
+            visible = within_segments(ids, x.dtype)
             q, k, v = block.project(x, table, False)
-            x = block.finish(x, attention(q, k, v, same_segment(ids, ids)), False)
+            x = block.finish(x, attention(q, k, v, visible, block.axes[:2]), False)
             if kept is not None:
                 kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, axis=0)
             return x, kept

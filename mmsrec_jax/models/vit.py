@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax.models.attention import attention
+from mmsrec_jax.models.attention import attention, everything
 from mmsrec_jax.models.config import VitConfig
 from mmsrec_jax.models.layers import Block, LayerNorm, Linear, normal, scan_layers
 from mmsrec_jax.models.vision import PatchEmbed
@@ -177,11 +177,11 @@ class Vit(nnx.Module):
         x = constrain(self.embeddings(patches), "batch", "length", "features")
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        everything = jnp.ones((1, 1, 1), bool)
+        visible = everything(*x.shape[:2], x.dtype)
 
         def layer(block, x, _):
             q, k, v = block.project(x, None, False)
-            return block.finish(x, attention(q, k, v, everything), False)
+            return block.finish(x, attention(q, k, v, visible, block.axes[:2]), False)
 
         taken = {}
         for start, stop in itertools.pairwise(sorted({0, *self.config.feature_layers})):

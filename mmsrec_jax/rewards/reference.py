@@ -102,7 +102,6 @@ def _told_apart(
         "tokens": texts["image_tokens"],
         "positions": texts["image_positions"],
         "segment_ids": texts["image_segments"],
-        "branch_ids": jnp.zeros_like(texts["image_segments"]),
         **{key: batch[key] for key in PATCH_KEYS},
     }
     lines = shifted(texts["image_line"], -1).reshape(rows, -1, steps)
@@ -125,7 +124,6 @@ def _plain(tokens: jax.Array, lengths: jax.Array) -> dict[str, jax.Array]:
         "tokens": tokens,
         "positions": jnp.broadcast_to(slots[:, None], (tokens.shape[0], 3, tokens.shape[1])),
         "segment_ids": (slots < lengths[:, None]).astype(jnp.int32),
-        "branch_ids": jnp.zeros_like(tokens),
     }
 
 

@@ -1,63 +1,217 @@
-"""Attention and its masks against a plain float64 loop."""
+"""Attention on every platform against a plain float64 softmax and its gradients.
+
+Splash runs interpreted; cuDNN itself runs nowhere here: what we hand to it is handed to XLA by the
+same function, `jax.nn.dot_product_attention`.
+"""
+
+import functools
+import itertools
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from mmsrec_jax.models.attention import Layout, attention, same_segment, visibility
+sys.path.append(str(Path(__file__).parent))
+import mllm_batches as mb
 
-B, L, HEADS, KV_HEADS, DIM = 2, 13, 6, 2, 4
+from mmsrec_jax import sharding
+from mmsrec_jax.models import attention as lib
+from mmsrec_jax.models.attention import Layout, attention, causal, same_segment, within_segments
+
+B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one
+IMPLEMENTATIONS = ("xla", "splash", "cudnn")
 
 
+@functools.cache
 def inputs():
+    """q, k, v and a cotangent; rows of segments with padding, branches in order and mixed."""
     rng = np.random.default_rng(0)
-    q, k, v = (
-        rng.normal(size=(B, L, n, DIM)).astype(np.float32) for n in (HEADS, KV_HEADS, KV_HEADS)
+    q, k, v, out = (
+        rng.normal(size=(B, L, n, DIM)).astype(np.float32)
+        for n in (HEADS, KV_HEADS, KV_HEADS, HEADS)
     )
-    segments = np.array([[1] * 6 + [2] * 5 + [0] * 2, [0] + [3] * 10 + [0] * 2])
-    branches = np.array([[0, 0, 1, 1, 2, 2, 0, 1, 0, 2, 1, 0, 0], [0, 0, 1, 2, 1, 2, 3] + [3] * 6])
-    return q, k, v, segments.astype(np.int32), branches.astype(np.int32)
+    segments = np.array([[1] * 60 + [2] * 70 + [0] * 20, [0] * 3 + [3] * 140 + [1] * 7], np.int32)
+    branches = rng.integers(0, 4, (B, L)).astype(np.int32)
+    branches[0, :60] = np.repeat([0, 1, 2], 20)
+    return q, k, v, out, segments, branches
 
 
-def seen(segments, branches, b, t, causal):
-    return [
-        s
-        for s in range(L)
-        if segments[b, s] == segments[b, t]
-        and (not causal or (s <= t and branches[b, s] in (0, branches[b, t])))
-    ]
+def seen(kind, query=None):
+    """bool[B, T, L], by the definition, token by token; `query`: slots of the queries."""
+    *_, segments, branches = inputs()
+    mask = np.zeros((B, L if query is None else len(query), L), bool)
+    for b, i, s in np.ndindex(mask.shape):
+        t = i if query is None else query[i]
+        own = branches[b, s] in (0, branches[b, t])
+        mask[b, i, s] = kind == "everything" or (
+            segments[b, s] == segments[b, t] > 0
+            and (kind == "sides" or s <= t)
+            and (kind != "branches" or own)
+        )
+    return mask
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_matches_a_plain_softmax(causal):
-    q, k, v, segments, branches = inputs()
-    slots = np.broadcast_to(np.arange(L), segments.shape)
-    layout = Layout(segments, branches, slots)
-    visible = visibility(layout, layout) if causal else same_segment(segments, segments)
-    out = np.asarray(attention(q, k, v, visible))
-    assert np.isfinite(out).all()
-    for b in range(B):
-        for t in range(L):
-            if segments[b, t] == 0:
-                continue
-            s = seen(segments, branches, b, t, causal)
-            for n in range(HEADS):
-                kv = n // (HEADS // KV_HEADS)
-                scores = k[b, s, kv].astype(np.float64) @ q[b, t, n] / np.sqrt(DIM)
-                weights = np.exp(scores - scores.max())
-                expected = weights / weights.sum() @ v[b, s, kv]
-                np.testing.assert_allclose(out[b, t, n], expected, atol=1e-6)
+def softmax_attention(q, k, v, mask, cotangent):
+    """Outputs and gradients of sum(out * cotangent) of queries that see something."""
+    q, k, v, cotangent = (x.astype(np.float64) for x in (q, k, v, cotangent))
+    out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
+    for b, n in np.ndindex(B, HEADS):
+        kv = n // (HEADS // KV_HEADS)
+        scores = np.where(mask[b], q[b, :, n] @ k[b, :, kv].T / np.sqrt(DIM), -np.inf)
+        live = mask[b].any(1)
+        weights = np.exp(scores - np.where(live, scores.max(1), 0)[:, None])
+        weights /= np.where(live, weights.sum(1), 1)[:, None]
+        out[b, :, n] = weights @ v[b, :, kv]
+        dv[b, :, kv] += weights.T @ cotangent[b, :, n]
+        slope = cotangent[b, :, n] @ v[b, :, kv].T
+        slope = weights * (slope - (weights * slope).sum(1, keepdims=True)) / np.sqrt(DIM)
+        dq[b, :, n] = slope @ k[b, :, kv]
+        dk[b, :, kv] += slope.T @ q[b, :, n]
+    return out, dq, dk, dv
+
+
+def visible(kind, segments, branches):
+    slots = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    if kind == "everything":
+        return lib.everything(*segments.shape, jnp.float32)
+    if kind == "sides":
+        return within_segments(segments, jnp.float32)
+    branches = branches if kind == "branches" else None
+    return causal(Layout(segments, branches, slots), None, jnp.float32)
+
+
+def run(kind, name, axes=("heads", "kv_heads")):
+    """Outputs, 0 where nothing is seen, and gradients."""
+    q, k, v, cotangent, segments, branches = inputs()
+    live = seen(kind).any(2)[..., None, None]
+
+    @jax.jit
+    def both(q, k, v, segments, branches):
+        def total(q, k, v):
+            out = attention(q, k, v, visible(kind, segments, branches), axes)
+            out = jnp.where(live, out, 0)
+            return jnp.sum(out * cotangent), out
+
+        gradients, out = jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        return out, *gradients
+
+    with lib.force(name):
+        return both(q, k, v, segments, branches)
+
+
+def assert_close(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@functools.cache
+def expected(kind):
+    q, k, v, cotangent, *_ = inputs()
+    return softmax_attention(q, k, v, seen(kind), cotangent)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        *itertools.product(["packed", "branches", "sides"], IMPLEMENTATIONS),
+        *itertools.product(["everything"], ["xla", "cudnn"]),  # in splash: sides with one segment
+    ],
+)
+def test_matches_a_plain_softmax(kind, name):
+    assert_close(run(kind, name), expected(kind))
+
+
+@pytest.mark.parametrize(
+    "kind, name, axes",
+    [
+        ("packed", "splash", ("heads", "kv_heads")),
+        ("branches", "splash", ("heads", "kv_heads")),
+        ("branches", "cudnn", ("heads", "kv_heads")),
+        ("sides", "cudnn", ("vision_heads", "vision_heads")),
+    ],
+)
+def test_eight_devices_equal_one(kind, name, axes):
+    with jax.set_mesh(sharding.make_mesh(2, 1, 4)):  # two kv heads over four devices
+        spread = run(kind, name, axes)
+    assert_close(spread, expected(kind))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_queries_behind_their_keys(name):
+    """A prefill into a cache: fewer queries than slots, empty slots, a query that sees nothing."""
+    q, k, v, cotangent, segments, branches = inputs()
+    slots = np.arange(10, 145)
+    asked = segments[:, slots].copy()
+    asked[:, 20] = 9
+    mask = seen("branches", slots) & (asked == segments[:, slots])[..., None]
+    q, cotangent = (np.where(mask.any(2)[..., None, None], x[:, slots], 0) for x in (q, cotangent))
+    keys = Layout(segments, branches, np.broadcast_to(np.arange(L), segments.shape))
+    queries = Layout(asked, branches[:, slots], np.broadcast_to(slots, asked.shape))
+
+    @jax.jit
+    def both(q, k, v, queries, keys):
+        out, back = jax.vjp(
+            lambda *qkv: attention(*qkv, causal(queries, keys, jnp.float32)), q, k, v
+        )
+        live = jnp.any(mask, 2)[..., None, None]
+        return jnp.where(live, out, 0), *back(jnp.where(live, cotangent, 0))
+
+    with lib.force(name):
+        got = both(q, k, v, queries, keys)
+    assert_close(got, softmax_attention(q, k, v, mask, cotangent))
+
+
+def test_a_model_is_the_same_interpreted():
+    """Windows and whole images alternate in the tower's scan; a batch has branches or has none."""
+    rng = np.random.default_rng(0)
+    rows = [mb.example(rng, [(16, 12)], 40, branches=(40, 30)), mb.example(rng, [(4, 8)], 20)]
+    batch = mb.batch(rows, 180, 224)
+    graphdef, state = nnx.split(mb.model())
+
+    def hidden(batch):
+        return nnx.merge(graphdef, state)(batch) * (batch["segment_ids"] > 0)[..., None]
+
+    wanted = jax.jit(hidden)
+    straight = wanted(batch | {"branch_ids": np.zeros_like(batch["branch_ids"])})
+    batch_without = {key: x for key, x in batch.items() if key != "branch_ids"}
+    with lib.force("splash"):
+        got = jax.jit(lambda batches: [hidden(batch) for batch in batches])((batch, batch_without))
+    np.testing.assert_allclose(got[0], wanted(batch), atol=1e-4)
+    np.testing.assert_allclose(got[1], straight, atol=1e-4)
+    assert np.abs(got[0] - got[1]).max() > 1e-2
+
+
+def test_implementation_follows_from_platform_type_and_length(monkeypatch):
+    bf16, f32 = jnp.bfloat16, jnp.float32
+    assert lib.platform() == "cpu" and lib.implementation(bf16, 4096) == "xla"
+    for platform, fused in {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}.items():
+        monkeypatch.setattr(lib, "platform", lambda platform=platform: platform)
+        assert lib.implementation(bf16, 128) == fused
+        assert lib.implementation(f32, 4096) == lib.implementation(bf16, 1) == "xla"
+    with lib.force("splash"):
+        assert lib.implementation(f32, 128) == "splash"
+        assert lib.implementation(f32, 127) == "xla"
+
+
+def test_platform_is_the_mesh_not_the_host():
+    chip = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1, 4, 2), sharding.MESH_AXES, abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert jax.default_backend() == "cpu" and lib.platform() == "tpu"
 
 
 def test_rows_that_see_nothing_pass_no_nan_to_gradients():
-    q, k, v, segments, _ = inputs()
+    q, k, v, _, segments, _ = inputs()
     visible = same_segment(jnp.zeros_like(segments), segments)
 
     def total(q, k, v):
         return jnp.sum(attention(q, k, v, visible) ** 2)
 
-    for gradient in jax.grad(total, (0, 1, 2))(q, k, v):
+    for gradient in jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v):
         assert np.isfinite(gradient).all()
 
 

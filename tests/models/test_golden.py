@@ -98,7 +98,7 @@ def test_packed_segments_equal_their_rows(model, golden, forward):
     batch = api.make_batch(model, ids, mask, images)
     lengths = mask.sum(1)
     packed = {key: value[:1] for key, value in batch.items() if key in mllm.PATCH_KEYS}
-    for key in ("tokens", "positions", "segment_ids", "branch_ids"):
+    for key in ("tokens", "positions", "segment_ids"):
         parts = [batch[key][b, ..., :n] for b, n in enumerate(lengths)]
         parts = [part * (b + 1) if key == "segment_ids" else part for b, part in enumerate(parts)]
         packed[key] = np.concatenate(parts, axis=-1)[None]
