@@ -168,6 +168,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     evaluation.users = 0  # random subset of test users, 0 = all
     evaluation.negatives = 20  # of a candidate list
+    evaluation.k = (1, 5, 10, 20)  # cut-offs of the metrics; the longest list is stored
     evaluation.length = 8192  # tokens of a user's history and candidates
     evaluation.patches = 16384  # vision patches of the candidates
     evaluation.batch_size = 32

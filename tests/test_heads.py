@@ -22,7 +22,7 @@ def config():
         length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
         loss="sampled_softmax", negatives=8,
     )  # fmt: skip
-    config.evaluation.update(users=40, negatives=5)
+    config.evaluation.update(users=40, negatives=5, k=(1, 5))
     return config
 
 

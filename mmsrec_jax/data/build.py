@@ -64,6 +64,11 @@ def open_built(config: ConfigDict, directory: Path) -> tuple[Catalogue, Historie
     return catalogue, histories, split(config, histories)
 
 
+def fingerprint(directory: Path) -> str:
+    """Hash of the content that `build` prepared."""
+    return store.fingerprint(directory / _STORE)
+
+
 def open_world(directory: Path) -> toyshop.World | None:
     """The generating model of a toyshop, None for real data."""
     path = directory / _WORLD

@@ -5,23 +5,32 @@ import numpy as np
 from mmsrec_jax.data.records import Histories, Split, are_positions
 from mmsrec_jax.errors import UserError
 
+LEAK = (
+    "test: targets earlier than a training interaction of another user, which is a leak in time; "
+    "split global_time has none"
+)
+
 
 def leave_one_out(histories: Histories) -> Split:
     """Each user's last interaction is the test target, the one before it the validation target.
 
     Users with fewer than three interactions only train. Other users' training interactions may be
-    later than a test target: use `global_time` where that matters.
+    later than a test target: `counts` says how many targets that concerns; use `global_time` where
+    it matters.
     """
     lengths = histories.lengths
     tested = np.flatnonzero(lengths >= 3)
     train_end = np.where(lengths >= 3, lengths - 2, lengths)
+    counts = {"users with fewer than 3 interactions, train only": len(lengths) - len(tested)}
+    if histories.clock and not are_positions(histories):
+        counts[LEAK] = _earlier_than_training(histories, train_end, tested)
     return _split(
         histories,
         kind="leave_one_out",
         train_end=train_end,
         validation=_rows(tested, lengths[tested] - 2),
         test=_rows(tested, lengths[tested] - 1),
-        counts={"users with fewer than 3 interactions, train only": len(lengths) - len(tested)},
+        counts=counts,
     )
 
 
@@ -91,6 +100,14 @@ def _split(histories: Histories, *, kind, train_end, validation, test, counts) -
         train_end=train_end.astype(np.int32),
         counts=counts,
     )
+
+
+def _earlier_than_training(histories, train_end, tested) -> int:
+    """Test targets before the latest training interaction, which is never their own user's."""
+    user = histories.user_of_row
+    training = np.arange(len(user)) - histories.offsets[user] < train_end[user]
+    latest = histories.timestamps[training].max(initial=-np.inf)
+    return int((histories.timestamps[histories.offsets[tested + 1] - 1] < latest).sum())
 
 
 def _count_before(histories: Histories, cut: float) -> np.ndarray:

@@ -1,23 +1,42 @@
-"""Ranking metrics from stored ranks: one positive per row, so Recall@k equals HR@k.
+"""Accuracy metrics from stored ranks, row by row; one target a row.
 
-A rank is the number of candidates scored at or above the target, the target included (*ours*, after
-Krichene & Rendle's warning about ties): a tie counts against the model, and a constant scorer gets
-0 at every cut-off below the number of candidates. AUC alone counts a tie as half, the usual
-Mann-Whitney definition, so that a constant scorer gets its floor of .5 there.
+A stored rank is the number of candidates scored at or above the target, the target included
+(*ours*, after Krichene & Rendle's warning about ties). Metrics read it in one of two ways:
+
+- `PESSIMISTIC` (default): a tie counts against the model, and a constant scorer gets 0 at every
+  cut-off below the number of candidates.
+- `EXPECTED`: the mean over all orders of the tied candidates (McSherry & Najork 2008), so that a
+  constant scorer gets exactly chance.
+
+AUC counts a tie as half either way, the usual Mann-Whitney definition. With one target a row
+Recall@k equals HR@k; both are given, each under its name.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from mmsrec_jax.errors import UserError
+
+CUTOFFS = (1, 5, 10, 20)
+PESSIMISTIC, EXPECTED = "pessimistic", "expected"
+_GAINS = {
+    "hr": lambda rank: np.ones(len(rank)),
+    "recall": lambda rank: np.ones(len(rank)),
+    "ndcg": lambda rank: 1 / np.log2(rank + 1),  # the ideal DCG of one target is 1
+    "mrr": lambda rank: 1 / rank,
+}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Per-row outcome of a ranking; every field is int32[n].
+    """Per-row outcome of a ranking; every field is int32[n], `top` int32[n, K].
 
     `users` and `targets` are indices into the histories and the catalogue, `ranks` counts from 1,
     `candidates` is how many items competed (the target included), `ties` how many others scored
-    exactly as the target.
+    exactly as the target. `top` holds the best items in order, of equal scores the lower index
+    first, -1 where fewer were scored above -inf; K = 0 where no lists were kept.
     """
 
     users: np.ndarray
@@ -25,48 +44,81 @@ class Ranks:
     ranks: np.ndarray
     candidates: np.ndarray
     ties: np.ndarray
+    top: np.ndarray | None = None
 
     def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, np.asarray(getattr(self, field.name), np.int32))
+        for name in ("users", "targets", "ranks", "candidates", "ties"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
+        top = np.zeros((len(self), 0)) if self.top is None else self.top
+        object.__setattr__(self, "top", np.asarray(top, np.int32))
 
     def __len__(self) -> int:
         return len(self.ranks)
 
 
+def names(cutoffs: Sequence[int]) -> list[str]:
+    """hr@k, recall@k, ndcg@k, mrr@k for every k, and auc."""
+    return [f"{name}@{k}" for name in _GAINS for k in cutoffs] + ["auc"]
+
+
+def per_row(ranks: Ranks, metric: str, *, ties: str = PESSIMISTIC) -> np.ndarray:
+    """float64[n]: a metric of `names` for every row. `ties` is `PESSIMISTIC` or `EXPECTED`."""
+    if metric == "auc":
+        return _auc(ranks)
+    name, _, k = metric.partition("@")
+    tied = ranks.ties.astype(np.int64) if ties == EXPECTED else 0
+    return _gain(name, int(k), ranks.ranks.astype(np.int64), tied)
+
+
 def hit_rate(ranks: np.ndarray, k: int) -> float:
-    """Share of rows whose target is among the first k; ranks int[n]."""
-    return float(np.mean(ranks <= k))
+    """Share of rows whose target is within the first k; ranks int[n], ties against the model."""
+    return float(_gain("hr", k, np.asarray(ranks, np.int64), 0).mean())
 
 
 def ndcg(ranks: np.ndarray, k: int) -> float:
-    """Mean of 1 / log2(rank + 1) within the first k (the ideal DCG of one positive is 1)."""
-    return float(np.mean(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)))
+    """Mean of 1 / log2(rank + 1) within the first k; ranks int[n], ties against the model."""
+    return float(_gain("ndcg", k, np.asarray(ranks, np.int64), 0).mean())
 
 
-def mrr(ranks: np.ndarray, k: int) -> float:
-    """Mean reciprocal rank, 0 beyond the first k."""
-    return float(np.mean(np.where(ranks <= k, 1.0 / ranks, 0.0)))
+def summary(
+    ranks: Ranks, cutoffs: Sequence[int] = CUTOFFS, *, ties: str = PESSIMISTIC
+) -> dict[str, float]:
+    """The mean over rows of every metric in `names`.
 
-
-def auc(ranks: np.ndarray, candidates: np.ndarray, ties: np.ndarray) -> float:
-    """Mean over rows of the share of negatives scored below the target, ties counting half.
-
-    Averaged per row, not pooled over users. Rows without a negative count .5.
+    Raises:
+      UserError: a cut-off that no row has candidates for, see `check_cutoffs`; no rows.
     """
-    negatives = candidates - 1
-    below = candidates - ranks + 0.5 * ties
-    return float(np.mean(np.where(negatives > 0, below / np.maximum(negatives, 1), 0.5)))
+    if not len(ranks):
+        raise UserError("no user to evaluate: the split left no test rows; choose another split")
+    check_cutoffs(cutoffs, int(ranks.candidates.max()))
+    return {name: float(per_row(ranks, name, ties=ties).mean()) for name in names(cutoffs)}
 
 
-def summary(ranks: Ranks) -> dict[str, float]:
-    """The metrics of a table row: hr@5, ndcg@5, mrr@5, auc, recall@10, ndcg@10."""
-    values = ranks.ranks.astype(np.int64)
-    return {
-        "hr@5": hit_rate(values, 5),
-        "ndcg@5": ndcg(values, 5),
-        "mrr@5": mrr(values, 5),
-        "auc": auc(values, ranks.candidates.astype(np.int64), ranks.ties),
-        "recall@10": hit_rate(values, 10),
-        "ndcg@10": ndcg(values, 10),
-    }
+def check_cutoffs(cutoffs: Sequence[int], candidates: int) -> None:
+    """Refuses cut-offs that are no counts, or more than the `candidates` there are to list.
+
+    A row whose own candidates are fewer than k (a long history) has them all in its list.
+    """
+    if not cutoffs or min(cutoffs) < 1:
+        raise UserError(f"k={_joined(cutoffs)}: cut-offs are counts from 1 on; give one or more")
+    if max(cutoffs) > candidates:
+        raise UserError(
+            f"k={max(cutoffs)} is more than the {candidates} items that compete; choose a smaller k"
+        )
+
+
+def _gain(name, k, ranks, ties):
+    """Mean gain over the places ranks - ties .. ranks, all equally likely for the target."""
+    total = np.concatenate([[0.0], np.cumsum(_GAINS[name](np.arange(1, k + 1)))])
+    return (total[np.minimum(ranks, k)] - total[np.minimum(ranks - ties - 1, k)]) / (ties + 1)
+
+
+def _auc(ranks):
+    """Share of negatives scored below the target, ties counting half; .5 without a negative."""
+    negatives = ranks.candidates.astype(np.int64) - 1
+    below = negatives + 1 - ranks.ranks + 0.5 * ranks.ties
+    return np.where(negatives > 0, below / np.maximum(negatives, 1), 0.5)
+
+
+def _joined(values):
+    return ",".join(map(str, values))

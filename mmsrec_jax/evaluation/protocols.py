@@ -7,7 +7,6 @@ the user had before.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.files import write_parquet
 from mmsrec_jax.models.heads import sequences
 
 FULL = "full"
@@ -46,11 +46,7 @@ class Candidates:
 
     @property
     def digest(self) -> str:
-        content = hashlib.sha256()
-        for array in (self.rows, self.items, self.positive):
-            content.update(repr(array.shape).encode())
-            content.update(np.ascontiguousarray(array, "<i4").tobytes())
-        return content.hexdigest()
+        return _digest(self.rows, self.items, self.positive)
 
     def write(self, path: str | Path) -> None:
         """Writes parquet atomically: user, position, positive, candidates; digest as metadata."""
@@ -88,6 +84,11 @@ class Candidates:
         if found.digest.encode() != metadata.get(b"digest"):
             raise UserError(f"{path}: candidates differ from their stored digest; delete the file")
         return found
+
+
+def full_digest(rows: np.ndarray) -> str:
+    """SHA-256 of what `FULL` ranks on given data: the rows int32[R, 2] (user, position)."""
+    return _digest(rows)
 
 
 def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -> Candidates:
@@ -130,6 +131,14 @@ def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -
     return Candidates(rows, items, positive, seed)
 
 
+def _digest(*arrays):
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(repr(array.shape).encode())
+        content.update(np.ascontiguousarray(array, "<i4").tobytes())
+    return content.hexdigest()
+
+
 def _unusable(negatives, users, known, num_items):
     """True where a draw is in the user's history or repeats an earlier draw of its row."""
     keys = users[:, None] * num_items + negatives
@@ -142,11 +151,3 @@ def _unusable(negatives, users, known, num_items):
     back = np.empty_like(repeated)
     np.put_along_axis(back, order, repeated, 1)
     return bad | back
-
-
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write through a temporary neighbour, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, partial)
-    os.replace(partial, path)

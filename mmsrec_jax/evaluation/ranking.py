@@ -4,6 +4,7 @@ A system has `name` and `scores(histories int32[B, L], times float64[B, L]) -> f
 histories padded with -1. Scores stay on the device; only ranks come back.
 """
 
+import functools
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation.metrics import Ranks
-from mmsrec_jax.evaluation.protocols import Candidates, write_parquet
+from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.files import write_parquet
 from mmsrec_jax.models.heads import sequences
 from mmsrec_jax.progress import Progress
 
@@ -27,20 +29,25 @@ class System(Protocol):
 
 
 def full(
-    system: System, histories, rows: np.ndarray, *, chunk: int = 256, progress: bool = True
+    system: System,
+    histories,
+    rows: np.ndarray,
+    *,
+    chunk: int = 256,
+    progress: bool = True,
+    top: int = 0,
 ) -> Ranks:
     """Ranks each row's target in the whole catalogue; what the user had before does not compete.
 
-    rows int32[R, 2] as in a Split. The target competes even when the user had it before. The
-    largest arrays on the device are [chunk, items]. Raises UserError naming the system when a score
-    is NaN.
+    rows int32[R, 2] as in a Split. The target competes even when the user had it before. `top`: how
+    many of the best items to keep of every row. The largest arrays on the device are
+    [chunk, items]. Raises UserError naming the system when a score is NaN.
     """
     rows = np.asarray(rows, np.int32)
-    seen = int(rows[:, 1].max(initial=1))
     return _in_chunks(
         system, histories, rows, chunk,
-        lambda scores, past, targets, _: _rank_full(scores, past, targets),
-        width=seen, progress=progress,
+        lambda scores, past, targets, _: _rank_full(scores, past, targets, top),
+        width=int(rows[:, 1].max(initial=1)), top=top, progress=progress,
     )  # fmt: skip
 
 
@@ -72,8 +79,13 @@ def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
     )
 
 
-def full_from_scores(name: str, scores: np.ndarray, histories, rows: np.ndarray) -> Ranks:
-    """`full` from ready scores of the whole catalogue: float[R, items], aligned with `rows`."""
+def full_from_scores(
+    name: str, scores: np.ndarray, histories, rows: np.ndarray, *, top: int = 0
+) -> Ranks:
+    """`full` from ready scores of the whole catalogue: float[R, items], aligned with `rows`.
+
+    On the host, in the precision of `scores`.
+    """
     scores, rows = np.asarray(scores), np.asarray(rows, np.int32)
     _no_nan(name, scores)
     row, targets = np.arange(len(rows)), sequences.targets(histories, rows)
@@ -89,32 +101,34 @@ def full_from_scores(name: str, scores: np.ndarray, histories, rows: np.ndarray)
         (competes & (scores >= own)).sum(1),
         competes.sum(1),
         (competes & (scores == own)).sum(1) - 1,
+        _best(np.where(competes, scores, -np.inf), top),
     )
 
 
-def _in_chunks(system, histories, rows, chunk, rank, width, progress=True):
+def _in_chunks(system, histories, rows, chunk, rank, width, top=0, progress=True):
     chunk = min(chunk, max(len(rows), 1))
     targets = sequences.targets(histories, rows)
     lines = Progress(f"rank {system.name}", len(rows), unit="rows") if progress else None
-    parts = []
+    counts, lists = [np.zeros((3, 0), np.int32)], [np.zeros((0, top), np.int32)]
     for start in range(0, len(rows), chunk):
         at = np.arange(start, start + chunk).clip(max=len(rows) - 1)  # the last row fills up
         past = sequences.before(histories, rows[at], max(width, 1))
         times = sequences.times_before(histories, rows[at], max(width, 1))
         scores = jnp.asarray(system.scores(past, times))
-        counted, nan = rank(scores, jnp.asarray(past), jnp.asarray(targets[at]), at)
+        counted, best, nan = rank(scores, jnp.asarray(past), jnp.asarray(targets[at]), at)
         if nan:
             _no_nan(system.name, np.nan)
         live = min(chunk, len(rows) - start)
-        parts.append(np.asarray(counted)[:, :live])
+        counts.append(np.asarray(counted)[:, :live])
+        lists.append(np.asarray(best)[:live])
         if lines is not None:
             lines.update(live)
-    ranks, competing, ties = np.concatenate([*parts, np.zeros((3, 0), np.int32)], axis=1)
-    return Ranks(rows[:, 0], targets, ranks, competing, ties)
+    ranks, competing, ties = np.concatenate(counts, axis=1)
+    return Ranks(rows[:, 0], targets, ranks, competing, ties, np.concatenate(lists))
 
 
-@jax.jit
-def _rank_full(scores, past, targets):
+@functools.partial(jax.jit, static_argnames="top")
+def _rank_full(scores, past, targets, top):
     row = jnp.arange(len(scores))
     past = jnp.where(past < 0, scores.shape[1], past)  # out of bounds: dropped
     competes = jnp.ones(scores.shape, bool).at[row[:, None], past].set(False, mode="drop")
@@ -127,7 +141,12 @@ def _rank_full(scores, past, targets):
             (competes & (scores == own)).sum(1) - 1,
         ]
     )
-    return counted, jnp.isnan(scores).any()
+    best, items = jax.lax.top_k(
+        jnp.where(competes, scores, -jnp.inf), min(top, scores.shape[1])
+    )  # of equal scores the lower index first
+    items = jnp.where(best > -jnp.inf, items, -1)
+    items = jnp.pad(items, ((0, 0), (0, top - items.shape[1])), constant_values=-1)
+    return counted, items, jnp.isnan(scores).any()
 
 
 @jax.jit
@@ -142,7 +161,24 @@ def _rank_gathered(scores, candidates, targets):
             (among == own).sum(1) - 1,
         ]
     )
-    return counted, jnp.isnan(among).any()
+    return counted, jnp.zeros((len(scores), 0), jnp.int32), jnp.isnan(among).any()
+
+
+def _best(scores, top):
+    """The host's `top_k`: int32[R, top] in the same order, without sorting whole rows."""
+    found = np.full((len(scores), top), -1, np.int32)
+    width = min(top, scores.shape[1])
+    if not width or not len(scores):
+        return found
+    least = np.partition(scores, -width, axis=1)[:, -width][:, None]
+    above, level = scores > least, scores == least
+    room = width - above.sum(1, keepdims=True)
+    items = np.nonzero(above | (level & (np.cumsum(level, 1) <= room)))[1].reshape(-1, width)
+    values = np.take_along_axis(scores, items, 1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    items = np.where(values > -np.inf, items, -1)
+    found[:, :width] = np.take_along_axis(items, order, 1)
+    return found
 
 
 def _no_nan(name, scores):
@@ -151,21 +187,21 @@ def _no_nan(name, scores):
 
 
 def write_ranks(path: str | Path, ranks: Ranks, **metadata: str | int) -> None:
-    """Writes parquet atomically: user, target, rank, candidates, n_ties (int32, indices not ids).
+    """Writes parquet atomically: user, target, rank, candidates, n_ties and, if kept, lists `top`.
 
-    metadata (system, protocol, seed, digest of the candidates) goes into the file's schema.
+    All int32, indices and not ids. The metadata goes into the file's schema.
     """
-    table = pa.table(
-        {
-            "user": ranks.users,
-            "target": ranks.targets,
-            "rank": ranks.ranks,
-            "candidates": ranks.candidates,
-            "n_ties": ranks.ties,
-        }
-    )
+    columns = {
+        "user": pa.array(ranks.users),
+        "target": pa.array(ranks.targets),
+        "rank": pa.array(ranks.ranks),
+        "candidates": pa.array(ranks.candidates),
+        "n_ties": pa.array(ranks.ties),
+    }
+    if width := ranks.top.shape[1]:
+        columns["top"] = pa.FixedSizeListArray.from_arrays(pa.array(ranks.top.ravel()), width)
     stored = {key: str(value) for key, value in metadata.items()}
-    write_parquet(Path(path), table.replace_schema_metadata(stored))
+    write_parquet(path, pa.table(columns).replace_schema_metadata(stored))
 
 
 def read_ranks(path: str | Path) -> tuple[Ranks, dict[str, str]]:
@@ -178,5 +214,9 @@ def read_ranks(path: str | Path) -> tuple[Ranks, dict[str, str]]:
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: column {missing[0]} is missing; it is not a ranks file")
+    top = None
+    if "top" in table.column_names:
+        width = table.schema.field("top").type.list_size
+        top = table["top"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    return Ranks(*(table[name].to_numpy() for name in names)), metadata
+    return Ranks(*(table[name].to_numpy() for name in names), top), metadata

@@ -1,53 +1,67 @@
 """The table of a run: one row per system, protocol and seed, on the screen and in table.json."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.evaluation.metrics import Ranks, summary
+from mmsrec_jax.evaluation.metrics import CUTOFFS, Ranks, summary
+from mmsrec_jax.files import write_text
 
-METRICS = ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10", "ndcg@10")
-COLUMNS = ("system", "protocol", "seed", "users", *METRICS)
+HEAD = ("system", "protocol", "seed", "users")
 
 
-def row(system: str, protocol: str, seed: int, ranks: Ranks) -> dict:
-    """One table row. Raises UserError when there is nothing to average."""
-    if not len(ranks):
-        raise UserError(f"system {system}: no user to evaluate; the split left no test rows")
+def row(
+    system: str, protocol: str, seed: int, ranks: Ranks, cutoffs: Sequence[int] = CUTOFFS
+) -> dict:
+    """One table row: `HEAD` and every metric of `metrics.names`.
+
+    Raises:
+      UserError: nothing to average, or a cut-off beyond what competes.
+    """
+    try:
+        measured = summary(ranks, cutoffs)
+    except UserError as error:
+        raise UserError(f"system {system}, {protocol}: {error}") from error
     head = {"system": system, "protocol": protocol, "seed": int(seed), "users": len(ranks)}
-    return head | summary(ranks)
+    return head | measured
 
 
-def rows_from_ranks(found: Iterable[tuple[str, str, int, Ranks]]) -> list[dict]:
+def rows_from_ranks(
+    found: Iterable[tuple[str, str, int, Ranks]], cutoffs: Sequence[int] = CUTOFFS
+) -> list[dict]:
     """Rows of (system, protocol, seed, ranks), in the order given."""
-    return [row(*entry) for entry in found]
+    return [row(*entry, cutoffs) for entry in found]
 
 
 def screen_table(rows: Sequence[dict]) -> str:
-    """The rows as aligned text, four decimals."""
-    cells = [list(COLUMNS)]
-    cells += [[_cell(entry[name]) for name in COLUMNS] for entry in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = [
+    """The rows as aligned text, four decimals; no column that repeats another by definition."""
+    names = [name for name in rows[0] if is_shown(name)] if rows else list(HEAD)
+    return aligned([names, *([_cell(entry[name]) for name in names] for entry in rows)], left=2)
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """Text columns under a header line, the first `left` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in cells
+        for line in lines
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
 def write_table(path: str | Path, rows: Sequence[dict]) -> None:
     """Writes the rows as a JSON list, one row a line, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps({name: entry[name] for name in COLUMNS}) for entry in rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(f"[\n{lines}\n]\n" if rows else "[]\n")
-    os.replace(partial, path)
+    lines = ",\n".join(json.dumps(entry) for entry in rows)
+    write_text(path, f"[\n{lines}\n]\n" if rows else "[]\n")
+
+
+def is_shown(name: str) -> bool:
+    """HR@k is Recall@k, and at k = 1 NDCG and MRR too."""
+    return not name.startswith("recall@") and name not in ("ndcg@1", "mrr@1")
 
 
 def _cell(value) -> str:

@@ -13,8 +13,9 @@ from mmsrec_jax import sharding, startup
 from mmsrec_jax.data import build, splits
 from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.evaluation import baselines, protocols, ranking, report
+from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
+from mmsrec_jax.evaluation.results import Results
 from mmsrec_jax.models.heads import features, kinds
 from mmsrec_jax.models.heads.head import Head
 from mmsrec_jax.training import heads
@@ -117,12 +118,24 @@ class Scoreboard:
 
     def __init__(self, experiment: Experiment, directory: Path):
         self._experiment, self._directory, self._found = experiment, directory, []
-        catalogue, self._histories, _ = experiment.dataset
+        catalogue, self._histories, split = experiment.dataset
         self._rows, c = experiment.test_rows(), experiment.config.evaluation
+        metrics.check_cutoffs(c.k, min(len(catalogue), 1 + c.negatives))
         self.frozen = protocols.sampled(
             self._histories, self._rows, n=c.negatives, seed=c.seed, num_items=len(catalogue)
         )
         self.frozen.write(directory / "candidates.parquet")
+        self._digests = {
+            self.frozen.name: self.frozen.digest,
+            protocols.FULL: protocols.full_digest(self._rows),
+        }
+        self._results = Results(
+            directory,
+            data=build.fingerprint(experiment.workdir / "data"),
+            split=split.kind,
+            seed=experiment.config.seed,
+            config=experiment.config.to_dict(),
+        )
 
     def systems(self) -> list[ranking.System]:
         """The floors and the head: what ranks the whole catalogue."""
@@ -136,17 +149,7 @@ class Scoreboard:
 
     def add(self, system: str, protocol: str, rank: Callable[[], Ranks]) -> None:
         """One row of the table; `rank` is called when the ranks are not there yet."""
-        path = self._directory / f"ranks-{system}-{protocol}.parquet"
-        seed, digest = self._experiment.config.evaluation.seed, self.frozen.digest
-        if path.exists():
-            ranks, metadata = ranking.read_ranks(path)
-            if metadata.get("digest") != digest:
-                raise UserError(f"{path}: ranks of other candidates; delete {self._directory}")
-        else:
-            ranks = rank()
-            ranking.write_ranks(
-                path, ranks, system=system, protocol=protocol, seed=seed, digest=digest
-            )
+        ranks = self._results.add(system, protocol, self._digests[protocol], rank)
         self._found.append((system, protocol, self._experiment.config.seed, ranks))
 
     def add_sampled(self, system: ranking.System) -> None:
@@ -162,7 +165,9 @@ class Scoreboard:
         self.add(
             system.name,
             protocols.FULL,
-            lambda: ranking.full(system, self._histories, self._rows),
+            lambda: ranking.full(
+                system, self._histories, self._rows, top=max(self._experiment.config.evaluation.k)
+            ),
         )
 
     def add_truth(self) -> None:
@@ -182,13 +187,18 @@ class Scoreboard:
                 name,
                 protocols.FULL,
                 functools.partial(
-                    ranking.full_from_scores, name, scores, self._histories, self._rows
+                    ranking.full_from_scores,
+                    name,
+                    scores,
+                    self._histories,
+                    self._rows,
+                    top=max(self._experiment.config.evaluation.k),
                 ),
             )
 
     def finish(self) -> None:
         """Writes table.json beside the ranks and in the run's folder, and logs it."""
-        table = report.rows_from_ranks(self._found)
+        table = report.rows_from_ranks(self._found, self._experiment.config.evaluation.k)
         report.write_table(self._directory / "table.json", table)
         report.write_table(self._experiment.workdir / "table.json", table)
         for line in report.screen_table(table).splitlines():

@@ -27,7 +27,7 @@ class Run(common.Experiment):
 
     def stages(self) -> list[Stage]:
         c = self.config.evaluation
-        settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed}
+        settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
         return [
             self.data_stage(),
             self.head_stage(),

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.evaluation.protocols import write_parquet
+from mmsrec_jax.files import write_parquet
 from mmsrec_jax.retrieval.similar import Neighbours
 
 

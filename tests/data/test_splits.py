@@ -47,6 +47,17 @@ def test_leave_one_out_equals_plain_loops(seed):
     assert short and split.counts["users with fewer than 3 interactions, train only"] == short
 
 
+def test_leave_one_out_counts_targets_that_training_is_later_than():
+    histories = random_histories(2)
+    split = splits.leave_one_out(histories)
+    latest = max(
+        histories.times(u)[: split.train_end[u]].max(initial=-np.inf) for u in range(len(histories))
+    )
+    leaks = sum(histories.times(u)[p] < latest for u, p in split.test)
+    assert 0 < leaks < len(split.test) and split.counts[splits.LEAK] == leaks
+    assert splits.LEAK not in splits.leave_one_out(replace(histories, clock=False)).counts
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_global_time_equals_plain_loops(seed):
     histories = random_histories(seed)

@@ -78,6 +78,34 @@ def test_sampled_ranks_equal_a_loop_and_ready_scores(histories, rows, table):
         np.testing.assert_array_equal(getattr(got, name), getattr(ready, name))
 
 
+def best_by_hand(table, past, target, count):
+    scores = table.values[past[-1]]
+    competing = (set(range(ITEMS)) - set(past)) | {target}
+    order = sorted((i for i in competing if scores[i] > -np.inf), key=lambda i: (-scores[i], i))
+    return (order + [-1] * count)[:count]
+
+
+@pytest.mark.parametrize("top", [1, 7, ITEMS + 5])
+def test_lists_equal_a_loop_on_the_device_and_on_the_host(histories, rows, table, top):
+    values = table.values.copy()
+    values[:, ::3] = -np.inf  # never listed
+    some = Table(values)
+    got = ranking.full(some, histories, rows, chunk=32, top=top)
+    last = [histories.of(u)[p - 1] for u, p in rows]
+    ready = ranking.full_from_scores("x", values[last].astype(float), histories, rows, top=top)
+    for n, (user, position) in enumerate(rows):
+        past, target = histories.of(user)[:position], histories.of(user)[position]
+        assert got.top[n].tolist() == best_by_hand(some, past, target, top)
+    for name in ("users", "targets", "ranks", "candidates", "ties", "top"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(ready, name))
+
+
+def test_no_rows_give_no_ranks(histories, table):
+    none = np.zeros((0, 2), np.int32)
+    assert len(ranking.full(table, histories, none, top=3)) == 0
+    assert len(ranking.full_from_scores("x", np.zeros((0, ITEMS)), histories, none, top=3)) == 0
+
+
 def test_scores_of_minus_infinity_do_not_revive_seen_items(histories, rows):
     got = ranking.full(Table(np.full((ITEMS, ITEMS), -np.inf)), histories, rows)
     np.testing.assert_array_equal(got.ranks, got.candidates)
@@ -96,12 +124,13 @@ def test_nan_names_the_system(histories, rows, table):
 
 
 def test_ranks_file_round_trip(histories, rows, table, tmp_path):
-    got = ranking.full(table, histories, rows)
+    got = ranking.full(table, histories, rows, top=4)
     path = tmp_path / "ranks.parquet"
     ranking.write_ranks(path, got, system="table", protocol="full", seed=3)
     back, metadata = ranking.read_ranks(path)
     assert metadata == {"system": "table", "protocol": "full", "seed": "3"}
-    for name in ("users", "targets", "ranks", "candidates", "ties"):
+    for name in ("users", "targets", "ranks", "candidates", "ties", "top"):
         np.testing.assert_array_equal(getattr(back, name), getattr(got, name))
+    assert back.top.shape == (130, 4)
     with pytest.raises(UserError, match="no such ranks file"):
         ranking.read_ranks(tmp_path / "none.parquet")

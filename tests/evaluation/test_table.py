@@ -16,30 +16,35 @@ def ranks(values):
 
 
 def test_rows_have_exactly_the_agreed_form(tmp_path):
-    rows = report.rows_from_ranks(
-        [("random", "full", 0, ranks([1, 3, 7, 20])), ("mmsrarec", "sampled@20", 1, ranks([1]))]
-    )
+    found = [("random", "full", 0, ranks([1, 3, 7, 20])), ("mmsrarec", "sampled@20", 1, ranks([1]))]
+    rows = report.rows_from_ranks(found, (1, 10))
     assert rows[0] == {
         "system": "random",
         "protocol": "full",
         "seed": 0,
         "users": 4,
-        "hr@5": 0.5,
-        "ndcg@5": pytest.approx((1 + 0.5) / 4),
-        "mrr@5": pytest.approx((1 + 1 / 3) / 4),
-        "auc": pytest.approx((20 + 18 + 14 + 1) / 20 / 4),
+        "hr@1": 0.25,
+        "hr@10": 0.75,
+        "recall@1": 0.25,
         "recall@10": 0.75,
+        "ndcg@1": 0.25,
         "ndcg@10": pytest.approx((1 + 0.5 + 1 / 3) / 4),
+        "mrr@1": 0.25,
+        "mrr@10": pytest.approx((1 + 1 / 3 + 1 / 7) / 4),
+        "auc": pytest.approx((20 + 18 + 14 + 1) / 20 / 4),
     }
     path = tmp_path / "run" / "table.json"
     report.write_table(path, rows)
     assert json.loads(path.read_text()) == rows
     assert [p.name for p in path.parent.iterdir()] == ["table.json"]
     lines = report.screen_table(rows).splitlines()
-    assert lines[0].split() == list(report.COLUMNS)
+    shown = ["hr@1", "hr@10", "ndcg@10", "mrr@10", "auc"]  # the others repeat one of these
+    assert lines[0].split() == [*report.HEAD, *shown]
     assert lines[3].split()[:5] == ["mmsrarec", "sampled@20", "1", "1", "1.0000"]
 
 
 def test_nothing_to_average_is_an_error():
-    with pytest.raises(UserError, match="system random: no user to evaluate"):
+    with pytest.raises(UserError, match="system random, full: no user to evaluate"):
         report.row("random", "full", 0, ranks([]))
+    with pytest.raises(UserError, match="system random, full: k=30 is more than the 21 items"):
+        report.row("random", "full", 0, ranks([1]), (30,))

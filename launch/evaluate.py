@@ -1,0 +1,67 @@
+"""Compares the systems of finished runs, user by user.
+
+    python launch/evaluate.py --compare runs/a runs/b --baseline=sasrec --out=runs/comparison
+    python launch/evaluate.py --compare runs/a --foreign=ease=ease.parquet
+
+Prints every metric with paired-bootstrap intervals of the difference to the baseline, and writes
+CSV, JSON, LaTeX and a plot.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+from absl import app, flags, logging
+
+from mmsrec_jax import startup
+from mmsrec_jax.errors import UserError
+
+_COMPARE = flags.DEFINE_bool("compare", False, "Compare the workdirs that are named.")
+_BASELINE = flags.DEFINE_string("baseline", "popularity", "System that differences are taken to.")
+_K = flags.DEFINE_list("k", ["1", "5", "10", "20"], "Cut-offs of the metrics.")
+_TIES = flags.DEFINE_enum(
+    "ties",
+    "pessimistic",
+    ["pessimistic", "expected"],
+    "Equal scores count against the model, or as chance would order them.",
+)
+_FOREIGN = flags.DEFINE_multi_string(
+    "foreign", [], "NAME=FILE: parquet or CSV of user, item, score by raw ids. Repeatable."
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the files, by default comparison/ in the first run."
+)
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 10_000, "Resamples of the users.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+
+
+def main(argv):
+    runs = [Path(name) for name in argv[1:]]
+    if not (_COMPARE.value and runs):
+        raise app.UsageError("say --compare RUN_A RUN_B ...")
+    jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
+    from mmsrec_jax.evaluation import compare
+
+    print(
+        compare.run(
+            runs,
+            baseline=_BASELINE.value,
+            cutoffs=compare.parse_cutoffs(_K.value),
+            ties=_TIES.value,
+            resamples=_BOOTSTRAP.value,
+            seed=_SEED.value,
+            foreign_files=_FOREIGN.value,
+            out=Path(_OUT.value) if _OUT.value else runs[0] / "comparison",
+        )
+    )
+
+
+if __name__ == "__main__":
+    startup.plain_log_lines()
+    try:
+        app.run(main)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)

@@ -1,0 +1,24 @@
+"""Files that appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write_parquet(path: str | Path, table: pa.Table) -> None:
+    """Writes through a temporary neighbour, so that a reader never sees half a file."""
+    _write(Path(path), lambda partial: pq.write_table(table, partial))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """The same for UTF-8 text."""
+    _write(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _write(path, write):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write(partial)
+    os.replace(partial, path)
