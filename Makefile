@@ -2,15 +2,18 @@
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
+# make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
+# make bench-loss-memory  memory of the token loss as the batch grows
 # make lint   ruff
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
+FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity real-llava lint clean
+.PHONY: run test parity real-llava bench-model bench-loss-memory lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -23,6 +26,12 @@ parity: $(VENV)/.installed-torch
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
+
+bench-model: $(VENV)/.installed-torch
+	$(BIN)/python benchmarks/model.py $(FLAGS)
+
+bench-loss-memory: $(VENV)/.installed
+	$(BIN)/python benchmarks/loss_memory.py $(FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -27,7 +27,9 @@ _VOCAB = flags.DEFINE_integer("vocab", 151936, "Tokens in the vocabulary.")
 _HIDDEN = flags.DEFINE_integer("hidden", 2048, "Width of the decoder.")
 _ROWS = flags.DEFINE_integer("rows", 8, "Rows of a batch.")
 _LENGTHS = flags.DEFINE_multi_integer("length", [128, 512, 2048, 8192], "Tokens of a row.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the computation.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["bfloat16", "float32"], "Of the computation; a CPU widens bfloat16 again."
+)
 _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")
 
 

@@ -16,8 +16,9 @@ In float32 on the CPU; on a GPU in bfloat16 with float32 weights. What is printe
   tells more on a shared machine; model GFLOP/s (`models/flops.py`) of both
 - what the gap is made of: the step's matrix products alone, of the same shapes; the optimiser
   alone; the rest
-- memory of the train step: what XLA allocates for the compiled step, and the growth of resident
-  memory of both processes over what they held after loading, compilation included
+- memory of the train step: by how much the resident memory of each process exceeds what it held
+  with the weights loaded (in ours with what compiling left behind; on a GPU all that was allocated),
+  and what XLA says the compiled step needs
 """
 
 import json
@@ -38,7 +39,9 @@ _TARGETS = flags.DEFINE_integer("targets", 64, "Tokens of the answer, at the end
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each kind, after one that is dropped.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Cores of each side; they work in turn.")
 _REMAT = flags.DEFINE_enum("remat", "none", ["none", "full", "dots"], "Of ours.")
-_ATTENTION = flags.DEFINE_enum("attention", "eager", ["eager", "sdpa"], "Of theirs.")
+_ATTENTION = flags.DEFINE_enum(
+    "attention", None, ["eager", "sdpa"], "Of theirs; by default sdpa on a GPU, else eager."
+)
 _MODELS = flags.DEFINE_multi_enum(
     "model", list(model_sides.SHAPES), list(model_sides.SHAPES), "Which models."
 )

@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PARTS = ("matmuls", "optimiser")  # of a train step, timed alone
@@ -24,7 +25,7 @@ class Case:
     images: bool
     threads: int
     remat: str
-    attention: str
+    attention: str | None
 
 
 def llava():
@@ -76,7 +77,7 @@ def qwen():
 class Shape:
     """make: the model; words: ids that are text; around: tokens before and after an image."""
 
-    make: object
+    make: Callable
     words: int
     image_token: int
     around: tuple[tuple[int, ...], tuple[int, ...]]
@@ -120,8 +121,9 @@ def batch(name: str, case: Case):
     return ids, [list(row) for row in rng.integers(0, 256, size, dtype=np.uint8)]
 
 
-def matmul_shapes(config, case: Case) -> dict[tuple[int, int, int], int]:
-    """(m, k, n) of the linear maps of a forward pass, and how often each occurs."""
+def matmul_shapes(name: str, config, case: Case) -> dict[tuple[int, int, int], int]:
+    """(m, k, n) of the products in the layers of decoder and tower and in the head, attention's
+    left out, and how often each occurs in a forward pass."""
     from mmsrec_jax.models.config import VisionConfig
     from mmsrec_jax.models.flops import linear_sizes
 
@@ -135,8 +137,7 @@ def matmul_shapes(config, case: Case) -> dict[tuple[int, int, int], int]:
         add(tokens, k, n, text.layers)
     add(case.rows * case.targets, text.hidden, text.vocab_size, 1)
     if case.images:
-        shape = next(s for s in SHAPES.values() if s.image_token == config.image_token_id)
-        vision = config.vision
+        shape, vision = SHAPES[name], config.vision
         patches = case.rows * shape.images * (shape.pixels // vision.patch_size) ** 2
         gated = isinstance(vision, VisionConfig)
         add(patches, vision.hidden, vision.hidden, 4 * vision.depth)
@@ -176,7 +177,7 @@ class Ours:
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         del model
         jax.block_until_ready(params)
-        loaded = resident()
+        self.on_gpu, self.loaded = on_gpu, 0 if on_gpu else resident()
         optimizer = optax.chain(
             clip_by_global_norm(CLIP),
             optax.adamw(LEARNING_RATE, b2=BETA2, weight_decay=DECAY),
@@ -193,7 +194,6 @@ class Ours:
         seconds = time.perf_counter() - start
         self.loss = jax.jit(loss)
         self.update = jax.jit(lambda state, g: state.apply(g, optimizer), donate_argnums=0)
-        self.on_gpu, self.loaded = on_gpu, loaded
         memory = self.step.memory_analysis()
         grid = (SHAPES[self.name].pixels // self.config.vision.patch_size,) * 2
         row = flops.Row(
@@ -206,7 +206,7 @@ class Ours:
             "temporary": memory.temp_size_in_bytes,
             "program": memory.argument_size_in_bytes + memory.temp_size_in_bytes
             + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "loaded": loaded,
+            "loaded": self.loaded,
             "flops": {
                 "forward": case.rows * sum(flops.forward(self.config, row).values()),
                 "train": case.rows * sum(flops.train_step(self.config, row).values()),
@@ -243,12 +243,11 @@ class Ours:
 
         if not hasattr(self, "products"):
             dtype = jnp.bfloat16 if self.on_gpu else jnp.float32
-
             dot = functools.partial(jnp.matmul, precision=precision(dtype))
             self.product = jax.jit(lambda x, w, y: (dot(x, w), dot(y, w.T), dot(x.T, y)))
             self.products = [
                 ([jnp.ones(s, dtype) for s in ((m, k), (k, n), (m, n))], count)
-                for (m, k, n), count in matmul_shapes(self.config, self.case).items()
+                for (m, k, n), count in matmul_shapes(self.name, self.config, self.case).items()
             ]
         for operands, count in self.products:
             for _ in range(count):
@@ -269,13 +268,15 @@ class Theirs:
 
         case = self.case
         torch.set_num_threads(case.threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.torch = torch
+        self.torch, self._on_gpu = torch, torch.cuda.is_available()
+        self.device = torch.device("cuda" if self._on_gpu else "cpu")
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(
-            self.directory, dtype=torch.float32, attn_implementation=case.attention
+            self.directory,
+            dtype=torch.float32,
+            attn_implementation=case.attention or ("sdpa" if self._on_gpu else "eager"),
         ).to(self.device)
         self.model.eval()  # no dropout, as ours
-        loaded = resident()
+        self.loaded = 0 if self._on_gpu else resident()
         ids, images = batch(self.name, case)
         ids = torch.tensor(ids)
         # The token before the answer predicts its first token; the loss drops the first label.
@@ -299,17 +300,16 @@ class Theirs:
             self.model.parameters(), lr=LEARNING_RATE, betas=(0.9, BETA2), eps=1e-8,
             weight_decay=DECAY, fused=True,
         )  # fmt: skip
-        self.loaded = loaded
         restart_peak()
-        return {"loaded": loaded}
+        return {"loaded": self.loaded}
 
     def memory(self) -> int:
-        if self.device.type == "cuda":
+        if self._on_gpu:
             return self.torch.cuda.max_memory_allocated()
         return peak() - self.loaded
 
     def _loss(self):
-        with self.torch.autocast("cuda", self.torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self.torch.autocast("cuda", self.torch.bfloat16, enabled=self._on_gpu):
             return self.model(**self.inputs, use_cache=False).loss
 
     def train(self) -> float:
@@ -330,7 +330,7 @@ class Theirs:
                 parameter.grad = parameter.detach().clone()
         self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
-        if self.device.type == "cuda":
+        if self._on_gpu:
             self.torch.cuda.synchronize()
 
     def matmuls(self) -> None:
@@ -343,16 +343,16 @@ class Theirs:
             config = names.config_from_hf(
                 read_json(directory / "config.json"), names.processor_of(directory)
             )
-            kind = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            kind = torch.bfloat16 if self._on_gpu else torch.float32
             ones = functools.partial(torch.ones, dtype=kind, device=self.device)
             self.products = [
                 ([ones(m, k), ones(n, k), ones(m, n)], count)
-                for (m, k, n), count in matmul_shapes(config, self.case).items()
+                for (m, k, n), count in matmul_shapes(self.name, config, self.case).items()
             ]
         for (x, w, y), count in self.products:
             for _ in range(count):
                 x @ w.T, y @ w, y.T @ x
-        if self.device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.synchronize()
 
 
