@@ -17,7 +17,7 @@ In float32 on the CPU; on a GPU in bfloat16 with float32 weights. What is printe
 - what the gap is made of: the step's matrix products alone, of the same shapes; the optimiser
   alone; the rest
 - memory of the train step: by how much the resident memory of each process exceeds what it held
-  with the weights loaded (in ours with what compiling left behind; on a GPU all that was allocated),
+  with the weights loaded (ours: with what compiling left behind; on a GPU: all that is allocated),
   and what XLA says the compiled step needs
 """
 

@@ -318,7 +318,7 @@ class Theirs:
         self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     def forward(self) -> float:
         with self.torch.no_grad():
