@@ -38,7 +38,7 @@ _LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a row, image slots amon
 _TARGETS = flags.DEFINE_integer("targets", 64, "Tokens of the answer, at the end of a row.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timings of each kind, after one that is dropped.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Cores of each side; they work in turn.")
-_REMAT = flags.DEFINE_enum("remat", "none", ["none", "full", "dots"], "Of ours.")
+_REMAT = flags.DEFINE_enum("remat", "dots", ["none", "full", "dots"], "What our layers keep.")
 _ATTENTION = flags.DEFINE_enum(
     "attention", None, ["eager", "sdpa"], "Of theirs; by default sdpa on a GPU, else eager."
 )
