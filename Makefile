@@ -3,15 +3,18 @@
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
+# make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
+# make bench-loss-memory  memory of the token loss as the batch grows
 # make lint   ruff
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
+FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity real-llava real-tokenizer lint clean
+.PHONY: run test parity real-llava real-tokenizer bench-model bench-loss-memory lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -27,6 +30,12 @@ real-llava: $(VENV)/.installed-torch
 
 real-tokenizer: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/real_tokenizer.py --tokenizer=$(TOKENIZER) --data=$(DATA)
+
+bench-model: $(VENV)/.installed-torch
+	$(BIN)/python benchmarks/model.py $(FLAGS)
+
+bench-loss-memory: $(VENV)/.installed
+	$(BIN)/python benchmarks/loss_memory.py $(FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rewards import reference
 from mmsrec_jax.rewards.rescoring import Rescoring
 from mmsrec_jax.training import loop, policy
+from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import place
 
 Judge = Callable[..., dict[str, jax.Array]]
@@ -134,7 +135,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     """
     schedule = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule if config.warmup_steps else config.learning_rate,
             weight_decay=config.weight_decay,

@@ -22,6 +22,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.training import loop
+from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, place
 
 Batch = dict[str, jax.Array]
@@ -99,7 +100,7 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
         end_value=0.1 * config.learning_rate,
     )
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_global_norm(config.clip_norm),
         optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
     )
 
