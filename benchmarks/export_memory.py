@@ -80,9 +80,14 @@ def config_json() -> dict:
 
 
 def values(shape: tuple[int, ...], dtype, seed: int = 0) -> np.ndarray:
-    """Random values, a block of them again and again: compression must not shrink files much."""
+    """Random values, a block of them again and again: compression must not shrink files much.
+
+    Along the first axis of three or more they are one piece of memory: layers are alike.
+    """
     block = np.random.default_rng(seed).normal(size=2**20).astype(dtype)
-    return np.resize(block, shape)
+    if len(shape) < 3:
+        return np.resize(block, shape)
+    return np.broadcast_to(np.resize(block, shape[1:]), shape)
 
 
 def write_run(directory: Path) -> None:

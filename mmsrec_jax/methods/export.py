@@ -60,7 +60,7 @@ def export(
             out, adapters, base, dtype=dtype or "float32", base_name=name, max_pixels=max_pixels
         )
     else:
-        parameters = exporting.of_arrays(trained.read)
+        parameters = _parameters(trained)
         if adapters is not None:
             parameters = exporting.merged(_base_parameters(workdir, base, config), adapters)
         exporting.write_model(
@@ -87,5 +87,9 @@ def _adapters(trained: Stored, config: dict) -> Adapters | None:
 
 def _base_parameters(workdir: Path, base: Path, config: dict) -> exporting.Parameters:
     if not config["model"]["path"]:
-        return exporting.of_arrays(Stored(workdir / "warmup" / WEIGHTS).read)
+        return _parameters(Stored(workdir / "warmup" / WEIGHTS))
     return exporting.of_directory(base)
+
+
+def _parameters(stored: Stored) -> exporting.Parameters:
+    return lambda leaf, layer: stored.read(leaf.path, layer)

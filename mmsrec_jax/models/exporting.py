@@ -1,6 +1,7 @@
 """Models out to Hugging Face: a directory that transformers loads, or adapters that peft loads.
 
-Everything is written one tensor at a time: host memory holds one parameter, never the model.
+Everything is written one tensor at a time: host memory holds one layer of a parameter, never the
+model.
 """
 
 import contextlib
@@ -83,20 +84,6 @@ def of_directory(directory: Path) -> Parameters:
         shape = shapes[leaf.path] if layer is None else shapes[leaf.path][1:]
         tensor = tensors.read(leaf.name.format(layer), leaf.tensor_shape(shape))
         return leaf.read(tensor, shape)
-
-    return read
-
-
-def of_arrays(read_array: Callable[[str], np.ndarray]) -> Parameters:
-    """Parameters stored whole, all layers together, by path; those of one tensor are held."""
-    held: dict[str, np.ndarray] = {}
-
-    def read(leaf: Leaf, layer: int | None) -> np.ndarray:
-        if leaf.path not in held:
-            while len(held) >= leaf.part[1]:
-                held.pop(next(iter(held)))
-            held[leaf.path] = read_array(leaf.path)
-        return held[leaf.path] if layer is None else held[leaf.path][layer]
 
     return read
 

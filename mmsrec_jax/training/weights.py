@@ -7,16 +7,42 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorstore
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.training.checkpoints import flatten
 
+_CHUNK_BYTES = 64 * 2**20  # of what is read at a time
+
 
 def save(directory: Path, model: nnx.Module, kind: Any) -> None:
-    """Writes the variables of `model` that the filter `kind` selects, atomically."""
-    ocp.save_pytree(directory.resolve(), flatten(nnx.state(model, kind)), overwrite=True)
+    """Writes the variables of `model` that the filter `kind` selects, atomically.
+
+    Stacked ones are stored layer by layer, so that `Stored` can read one without the others.
+    """
+    state = nnx.state(model, kind)
+    stacked = flatten(jax.tree.map(_is_stacked, state, is_leaf=_is_variable))
+    by_layer = ocp.options.ArrayOptions.Saving.StorageOptions(
+        chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)
+    )
+    context = ocp.Context()
+    context.array.saving.scoped_storage_options_creator = lambda key, _: (
+        by_layer if stacked[key[0].key] else None
+    )
+    with context:
+        ocp.save_pytree(directory.resolve(), flatten(state), overwrite=True)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _is_stacked(variable: nnx.Variable) -> nnx.Variable:
+    """`variable` with whether its first axis is that of the layers in place of its value."""
+    stacked = variable.get_metadata()["logical_axes"][:1] == ("layers",)
+    return jax.tree.map(lambda _: stacked, variable)
 
 
 def restore(directory: Path, model: nnx.Module, kind: Any) -> None:
@@ -62,15 +88,18 @@ class Stored:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def read(self, path: str) -> np.ndarray:
-        """The array of one path, all layers together."""
+    def read(self, path: str, layer: int | None = None) -> np.ndarray:
+        """The array of one path: all layers together, or one of them, alone in memory."""
         if path not in self._keys:
             raise UserError(f"{self.directory}: {path} is missing; these are of another model")
-        key = self._keys[path]
-        # The target says only that numpy is wanted: its pages are never touched.
-        target = np.empty(self._stored[key].shape, self._stored[key].dtype)
-        targets = dict.fromkeys(self._stored, ocp.PLACEHOLDER) | {key: target}
-        return self._checked(lambda: ocp.load_pytree(self.directory, targets))[key]
+        return self._checked(lambda: self._read(self._keys[path], layer))
+
+    def _read(self, key: str, layer: int | None) -> np.ndarray:
+        # Orbax reads arrays whole or by a device's shard, hence its store of them.
+        root = next(self.directory.glob("*/manifest.ocdbt")).parent
+        store = {"driver": "ocdbt", "base": root.as_uri(), "path": f"{key}/"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
+        return (array if layer is None else array[layer]).read().result()
 
     def _checked(self, read):
         try:
