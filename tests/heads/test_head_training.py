@@ -129,7 +129,7 @@ def test_learns_a_circle(histories, split, tmp_path, kind, settings, least):
         kind, config(**settings), histories, split, num_items=ITEMS, directory=tmp_path
     )
     found = ranking.full(head, histories, split.test)
-    assert metrics.ndcg(found.ranks, 10) > least  # popularity has 0.15
+    assert metrics.ndcg(found.ranks, 10) > least  # popularity: 0.51
     back = heads.heads.Head.load(tmp_path / "head")
     np.testing.assert_array_equal(back.params["items"][...], head.params["items"][...])
     embedded = similar.prefix_embeddings(head, histories, split.test)
