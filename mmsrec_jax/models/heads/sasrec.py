@@ -8,11 +8,10 @@ not depend on what comes after it, nor on whether it was computed alone or with 
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models.heads.base import HeadModule, Rows
-from mmsrec_jax.models.heads.transformer import Transformer, TransformerConfig, same_segment
+from mmsrec_jax.models.heads.transformer import Transformer, TransformerConfig, causal_mask
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class SASRec(HeadModule):
 
     def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
         """States float32[B, L, D]; [b, t] has seen tokens <= t of its own segment."""
-        steps = jnp.arange(rows.ids.shape[1])
-        mask = same_segment(rows.segments) & (steps[:, None] >= steps[None, :])
         x = self.items[...][rows.ids] * self.config.dim**0.5 + self.positions[...][rows.positions]
-        return self.encoder(x, mask, key)
+        return self.encoder(x, causal_mask(rows), key)
 
     def table(self) -> jax.Array:
         """The input embeddings, tied: float32[items, D]."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models.heads import dropout
-from mmsrec_jax.models.heads.base import HeadConfig
+from mmsrec_jax.models.heads.base import HeadConfig, Rows
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ class Transformer(nnx.Module):
 def same_segment(segments: jax.Array) -> jax.Array:
     """bool[B, L, L]: which places of packed rows belong to one sequence; segments int32[B, L]."""
     return segments[:, :, None] == segments[:, None, :]
+
+
+def causal_mask(rows: Rows) -> jax.Array:
+    """bool[B, L, L]: a place sees itself and what stands before it in its sequence."""
+    steps = jnp.arange(rows.segments.shape[1])
+    return same_segment(rows.segments) & (steps[:, None] >= steps[None, :])
 
 
 def identity_norms(shape: tuple[int, ...], dim: int) -> jax.Array:
