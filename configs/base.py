@@ -14,7 +14,11 @@ from ml_collections.config_dict import placeholder
 
 from mmsrec_jax.configuration import choose
 
-HEADS = {"sasrec": "SASRec by itself"}  # variant = section below -> what it is
+HEADS = {  # variant = section below -> what it is
+    "sasrec": "SASRec by itself",
+    "bert4rec": "BERT4Rec by itself",
+    "gru4rec": "GRU4Rec by itself",
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -154,6 +158,22 @@ def get_config(variant: str = "") -> ConfigDict:
     sasrec.heads = 2
     sasrec.mlp_dim = 256
     sasrec.dropout = 0.3
+
+    config.bert4rec = bert4rec = _head(seed)
+    bert4rec.dim = 64
+    bert4rec.layers = 2
+    bert4rec.heads = 2
+    bert4rec.mlp_dim = 256
+    bert4rec.dropout = 0.2
+    bert4rec.mask_rate = 0.2  # of training items that are masked
+    bert4rec.last_rate = 0.1  # of training sequences whose last item alone is masked
+    bert4rec.loss_chunk = 512  # small, because chunks without a masked item cost nothing
+
+    config.gru4rec = gru4rec = _head(seed)
+    gru4rec.dim = 64
+    gru4rec.hidden = 128
+    gru4rec.layers = 1
+    gru4rec.dropout = 0.3
 
     config.retrieval = retrieval = ConfigDict()
     retrieval.folds = 1  # > 1: training queries are embedded by heads that never saw their user

@@ -27,6 +27,14 @@ def get_config(variant: str = ""):
             dim=256, layers=1, heads=1, mlp_dim=256, dropout=0.2, loss="sampled_softmax",
             negatives=512, batch_size=32, steps=8300, evaluate_every=166, patience=8,
         )  # fmt: skip
+        config.bert4rec.update(
+            mask_rate=0.4, last_rate=0.15, batch_size=32, steps=19_200, evaluate_every=480,
+            patience=6,
+        )  # fmt: skip
+        config.gru4rec.update(
+            dropout=0.4, learning_rate=2e-3, batch_size=32, steps=4150, evaluate_every=249,
+            patience=3, loss="sampled_softmax", negatives=512,
+        )  # fmt: skip
     if not variant:
         _pod(config)
     return config.lock()
@@ -35,7 +43,8 @@ def get_config(variant: str = ""):
 def _pod(config):
     with config.unlocked():
         config.mesh.update(data=1, fsdp=64, tensor=1)
-        config.sasrec.batch_size = 64  # a row for every chip
+        for head in ("sasrec", "bert4rec", "gru4rec"):
+            config[head].batch_size = 64  # a row for every chip
         config.model.path_help = (
             "Download Qwen/Qwen2.5-VL-7B-Instruct with `huggingface-cli download` and give its "
             "folder with --config.model.path=DIR."

@@ -58,6 +58,7 @@ def _smoke(config):
         config.prompts.update(fields=("title",), image_attributes=(), text_tokens=12, similar=3)
         config.warmup.update(steps=150, noise=0.0)
         config.summariser.update(steps=20, prompt_length=40)
-        config.sasrec.update(length=50, batch_size=32, steps=600, evaluate_every=100, dropout=0.3)
+        for head in base.HEADS:
+            config[head].update(length=50, batch_size=32, steps=600, dropout=0.3)
         config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
         config.evaluation.update(users=300, length=768)

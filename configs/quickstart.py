@@ -35,10 +35,12 @@ def get_config(variant: str = ""):
         )  # fmt: skip
         config.summariser.weights.update(information=0.5, length=0.02, image=1.0, form=1.0)
         config.summaries.batch_size = 100
-        config.sasrec.update(
-            length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
-            validation_rows=2000, learning_rate=2e-3, warmup_steps=50, mlp_dim=128,
-        )  # fmt: skip
+        for head in base.HEADS:
+            config[head].update(
+                length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
+                validation_rows=2000, learning_rate=2e-3, warmup_steps=50,
+            )  # fmt: skip
+        config.sasrec.mlp_dim = 128
         config.retrieval.distinct_items = True
         config.sft.update(
             trainable="full", steps=200, batch_size=32, length=136, patches=32, answers=8,

@@ -1,14 +1,16 @@
 """The road of a head by itself on a tiny shop: data, training, ranks and the table."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from configs import base, beauty, movielens
+from configs import base, beauty, movielens, quickstart
 from mmsrec_jax import methods
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.heads import kinds
 
 SYSTEMS = ("random", "popularity", "cooccurrence", "sasrec")
 
@@ -63,13 +65,30 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, capl
     assert before["fingerprint"] != after["fingerprint"] and after["finished"]
 
 
-def test_variants_of_the_configs_are_heads_by_name():
-    for module in (base, beauty, movielens):
-        config = module.get_config("sasrec")
-        assert (config.method, config.head) == ("heads", "sasrec")
-        assert module.get_config().method == "mmsrarec"
+@pytest.mark.parametrize("module", [base, beauty, movielens])
+def test_variants_of_the_configs_are_heads_by_name(module):
+    assert module.get_config().method == "mmsrarec"
+    assert sorted(base.HEADS) == sorted(kinds.KINDS)
+    for name, kind in kinds.KINDS.items():
+        config = module.get_config(name)
+        assert (config.method, config.head) == ("heads", name)
+        fields = {field.name for field in dataclasses.fields(kind.config)}
+        assert fields - {"num_items", "features"} <= set(config[name])
+
+
+def test_a_misspelt_variant_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean configs/beauty.py:sasrec"):
         beauty.get_config("sasrecs")
+
+
+def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
+    config = quickstart.get_config()
+    config.head = "gru4rec"
+    config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
+    config.gru4rec.update(steps=4, evaluate_every=4, batch_size=8, dim=8, hidden=8)
+    methods.find(config.method).run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
+    found = pq.read_table(tmp_path / "retrieval" / "neighbours.parquet")
+    assert found.num_rows > 150 and (tmp_path / "gru4rec" / "head" / "config.json").exists()
 
 
 def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):

@@ -44,11 +44,11 @@ class _Recipe:
 
 @functools.cache
 def _optimizer(recipe):
-    kept = kinds.of(recipe.head).module.NO_DECAY
+    kept = set(kinds.of(recipe.head).module.NO_DECAY)
     return optax.adamw(
         optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
         weight_decay=recipe.weight_decay,
-        mask=lambda params: nnx.map_state(lambda path, _: path[0] not in kept, params),
+        mask=lambda params: nnx.map_state(lambda path, _: kept.isdisjoint(path), params),
     )
 
 

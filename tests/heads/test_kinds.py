@@ -27,7 +27,7 @@ from mmsrec_jax.training import heads
 def test_a_misspelt_kind_gets_the_nearest():
     with pytest.raises(UserError, match="config.head='sasrek' is not known; did you mean 'sasrec'"):
         kinds.find("sasrek")
-    with pytest.raises(UserError, match="there are: sasrec"):
+    with pytest.raises(UserError, match="there are: sasrec, bert4rec, gru4rec"):
         kinds.find("transformer")
 
 

@@ -72,7 +72,9 @@ def test_dropout_only_with_a_key(params, encode):
     np.testing.assert_array_equal(keyed[0], keyed[1])
     assert np.abs(keyed[0] - keyed[2]).max() > 0.1
     assert np.abs(keyed[0] - encode(alone([1, 2, 3]))[0, :3]).max() > 0.1
-    dropped, keep = module(params)._dropout_masks(jnp.ones((200, 12, 16)), jax.random.key(0))
+    dropped, keep = module(params).encoder._dropout_masks(
+        jnp.ones((200, 12, 16)), jax.random.key(0)
+    )
     assert abs(float((dropped == 0).mean()) - 0.3) < 0.01
     assert abs(float(dropped.mean()) - 1) < 0.02
     assert keep.shape == (2, 200, 12, 2 * 16 + 2 * 12)

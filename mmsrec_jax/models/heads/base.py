@@ -51,7 +51,7 @@ class HeadModule(nnx.Module):
 
     Attributes:
       FEATURES: names of the item features that it reads; `self.features[name]` is a `Features`.
-      NO_DECAY: names of its parameters that weight decay leaves alone.
+      NO_DECAY: names of parameters, at any depth, that weight decay leaves alone.
       SHIFTED: training rows end one item early and carry that shift as `targets` (next item).
         False: rows hold every training item, `targets` is -1 throughout, the module masks.
       USES_TIMES: it reads `Rows.times`; elsewhere they are 0.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmsrec_jax.configuration import choose_name
-from mmsrec_jax.models.heads import sasrec
+from mmsrec_jax.models.heads import bert4rec, gru4rec, sasrec
 from mmsrec_jax.models.heads.base import HeadConfig, HeadModule
 
 
@@ -18,7 +18,12 @@ class Kind:
     module: type[HeadModule]
 
 
-KINDS = {kind.name: kind for kind in (Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),)}
+_ALL = (
+    Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
+    Kind("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
+    Kind("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
+)
+KINDS = {kind.name: kind for kind in _ALL}
 
 
 def find(name: str) -> Kind:

@@ -61,7 +61,7 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
 
     hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
     Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
-    largest array is float32[chunk, V].
+    largest array is float32[chunk, V]. A chunk without a target costs nothing.
     """
     count = hidden.shape[0]
     chunk = min(chunk, count)
@@ -69,15 +69,18 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
     hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
     targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
 
+    def nll(h, t):
+        logits = _dots(h, table)
+        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
+        return jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+
     @jax.checkpoint
     def body(carry, xs):
         h, t = xs
-        logits = _dots(h, table)
-        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
-        return carry, jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+        return carry, jax.lax.cond((t >= 0).any(), nll, lambda h, t: jnp.zeros(len(t)), h, t)
 
-    _, nll = jax.lax.scan(body, None, (hidden, targets))
-    return nll.reshape(-1)[:count]
+    _, nats = jax.lax.scan(body, None, (hidden, targets))
+    return nats.reshape(-1)[:count]
 
 
 def sampled_nll(

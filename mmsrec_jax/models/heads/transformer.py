@@ -1,0 +1,106 @@
+"""Pre-norm transformer layers over item sequences (Vaswani et al. 2017; GELU): SASRec, BERT4Rec."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmsrec_jax.models.heads import dropout
+from mmsrec_jax.models.heads.base import HeadConfig, Rows
+
+
+@dataclass(frozen=True)
+class TransformerConfig(HeadConfig):
+    """Transformer sizes."""
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    mlp_dim: int = 256
+    dropout: float = 0.2
+
+
+class Transformer(nnx.Module):
+    """Layers with stacked weights and a norm at the end; who sees whom is the caller's mask."""
+
+    NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = c = config
+        kernel = nnx.initializers.xavier_uniform(batch_axis=0)
+        self.qkv = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, 3 * c.dim)))
+        self.out = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, c.dim)))
+        self.up = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, c.mlp_dim)))
+        self.up_bias = nnx.Param(jnp.zeros((c.layers, c.mlp_dim)))
+        self.down = nnx.Param(kernel(rngs.params(), (c.layers, c.mlp_dim, c.dim)))
+        self.down_bias = nnx.Param(jnp.zeros((c.layers, c.dim)))
+        self.norms = nnx.Param(identity_norms((c.layers, 2), c.dim))
+        self.final_norm = nnx.Param(identity_norms((), c.dim))
+
+    def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """float32[B, L, D] -> float32[B, L, D].
+
+        mask bool[B, L, L]: [b, q, k] lets place q see place k. key: dropout of the input, of both
+        residual branches and of the attention weights; None for no dropout.
+        """
+        c = self.config
+        keep = None
+        if key is not None and c.dropout > 0:
+            x, keep = self._dropout_masks(x, key)
+
+        def layer(x, scanned):
+            w, keep = scanned
+            kept = (None,) * 3 if keep is None else jnp.split(keep, (c.dim, 2 * c.dim), axis=-1)
+            mixed = _attend(norm(x, w["norms"][0]) @ w["qkv"], mask, c, kept[2]) @ w["out"]
+            x = x + dropout.apply(mixed, c.dropout, kept[0])
+            h = jax.nn.gelu(norm(x, w["norms"][1]) @ w["up"] + w["up_bias"])
+            x = x + dropout.apply(h @ w["down"] + w["down_bias"], c.dropout, kept[1])
+            return x, None
+
+        names = ("qkv", "out", "up", "up_bias", "down", "down_bias", "norms")
+        x, _ = jax.lax.scan(layer, x, ({name: getattr(self, name)[...] for name in names}, keep))
+        return norm(x, self.final_norm[...])
+
+    def _dropout_masks(self, x, key):
+        """x after dropout; per layer bool[B, L, 2 D + heads L]: two residual masks, attention."""
+        c = self.config
+        batch, length, dim = x.shape
+        width = 2 * dim + c.heads * length
+        keep = dropout.kept(key, (batch, length, dim + c.layers * width), c.dropout)
+        layers = keep[..., dim:].reshape(batch, length, c.layers, width)
+        return dropout.apply(x, c.dropout, keep[..., :dim]), jnp.moveaxis(layers, 2, 0)
+
+
+def same_segment(segments: jax.Array) -> jax.Array:
+    """bool[B, L, L]: which places of packed rows belong to one sequence; segments int32[B, L]."""
+    return segments[:, :, None] == segments[:, None, :]
+
+
+def causal_mask(rows: Rows) -> jax.Array:
+    """bool[B, L, L]: a place sees itself and what stands before it in its sequence."""
+    steps = jnp.arange(rows.segments.shape[1])
+    return same_segment(rows.segments) & (steps[:, None] >= steps[None, :])
+
+
+def identity_norms(shape: tuple[int, ...], dim: int) -> jax.Array:
+    """Scale and bias of layer norms, stacked: float32[*shape, 2, dim]."""
+    return jnp.broadcast_to(jnp.stack([jnp.ones(dim), jnp.zeros(dim)]), (*shape, 2, dim))
+
+
+def norm(x: jax.Array, scale_bias: jax.Array) -> jax.Array:
+    """Layer norm over the last axis; scale_bias float32[2, dim]."""
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+    return x * scale_bias[0] + scale_bias[1]
+
+
+def _attend(qkv, mask, config, keep):
+    batch, length, _ = qkv.shape
+    q, k, v = jnp.split(qkv.reshape(batch, length, 3 * config.heads, -1), 3, axis=2)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None], scores * q.shape[-1] ** -0.5, -1e30)
+    if keep is not None:
+        keep = jnp.swapaxes(keep.reshape(batch, length, config.heads, length), 1, 2)
+    weights = dropout.apply(jax.nn.softmax(scores, -1), config.dropout, keep)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, -1)
