@@ -35,6 +35,7 @@ def get_config(variant: str = ""):
             dropout=0.4, learning_rate=2e-3, batch_size=32, steps=4150, evaluate_every=249,
             patience=3, loss="sampled_softmax", negatives=512,
         )  # fmt: skip
+        config.hm4sr.category_separator = ","
     if not variant:
         _pod(config)
     return config.lock()

@@ -39,6 +39,7 @@ def get_config(variant: str = ""):
             "folder, or leave config.model.path empty to train a small model from scratch."
         )
         config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
+        config.hm4sr.category_separator = " "
         config.model.max_pixels = 0 if smoke else 256 * 28 * 28
     if smoke:
         _smoke(config)
