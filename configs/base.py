@@ -208,8 +208,8 @@ def get_config(variant: str = "") -> ConfigDict:
     hm4sr.weight_decay = 0.0
 
     config.features = features = ConfigDict()  # item features that config.model.path makes
-    features.length = 512  # tokens of a prompt
-    features.patches = 4096  # vision patches of a prompt
+    features.length = 640  # tokens of a prompt with an image
+    features.patches = 2048  # vision patches of a prompt
     features.batch_size = 32
     features.workers = 8
 

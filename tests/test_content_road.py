@@ -14,7 +14,16 @@ from mmsrec_jax.models.heads.head import Head
 from mmsrec_jax.prompts import TEMPLATES, corpus
 
 SMALL = dict(
-    length=8, dim=8, layers=1, mlp_dim=8, steps=2, evaluate_every=2, batch_size=8, contrast=16
+    length=8,
+    dim=8,
+    layers=1,
+    mlp_dim=8,
+    dropout=0.0,
+    contrast=16,
+    steps=2,
+    evaluate_every=2,
+    batch_size=8,
+    loss="bce",
 )
 
 
@@ -77,6 +86,7 @@ def test_given_features_and_categories_reach_the_head(tmp_path, caplog, monkeypa
     config.hm4sr.contents = ("text",)
     config.hm4sr.features.text = str(tmp_path / "text.npy")
     experiment = heads.Run(config, tmp_path, None)
+    (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
     experiment.train_head(tmp_path / "hm4sr")
     names = {item.category for item in experiment.dataset[0]}
@@ -99,6 +109,10 @@ def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
         run(config, tmp_path / "run")
     config.hm4sr.contents = ("text", "sound")
     with pytest.raises(UserError, match="config.hm4sr.contents='sound' is not known"):
+        run(config, tmp_path / "run")
+    config.hm4sr.update(contents=("image",), features={"image": ""})
+    config.use.images = False
+    with pytest.raises(UserError, match="config.use.images is False"):
         run(config, tmp_path / "run")
     config.hm4sr.contents = ()
     with pytest.raises(UserError, match="config.hm4sr.contents=.*name one or more, each once"):

@@ -219,7 +219,9 @@ class Experiment:
             return
         model = self.pretrained("features")
         for name in missing:
-            source = ContentSource(catalogue, self.prompting, length=c.length, content=name)
+            source = ContentSource(
+                catalogue, self.prompting, length=self._prompt_length(name), content=name
+            )
             counts = Counter()
             rows = embed_items(
                 model,
@@ -233,6 +235,13 @@ class Experiment:
             )
             features.write(self._made_features(name), rows)
             log_counts(f"features {name}", counts)
+
+    def _prompt_length(self, content: str) -> int:
+        """Of the longest prompt of text alone, which knows its room; else as the config says."""
+        length, chat = self.config.features.length, self.prompting.chat
+        if content != "text":
+            return length
+        return min(length, len(chat.ids(chat.head)) + self.prompting.text_tokens)
 
     def train_head(self, directory: Path) -> None:
         """The sequence model."""
@@ -356,4 +365,6 @@ def _feature_paths(config: ConfigDict) -> dict[str, str]:
         choose_name(name, readable, what=field)
     if not section.contents or len(set(section.contents)) < len(section.contents):
         raise UserError(f"{field}={section.contents}: name one or more, each once")
+    if "image" in section.contents and not config.use.images and not section.features.image:
+        raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
     return {name: section.features[name] for name in section.contents}

@@ -75,7 +75,7 @@ def test_learns_what_only_the_features_tell(kind, clustered, tmp_path):
     split = splits.leave_one_out(histories)
     config = ConfigDict(
         dict(
-            length=6, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.1, loss="softmax",
+            length=6, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.0, loss="softmax",
             negatives=0, loss_chunk=256, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0,
             batch_size=16, steps=60, evaluate_every=60, patience=9, validation_rows=0,
             log_every=20, seed=0,

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from content import FEATURES, ITEMS, SIZES, module, packed, weights
 from test_contrast import by_loops
@@ -14,6 +13,7 @@ from mmsrec_jax.models.heads.molar import align
 
 CONTENTS = ("text", "image")
 ROWS = packed([3, 1, 4], [1, 5, 9])
+run_align = jax.jit(align, static_argnums=4)
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def test_alignment_is_equation_4_without_the_users_own_other_times():
     rows = packed([3, 1, 4], [1, 5], [9, 2])
     rng = np.random.default_rng(1)
     content, id_based = rng.normal(size=(2, 1, 8, 6))
-    nats = align(jnp.array(content), jnp.array(id_based), rows, jax.random.key(0), 99, 0.2)
+    nats = run_align(content, id_based, rows, jax.random.key(0), 99, 0.2)
     user = np.array([1, 1, 1, 2, 2, 3, 3])
     rivals, known = user[:, None] != user, np.ones(7, bool)
     content, id_based = content[0, :7], id_based[0, :7]
@@ -61,7 +61,7 @@ def test_the_loss_is_both_models_softmax_and_the_alignment():
         own = logits[np.arange(6), ROWS.targets[0, :6]]
         nats = np.log(np.exp(logits).sum(1)) - own
         np.testing.assert_allclose(parts[name], nats.mean(), rtol=1e-4)
-    wanted = align(states["content"], states["id"], ROWS, jax.random.key(9), 99, 0.2)
+    wanted = run_align(states["content"], states["id"], ROWS, jax.random.key(9), 99, 0.2)
     np.testing.assert_allclose(parts["alignment"], wanted, rtol=1e-4)
     total = parts["content"] + parts["id"] + 0.7 * parts["alignment"]
     np.testing.assert_allclose(loss, total, rtol=1e-6)

@@ -19,6 +19,7 @@ Where the data has no clock (`Rows.times` are positions), all intervals are 1 an
 almost 0: the temporal mixture is the same for every item but the first.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,40 +81,44 @@ class HM4SR(HeadModule):
         contents = [(name, width) for name, width in c.features if name != CATEGORIES]
         self.contents = tuple(name for name, _ in contents)
         streams, wide = 1 + len(contents), c.dim * (1 + len(contents))
-        kernel = nnx.initializers.lecun_normal()
-
-        def weights(*shape, deviation=0.02):
-            return nnx.Param(deviation * jax.random.normal(rngs.params(), shape))
-
-        self.items = weights(c.num_items + 1, c.dim)
-        self.positions = weights(c.length, c.dim)
+        drawn = _normal(
+            rngs.params(),
+            items=(c.num_items + 1, c.dim),
+            positions=(c.length, c.dim),
+            experts=(c.experts, wide, wide),
+            gates=(streams, c.dim, c.experts),
+            intervals=(c.interval_buckets * _DOUBLINGS + 1, c.dim),
+            time_scale=(c.dim,),
+            time_gate=(2 * c.dim, c.experts),
+            time_experts=(c.experts, wide),
+            placeholders=(len(contents), 2 * c.dim, c.dim),
+            category_kernel=(wide, dict(c.features).get(CATEGORIES, 0)),
+            **{name: (width, c.dim) for name, width in contents},
+        )
+        self.items = nnx.Param(0.02 * drawn["items"])
+        self.positions = nnx.Param(0.02 * drawn["positions"])
         self.projections = nnx.Dict(
-            {
-                name: nnx.Param(c.dim**-0.5 * kernel(rngs.params(), (width, c.dim)))
-                for name, width in contents
-            }
+            {name: nnx.Param((width * c.dim) ** -0.5 * drawn[name]) for name, width in contents}
         )
         self.projection_bias = nnx.Param(jnp.zeros((len(contents), c.dim)))
-        self.experts = weights(c.experts, wide, wide)
+        self.experts = nnx.Param(0.02 * drawn["experts"])
         self.expert_bias = nnx.Param(jnp.zeros((c.experts, wide)))
-        self.gates = weights(streams, c.dim, c.experts)
+        self.gates = nnx.Param(0.02 * drawn["gates"])
         self.gate_bias = nnx.Param(jnp.zeros((streams, c.experts)))
         self.share = nnx.Param(jnp.array([0.0] + [1.0] * len(contents)))
-        self.intervals = weights(c.interval_buckets * _DOUBLINGS + 1, c.dim)
-        self.time_scale = weights(c.dim)
+        self.intervals = nnx.Param(0.02 * drawn["intervals"])
+        self.time_scale = nnx.Param(0.02 * drawn["time_scale"])
         self.time_bias = nnx.Param(jnp.zeros(c.dim))
-        self.time_gate = weights(2 * c.dim, c.experts)
+        self.time_gate = nnx.Param(0.02 * drawn["time_gate"])
         self.time_gate_bias = nnx.Param(jnp.zeros(c.experts))
-        self.time_experts = weights(c.experts, wide, deviation=0.1)
-        self.placeholders = weights(len(contents), 2 * c.dim, c.dim)
+        self.time_experts = nnx.Param(0.1 * drawn["time_experts"])
+        self.placeholders = nnx.Param(0.02 * drawn["placeholders"])
         self.placeholder_bias = nnx.Param(jnp.zeros((len(contents), c.dim)))
         self.input_norms = nnx.Param(identity_norms((streams,), c.dim))
-        self.encoders = nnx.Dict(
-            {name: Transformer(c, rngs=rngs) for name in ("id", *self.contents)}
-        )
-        if categories := dict(c.features).get(CATEGORIES):
-            self.category_kernel = weights(wide, categories)
-            self.category_bias = nnx.Param(jnp.zeros(categories))
+        self.encoders = _transformers(c, streams, rngs)
+        if CATEGORIES in dict(c.features):
+            self.category_kernel = nnx.Param(0.02 * drawn["category_kernel"])
+            self.category_bias = nnx.Param(jnp.zeros(drawn["category_kernel"].shape[1]))
 
     def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
         """States float32[B, L, S D], the streams side by side."""
@@ -234,9 +239,8 @@ class HM4SR(HeadModule):
 
     def _encode(self, x, rows, key, streams: Sequence[int]):
         """Each x[i], [B, L, D], through the transformer of stream `streams[i]`."""
-        parts = [nnx.split(self.encoders[name]) for name in ("id", *self.contents)]
-        graphdef, mask = parts[0][0], causal_mask(rows)
-        weights = jax.tree.map(lambda *w: jnp.stack(w), *(parts[s][1] for s in streams))
+        graphdef, weights = nnx.split(self.encoders)
+        weights, mask = jax.tree.map(lambda w: w[np.array(streams)], weights), causal_mask(rows)
         norms = self.input_norms[...][np.array(streams)]
         keys = None if key is None else jax.random.split(key, len(streams))
 
@@ -244,6 +248,27 @@ class HM4SR(HeadModule):
             return nnx.merge(graphdef, weights)(norm(x, norms), mask, key)
 
         return jax.vmap(encode, (0, 0, 0, None if key is None else 0))(weights, norms, x, keys)
+
+
+def _normal(key, **shapes):
+    """Normal numbers of these shapes by name, from one draw: each one costs compile seconds."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    return {
+        name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def _transformers(config, count, rngs):
+    """So many transformers as one, their weights stacked first."""
+
+    def make(key):
+        return Transformer(config, rngs=nnx.Rngs(key))
+
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
+    return nnx.merge(
+        graphdef, jax.vmap(lambda key: nnx.state(make(key)))(jax.random.split(rngs.params(), count))
+    )
 
 
 def _side_by_side(x):
