@@ -75,23 +75,27 @@ def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, ca
     assert not any("begins" in line for line in said)
 
 
-def test_given_features_and_categories_reach_the_head(tmp_path, caplog, monkeypatch):
+def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     config = tiny("hm4sr")
-    np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(40, 5)))
+    rows = np.random.default_rng(0).normal(3, 2, size=(40, 5))
+    np.save(tmp_path / "text.npy", rows)
     config.hm4sr.contents = ("text",)
     config.hm4sr.features.text = str(tmp_path / "text.npy")
     experiment = heads.Run(config, tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
-    experiment.train_head(tmp_path / "hm4sr")
-    names = {item.category for item in experiment.dataset[0]}
-    assert experiment.head().config.features == (("text", 5), ("categories", len(names)))
-    assert '"category"' in (tmp_path / "hm4sr" / "metrics.jsonl").read_text()
+    found = experiment.head_options()["features"]
+    assert list(found) == ["text", "categories"]
+    wanted = (rows - rows.mean(0)) / rows.std(0)
+    np.testing.assert_allclose(found["text"], wanted, rtol=1e-4, atol=1e-5)
+    names = sorted({item.category for item in experiment.dataset[0]})
+    for i, item in enumerate(experiment.dataset[0]):
+        np.testing.assert_array_equal(found["categories"][i], np.array(names) == item.category)
 
     none = np.zeros((40, 0), np.float32)
     monkeypatch.setattr(common.features, "categories", lambda catalogue, separator: none)
-    assert set(experiment.item_features()) == {"text"}
+    assert list(experiment.item_features()) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)
 
