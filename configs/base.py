@@ -18,6 +18,8 @@ HEADS = {  # variant = section below -> what it is
     "sasrec": "SASRec by itself",
     "bert4rec": "BERT4Rec by itself",
     "gru4rec": "GRU4Rec by itself",
+    "molar": "Molar by itself",
+    "hm4sr": "HM4SR by itself",
 }
 
 
@@ -175,6 +177,42 @@ def get_config(variant: str = "") -> ConfigDict:
     gru4rec.layers = 1
     gru4rec.dropout = 0.3
 
+    config.molar = molar = _content_head(seed, ("item", "text", "image"))
+    molar.contents = ("item",)  # what it reads: "item" (image and text in one), "text", "image"
+    molar.dim = 64
+    molar.layers = 2
+    molar.heads = 2
+    molar.mlp_dim = 256  # also of the adapter between features and items
+    molar.dropout = 0.3
+    molar.alignment_weight = 0.1  # the paper's alpha
+    molar.temperature = 0.1
+    molar.contrast = 512  # users of a batch that the alignment tells apart
+
+    config.hm4sr = hm4sr = _content_head(seed, ("text", "image"))
+    hm4sr.contents = ("text", "image")  # a stream each
+    hm4sr.category_separator = placeholder(str)  # between an item's categories, None = it has one
+    hm4sr.dim = 64  # of each stream
+    hm4sr.layers = 2
+    hm4sr.heads = 2
+    hm4sr.mlp_dim = 256
+    hm4sr.dropout = 0.5
+    hm4sr.experts = 4  # of either mixture
+    hm4sr.interval_buckets = 100  # a doubling of the time between two items
+    hm4sr.id_weight = 1.0  # of the contrast with the next item's id
+    hm4sr.id_temperature = 0.2
+    hm4sr.category_weight = 1.0
+    hm4sr.placeholder_weight = 1.0  # of the contrast with items replaced by their times
+    hm4sr.placeholder_temperature = 1.0
+    hm4sr.placeholder_rate = 0.3  # of items
+    hm4sr.contrast = 1024  # places of a batch that either contrast tells apart
+    hm4sr.weight_decay = 0.0
+
+    config.features = features = ConfigDict()  # item features that config.model.path makes
+    features.length = 640  # tokens of a prompt with an image
+    features.patches = 2048  # vision patches of a prompt
+    features.batch_size = 32
+    features.workers = 8
+
     config.retrieval = retrieval = ConfigDict()
     retrieval.folds = 1  # > 1: training queries are embedded by heads that never saw their user
     retrieval.distinct_items = False  # the k next items all differ
@@ -213,6 +251,14 @@ def _head(seed) -> ConfigDict:
     head.validation_rows = 0  # 0 = all
     head.log_every = 100
     head.seed = seed
+    return head
+
+
+def _content_head(seed, names) -> ConfigDict:
+    head = _head(seed)
+    head.features = ConfigDict()  # .npy, one row per catalogue item; "" = made by config.model.path
+    for name in names:
+        head.features[name] = ""
     return head
 
 

@@ -4,6 +4,8 @@
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
     python launch/train.py --config=configs/beauty.py:sasrec --config.data.root=DIR/beauty \\
         --workdir=runs/beauty-sasrec
+    python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
+        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-molar
 
 DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole atomic files made from
 the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).
@@ -35,6 +37,8 @@ def get_config(variant: str = ""):
             dropout=0.4, learning_rate=2e-3, batch_size=32, steps=4150, evaluate_every=249,
             patience=3, loss="sampled_softmax", negatives=512,
         )  # fmt: skip
+        config.hm4sr.category_separator = ","
+        config.model.max_pixels = 128 * 28 * 28
     if not variant:
         _pod(config)
     return config.lock()
@@ -50,7 +54,6 @@ def _pod(config):
             "folder with --config.model.path=DIR."
         )
         config.model.require_path = True
-        config.model.max_pixels = 128 * 28 * 28
         config.prompts.update(fields=("title", "description"), text_tokens=128)
         config.summariser.update(batch_size=64, samples=8, micro_batch=512, patches=640)
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)

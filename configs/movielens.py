@@ -6,6 +6,8 @@
         --workdir=runs/ml-smoke
     python launch/train.py --config=configs/movielens.py:sasrec --config.data.root=DIR/ml-1m \\
         --workdir=runs/ml-sasrec
+    python launch/train.py --config=configs/movielens.py:hm4sr --config.data.root=DIR/ml-1m \\
+        --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml-hm4sr
 
 DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. `smoke` is for two CPU
 cores: a subset of users, films with a poster only, a tiny model from scratch.
@@ -39,6 +41,7 @@ def get_config(variant: str = ""):
             "folder, or leave config.model.path empty to train a small model from scratch."
         )
         config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
+        config.hm4sr.category_separator = " "
         config.model.max_pixels = 0 if smoke else 256 * 28 * 28
     if smoke:
         _smoke(config)

@@ -20,7 +20,7 @@ from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.items import Items, Prompting
 from mmsrec_jax.prompts import Piece, format_summary, parse_summary, tasks
-from mmsrec_jax.prompts.templates import LETTERS
+from mmsrec_jax.prompts.templates import IMAGE, LETTERS
 
 RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
 WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
@@ -343,6 +343,44 @@ class SummarySource(_PerItem):
             lambda text, has_image: tasks.summarise(templates, text, has_image),
             _NONE,
         )
+
+
+class ContentSource(_PerItem):
+    """Items without a question, for what a model makes of them; `Example.index` is the item.
+
+    The opening of the conversation, the image, the text. Tokens of the text have loss weight 1, so
+    that whoever pools tells them from the opening.
+
+    content: "text", "image" or "item", which is both. An item without any is the opening alone.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prompting: Prompting,
+        *,
+        length: int,
+        content: str,
+        rows: np.ndarray | None = None,
+    ):
+        if content == "text":
+            prompting = dataclasses.replace(prompting, processor=None)
+        super().__init__(catalogue, prompting, length=length, rows=rows)
+        self._text = content != "image"
+
+    def example(self, row: int, draw: int) -> Example:
+        del draw
+        i, chat = int(self.rows[row]), self.items.prompting.chat
+        for limit, last in _limits(self.items.prompting.text_tokens):
+            counts = Counter()
+            image = self.items.image(i, counts)
+            text = self.items.text(i, limit, counts) if self._text else ""
+            opening = chat.head if image is None else chat.head + IMAGE
+            prompt = chat.encode(opening, () if image is None else (image,))
+            own = chat.ids(text)
+            if len(prompt) + len(own) <= self.length or last:
+                break
+        return examples.sequence(prompt, own, index=i, counts=counts)
 
 
 class WarmupSource(_PerItem):

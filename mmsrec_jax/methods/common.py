@@ -1,6 +1,7 @@
 """What every method begins and ends with: data, one recommendation head, the table of ranks."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,23 +11,41 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax import sharding, startup
+from mmsrec_jax.configuration import choose_name
 from mmsrec_jax.data import build, splits
 from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
+from mmsrec_jax.decoding.embed import embed_items
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.results import Results
+from mmsrec_jax.inputs.items import Prompting
+from mmsrec_jax.inputs.sources import ContentSource
+from mmsrec_jax.models import loading, tokenizer
 from mmsrec_jax.models.heads import features, kinds
+from mmsrec_jax.models.heads.base import CATEGORIES
 from mmsrec_jax.models.heads.head import Head
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.names import config_from_hf, processor_of
+from mmsrec_jax.models.processor import read_json
+from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.training import heads
 from mmsrec_jax.workdir import Stage, run_stages
 
 
 def check(config: ConfigDict) -> None:
-    """Stops early when the data or the head that the config names are not there."""
+    """Stops early when the data, the model or the head that the config names are not there."""
     build.check(config.data)
+    path, remedy = config.model.path, config.model.path_help
+    if path and not Path(path).is_dir():
+        raise UserError(f"config.model.path={path}: no such folder. {remedy}".strip())
+    if config.prompts.templates not in TEMPLATES:
+        raise UserError(
+            f"config.prompts.templates={config.prompts.templates!r} is none of "
+            f"{', '.join(TEMPLATES)}"
+        )
     kinds.find(config.head)
-    features.check(_feature_paths(config))
+    features.check(_feature_paths(config), can_make=bool(path))
     heads.item_loss(config[config.head])
 
 
@@ -53,17 +72,28 @@ class Experiment:
         c = self.config.data
         return Stage("data", self.data, {"data": c.to_dict(), "files": build.source_files(c)})
 
-    def head_stage(self) -> Stage:
-        """Trains the head `config.head`; the stage has its name."""
-        return Stage(self.config.head, self.train_head, self.head_settings(), ["data"])
+    def head_stages(self) -> list[Stage]:
+        """Trains the head `config.head`, in the stage of its name; before it a stage that makes the
+        item features which it reads and which are not given."""
+        stages = []
+        if self._features_to_make:
+            settings = {
+                "features": self.config.features.to_dict(),
+                "contents": self._features_to_make,
+                "model": self.config.model.to_dict(),
+                "prompts": self.config.prompts.to_dict(),
+            }
+            stages.append(Stage("features", self.make_features, settings, ["data"]))
+        inputs = ["data", *(stage.name for stage in stages)]
+        return [*stages, Stage(self.config.head, self.train_head, self.head_settings(), inputs)]
 
     def head_settings(self) -> dict:
         """What a trained head depends on, for the record of a stage."""
         settings = {self.config.head: self.config[self.config.head].to_dict()}
-        if paths := _feature_paths(self.config):
+        given = {name: Path(path) for name, path in _feature_paths(self.config).items() if path}
+        if given:
             settings["feature_files"] = {
-                name: [Path(path).stat().st_size, Path(path).stat().st_mtime_ns]
-                for name, path in paths.items()
+                name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in given.items()
             }
         return settings
 
@@ -83,9 +113,81 @@ class Experiment:
             "histories": histories,
             "split": split,
             "num_items": len(catalogue),
-            "features": features.read(_feature_paths(self.config), len(catalogue)),
+            "features": self.item_features(),
             "mesh": self.mesh,
         }
+
+    def item_features(self) -> dict[str, np.ndarray]:
+        """float32[items, width] by name: what the head reads, standardised, and categories."""
+        catalogue, _, _ = self.dataset
+        kind, section = kinds.find(self.config.head), self.config[self.config.head]
+        paths = {
+            name: path or str(self._made_features(name))
+            for name, path in _feature_paths(self.config).items()
+        }
+        found = {
+            name: features.standardised(rows)
+            for name, rows in features.read(paths, len(catalogue)).items()
+        }
+        if CATEGORIES in kind.module.FEATURES:
+            labels = features.categories(catalogue, section.category_separator)
+            if labels.size:
+                found[CATEGORIES] = labels
+            else:
+                logging.info(
+                    "%s: no item has a category (config.data.category_field); training goes on "
+                    "without the category loss",
+                    kind.name,
+                )
+        return found
+
+    @property
+    def _features_to_make(self) -> list[str]:
+        return [name for name, path in _feature_paths(self.config).items() if not path]
+
+    def _made_features(self, name: str) -> Path:
+        return self.workdir / "features" / f"{name}.npy"
+
+    @property
+    def model_path(self) -> Path:
+        return Path(self.config.model.path) if self.config.model.path else self.workdir / "model"
+
+    @functools.cached_property
+    def tokenizer(self):
+        return tokenizer.load(self.model_path)
+
+    @functools.cached_property
+    def prompting(self) -> Prompting:
+        """How this run puts items to the model."""
+        c = self.config.prompts
+        processor = processor_of(self.model_path)
+        ids = config_from_hf(read_json(self.model_path / "config.json"), processor)
+        # Marks around an image cost two tokens a candidate; a model from scratch learns without.
+        marks = self.config.model.path != ""
+        if self.config.model.max_pixels:
+            processor = processor.limited(self.config.model.max_pixels)
+        return Prompting(
+            chat=Chat(
+                self.tokenizer,
+                image_token_id=ids.image_token_id,
+                vision_start_token_id=ids.vision_start_token_id if marks else None,
+                vision_end_token_id=ids.vision_end_token_id if marks else None,
+                processor=processor,
+            ),
+            templates=TEMPLATES[c.templates],
+            processor=processor if self.config.use.images else None,
+            fields=tuple(c.fields),
+            list_fields=tuple(c.list_fields),
+            text_tokens=c.text_tokens,
+            candidate_keywords=c.candidate_keywords,
+        )
+
+    def pretrained(self, name: str) -> MLLM:
+        """The model in `config.model.path`, reported under `name`."""
+        c = self.config.model
+        model = loading.load(self.model_path, c.dtype, self.mesh, remat=c.remat)
+        startup.report_model(name, model)
+        return model
 
     def head(self) -> Head:
         return Head.load(self.workdir / self.config.head / "head", self.mesh)
@@ -105,8 +207,50 @@ class Experiment:
         """Reads or generates, filters, splits, stores."""
         build.build(self.config.data, directory)
 
+    def make_features(self, directory: Path) -> None:
+        """Pooled hidden states of every item, `text.npy`, `image.npy`, `item.npy`: those that the
+        head reads and that are not given. A killed stage goes on with the next file."""
+        c = self.config.features
+        catalogue, _, _ = self.dataset
+        missing = [
+            name for name in self._features_to_make if not self._made_features(name).exists()
+        ]
+        if not missing:
+            return
+        model = self.pretrained("features")
+        for name in missing:
+            source = ContentSource(
+                catalogue, self.prompting, length=self._prompt_length(name), content=name
+            )
+            counts = Counter()
+            rows = embed_items(
+                model,
+                source,
+                name=name,
+                batch_size=c.batch_size,
+                patches=c.patches if source.items.patch_width else 0,
+                workers=c.workers,
+                mesh=self.mesh,
+                counts=counts,
+            )
+            features.write(self._made_features(name), rows)
+            log_counts(f"features {name}", counts)
+
+    def _prompt_length(self, content: str) -> int:
+        """Of the longest prompt of text alone, which knows its room; else as the config says."""
+        length, chat = self.config.features.length, self.prompting.chat
+        if content != "text":
+            return length
+        return min(length, len(chat.ids(chat.head)) + self.prompting.text_tokens)
+
     def train_head(self, directory: Path) -> None:
         """The sequence model."""
+        _, histories, _ = self.dataset
+        if kinds.find(self.config.head).module.USES_TIMES and not histories.clock:
+            logging.warning(
+                "%s reads the clock, but this data has none: positions stand for times",
+                self.config.head,
+            )
         heads.train(**self.head_options(), directory=directory)
 
 
@@ -205,6 +349,22 @@ class Scoreboard:
             logging.info("%s", line)
 
 
+def log_counts(name: str, counts: Counter) -> None:
+    """One line for each thing that was counted while examples were made."""
+    for what, count in sorted(counts.items()):
+        logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))
+
+
 def _feature_paths(config: ConfigDict) -> dict[str, str]:
-    names = kinds.find(config.head).module.FEATURES
-    return {name: config[config.head].features[name] for name in names}
+    """Files of the item features that the head reads; "" where none is given."""
+    readable, section = kinds.contents(kinds.find(config.head)), config[config.head]
+    if not readable:
+        return {}
+    field = f"config.{config.head}.contents"
+    for name in section.contents:
+        choose_name(name, readable, what=field)
+    if not section.contents or len(set(section.contents)) < len(section.contents):
+        raise UserError(f"{field}={section.contents}: name one or more, each once")
+    if "image" in section.contents and not config.use.images and not section.features.image:
+        raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
+    return {name: section.features[name] for name in section.contents}

@@ -30,7 +30,7 @@ class Run(common.Experiment):
         settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
         return [
             self.data_stage(),
-            self.head_stage(),
+            *self.head_stages(),
             Stage(
                 "evaluation",
                 self.evaluation,

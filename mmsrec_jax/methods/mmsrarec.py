@@ -5,7 +5,6 @@ data -> model -> warm-up -> summariser (GRPO) -> summaries -> SASRec -> retrieva
 without pretrained weights (*ours*), the rest is the paper's.
 """
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.inputs.items import Prompting
 from mmsrec_jax.inputs.sources import (
     CandidateSource,
     Knowledge,
@@ -33,12 +31,10 @@ from mmsrec_jax.inputs.sources import (
     WarmupSource,
 )
 from mmsrec_jax.methods import common
-from mmsrec_jax.models import loading, lora, scratch, tokenizer
+from mmsrec_jax.models import lora, scratch
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.names import config_from_hf, processor_of
-from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.progress import track
-from mmsrec_jax.prompts import TEMPLATES, Chat, corpus, parse_summary
+from mmsrec_jax.prompts import TEMPLATES, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbours_table
 from mmsrec_jax.training import grpo, heads, sft, weights
@@ -60,16 +56,8 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
 def check(config: ConfigDict) -> None:
     """Stops early when what the config names is not there."""
     common.check(config)
-    path, remedy = config.model.path, config.model.path_help
-    if config.model.require_path and not path:
-        raise UserError(f"config.model.path is not set. {remedy}")
-    if path and not Path(path).is_dir():
-        raise UserError(f"config.model.path={path}: no such folder. {remedy}".strip())
-    if config.prompts.templates not in TEMPLATES:
-        raise UserError(
-            f"config.prompts.templates={config.prompts.templates!r} is none of "
-            f"{', '.join(TEMPLATES)}"
-        )
+    if config.model.require_path and not config.model.path:
+        raise UserError(f"config.model.path is not set. {config.model.path_help}")
 
 
 class Run(common.Experiment):
@@ -102,7 +90,7 @@ class Run(common.Experiment):
             inputs = [*base, *knowledge]
             stages.append(Stage("summaries", self.summaries, {**model, **written}, inputs))
             knowledge = ["summaries"]
-        stages.append(self.head_stage())
+        stages += self.head_stages()
         if use["retrieval"]:
             settings = {
                 "retrieval": c.retrieval.to_dict(),
@@ -125,48 +113,13 @@ class Run(common.Experiment):
 
     # --- inputs of the stages ---------------------------------------------------------------------
 
-    @property
-    def model_path(self) -> Path:
-        return Path(self.config.model.path) if self.config.model.path else self.workdir / "model"
-
-    @functools.cached_property
-    def tokenizer(self):
-        return tokenizer.load(self.model_path)
-
-    @functools.cached_property
-    def prompting(self) -> Prompting:
-        """How this run puts items to the model."""
-        c = self.config.prompts
-        processor = processor_of(self.model_path)
-        ids = config_from_hf(read_json(self.model_path / "config.json"), processor)
-        # Marks around an image cost two tokens a candidate; a model from scratch learns without.
-        marks = self.config.model.path != ""
-        if self.config.model.max_pixels:
-            processor = processor.limited(self.config.model.max_pixels)
-        return Prompting(
-            chat=Chat(
-                self.tokenizer,
-                image_token_id=ids.image_token_id,
-                vision_start_token_id=ids.vision_start_token_id if marks else None,
-                vision_end_token_id=ids.vision_end_token_id if marks else None,
-                processor=processor,
-            ),
-            templates=TEMPLATES[c.templates],
-            processor=processor if self.config.use.images else None,
-            fields=tuple(c.fields),
-            list_fields=tuple(c.list_fields),
-            text_tokens=c.text_tokens,
-            candidate_keywords=c.candidate_keywords,
-        )
-
     def base_model(self, name: str) -> MLLM:
         """The model every stage starts from: pretrained, or warmed up."""
         c = self.config.model
         if c.path:
-            model = loading.load(self.model_path, c.dtype, self.mesh, remat=c.remat)
-        else:
-            model = self._from_scratch()
-            weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param)
+            return self.pretrained(name)
+        model = self._from_scratch()
+        weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param)
         startup.report_model(name, model)
         return model
 
@@ -234,7 +187,7 @@ class Run(common.Experiment):
             mesh=self.mesh,
             verdicts=self.prompting.chat.verdicts,
         )
-        _log_counts("warmup", counts)
+        common.log_counts("warmup", counts)
         weights.save(directory / WEIGHTS, model, nnx.Param)
 
     def summariser(self, directory: Path) -> None:
@@ -345,7 +298,7 @@ class Run(common.Experiment):
             mesh=self.mesh,
             verdicts=self.prompting.chat.verdicts,
         )
-        _log_counts(name, counts)
+        common.log_counts(name, counts)
         weights.save(directory / WEIGHTS, model, lora.trainable(c.trainable))
 
     def evaluation(self, directory: Path) -> None:
@@ -439,8 +392,3 @@ def _read_lines(path: Path) -> list[dict]:
     if whole != text:
         path.write_text(whole)
     return [json.loads(line) for line in whole.splitlines()]
-
-
-def _log_counts(name: str, counts: Counter) -> None:
-    for what, count in sorted(counts.items()):
-        logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))

@@ -14,6 +14,8 @@ from flax import nnx
 
 from mmsrec_jax.models.heads.losses import ItemLoss
 
+CATEGORIES = "categories"  # the one feature that is made of the catalogue: float 0 or 1
+
 
 class Rows(NamedTuple):
     """Packed histories; every array is int32[B, L].
@@ -33,7 +35,7 @@ class Rows(NamedTuple):
 @dataclass(frozen=True)
 class HeadConfig:
     """num_items: catalogue size; length: longest window of a history; features: (name, width) of
-    the frozen item features, in the order of the module's `FEATURES`."""
+    the frozen item features that it reads, in the order of the module's `FEATURES`."""
 
     num_items: int
     features: tuple[tuple[str, int], ...] = ()
@@ -50,7 +52,8 @@ class HeadModule(nnx.Module):
     Weights are `nnx.Param`s; random numbers come in as keys, so that a module holds no generator.
 
     Attributes:
-      FEATURES: names of the item features that it reads; `self.features[name]` is a `Features`.
+      FEATURES: names of the item features that it can read; those in `config.features` are there
+        as `self.features[name]`, each a `Features`.
       NO_DECAY: names of parameters, at any depth, that weight decay leaves alone.
       SHIFTED: training rows end one item early and carry that shift as `targets` (next item).
         False: rows hold every training item, `targets` is -1 throughout, the module masks.
@@ -67,7 +70,7 @@ class HeadModule(nnx.Module):
 
     def __init__(self, config: HeadConfig):
         self.config = config
-        if self.FEATURES:
+        if config.features:
             self.features = nnx.Dict(
                 {name: Features(jnp.zeros((config.num_items, d))) for name, d in config.features}
             )

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmsrec_jax.configuration import choose_name
-from mmsrec_jax.models.heads import bert4rec, gru4rec, sasrec
-from mmsrec_jax.models.heads.base import HeadConfig, HeadModule
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.models.heads import bert4rec, gru4rec, hm4sr, molar, sasrec
+from mmsrec_jax.models.heads.base import CATEGORIES, HeadConfig, HeadModule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ _ALL = (
     Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
     Kind("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
     Kind("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
+    Kind("molar", molar.MolarConfig, molar.Molar),
+    Kind("hm4sr", hm4sr.HM4SRConfig, hm4sr.HM4SR),
 )
 KINDS = {kind.name: kind for kind in _ALL}
 
@@ -29,6 +32,11 @@ KINDS = {kind.name: kind for kind in _ALL}
 def find(name: str) -> Kind:
     """The kind of this name. Raises UserError that names the nearest one."""
     return KINDS[choose_name(name, KINDS, what="config.head")]
+
+
+def contents(kind: Kind) -> frozenset[str]:
+    """The item features that it can read, less those that are made of the catalogue."""
+    return frozenset(kind.module.FEATURES) - {CATEGORIES}
 
 
 def of(config: HeadConfig) -> Kind:
@@ -41,12 +49,17 @@ def configure(
 ) -> HeadConfig:
     """The config of a kind from those of its fields that are in `settings`.
 
-    features: float32[items, width] by name, as `features.read` returns them.
+    features: float32[items, width] by name; of these the kind takes those that it can read.
+    Raises UserError when a kind that reads content gets none.
     """
     kind = find(name)
+    readable = contents(kind)
+    if readable and not readable.intersection(features):
+        raise UserError(f"{name} reads item features: give it one of {', '.join(sorted(readable))}")
     fixed = {"num_items", "features"}
     fields = {field.name for field in dataclasses.fields(kind.config)} - fixed
-    widths = tuple((name, features[name].shape[1]) for name in kind.module.FEATURES)
+    found = (name for name in kind.module.FEATURES if name in features)
+    widths = tuple((name, features[name].shape[1]) for name in found)
     chosen = {field: settings[field] for field in fields if field in settings}
     return kind.config(num_items=num_items, features=widths, **chosen)
 

@@ -1,0 +1,81 @@
+"""Item features from an MLLM: hidden states of each item's own tokens, pooled."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mmsrec_jax import sharding
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.sources import ContentSource
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.progress import Progress
+
+
+def embed_items(
+    model: MLLM,
+    source: ContentSource,
+    *,
+    name: str,
+    batch_size: int,
+    patches: int,
+    workers: int,
+    mesh: Mesh,
+    counts: Counter | None = None,
+) -> np.ndarray:
+    """What the model makes of the rows of `source`: float32[rows, hidden].
+
+    Mean of the final hidden states over an item's own tokens: image slots and text, not the opening
+    of the conversation, on which language models park large values (*ours*; Molar reads one token
+    that it is fine-tuned for). Zeros where an item has no such token.
+
+    Args:
+      batch_size: prompts at once.
+      patches: room for the vision patches of a prompt, 0 for prompts without images.
+      counts: as in `pipeline.batches`.
+    """
+    graphdef, state = nnx.split(model)
+    dataset = pipeline.batches(
+        source,
+        batch_size=batch_size,
+        length=source.length,
+        patches=patches,
+        targets=source.length,
+        shuffle=False,
+        repeat=False,
+        pack=False,
+        workers=workers,
+        counts=counts,
+    )
+
+    @jax.jit
+    def pooled(state, batch):
+        model = nnx.merge(graphdef, state)
+        own = batch["loss_weights"] > 0
+        if patches:
+            own |= (batch["tokens"] == model.config.image_token_id) & (batch["segment_ids"] > 0)
+        hidden = model(batch)
+        total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
+        return total / jnp.maximum(own.sum(1), 1)[:, None]
+
+    rows = sharding.batch_sharding(mesh)
+    place = {int(item): row for row, item in enumerate(source.rows)}
+    found = np.zeros((len(source), model.config.text.hidden), np.float32)
+    progress = Progress(f"features {name}", len(source), unit="items")
+    with jax.set_mesh(mesh):
+        state = jax.device_put(state, sharding.shardings(state, mesh))
+        iterator = iter(dataset)
+        try:
+            for batch in iterator:
+                index = batch.pop("index")
+                real = index >= 0
+                placed = {key: jax.device_put(value, rows) for key, value in batch.items()}
+                at = [place[item] for item in index[real].tolist()]
+                found[at] = np.asarray(pooled(state, placed))[real]
+                progress.update(int(real.sum()))
+        finally:
+            iterator.close()
+    return found
