@@ -22,6 +22,7 @@ from mmsrec_jax.decoding.summarise import summarise
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.scoring import candidate_scores
+from mmsrec_jax.files import write_text
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import (
     CandidateSource,
@@ -390,5 +391,5 @@ def _read_lines(path: Path) -> list[dict]:
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole)
+        write_text(path, whole)
     return [json.loads(line) for line in whole.splitlines()]
