@@ -26,8 +26,8 @@ def get_config(variant: str = ""):
         )
         # About the sizes that eSASRec's authors chose for their SASRec with sampled softmax here.
         config.sasrec.update(
-            dim=256, layers=1, heads=1, mlp_dim=256, dropout=0.2, loss="sampled_softmax",
-            negatives=512, batch_size=32, steps=8300, evaluate_every=166, patience=8,
+            dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, loss_chunk=800,
+            batch_size=32, steps=8300, evaluate_every=166, patience=3,
         )  # fmt: skip
         config.bert4rec.update(
             mask_rate=0.4, last_rate=0.15, batch_size=32, steps=19_200, evaluate_every=480,
