@@ -90,8 +90,6 @@ def recomputed(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -
     if config.remat == "none":
         return again
     again["decoder_attention"] = parts["decoder_attention"]
-    if config.remat == "dots" and adapters is not None and "o" not in adapters.targets:
-        again["decoder_attention"] //= 2  # the weighted values enter no gradient
     trained_tower = row.grids and adapters is None
     if trained_tower:
         again["tower_attention"] = parts["tower_attention"]
