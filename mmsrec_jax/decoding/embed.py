@@ -2,13 +2,11 @@
 
 from collections import Counter
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
+from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import ContentSource
 from mmsrec_jax.models.mllm import MLLM
@@ -37,7 +35,6 @@ def embed_items(
       patches: room for the vision patches of a prompt, 0 for prompts without images.
       counts: as in `pipeline.batches`.
     """
-    graphdef, state = nnx.split(model)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -51,9 +48,7 @@ def embed_items(
         counts=counts,
     )
 
-    @jax.jit
-    def pooled(state, batch):
-        model = nnx.merge(graphdef, state)
+    def pooled(model, batch):
         own = batch["loss_weights"] > 0
         if patches:
             own |= (batch["tokens"] == model.config.image_token_id) & (batch["segment_ids"] > 0)
@@ -61,21 +56,9 @@ def embed_items(
         total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
         return total / jnp.maximum(own.sum(1), 1)[:, None]
 
-    rows = sharding.batch_sharding(mesh)
     place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")
-    with jax.set_mesh(mesh):
-        state = jax.device_put(state, sharding.shardings(state, mesh))
-        iterator = iter(dataset)
-        try:
-            for batch in iterator:
-                index = batch.pop("index")
-                real = index >= 0
-                placed = {key: jax.device_put(value, rows) for key, value in batch.items()}
-                at = [place[item] for item in index[real].tolist()]
-                found[at] = np.asarray(pooled(state, placed))[real]
-                progress.update(int(real.sum()))
-        finally:
-            iterator.close()
+    for items, values in per_row(model, dataset, pooled, progress=progress, mesh=mesh):
+        found[[place[item] for item in items.tolist()]] = values
     return found

@@ -1,14 +1,10 @@
 """Frozen candidate lists scored by the multimodal model."""
 
-import functools
-
-import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
 from mmsrec_jax.decoding.candidates import verdict_margins
+from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import CandidateSource
 from mmsrec_jax.models.mllm import MLLM
@@ -32,7 +28,6 @@ def candidate_scores(
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
     is 0 or 1 in float32. A user's history is read once for all candidates, which are branches.
     """
-    graphdef, state = nnx.split(model)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -45,24 +40,11 @@ def candidate_scores(
         workers=workers,
     )
 
-    @functools.partial(jax.jit)
-    def margins(state, batch):
-        model = nnx.merge(graphdef, state)
+    def margins(model, batch):
         return verdict_margins(model, model(batch), batch["answer_positions"], verdicts)
 
-    rows = sharding.batch_sharding(mesh)
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="users")
-    with jax.set_mesh(mesh):
-        state = jax.device_put(state, sharding.shardings(state, mesh))
-        iterator = iter(dataset)
-        try:
-            for batch in iterator:
-                index = batch.pop("index")
-                real = index >= 0
-                placed = {key: jax.device_put(value, rows) for key, value in batch.items()}
-                found[index[real]] = np.asarray(margins(state, placed))[real]
-                progress.update(int(real.sum()))
-        finally:
-            iterator.close()
+    for index, values in per_row(model, dataset, margins, progress=progress, mesh=mesh):
+        found[index] = values
     return found

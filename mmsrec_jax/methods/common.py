@@ -125,10 +125,14 @@ class Experiment:
             name: path or str(self._made_features(name))
             for name, path in _feature_paths(self.config).items()
         }
-        found = {
-            name: features.standardised(rows)
-            for name, rows in features.read(paths, len(catalogue)).items()
-        }
+        found = {}
+        for name, rows in features.read(paths, len(catalogue)).items():
+            if lacking := int((~rows.any(1)).sum()):
+                logging.warning(
+                    "%s: %d of %d items have no %s features; theirs stay zero",
+                    kind.name, lacking, len(rows), name,
+                )  # fmt: skip
+            found[name] = features.standardised(rows)
         if CATEGORIES in kind.module.FEATURES:
             labels = features.categories(catalogue, section.category_separator)
             if labels.size:

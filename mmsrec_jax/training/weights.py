@@ -105,7 +105,8 @@ class Stored:
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to
-            raise self._damaged(str(error).splitlines()[0]) from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise self._damaged(reason) from error
 
     def _damaged(self, reason: str) -> UserError:
         return UserError(

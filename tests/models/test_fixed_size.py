@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 from mmsrec_jax.errors import UserError
@@ -35,7 +36,6 @@ def image_of(height, width):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_patches_equal_transformers(tmp_path, kind, size):
-    transformers = pytest.importorskip("transformers")
     theirs = getattr(transformers, kind + "Pil")(**PROCESSORS[kind])
     ours = FixedSizeProcessor.from_pretrained(write(tmp_path, kind), 14)
     expected = theirs(Image.fromarray(image_of(*size)), return_tensors="np")["pixel_values"][0]
@@ -55,7 +55,6 @@ def test_patches_equal_transformers(tmp_path, kind, size):
 @pytest.mark.parametrize("bounds", [(1, 12), (3, 6), (1, 1)])
 @pytest.mark.parametrize("size", [*SIZES, (56, 112), (112, 112), (400, 400), (28, 150)])
 def test_tiles_equal_transformers(tmp_path, size, bounds):
-    transformers = pytest.importorskip("transformers")
     fields = {"crop_to_patches": True, "min_patches": bounds[0], "max_patches": bounds[1]}
     kind = "GotOcr2ImageProcessor"
     theirs = transformers.GotOcr2ImageProcessorPil(**PROCESSORS[kind], **fields)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
 from mmsrec_jax.errors import UserError
@@ -39,7 +40,7 @@ def image_of(height, width, seed=0):
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("size", SIZES)
 def test_patches_equal_transformers(tmp_path, tower, size):
-    theirs = pytest.importorskip("transformers").Qwen2VLImageProcessorPil(**tower)
+    theirs = transformers.Qwen2VLImageProcessorPil(**tower)
     ours = ImageProcessor.from_pretrained(write(tmp_path, tower))
     image = image_of(*size)
     expected = theirs(Image.fromarray(image), return_tensors="np")
@@ -126,7 +127,7 @@ def test_saved_processor_reads_back_here_and_in_transformers(tmp_path):
     ours.save_pretrained(tmp_path)
     assert ImageProcessor.from_pretrained(tmp_path) == ours
     assert (ours.patch_size, ours.window_size, ours.mean) == (8, 32, (0.5, 0.4, 0.3))
-    theirs = pytest.importorskip("transformers").Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    theirs = transformers.Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     expected = theirs(image_of(50, 30), return_tensors="np")["image_grid_thw"][0, 1:]
     assert ours.grid(50, 30) == tuple(expected)
 

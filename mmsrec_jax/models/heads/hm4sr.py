@@ -1,6 +1,6 @@
 """HM4SR (Zhang et al., WWW 2025, arXiv 2501.14269): id, text and image streams and the clock.
 
-The paper's, with facts and constants of the authors' code: every item of a history is an id
+After the authors' code, its constants included: every item of a history is an id
 embedding and projected text and image features. An interactive mixture of experts adds to each what
 it learns from all, gated by each modality itself; a temporal mixture then scales all of them, gated
 by an embedding of the time and one of the logarithm of the interval to the item before. Each stream
@@ -198,7 +198,7 @@ class HM4SR(HeadModule):
     def time(self, rows: Rows) -> jax.Array:
         """Embedding of the interval to the item before, and of the time: float32[B, L, 2 D].
 
-        Equations of the temporal MoE: the interval by floor(buckets log2(seconds + 1)), 0 at the
+        As the authors' code has it: the interval by floor(buckets log2(seconds + 1)), 0 at the
         first item of a window; the time by cos((w t + b) 10000^(-d / D)).
         """
         c = self.config
