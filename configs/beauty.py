@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
             "images it links to, and write them as RecBole atomic files beauty.inter, beauty.item "
             "and images/<item_id>.jpg; see README, Your own data."
         )
-        # About the sizes that eSASRec's authors chose for their SASRec with sampled softmax here.
+        # The best on validation of three tried; one layer, as in eSASRec's own Beauty recipe.
         config.sasrec.update(
             dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, loss_chunk=800,
             batch_size=32, steps=8300, evaluate_every=166, patience=3,
