@@ -109,22 +109,20 @@ def _in_chunks(system, histories, rows, chunk, rank, width, top=0, progress=True
     chunk = min(chunk, max(len(rows), 1))
     targets = sequences.targets(histories, rows)
     lines = Progress(f"rank {system.name}", len(rows), unit="rows") if progress else None
-    counts, lists = [np.zeros((3, 0), np.int32)], [np.zeros((0, top), np.int32)]
+    counts, lists = np.zeros((3, len(rows)), np.int32), np.zeros((len(rows), top), np.int32)
+    by_length = np.argsort(rows[:, 1], kind="stable")  # chunks of short histories are cheap
     for start in range(0, len(rows), chunk):
-        at = np.arange(start, start + chunk).clip(max=len(rows) - 1)  # the last row fills up
+        at = by_length[np.arange(start, start + chunk).clip(max=len(rows) - 1)]  # the last fills up
         past = sequences.before(histories, rows[at], max(width, 1))
         times = sequences.times_before(histories, rows[at], max(width, 1))
         scores = jnp.asarray(system.scores(past, times))
         counted, best, nan = rank(scores, jnp.asarray(past), jnp.asarray(targets[at]), at)
         if nan:
             _no_nan(system.name, np.nan)
-        live = min(chunk, len(rows) - start)
-        counts.append(np.asarray(counted)[:, :live])
-        lists.append(np.asarray(best)[:live])
+        counts[:, at], lists[at] = np.asarray(counted), np.asarray(best)
         if lines is not None:
-            lines.update(live)
-    ranks, competing, ties = np.concatenate(counts, axis=1)
-    return Ranks(rows[:, 0], targets, ranks, competing, ties, np.concatenate(lists))
+            lines.update(min(chunk, len(rows) - start))
+    return Ranks(rows[:, 0], targets, *counts, lists)
 
 
 @functools.partial(jax.jit, static_argnames="top")

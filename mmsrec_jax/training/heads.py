@@ -127,7 +127,6 @@ def train(
         return state.replace(train=trained), measured
 
     validation = subset(split.validation, config.validation_rows, config.seed)
-    validation = validation[np.argsort(validation[:, 1], kind="stable")]  # short chunks are cheap
 
     def evaluate(state, at):
         current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
