@@ -28,7 +28,7 @@ from mmsrec_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class _Recipe:
+class Recipe:
     """What a compiled step depends on; heads of equal recipe (folds, seeds) share the step."""
 
     head: HeadConfig
@@ -40,6 +40,17 @@ class _Recipe:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         return _optimizer(self)
+
+
+def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]) -> Recipe:
+    """How `train` trains a head of this kind and config; arguments as there."""
+    return Recipe(
+        kinds.configure(kind, config, num_items, features),
+        item_loss(config),
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+    )
 
 
 @functools.cache
@@ -99,20 +110,14 @@ def train(
             "shards of the mesh; make it a multiple"
         )
     features = features or {}
-    shape = kinds.configure(kind, config, num_items, features)
-    recipe = _Recipe(
-        shape,
-        item_loss(config),
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-    )
+    how = recipe(kind, config, num_items, features)
+    shape = how.head
     key = jax.random.key(config.seed)
     params, frozen = heads.init_params(shape, config.seed), heads.place_features(shape, features)
     if mesh is not None:
         params, frozen, key = jax.device_put((params, frozen, key), heads.replicated(mesh))
     state = HeadState(
-        train=TrainState.create(params, recipe.optimizer),
+        train=TrainState.create(params, how.optimizer),
         best_params=jax.tree.map(jnp.copy, params),
         best_ndcg=jnp.float32(-1.0),
         best_step=jnp.int32(0),
@@ -123,7 +128,7 @@ def train(
 
     def train_step(state, batch):
         batch = jax.device_put(batch, None if mesh is None else batch_sharding(mesh))
-        trained, measured = _step(recipe, state.train, frozen, batch, key)
+        trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured
 
     validation = subset(split.validation, config.validation_rows, config.seed)
@@ -322,7 +327,9 @@ def _best_fit(lengths, capacity):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(recipe, state, features, batch, key):
+def step(recipe: Recipe, state: TrainState, features: nnx.State, batch, key: jax.Array):
+    """One compiled update on a batch of `batches`; returns the state and scalars to log."""
+
     def loss(params):
         module = heads.merge(recipe.head, params, features)
         return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)

@@ -141,7 +141,7 @@ def test_learns_a_circle(histories, split, tmp_path, kind, settings, least):
 
 def test_weight_decay_leaves_biases_and_norms_alone():
     shape = kinds.configure("bert4rec", {"dim": 4, "heads": 1, "mlp_dim": 4, "layers": 1}, 3, {})
-    recipe = heads._Recipe(shape, ItemLoss("softmax"), 1.0, 1, weight_decay=0.5)
+    recipe = heads.Recipe(shape, ItemLoss("softmax"), 1.0, 1, weight_decay=0.5)
 
     @jax.jit
     def decay():
