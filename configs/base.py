@@ -87,6 +87,9 @@ def get_config(variant: str = "") -> ConfigDict:
     scratch.patch_size = 14  # pixels
     scratch.image_size = 28  # pixels a side
 
+    config.planning = ConfigDict()  # launch/compile.py
+    config.planning.model = ""  # of models/published.py, compiled while model.path is not set
+
     config.use = use = ConfigDict()  # ablations: what the method may use
     use.images = True  # False: no image anywhere
     use.summaries = True  # False: raw text in place of keywords

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
+    python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
     python launch/train.py --config=configs/beauty.py:sasrec --config.data.root=DIR/beauty \\
         --workdir=runs/beauty-sasrec
     python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
@@ -54,6 +55,7 @@ def _pod(config):
             "folder with --config.model.path=DIR."
         )
         config.model.require_path = True
+        config.planning.model = "qwen2.5-vl-7b"
         config.prompts.update(fields=("title", "description"), text_tokens=128)
         config.summariser.update(batch_size=64, samples=8, micro_batch=512, patches=640)
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)

@@ -26,15 +26,6 @@ _STAGES = flags.DEFINE_list("stages", None, "Run only these stages, e.g. sft,eva
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
-def parse(argv):
-    """Flags as absl reads them; a field that the config does not have becomes one clear line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        problem = " ".join(str(error).replace("\\n", " ").split()).strip("'\" \\")
-        raise UserError(f"the config has no such field: {problem}") from error
-
-
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
@@ -49,7 +40,7 @@ if __name__ == "__main__":
     startup.plain_log_lines()
     flags.mark_flags_as_required(["config", "workdir"])
     try:
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=startup.parse_flags)
     except UserError as error:
         logging.error("%s", error)
         sys.exit(2)

@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmsrec_jax.errors import UserError
@@ -49,7 +51,8 @@ def make_mesh(
     """Mesh with axes data, fsdp, tensor over `devices` (default: all); a size of -1 fills up.
 
     Raises:
-      UserError: when the sizes do not multiply to the number of devices.
+      UserError: when the sizes do not multiply to the number of devices, or slices do not divide
+        them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -64,7 +67,29 @@ def make_mesh(
             f"mesh {named} does not divide {len(devices)} devices: choose sizes whose product is "
             f"{len(devices)}"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices along the network: neighbours on a mesh axis are neighbours in the machine.
+
+    Several slices, between which the network is slow, are told apart on the first axis that they
+    divide: replicas if there are any, else shards of the weights.
+    """
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    across = [1] * len(sizes)
+    axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
+    if axis is None:
+        raise UserError(
+            f"mesh: neither data={sizes[0]} nor fsdp={sizes[1]} is a multiple of {slices} slices"
+        )
+    across[axis] = slices
+    inside = [size // n for size, n in zip(sizes, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
 
 
 def _mesh_axes(logical: Sequence[str | None]) -> list[tuple[str, ...]]:
@@ -167,6 +192,16 @@ def shardings(state, mesh: Mesh):
 
     return jax.tree_util.tree_map_with_path(
         one, state, is_leaf=lambda node: isinstance(node, nnx.Variable)
+    )
+
+
+def abstract(tree, where):
+    """What programs are compiled for without arrays: `tree`, of arrays or their shapes, as shapes
+    with the shardings `where` (one, or a tree of them)."""
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
     )
 
 

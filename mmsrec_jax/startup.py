@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
+from absl import app, logging
 from flax import nnx
 
 from mmsrec_jax.errors import UserError
@@ -16,6 +16,15 @@ _ACCELERATOR_FILES = {
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Flags as absl reads them; a field that the config does not have becomes one clear line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = " ".join(str(error).replace("\\n", " ").split()).strip("'\" \\")
+        raise UserError(f"the config has no such field: {problem}") from error
 
 
 def plain_log_lines() -> None:

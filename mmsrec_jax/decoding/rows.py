@@ -12,11 +12,18 @@ from mmsrec_jax import sharding
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.progress import Progress
 
+Compute = Callable[[MLLM, dict[str, jax.Array]], jax.Array]
+
+
+def compiled(graphdef: nnx.GraphDef, compute: Compute):
+    """`compute` as a jitted function of (state, batch)."""
+    return jax.jit(lambda state, batch: compute(nnx.merge(graphdef, state), batch))
+
 
 def per_row(
     model: MLLM,
     dataset: grain.IterDataset,
-    compute: Callable[[MLLM, dict[str, jax.Array]], jax.Array],
+    compute: Compute,
     *,
     progress: Progress,
     mesh: Mesh,
@@ -28,7 +35,7 @@ def per_row(
       compute: (model, batch) -> values [B, ...]; compiled once.
     """
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state, batch: compute(nnx.merge(graphdef, state), batch))
+    run = compiled(graphdef, compute)
     rows = sharding.batch_sharding(mesh)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(state, mesh))

@@ -4,11 +4,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmsrec_jax.decoding.candidates import verdict_margins
-from mmsrec_jax.decoding.rows import per_row
+from mmsrec_jax.decoding.rows import Compute, per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import CandidateSource
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.progress import Progress
+
+
+def margins(verdicts: tuple[int, int]) -> Compute:
+    """What `candidate_scores` computes of each batch: ids (yes, no) to (model, batch) ->
+    float32[B, C]."""
+
+    def compute(model, batch):
+        return verdict_margins(model, model(batch), batch["answer_positions"], verdicts)
+
+    return compute
 
 
 def candidate_scores(
@@ -39,12 +49,8 @@ def candidate_scores(
         pack=False,
         workers=workers,
     )
-
-    def margins(model, batch):
-        return verdict_margins(model, model(batch), batch["answer_positions"], verdicts)
-
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="users")
-    for index, values in per_row(model, dataset, margins, progress=progress, mesh=mesh):
+    for index, values in per_row(model, dataset, margins(verdicts), progress=progress, mesh=mesh):
         found[index] = values
     return found

@@ -106,6 +106,38 @@ def batches(
     return grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=2)
 
 
+def empty(
+    rows: int,
+    *,
+    length: int,
+    patches: int,
+    patch_width: int,
+    answers: int,
+    targets: int,
+    pack: bool,
+) -> dict[str, np.ndarray]:
+    """A batch of `batches` that holds no example; patch_width: values of a patch."""
+    batch = {
+        "tokens": np.zeros((rows, length), np.int32),
+        "positions": np.zeros((rows, 3, length), np.int32),
+        "segment_ids": np.zeros((rows, length), np.int32),
+        "loss_weights": np.zeros((rows, length), np.float32),
+        "target_positions": np.full((rows, targets), -1, np.int32),
+    }
+    if answers:
+        batch["branch_ids"] = np.zeros((rows, length), np.int32)
+        batch["answer_positions"] = np.full((rows, answers), -1, np.int32)
+        batch["labels"] = np.zeros((rows, answers), np.int32)
+    if not pack:
+        batch["index"] = np.full(rows, -1, np.int32)
+    if patches:
+        batch["patches"] = np.zeros((rows, patches, patch_width), np.uint8)
+        batch["patch_hw"] = np.zeros((rows, patches, 2), np.int32)
+        batch["patch_image_ids"] = np.zeros((rows, patches), np.int32)
+        batch["patch_window_ids"] = np.zeros((rows, patches), np.int32)
+    return batch
+
+
 class _Make:
     def __init__(self, source: Source):
         self._source = source
@@ -209,20 +241,15 @@ class _RowsIterator(grain.DatasetIterator):
 
     def _collate(self, rows: list[list[Example]]) -> dict[str, np.ndarray]:
         length, patches, answers, targets = (int(n) for n in self._shape.room)
-        count = len(rows)
-        batch = {
-            "tokens": np.zeros((count, length), np.int32),
-            "positions": np.zeros((count, 3, length), np.int32),
-            "segment_ids": np.zeros((count, length), np.int32),
-            "loss_weights": np.zeros((count, length), np.float32),
-            "target_positions": np.full((count, targets), -1, np.int32),
-        }
-        if answers:
-            batch["branch_ids"] = np.zeros((count, length), np.int32)
-            batch["answer_positions"] = np.full((count, answers), -1, np.int32)
-            batch["labels"] = np.zeros((count, answers), np.int32)
-        if not self._pack:
-            batch["index"] = np.full(count, -1, np.int32)
+        batch = empty(
+            len(rows),
+            length=length,
+            patches=patches,
+            patch_width=self._shape.patch_width,
+            answers=answers,
+            targets=targets,
+            pack=self._pack,
+        )
         for b, row in enumerate(rows):
             start = answer = 0
             for segment, example in enumerate(row, 1):
@@ -245,18 +272,12 @@ class _RowsIterator(grain.DatasetIterator):
             weighted = np.flatnonzero(batch["loss_weights"][b])
             batch["target_positions"][b, : len(weighted)] = weighted
         if patches:
-            batch |= _collate_images(rows, patches, self._shape.patch_width)
+            _collate_images(rows, batch)
         return batch
 
 
-def _collate_images(rows: list[list[Example]], patches: int, width: int) -> dict[str, np.ndarray]:
+def _collate_images(rows: list[list[Example]], batch: dict[str, np.ndarray]) -> None:
     images = [[image for example in row for image in example.images] for row in rows]
-    batch = {
-        "patches": np.zeros((len(rows), patches, width), np.uint8),
-        "patch_hw": np.zeros((len(rows), patches, 2), np.int32),
-        "patch_image_ids": np.zeros((len(rows), patches), np.int32),
-        "patch_window_ids": np.zeros((len(rows), patches), np.int32),
-    }
     for b, row in enumerate(images):
         start = windows = 0
         for number, image in enumerate(row, 1):
@@ -267,4 +288,3 @@ def _collate_images(rows: list[list[Example]], patches: int, width: int) -> dict
             batch["patch_window_ids"][b, span] = image["window_ids"] + windows
             windows += int(image["window_ids"].max())
             start = span.stop
-    return batch

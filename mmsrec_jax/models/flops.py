@@ -62,6 +62,13 @@ def forward(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> F
     return parts
 
 
+def decode(config: MLLMConfig, slots: int, adapters: Adapters | None = None) -> Flops:
+    """Of one generated token that reads a cache of `slots`, its logits included."""
+    text = config.text
+    parts = forward(config, Row(1, 1), adapters)
+    return parts | {"decoder_attention": text.layers * _attention(slots, text.heads, text.head_dim)}
+
+
 def train_step(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> Flops:
     """Forward and backward pass of one row: all weights are trained, or only the `adapters`.
 

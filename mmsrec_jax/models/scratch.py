@@ -1,8 +1,9 @@
 """A small model from scratch: a Hugging Face directory, and random weights for it (*ours*)."""
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,32 +37,37 @@ def write_directory(
       images: uint8[height, width, 3], some of the catalogue's.
     """
     tokens = tokenizer.train(texts, config.vocab_size, directory)
+    ids = [tokens.convert_tokens_to_ids(f"<|{name}|>") for name in _TOKENS]
+    raw = hf_config(config, len(tokens), ids, tokens.eos_token_id)
+    mean, std = _pixel_statistics(images)
+    tower = dataclasses.replace(names.config_from_hf(raw).vision, image_mean=mean, image_std=std)
+    area = config.image_size**2
+    ImageProcessor.for_tower(tower, area, area).save_pretrained(directory)
+    partial = directory / "config.json.partial"
+    partial.write_text(json.dumps(raw, indent=2) + "\n")
+    partial.replace(directory / "config.json")
+
+
+def hf_config(
+    config: Any, vocab_size: int, ids: Sequence[int] = (0, 1, 2), eos: int | None = None
+) -> dict:
+    """config.json of the model that `write_directory` describes.
+
+    ids: of the tokens for an image slot, the start and the end of an image.
+    """
     head_dim = config.hidden // config.heads
     quarter = head_dim // 8
-    mean, std = _pixel_statistics(images)
-    vision = VisionConfig(
-        depth=config.vision_layers,
-        hidden=config.vision_hidden,
-        heads=config.vision_heads,
-        intermediate=config.vision_intermediate,
-        fullatt_block_indexes=tuple(range(config.vision_layers)),
-        patch_size=config.patch_size,
-        image_mean=mean,
-        image_std=std,
-    )
-    area = config.image_size**2
-    ImageProcessor.for_tower(vision, area, area).save_pretrained(directory)
-    ids = {name: tokens.convert_tokens_to_ids(f"<|{name}|>") for name in _TOKENS}
-    raw = {
+    image, start, end = ids
+    return {
         "model_type": "qwen2_5_vl",
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "image_token_id": ids["image_pad"],
-        "vision_start_token_id": ids["vision_start"],
-        "vision_end_token_id": ids["vision_end"],
+        "image_token_id": image,
+        "vision_start_token_id": start,
+        "vision_end_token_id": end,
         "tie_word_embeddings": False,
         "text_config": {
             "model_type": "qwen2_5_vl_text",
-            "vocab_size": len(tokens),
+            "vocab_size": vocab_size,
             "hidden_size": config.hidden,
             "intermediate_size": config.intermediate,
             "num_hidden_layers": config.layers,
@@ -70,7 +76,7 @@ def write_directory(
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": False,
             "bos_token_id": None,
-            "eos_token_id": tokens.eos_token_id,
+            "eos_token_id": eos,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 1e6,
@@ -79,21 +85,18 @@ def write_directory(
         },
         "vision_config": {
             "model_type": "qwen2_5_vl",
-            "depth": vision.depth,
-            "hidden_size": vision.hidden,
-            "num_heads": vision.heads,
-            "intermediate_size": vision.intermediate,
+            "depth": config.vision_layers,
+            "hidden_size": config.vision_hidden,
+            "num_heads": config.vision_heads,
+            "intermediate_size": config.vision_intermediate,
             "out_hidden_size": config.hidden,
-            "patch_size": vision.patch_size,
-            "spatial_merge_size": vision.merge,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "window_size": vision.window_size,
-            "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+            "patch_size": config.patch_size,
+            "spatial_merge_size": VisionConfig.merge,
+            "temporal_patch_size": VisionConfig.temporal_patch_size,
+            "window_size": VisionConfig.window_size,
+            "fullatt_block_indexes": list(range(config.vision_layers)),
         },
     }
-    partial = directory / "config.json.partial"
-    partial.write_text(json.dumps(raw, indent=2) + "\n")
-    partial.replace(directory / "config.json")
 
 
 def _pixel_statistics(

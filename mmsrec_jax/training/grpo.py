@@ -28,6 +28,7 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rewards import reference
 from mmsrec_jax.rewards.rescoring import Rescoring
+from mmsrec_jax.sharding import constrain
 from mmsrec_jax.training import loop, policy
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import place
@@ -150,7 +151,9 @@ def make_rollout(graphdef: nnx.GraphDef, sampling: sampler.Sampling, seed: int):
     def roll(params, frozen, batch, rows, step) -> Generation:
         key = jax.random.fold_in(jax.random.key(seed), step)
         model = nnx.merge(graphdef, params, frozen)
-        return sampler.generate(model, batch, rows, key, sampling)
+        found = sampler.generate(model, batch, rows, key, sampling)
+        # Each process reads its own rows of it.
+        return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), found)
 
     return roll
 

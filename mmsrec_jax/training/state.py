@@ -47,10 +47,32 @@ def place(
     Raises:
       UserError: `trainable` selects nothing in `model`.
     """
-    graphdef, trained, frozen = nnx.split(model, lora.trainable(trainable), ...)
-    if not jax.tree.leaves(trained):
-        raise UserError(f"trainable={trainable!r}: the model has no such weights; add them")
+    graphdef, trained, frozen = _split(model, trainable)
     trained, frozen = (jax.device_put(x, sharding.shardings(x, mesh)) for x in (trained, frozen))
     state = TrainState.create(trained, optimizer)
     shardings = sharding.shardings(state, mesh)
     return graphdef, jax.device_put(state, shardings), frozen, shardings
+
+
+def place_abstract(
+    model: MLLM, trainable: str, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
+    """What `place` returns, as shapes with shardings; `model` may be of `nnx.eval_shape`."""
+    graphdef, trained, frozen = _split(model, trainable)
+    state = jax.eval_shape(lambda params: TrainState.create(params, optimizer), trained)
+    shardings = sharding.shardings(state, mesh)
+    frozen = sharding.abstract(frozen, sharding.shardings(frozen, mesh))
+    return graphdef, sharding.abstract(state, shardings), frozen, shardings
+
+
+def _split(model: MLLM, trainable: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    graphdef, trained, frozen = nnx.split(model, lora.trainable(trainable), ...)
+    if not jax.tree.leaves(trained):
+        raise UserError(f"trainable={trainable!r}: the model has no such weights; add them")
+    return graphdef, trained, frozen
+
+
+def param_dtype(trainable: str, dtype: str) -> str:
+    """What a model that computes in `dtype` is held in: updates of weights need float32, the frozen
+    base of adapters does not."""
+    return "float32" if trainable == "full" else dtype

@@ -1,0 +1,60 @@
+"""Compiles every step of an experiment for machines that are not here, and says what it needs.
+
+    pip install "jax[tpu]"   # the compiler; no TPU is needed
+    python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
+    python launch/compile.py --config=configs/beauty.py --topology=v5p:4x4x4 --slices=2 \\
+        --model=qwen2.5-vl-32b --config.mesh.data=2 --config.mesh.fsdp=-1 --steps=sft --out=sft.json
+
+Only shapes are used, no weights: --model is a folder with a config.json or a published name. Exit
+status 1 when a step does not fit into the memory of a device.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # leaves accelerators to those who train on them
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mmsrec_jax import startup
+from mmsrec_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
+)
+_SLICES = flags.DEFINE_integer("slices", 1, "So many of that topology, over the slower network.", 1)
+_STEPS = flags.DEFINE_list("steps", ["sft", "grpo", "rollout", "rank"], "Of the method.")
+_MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
+_HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
+_OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    from mmsrec_jax.planning import report
+
+    fits = report.run(
+        _CONFIG.value,
+        topology=_TOPOLOGY.value,
+        slices=_SLICES.value,
+        steps=_STEPS.value,
+        model=_MODEL.value,
+        hbm_gib=_HBM_GIB.value,
+        out=Path(_OUT.value) if _OUT.value else None,
+    )
+    return 0 if fits else 1
+
+
+if __name__ == "__main__":
+    startup.plain_log_lines()
+    flags.mark_flags_as_required(["config", "topology"])
+    try:
+        app.run(main, flags_parser=startup.parse_flags)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)

@@ -1,0 +1,328 @@
+"""Reads a compiled program: its collectives, the HBM it reads and writes, its large buffers.
+
+The text of optimised HLO is all that every compiler gives. What stands in a loop counts as often as
+the loop turns: by `known_trip_count` where the compiler says it, else by the constant that the
+loop's condition compares with (a loop that may end early counts in full). Both branches of a
+conditional count.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "c64": 8, "c128": 16}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_NO_TRAFFIC = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """dtype and dims of a value; hbm: not in a smaller or the host's memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    hbm: bool
+
+    @property
+    def bytes(self) -> int:
+        width = _BYTES.get(self.dtype)
+        if width is None:
+            bits = re.search(r"\d+", self.dtype)
+            width = int(bits[0]) / 8 if bits else 0
+        return math.ceil(math.prod(self.dims) * width)
+
+    def __str__(self):
+        return f"{self.dtype}[{','.join(map(str, self.dims))}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """attributes: what stands behind the operands; arrays: of the result, flat."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    line: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def source(self) -> str:
+        """What the program calls it."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else self.name
+
+    def called(self, attribute: str) -> str | None:
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """bytes: of the whole array that a group gathers, reduces or exchanges, on one device;
+    wire: what each device sends in a ring; both of one call. times: calls in a step, more than one
+    inside a loop. dims: of the (first) result."""
+
+    kind: str
+    bytes: int
+    dims: tuple[int, ...]
+    groups: np.ndarray
+    times: int
+    source: str
+
+    @property
+    def wire(self) -> float:
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        n = self.groups.shape[1]
+        return (2 if self.kind == "all-reduce" else 1) * self.bytes * (n - 1) / n
+
+
+class Program:
+    """Computations of optimised HLO by name."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.entry = ""
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                current = self.computations[header[2]] = []
+                self.entry = header[2] if header[1] else self.entry
+            elif found := _INSTRUCTION.match(line):
+                current.append(_instruction(found[1], found[2]))
+
+    def collectives(self, devices: int) -> list[Collective]:
+        """Every collective among `devices` that is more than one device wide."""
+        found = []
+        for instruction, times, scattered in self._collective_instructions():
+            kind = next(k for k in _KINDS if instruction.opcode.removesuffix("-start") == k)
+            arrays = instruction.arrays
+            if instruction.opcode.endswith("-start") and kind in ("all-gather", _KINDS[4]):
+                arrays = arrays[len(instruction.operands) : 2 * len(instruction.operands)]
+            size = sum(array.bytes for array in arrays)
+            groups = _groups(instruction, devices)
+            if groups.shape[1] == 1:
+                continue
+            if kind == "reduce-scatter":
+                size *= groups.shape[1]
+            kind = "reduce-scatter" if scattered else kind
+            found.append(Collective(kind, size, arrays[0].dims, groups, times, instruction.source))
+        return found
+
+    def hbm_bytes(self) -> float:
+        """Bytes read from and written to HBM in a step: operands and results of what runs, slices
+        as what is sliced off or written, nothing for values in on-chip memory."""
+        return sum(
+            times * self._traffic(instruction, self._values(name))
+            for name, times in self._running()
+            for instruction in self.computations[name]
+        )
+
+    def largest(self, count: int) -> list[tuple[int, str, str]]:
+        """(bytes, shape, source) of the largest results in HBM."""
+        found = {}
+        for name, _ in self._running():
+            for instruction in self.computations[name]:
+                if instruction.opcode in _NO_TRAFFIC:
+                    continue
+                for array in instruction.arrays:
+                    if array.hbm:
+                        key = array.bytes, str(array)
+                        found.setdefault(key, instruction.source)
+        return [(*key, source) for key, source in sorted(found.items(), reverse=True)[:count]]
+
+    # --- how often, and what -------------------------------------------------------------------
+
+    @functools.cache  # noqa: B019  (a program lives as long as its report)
+    def _running(self) -> list[tuple[str, int]]:
+        """Computations that are run by themselves, and how often."""
+        found: list[tuple[str, int]] = []
+
+        def visit(name: str, times: int) -> None:
+            found.append((name, times))
+            for instruction in self.computations[name]:
+                if instruction.opcode == "while":
+                    visit(instruction.called("body"), times * self._trips(instruction))
+                elif instruction.opcode == "call":
+                    visit(instruction.called("to_apply"), times)
+                elif instruction.opcode == "conditional":
+                    for branch in _branches(instruction):
+                        visit(branch, times)
+
+        visit(self.entry, 1)
+        return found
+
+    def _trips(self, loop: Instruction) -> int:
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if known:
+            return int(known[1])
+        limits = [
+            int(re.search(r"constant\((-?\d+)\)", instruction.line)[1])
+            for instruction in self.computations[loop.called("condition")]
+            if instruction.opcode == "constant" and re.search(r"\(-?\d+\)", instruction.line)
+        ]
+        return max([1, *limits])
+
+    def _collective_instructions(self) -> Iterator[tuple[Instruction, int, bool]]:
+        """With how often it is run, and whether each device keeps only its part of the sum."""
+        for name, times in self._running():
+            for instruction in self.computations[name]:
+                if _is_collective(instruction):
+                    yield instruction, times, False
+                fused = instruction.called("calls")
+                for inner in self.computations.get(fused, ()):
+                    if _is_collective(inner):
+                        yield inner, times, "all-reduce-scatter" in fused
+
+    def _values(self, name: str) -> dict[str, Instruction]:
+        return {instruction.name: instruction for instruction in self.computations[name]}
+
+    def _traffic(self, instruction: Instruction, values: dict[str, Instruction]) -> int:
+        opcode = instruction.opcode
+        if opcode in _NO_TRAFFIC or opcode.endswith("-done") or opcode == "async-update":
+            return 0
+        if opcode.endswith("-start"):  # the result names operands and results
+            return _hbm(instruction.arrays)
+        operands = [values[name].arrays if name in values else () for name in instruction.operands]
+        if opcode in ("dynamic-slice", "gather", "slice"):
+            return 2 * _hbm(instruction.arrays)
+        if opcode == "dynamic-update-slice":
+            return 2 * _hbm(operands[1])
+        if opcode == "fusion":
+            return self._fused_traffic(instruction, operands)
+        return _hbm(instruction.arrays) + sum(map(_hbm, operands))
+
+    def _fused_traffic(self, fusion: Instruction, operands: list[tuple[Array, ...]]) -> int:
+        inside = self._values(fusion.called("calls"))
+        read, written = 0, _hbm(fusion.arrays)
+        for instruction in inside.values():
+            if instruction.opcode != "parameter":
+                continue
+            index = int(re.search(r"parameter\((\d+)\)", instruction.line)[1])
+            whole = _hbm(operands[index]) if index < len(operands) else 0
+            users = _users(inside, instruction.name)
+            parts = 0
+            for user, place in users:
+                if user.opcode in ("dynamic-slice", "gather", "slice") and place == 0:
+                    parts += user.bytes
+                elif user.opcode == "dynamic-update-slice" and place == 0:
+                    # In place: only the update is written.
+                    written -= whole - inside[user.operands[1]].bytes
+                else:
+                    parts = whole
+                    break
+            read += min(parts, whole)
+        return read + max(written, 0)
+
+
+def _users(inside: dict[str, Instruction], name: str) -> list[tuple[Instruction, int]]:
+    """Instructions that read `name`, seen through bitcasts, and at which operand."""
+    found = []
+    for instruction in inside.values():
+        if name in instruction.operands:
+            if instruction.opcode == "bitcast":
+                found += _users(inside, instruction.name)
+            else:
+                found.append((instruction, instruction.operands.index(name)))
+    return found
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    shape, rest = _head(text)
+    opcode, _, rest = rest.strip().partition("(")
+    operands, attributes = _head("(" + rest)
+    return Instruction(
+        name,
+        opcode.strip(),
+        tuple(_arrays(shape)),
+        tuple(re.findall(r"%([\w.\-]+)", operands)),
+        attributes,
+        text,
+    )
+
+
+def _head(text: str) -> tuple[str, str]:
+    """The first word, or what stands in parentheses, and the rest."""
+    if not text.startswith("("):
+        word, _, rest = text.partition(" ")
+        return word, rest
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[: place + 1], text[place + 1 :]
+    return text, ""
+
+
+def _arrays(shape: str) -> Iterator[Array]:
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        sizes = tuple(int(n.lstrip("<=")) for n in dims.split(",") if n)
+        yield Array(dtype, sizes, not re.search(r"S\([1-9]\d*\)", layout))
+
+
+def _hbm(arrays: tuple[Array, ...]) -> int:
+    return sum(array.bytes for array in arrays if array.hbm)
+
+
+def _branches(conditional: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
+    if listed:
+        return re.findall(r"%?([\w.\-]+)", listed[1])
+    both = (conditional.called(f"{name}_computation") for name in ("true", "false"))
+    return [name for name in both if name]
+
+
+def _is_collective(instruction: Instruction) -> bool:
+    return instruction.opcode.removesuffix("-start") in _KINDS
+
+
+def _groups(instruction: Instruction, devices: int) -> np.ndarray:
+    """int[groups, size]: places in the mesh's flat order that communicate with each other."""
+    text = instruction.attributes
+    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text):
+        return np.array([pair for pair in _lists(pairs[1]) if pair[0] != pair[1]] or [[0]])
+    if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
+        return np.array(_lists(listed[1]))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, sizes = (tuple(map(int, iota[i].split(","))) for i in (1, 2))
+        order = map(int, iota[3].split(",")) if iota[3] else range(len(sizes))
+        return np.arange(math.prod(sizes)).reshape(sizes).transpose(*order).reshape(shape)
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+        return _mesh_groups(mesh[1], mesh[2])
+    return np.arange(devices)[None]
+
+
+def _mesh_groups(axes: str, over: str) -> np.ndarray:
+    """Groups written as axes of a mesh in row-major order, whole or a factor `'a':(before)size`."""
+    sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", axes)}
+    factors = {
+        name: (int(before), int(size)) if size else (1, sizes[name])
+        for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", over)
+    }
+    shape, grouped = [], []
+    for name, whole in sizes.items():
+        before, size = factors.get(name, (whole, 1))
+        shape += [before, size, whole // before // size]
+        grouped.append(len(shape) - 2)
+    order = [i for i in range(len(shape)) if i not in grouped] + grouped
+    width = math.prod(shape[i] for i in grouped)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(-1, width)
+
+
+def _lists(text: str) -> list[list[int]]:
+    return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", text)]

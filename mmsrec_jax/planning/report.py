@@ -1,0 +1,219 @@
+"""Compiles steps, and says what they need: as a table for people and as JSON."""
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmsrec_jax import sharding
+from mmsrec_jax.configuration import choose_name
+from mmsrec_jax.files import write_text
+from mmsrec_jax.planning import roofline
+from mmsrec_jax.planning.hlo import Program
+from mmsrec_jax.planning.steps import STEPS, Step, Steps, model_config
+from mmsrec_jax.planning.topologies import GIB, Topology, describe
+
+_LARGEST = 8
+
+
+def run(
+    config: ConfigDict,
+    *,
+    topology: str,
+    slices: int = 1,
+    steps: Sequence[str] = tuple(STEPS),
+    model: str = "",
+    hbm_gib: float | None = None,
+    out: Path | None = None,
+) -> bool:
+    """Compiles `steps` of `config`, prints what each needs, and writes it to `out`.
+
+    Args:
+      topology, slices: see `topologies.describe`.
+      model: see `steps.model_config`.
+      hbm_gib: memory of a device to be kept within, by default the chip's.
+
+    Returns:
+      Whether every step fits.
+    """
+    for name in steps:
+        choose_name(name, STEPS, what="--steps")
+    machine = describe(topology, slices)
+    mesh = sharding.make_mesh(**config.mesh, devices=machine.devices)
+    shape = model_config(config, model)
+    made = Steps(config, shape, mesh)
+    limit = hbm_gib * GIB if hbm_gib else machine.chip.hbm
+    report: dict[str, Any] = {
+        "topology": topology,
+        "slices": slices,
+        "mesh": dict(mesh.shape),
+        "model": model or config.model.path or config.planning.model,
+        "jax": jax.__version__,
+        "hbm": limit,
+        "steps": {},
+    }
+    print(
+        f"{machine.name}{f' x {slices} slices' if slices > 1 else ''}: {mesh.size} x "
+        f"{mesh.devices.flat[0].device_kind}, mesh "
+        + ", ".join(f"{name}={size}" for name, size in mesh.shape.items()),
+        flush=True,
+    )
+    for name in steps:
+        found = measure(STEPS[name](made), machine, mesh, limit)
+        report["steps"][name] = found
+        print("\n" + table(found, limit), flush=True)
+        if out is not None:
+            write_text(out, json.dumps(report, indent=1) + "\n")
+    return all(found["fits"] for found in report["steps"].values())
+
+
+def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[str, Any]:
+    """Everything about one step that its program says; bytes and FLOPs are of one device.
+
+    `limit`: bytes of a device's memory.
+    """
+    logging.info("%s: compiling", step.name)
+    start = time.monotonic()
+    found: dict[str, Any] = {
+        "step": step.name,
+        "flops": (step.required + step.recomputed) / mesh.size,
+        "flops_recomputed": step.recomputed / mesh.size,
+        "memory": {kind: held(tree) for kind, tree in step.kinds.items()},
+        "replicated": replicated(step.arguments, mesh),
+    }
+    compiled = None
+    try:
+        with jax.set_mesh(mesh):
+            compiled = step.function.lower(*step.arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        found |= _refused(str(error))
+    found["compile_seconds"] = time.monotonic() - start
+    if compiled is None:
+        return found
+    program = Program(compiled.as_text())
+    collectives = roofline.traffic(program, topology, mesh)
+    moved = program.hbm_bytes()
+    peak = peak_bytes(compiled.memory_analysis())
+    found["memory"]["activations and temporaries"] = peak - sum(found["memory"].values())
+    found |= {
+        "fits": peak <= limit,
+        "peak": peak,
+        "hbm_bytes": moved,
+        "collectives": [dataclasses.asdict(each) for each in collectives],
+        "seconds": roofline.times(found["flops"], moved, collectives, topology),
+        "largest": [list(row) for row in largest_arguments(step)]
+        + [list(row) for row in program.largest(_LARGEST)],
+    }
+    found["largest"] = sorted(found["largest"], key=lambda row: -row[0])[:_LARGEST]
+    found["bound"] = max(found["seconds"], key=found["seconds"].get)
+    return found
+
+
+def peak_bytes(memory: Any) -> int:
+    """Most memory of a device at a time: arguments, results, temporaries."""
+    peak = getattr(memory, "peak_memory_in_bytes", 0)
+    return peak or (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def held(tree: Any) -> int:
+    """Bytes of one device's shards of abstract arrays."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def replicated(tree: Any, mesh: Mesh, at_least: int = 2**20) -> list[str]:
+    """Arrays of at least so many bytes of which every device of `mesh` holds all."""
+    if mesh.size == 1:
+        return []
+    return [
+        f"{jax.tree_util.keystr(path)} {x.dtype}{list(x.shape)}"
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if x.sharding.is_fully_replicated and x.size * x.dtype.itemsize >= at_least
+    ]
+
+
+def largest_arguments(step: Step) -> list[tuple[int, str, str]]:
+    """(bytes of a shard, shape of the shard, path) of the largest arguments."""
+    rows = []
+    for path, x in jax.tree_util.tree_leaves_with_path(step.arguments):
+        shard = x.sharding.shard_shape(x.shape)
+        size = int(np.prod(shard)) * x.dtype.itemsize
+        rows.append((size, f"{x.dtype}{list(shard)}", "argument " + jax.tree_util.keystr(path)))
+    return sorted(rows, reverse=True)[:_LARGEST]
+
+
+def _refused(error: str) -> dict[str, Any]:
+    """What a compiler says of a program that needs more memory than there is."""
+    used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)G hbm", error)
+    if used is None:
+        raise RuntimeError(error)
+    largest = []
+    for size, unit, rest in re.findall(r"Size: ([\d.]+)([KMG])(.*?)(?=\n\s*\n|\Z)", error, re.S):
+        shape = re.search(r"Shape: (\S+?)\{", rest)
+        name = re.search(r'op_name="([^"]*)"', rest)
+        largest.append(
+            [float(size) * _UNITS[unit], shape[1] if shape else "", name[1] if name else ""]
+        )
+    return {"fits": False, "peak": float(used[1]) * _UNITS[used[2]], "largest": largest[:_LARGEST]}
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def table(found: dict[str, Any], limit: float) -> str:
+    """Lines about one step of `measure`."""
+    lines = [
+        f"{found['step']}: {'fits' if found['fits'] else 'DOES NOT FIT'}, "
+        f"{found['peak'] / GIB:.2f} of {limit / GIB:.2f} GiB HBM a device, "
+        f"compiled in {found['compile_seconds']:.0f} s"
+    ]
+    lines += [f"  {kind:<28} {size / GIB:8.2f} GiB" for kind, size in found["memory"].items()]
+    lines += [f"  replicated on every device: {each}" for each in found["replicated"]]
+    if not found["fits"]:
+        lines.append("  largest buffers:")
+        lines += [
+            f"    {size / GIB:6.2f} GiB {what} {name}" for size, what, name in found["largest"]
+        ]
+    if "seconds" not in found:
+        return "\n".join(lines)
+    again = found["flops_recomputed"] / found["flops"]
+    lines.append(
+        f"  {found['flops'] / 1e12:.1f} TFLOP a device ({again:.0%} of it recomputed), "
+        f"{found['hbm_bytes'] / 1e9:.1f} GB through HBM"
+    )
+    for each in found["collectives"]:
+        size, name = each["largest"]
+        lines.append(
+            f"  {each['kind']:<18} {each['axes']:<12} {each['network']} {each['calls']:5d} x, "
+            f"{each['bytes'] / 1e9:8.3f} GB sent, {1e3 * each['seconds']:8.1f} ms "
+            f"(largest {size / 2**20:.1f} MiB, {name})"
+        )
+    seconds = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in found["seconds"].items())
+    longest = found["seconds"][found["bound"]]
+    lines.append(
+        f"  roofline: {1e3 * longest:.1f} ms a step, {found['bound']}-bound "
+        f"({seconds} ms); at best {utilisation(found):.0%} MFU"
+    )
+    return "\n".join(lines)
+
+
+def utilisation(found: dict[str, Any]) -> float:
+    """MFU that the roofline allows: recomputation is time but no useful work."""
+    useful = 1 - found["flops_recomputed"] / found["flops"]
+    return useful * found["seconds"]["compute"] / found["seconds"][found["bound"]]

@@ -1,0 +1,273 @@
+"""The compiled steps of an experiment with abstract arguments: nothing is ever materialised.
+
+Each is the very function that training or ranking jits, traced for shapes with shardings.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmsrec_jax import sharding
+from mmsrec_jax.decoding import rows
+from mmsrec_jax.decoding.sampler import Generation, Sampling
+from mmsrec_jax.decoding.summarise import prompts_of
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.evaluation import scoring
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.models import flops, lora, names, published, scratch
+from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.processor import ImageProcessor, read_json
+from mmsrec_jax.training import grpo, sft
+from mmsrec_jax.training.state import param_dtype, place_abstract
+
+_VERDICTS = 0, 1  # which ids these are changes nothing that is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted function with what it is compiled for.
+
+    arguments: positional, shapes with shardings.
+    kinds: the same arrays by what they are: parameters, optimiser, batch.
+    required, recomputed: FLOPs of one call on all devices: by the model's arithmetic, and what
+      rematerialisation adds.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple
+    kinds: dict[str, Any]
+    required: int
+    recomputed: int = 0
+
+
+def model_config(config: ConfigDict, override: str = "") -> MLLMConfig:
+    """The model that `config` is about: of `override` (a folder or a published name), else of
+    config.model.path, else config.planning.model, else the one from scratch.
+
+    Raises:
+      UserError: neither a folder with a config.json nor a published name.
+    """
+    name = override or config.model.path or config.planning.model
+    if not name:
+        raw = scratch.hf_config(config.model.scratch, config.model.scratch.vocab_size)
+        found = names.config_from_hf(raw)
+    elif (path := Path(name) / "config.json").is_file():
+        found = names.config_from_hf(read_json(path))
+    elif name in published.CONFIGS:
+        found = published.config(name)
+    else:
+        raise UserError(
+            f"model {name!r}: no folder with a config.json, and none of "
+            f"{', '.join(published.CONFIGS)}"
+        )
+    return dataclasses.replace(found, remat=config.model.remat)
+
+
+class Steps:
+    """What `config` compiles on `mesh` for the model `shape`."""
+
+    def __init__(self, config: ConfigDict, shape: MLLMConfig, mesh: Mesh):
+        self.config, self.shape, self.mesh = config, shape, mesh
+
+    def sft(self) -> Step:
+        """One update of stage 3."""
+        c = self.config.sft
+        optimizer = sft.make_optimizer(c)
+        graphdef, state, frozen, shardings = place_abstract(
+            self._model(c.trainable, c), c.trainable, optimizer, self.mesh
+        )
+        step = sft.make_step(
+            graphdef,
+            optimizer,
+            verdicts=_VERDICTS,
+            listwise_weight=c.listwise_weight,
+            shardings=shardings,
+        )
+        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)
+        row = self._row(c, c.length, c.targets)
+        adapters = self._adapters(c) if c.trainable == "lora" else None
+        return Step(
+            "sft",
+            step,
+            (state, frozen, batch),
+            _kinds(state.params, frozen, state.opt_state, batch),
+            c.batch_size * _total(flops.train_step(self.shape, row, adapters)),
+            c.batch_size * _total(flops.recomputed(self.shape, row, adapters)),
+        )
+
+    def rollout(self) -> Step:
+        """Samples of stage 1: prefill, and as many decoding steps as there may be."""
+        c = self.config.summariser
+        graphdef, state, frozen, batch, index = self._grpo()
+        sampling = Sampling(
+            samples=c.samples,
+            max_new_tokens=c.max_new_tokens,
+            eos_ids=(0,),
+            pad_id=0,
+            temperature=c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+            suppress=(self.shape.image_token_id,),
+        )
+        roll = grpo.make_rollout(graphdef, sampling, c.seed)
+        adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens
+        prefill = _total(
+            flops.forward(self.shape, self._row(c, c.prompt_length, c.samples), adapters)
+        )
+        token = _total(flops.decode(self.shape, slots, adapters))
+        return Step(
+            "rollout",
+            roll,
+            (state.params, frozen, batch, index, state.step),
+            _kinds(state.params, frozen, None, batch),
+            c.batch_size * (prefill + c.samples * (c.max_new_tokens - 1) * token),
+        )
+
+    def grpo(self) -> Step:
+        """One update of stage 1 on judged samples."""
+        c = self.config.summariser
+        graphdef, state, frozen, batch, _ = self._grpo()
+        completions = c.batch_size, c.samples, c.max_new_tokens
+        drawn = self._arrays(
+            Generation(
+                jax.ShapeDtypeStruct(completions, jnp.int32),
+                *(jax.ShapeDtypeStruct(completions, jnp.float32) for _ in range(3)),
+                jax.ShapeDtypeStruct(completions[:2], jnp.int32),
+            )
+        )
+        judged = self._arrays(
+            {
+                "advantages": jax.ShapeDtypeStruct(completions[:2], jnp.float32),
+                "reference": jax.ShapeDtypeStruct(completions, jnp.float32),
+            }
+        )
+        update = grpo.make_update(
+            graphdef,
+            grpo.make_optimizer(c),
+            c,
+            c.batch_size * c.samples // c.micro_batch,
+            shardings=jax.tree.map(lambda x: x.sharding, state),
+        )
+        branches = c.samples * (c.max_new_tokens + 1)
+        row, adapters = self._row(c, c.prompt_length + branches, branches), self._adapters(c)
+        return Step(
+            "grpo",
+            update,
+            (state, frozen, batch, drawn, judged),
+            _kinds(state.params, frozen, state.opt_state, (batch, drawn, judged)),
+            c.batch_size * _total(flops.train_step(self.shape, row, adapters)),
+            c.batch_size * _total(flops.recomputed(self.shape, row, adapters)),
+        )
+
+    def rank(self) -> Step:
+        """Scores of a batch of candidate lists."""
+        c, tuned = self.config.evaluation, self.config.sft
+        graphdef, state = nnx.split(self._model(tuned.trainable, tuned))
+        state = sharding.abstract(state, sharding.shardings(state, self.mesh))
+        score = rows.compiled(graphdef, scoring.margins(_VERDICTS))
+        batch = self._batch(
+            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
+        )
+        del batch["index"]
+        adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
+        row = self._row(c, c.length, 0)
+        return Step(
+            "rank",
+            score,
+            (state, batch),
+            _kinds(state, None, None, batch),
+            c.batch_size * _total(flops.forward(self.shape, row, adapters)),
+        )
+
+    def _grpo(self):
+        c = self.config.summariser
+        model = self._model("lora", c)
+        graphdef, state, frozen, _ = place_abstract(
+            model, "lora", grpo.make_optimizer(c), self.mesh
+        )
+        batch = self._batch(
+            c, length=c.prompt_length, answers=0, targets=c.prompt_length // 2, pack=False
+        )
+        batch = prompts_of(batch)
+        index = batch.pop("index")
+        return graphdef, state, frozen, batch, index
+
+    def _model(self, trainable: str, adapters: ConfigDict) -> MLLM:
+        dtype = self.config.model.dtype
+
+        def make():
+            model = MLLM(
+                self.shape,
+                rngs=nnx.Rngs(0),
+                param_dtype=param_dtype(trainable, dtype),
+                dtype=dtype,
+            )
+            if trainable == "lora":
+                lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
+            return model
+
+        return nnx.eval_shape(make)
+
+    def _batch(self, config: ConfigDict, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        vision = self.shape.vision
+        shards = math.prod(self.mesh.shape[axis] for axis in sharding.LOGICAL_AXES["batch"])
+        if config.batch_size % shards:
+            raise UserError(
+                f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
+                "on this mesh (data * fsdp); make it a multiple"
+            )
+        batch = pipeline.empty(
+            config.batch_size,
+            patches=self._patches(config),
+            patch_width=0 if vision is None else vision.channels * vision.patch_size**2,
+            **sizes,
+        )
+        return self._arrays(batch)
+
+    def _arrays(self, tree: Any) -> Any:
+        return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
+
+    def _patches(self, config: ConfigDict) -> int:
+        return config.patches if self.config.use.images and self.shape.vision is not None else 0
+
+    def _row(self, config: ConfigDict, length: int, targets: int) -> flops.Row:
+        """A full row: as many of the largest images as its patches hold."""
+        patches = self._patches(config)
+        if not patches:
+            return flops.Row(length, targets)
+        vision = self.shape.vision
+        pixels = self.config.model.max_pixels or ImageProcessor().max_pixels
+        most = min(patches, max(vision.merge**2, pixels // vision.patch_size**2))
+        height = vision.merge * (math.isqrt(most) // vision.merge)
+        width = vision.merge * (most // height // vision.merge)
+        return flops.Row(length, targets, [(height, width)] * (patches // (height * width)))
+
+    @staticmethod
+    def _adapters(config: ConfigDict) -> flops.Adapters:
+        return flops.Adapters(config.lora_rank)
+
+
+STEPS: dict[str, Callable[[Steps], Step]] = {
+    "sft": Steps.sft,
+    "grpo": Steps.grpo,
+    "rollout": Steps.rollout,
+    "rank": Steps.rank,
+}
+
+
+def _kinds(trained, frozen, optimiser, batch) -> dict[str, Any]:
+    return {"parameters": (trained, frozen), "optimiser": optimiser, "batch": batch}
+
+
+def _total(parts: flops.Flops) -> int:
+    return sum(parts.values())

@@ -1,0 +1,165 @@
+"""Chips, and the devices of machines that programs can be compiled for without having them."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from mmsrec_jax.configuration import choose_name
+from mmsrec_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip can do, per second where it is a rate.
+
+    flops: bfloat16 peak.
+    hbm: bytes that programs can use; hbm_bandwidth: bytes.
+    link: bytes in one direction of one inter-chip link; a torus has two links along each axis, a
+      switched network (`wraps` is None) one.
+    dcn: bytes in one direction between slices.
+    wraps: an axis of the torus is closed when its length is a multiple of this.
+    """
+
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    link: float
+    dcn: float
+    wraps: int | None
+
+
+# TPUs: "System architecture" of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: peak compute, HBM
+# bandwidth, bidirectional ICI bandwidth over twice the links (4 or 6), data center bandwidth. HBM
+# is what their compilers leave to programs. v5e and v6e close the torus only at 16 chips, v4 and
+# v5p from a cube of 4 x 4 x 4 on.
+# H100 SXM: NVIDIA's data sheet: 989 TFLOP/s dense, 80 GB, 3.35 TB/s, NVLink 450 GB/s a direction;
+# 50 GB/s a GPU of 400 Gb/s InfiniBand.
+CHIPS = {
+    "v4": Chip(275e12, 30.75 * GIB, 1228e9, 50e9, 6.25e9, wraps=4),
+    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, wraps=16),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 100e9, 6.25e9, wraps=4),
+    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, wraps=16),
+    "h100": Chip(989e12, 84942979072, 3350e9, 450e9, 50e9, wraps=None),
+    # No machine in particular: for looking at programs where nothing but JAX is installed.
+    "cpu": Chip(1e12, 16 * GIB, 100e9, 10e9, 1e9, wraps=None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices of one or several equal slices; shape: chips along each axis of a slice."""
+
+    name: str
+    chip: Chip
+    devices: Sequence[Any]
+    slices: int
+    shape: tuple[int, ...]
+
+    def bandwidth(self, devices: np.ndarray) -> tuple[str, float]:
+        """Network ("ici" or "dcn") that a ring over these devices uses, and bytes per second that
+        each of them can send on it: over all links along the axes in which they differ."""
+        if len({getattr(device, "slice_index", None) for device in devices.flat}) > 1:
+            return "dcn", self.chip.dcn
+        if self.chip.wraps is None:
+            return "ici", self.chip.link
+        coords = np.array([device.coords for device in devices.flat])
+        links = 0
+        for axis, size in zip(coords.T, self.shape, strict=False):
+            if len(set(axis)) > 1:
+                # A line that is cut from a ring passes everything over its one open end.
+                closed = len(set(axis)) == size and self._closed(size)
+                links += 2 if closed else 1
+        return "ici", links * self.chip.link
+
+    def _closed(self, size: int) -> bool:
+        if self.chip.wraps == 4 and min(self.shape) < 4:
+            return False  # less than a cube
+        return size % self.chip.wraps == 0
+
+
+def describe(name: str, slices: int = 1) -> Topology:
+    """`v5e:8x8` (v4, v5e, v5p, v6e; in chips), `h100:1x1x8` (GPUs along the last axis) or `cpu:8`.
+
+    Raises:
+      UserError: an unknown name, or the compiler for it is not installed.
+    """
+    kind, _, size = name.partition(":")
+    choose_name(kind, CHIPS, what="--topology")
+    if not re.fullmatch(r"\d+(x\d+)*", size):
+        raise UserError(f"--topology={name}: write {kind} and the chips along each axis, {_HINT}")
+    if kind in ("cpu", "h100") and slices > 1:
+        raise UserError(f"--slices={slices}: only TPUs have slices")
+    shape = tuple(map(int, size.split("x")))
+    make = {"cpu": _cpu, "h100": _h100}.get(kind, _tpu)
+    try:
+        devices = make(kind, size, slices)
+    except UserError:
+        raise
+    except Exception as error:  # what compilers raise of a name they do not know
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology={name}: {reason}; {_HINT}") from error
+    return Topology(name, CHIPS[kind], devices, slices, shape)
+
+
+_HINT = "for example v5e:8x8, v5p:4x4x4, v6e:8x8, h100:1x1x8 or cpu:8"
+
+
+def _tpu(kind: str, size: str, slices: int) -> Sequence[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"the compiler for TPUs is not installed: pip install 'jax[tpu]=={jax.__version__}' "
+            "(it needs no TPU)"
+        )
+    # Without these libtpu asks the network which TPU this machine is.
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run: several compilers may be at work
+    }.items():
+        os.environ.setdefault(variable, value)
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if kind == "v4":
+        options["chip_config_name"] = "megacore"  # one device a chip
+    name = f"{kind}:{size}"
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def _h100(kind: str, size: str, slices: int) -> Sequence[Any]:
+    del kind, slices
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        raise UserError(
+            f"the compiler for GPUs is not installed: pip install --no-deps jax-cuda13-plugin=="
+            f"{jax.__version__} jax-cuda13-pjrt=={jax.__version__} (it needs no GPU)"
+        )
+    target = resources.files(__package__).joinpath("h100_target_config.txt").read_text()
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=target, topology=size
+    ).devices
+
+
+def _cpu(kind: str, size: str, slices: int) -> Sequence[Any]:
+    del kind, slices
+    count = int(np.prod([int(n) for n in size.split("x")]))
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has its devices already
+            jax.config.update("jax_num_cpu_devices", count)
+    simulated = jax.devices("cpu")
+    if len(simulated) < count:
+        raise UserError(
+            f"--topology=cpu:{size}: JAX shows {len(simulated)} CPU devices; set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return simulated[:count]
