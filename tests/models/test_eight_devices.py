@@ -1,5 +1,9 @@
-"""8 simulated devices give what 1 gives, for each family: logits, loss, gradients, an update."""
+"""8 simulated devices give what 1 gives, for each family: logits, loss, gradients, an update.
 
+Rollouts and rankings: decoding/test_meshes.py.
+"""
+
+import functools
 from pathlib import Path
 
 import jax
@@ -62,14 +66,21 @@ def largest(tree) -> float:
     return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl"]
-)
-def test_eight_devices_equal_one(name, capfd):
-    value, logits, grads, added = train_step(
-        GOLDEN / name, sharding.make_mesh(devices=jax.devices()[:1])
-    )
-    got = train_step(GOLDEN / name, sharding.make_mesh(data=1, fsdp=4, tensor=2))
+@functools.cache
+def on_one_device(name):
+    return train_step(GOLDEN / name, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
+CASES = [("qwen2_5_vl", sizes) for sizes in MESHES] + [
+    (name, (1, 4, 2)) for name in ("qwen2_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl")
+]
+
+
+@pytest.mark.parametrize("name, sizes", CASES)
+def test_eight_devices_equal_one(name, sizes, capfd):
+    value, logits, grads, added = on_one_device(name)
+    got = train_step(GOLDEN / name, sharding.make_mesh(*sizes))
     assert got[0] == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(got[1], logits, atol=1e-4)
     scale = largest(grads)
@@ -82,5 +93,6 @@ def test_eight_devices_equal_one(name, capfd):
         np.testing.assert_allclose(a, b, atol=1e-3, err_msg=jax.tree_util.keystr(path))
     gate = got[2]["text"]["layers"]["gate"]["kernel"][...]
     layers, hidden, mlp = gate.shape
-    assert gate.sharding.shard_shape(gate.shape) == (layers, hidden // 4, mlp // 2)
+    _, fsdp, tensor = sizes
+    assert gate.sharding.shard_shape(gate.shape) == (layers, hidden // fsdp, mlp // tensor)
     assert "full rematerialization" not in capfd.readouterr().err  # the partitioner's warning
