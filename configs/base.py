@@ -29,7 +29,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
-    seed = config.get_oneway_ref("seed")
+
+    def seed():  # a reference of its own for every field: setting one leaves the others
+        return config.get_oneway_ref("seed")
 
     config.mesh = ConfigDict()
     config.mesh.data = 1  # replicas of the model
@@ -52,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     data.split = "leave_one_out"  # or "global_time"
     data.validation_quantile = 0.8  # of timestamps, where validation begins (global_time)
     data.test_quantile = 0.9  # of timestamps, where test begins (global_time)
-    data.seed = seed  # of the subset of users and of ties in time
+    data.seed = seed()  # of the subset of users and of ties in time
     data.toyshop = toyshop = ConfigDict()
     toyshop.num_users = 4000
     toyshop.num_items = 2500
@@ -63,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
     toyshop.image_weight = 3.6  # logit of a match in what only pictures show
     toyshop.text_weight = 3.2  # logit of a match in what only texts name
     toyshop.popularity_sd = 0.3  # spread of the items' own logits
-    toyshop.seed = seed
+    toyshop.seed = seed()
 
     config.model = model = ConfigDict()
     model.path = ""  # Hugging Face directory; "" = from scratch, of the sizes below
@@ -72,7 +74,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.dtype = "bfloat16"  # of computation; float32 on CPU
     model.remat = "full"  # what is kept for the backward pass: "none" = all, "full", "dots"
     model.max_pixels = 0  # largest area of an image in pixels, 0 = as the directory says
-    model.seed = seed
+    model.seed = seed()
     model.scratch = scratch = ConfigDict()
     scratch.vocab_size = 1024  # at most
     scratch.hidden = 128
@@ -107,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
     prompts.text_tokens = 256  # longer texts lose their tail
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
-    config.warmup = warmup = _sft(seed)  # visual instruction tuning of a model from scratch
+    config.warmup = warmup = _sft(seed())  # visual instruction tuning of a model from scratch
     warmup.tasks = {
         "describe": 0.25,
         "see": 0.25,
@@ -152,19 +154,19 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.workers = 8
     grpo.checkpoint_every = 50
     grpo.log_every = 10
-    grpo.seed = seed
+    grpo.seed = seed()
 
     config.summaries = summaries = ConfigDict()  # keywords of the whole catalogue
     summaries.batch_size = 256
 
-    config.sasrec = sasrec = _head(seed)
+    config.sasrec = sasrec = _head(seed())
     sasrec.dim = 64
     sasrec.layers = 2
     sasrec.heads = 2
     sasrec.mlp_dim = 256
     sasrec.dropout = 0.3
 
-    config.bert4rec = bert4rec = _head(seed)
+    config.bert4rec = bert4rec = _head(seed())
     bert4rec.dim = 64
     bert4rec.layers = 2
     bert4rec.heads = 2
@@ -174,13 +176,13 @@ def get_config(variant: str = "") -> ConfigDict:
     bert4rec.last_rate = 0.1  # of training sequences whose last item alone is masked
     bert4rec.loss_chunk = 512  # small, because chunks without a masked item cost nothing
 
-    config.gru4rec = gru4rec = _head(seed)
+    config.gru4rec = gru4rec = _head(seed())
     gru4rec.dim = 64
     gru4rec.hidden = 128
     gru4rec.layers = 1
     gru4rec.dropout = 0.3
 
-    config.molar = molar = _content_head(seed, ("item", "text", "image"))
+    config.molar = molar = _content_head(seed(), ("item", "text", "image"))
     molar.contents = ("item",)  # what it reads: "item" (image and text in one), "text", "image"
     molar.dim = 64
     molar.layers = 2
@@ -191,7 +193,7 @@ def get_config(variant: str = "") -> ConfigDict:
     molar.temperature = 0.1
     molar.contrast = 512  # users of a batch that the alignment tells apart
 
-    config.hm4sr = hm4sr = _content_head(seed, ("text", "image"))
+    config.hm4sr = hm4sr = _content_head(seed(), ("text", "image"))
     hm4sr.contents = ("text", "image")  # a stream each
     hm4sr.category_separator = placeholder(str)  # between an item's categories, None = it has one
     hm4sr.dim = 64  # of each stream
@@ -219,9 +221,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.retrieval = retrieval = ConfigDict()
     retrieval.folds = 1  # > 1: training queries are embedded by heads that never saw their user
     retrieval.distinct_items = False  # the k next items all differ
-    retrieval.seed = seed
+    retrieval.seed = seed()
 
-    config.sft = sft = _sft(seed)  # stage 3, and the plain SFT beside it
+    config.sft = sft = _sft(seed())  # stage 3, and the plain SFT beside it
     sft.tasks = {"pointwise": 0.7, "rank": 0.1, "next_keywords": 0.1, "align": 0.1}  # shares
     sft.negatives = 7  # of a training list
     sft.rows = 0  # random subset of training targets, 0 = all
@@ -234,7 +236,7 @@ def get_config(variant: str = "") -> ConfigDict:
     evaluation.patches = 16384  # vision patches of the candidates
     evaluation.batch_size = 32
     evaluation.workers = 8
-    evaluation.seed = seed
+    evaluation.seed = seed()
     return config.lock()
 
 
