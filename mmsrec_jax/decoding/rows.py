@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
+from mmsrec_jax import interruption, sharding
+from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.progress import Progress
 
@@ -23,22 +24,29 @@ def per_row(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices int[n], values [n, ...]) batch by batch, of the rows that are not padding.
 
+    Every process gets the rows of all.
+
     Args:
-      dataset: `inputs.pipeline.batches` without packing; its `index` is negative for padding.
+      dataset: `inputs.pipeline.batches` without packing, this process's share of the rows; its
+        `index` is negative for padding.
       compute: (model, batch) -> values [B, ...]; compiled once.
     """
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state, batch: compute(nnx.merge(graphdef, state), batch))
-    rows = sharding.batch_sharding(mesh)
+
+    def run(state, batch):
+        index = batch.pop("index")
+        return index, compute(nnx.merge(graphdef, state), batch)
+
+    run = jax.jit(run, out_shardings=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(state, mesh))
         iterator = iter(dataset)
         try:
             for batch in iterator:
-                index = batch.pop("index")
+                interruption.stop_if_requested()
+                index, values = map(np.asarray, run(state, to_devices(batch, mesh)))
                 real = index >= 0
-                placed = {key: jax.device_put(value, rows) for key, value in batch.items()}
-                yield index[real], np.asarray(run(state, placed))[real]
+                yield index[real], values[real]
                 progress.update(int(real.sum()))
         finally:
             iterator.close()

@@ -3,6 +3,7 @@
 import numpy as np
 from jax.sharding import Mesh
 
+from mmsrec_jax import sharding
 from mmsrec_jax.decoding.candidates import verdict_margins
 from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.inputs import pipeline
@@ -28,6 +29,7 @@ def candidate_scores(
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
     is 0 or 1 in float32. A user's history is read once for all candidates, which are branches.
     """
+    shard, shards = sharding.batch_share(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -38,6 +40,8 @@ def candidate_scores(
         repeat=False,
         pack=False,
         workers=workers,
+        shard=shard,
+        shards=shards,
     )
 
     def margins(model, batch):
