@@ -1,6 +1,7 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
+# make processes  the tests that take the whole road in 2 and 4 real processes
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
@@ -14,16 +15,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity real-llava real-tokenizer bench-model bench-loss-memory lint clean
+.PHONY: run test parity processes real-llava real-tokenizer bench-model bench-loss-memory lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not parity" -n 2 --dist loadfile tests/test_mmsrarec.py tests
+	$(BIN)/python -m pytest -m "not parity and not processes" -n 2 --dist loadfile tests/test_mmsrarec.py tests
 
 parity: $(VENV)/.installed-torch
 	$(BIN)/python -m pytest -m parity -n 2 --dist loadfile
+
+processes: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m processes
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)

@@ -9,6 +9,8 @@ A head by itself, on any folder of atomic files:
     python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 """
 
+import functools
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -30,8 +32,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
 
-    def seed():  # a reference of its own for every field: setting one leaves the others
-        return config.get_oneway_ref("seed")
+    # Batches are packed in so many parts; processes share the parts, and a run goes on with any
+    # number of processes that can. 0 = as many as there are processes at the start.
+    config.input_shards = 0
+
+    # A reference of its own for every field: setting one leaves the others.
+    seed = functools.partial(config.get_oneway_ref, "seed")
+    shards = functools.partial(config.get_oneway_ref, "input_shards")
 
     config.mesh = ConfigDict()
     config.mesh.data = 1  # replicas of the model
@@ -109,7 +116,9 @@ def get_config(variant: str = "") -> ConfigDict:
     prompts.text_tokens = 256  # longer texts lose their tail
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
-    config.warmup = warmup = _sft(seed())  # visual instruction tuning of a model from scratch
+    config.warmup = warmup = _sft(
+        seed(), shards()
+    )  # visual instruction tuning of a model from scratch
     warmup.tasks = {
         "describe": 0.25,
         "see": 0.25,
@@ -151,6 +160,7 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.reconstruction = "bounded"  # or "perplexity", the paper's own
     grpo.center = True  # embeddings minus their mean in the batch
     grpo.distractors = 7  # other images that an image's keywords are told from
+    grpo.input_shards = shards()
     grpo.workers = 8
     grpo.checkpoint_every = 50
     grpo.log_every = 10
@@ -223,7 +233,7 @@ def get_config(variant: str = "") -> ConfigDict:
     retrieval.distinct_items = False  # the k next items all differ
     retrieval.seed = seed()
 
-    config.sft = sft = _sft(seed())  # stage 3, and the plain SFT beside it
+    config.sft = sft = _sft(seed(), shards())  # stage 3, and the plain SFT beside it
     sft.tasks = {"pointwise": 0.7, "rank": 0.1, "next_keywords": 0.1, "align": 0.1}  # shares
     sft.negatives = 7  # of a training list
     sft.rows = 0  # random subset of training targets, 0 = all
@@ -267,7 +277,7 @@ def _content_head(seed, names) -> ConfigDict:
     return head
 
 
-def _sft(seed) -> ConfigDict:
+def _sft(seed, shards) -> ConfigDict:
     sft = ConfigDict()
     sft.trainable = "lora"  # or "full"
     sft.lora_rank = 16
@@ -283,6 +293,7 @@ def _sft(seed) -> ConfigDict:
     sft.weight_decay = 0.0
     sft.clip_norm = 1.0
     sft.listwise_weight = 0.0  # of the softmax over a list's verdicts (ours, 0 = paper)
+    sft.input_shards = shards
     sft.workers = 8  # processes that make examples, 0 = threads of the main one
     sft.checkpoint_every = 200
     sft.log_every = 20

@@ -5,8 +5,10 @@
     python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 
 Any field of the config can be set on the command line: --config.sft.steps=200
+SIGTERM saves and ends with status 0, and with the command that goes on.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mmsrec_jax import startup
+from mmsrec_jax import interruption, processes, startup
 from mmsrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,6 +31,10 @@ _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    processes.initialise()
+    if not processes.is_main():
+        logging.set_verbosity(logging.WARNING)
+    interruption.watch()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
 
@@ -44,3 +50,5 @@ if __name__ == "__main__":
     except UserError as error:
         logging.error("%s", error)
         sys.exit(2)
+    except interruption.Interrupted:
+        logging.info("stopped by SIGTERM; go on with: %s", shlex.join(sys.orig_argv))

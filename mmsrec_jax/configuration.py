@@ -1,7 +1,8 @@
-"""What the files in `configs/` share: choices by name."""
+"""What has to do with configs: choices by name, what differs between two."""
 
 import difflib
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from mmsrec_jax.errors import UserError
 
@@ -31,3 +32,14 @@ def choose_name(name: str, known: Collection[str], *, what: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
     raise UserError(f"{what}={name!r} is not known; {guess}")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`field: old -> new` for every leaf that differs between two nested configs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            name = f"{prefix}.{key}" if prefix else key
+            found += differences(old.get(key), new.get(key), name)
+        return found
+    return [] if old == new else [f"{prefix}: {old} -> {new}"]

@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; of several processes the main one writes them."""
 
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from mmsrec_jax import processes
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
@@ -18,6 +20,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def _write(path, write):
+    if not processes.is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     write(partial)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tensorboardX
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 
 
@@ -15,13 +16,19 @@ class MetricsLog:
     """Writes `{"step": n, name: value, ...}` lines under `directory`.
 
     A resumed run passes the step it continues from: later lines of the interrupted run are
-    dropped, so that the file equals that of a run that was never interrupted.
+    dropped, so that the file equals that of a run that was never interrupted. Of several processes
+    the main one writes.
     """
 
     def __init__(self, directory: str | os.PathLike, *, resume_step: int = 0):
-        directory = Path(directory)
+        self.path = Path(directory) / "metrics.jsonl"
+        self._writes = processes.is_main()
+        if self._writes:
+            self._open(resume_step)
+
+    def _open(self, resume_step: int) -> None:
+        directory = self.path.parent
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.jsonl"
         kept = [
             line for line in _complete_lines(self.path) if json.loads(line)["step"] <= resume_step
         ]
@@ -40,10 +47,11 @@ class MetricsLog:
           UserError: a value named `loss` is not finite: the run has diverged.
         """
         values = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._writes:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
         if not math.isfinite(values.get("loss", 0.0)):
             raise UserError(
                 f"{self.path}: the loss is {values['loss']} at step {step}: "
@@ -51,8 +59,9 @@ class MetricsLog:
             )
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if self._writes:
+            self._file.close()
+            self._tensorboard.close()
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -184,7 +184,7 @@ def shardings(state, mesh: Mesh):
 
     def one(path, node):
         if not isinstance(node, nnx.Variable):
-            return NamedSharding(mesh, PartitionSpec())
+            return replicated(mesh)
         name, logical = jax.tree_util.keystr(path), node.get_metadata()["logical_axes"]
         return jax.tree.map(
             lambda x: NamedSharding(mesh, _parameter_spec(name, x.shape, logical, mesh)), node
@@ -203,6 +203,32 @@ def abstract(tree, where):
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
     )
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """`(index, count)`: which part of the rows of a batch this process makes, of how many.
+
+    Processes whose devices hold the same rows make the same part.
+
+    Raises:
+      UserError: the devices of two processes share some of their rows and not all.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
+        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(map(len, parts)) != shards or len({len(part) for part in parts}) > 1:
+        raise UserError(
+            "the mesh splits the rows of a batch unevenly over processes: choose sizes of data x "
+            "fsdp and tensor that divide, or are multiples of, the devices of a process"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -7,6 +7,8 @@ While the stage runs the file says `"finished": false`; a killed stage is taken 
 import dataclasses
 import hashlib
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 from absl import logging
 
+from mmsrec_jax import interruption, processes
+from mmsrec_jax.configuration import differences
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.progress import clock
 
@@ -27,12 +31,14 @@ class Stage:
       run: called with the stage's folder; everything it writes goes there.
       config: what the stage depends on; a change here runs the stage again.
       inputs: names of earlier stages whose outputs it reads.
+      alone: it uses no devices: of several processes the main one runs it, and the others wait.
     """
 
     name: str
     run: Callable[[Path], None]
     config: Mapping[str, Any]
     inputs: Sequence[str] = ()
+    alone: bool = False
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -60,7 +66,7 @@ def run_stages(workdir: Path, stages: Sequence[Stage], only: Sequence[str] | Non
         directory = workdir / stage.name
         missing = [name for name in stage.inputs if name not in fingerprints]
         if only is not None and stage.name not in only:
-            record = _read(directory)
+            record = processes.from_main(lambda directory=directory: _read(directory))
             if record.get("finished"):
                 fingerprints[stage.name] = record["fingerprint"]
             continue
@@ -71,6 +77,30 @@ def run_stages(workdir: Path, stages: Sequence[Stage], only: Sequence[str] | Non
             )
         fingerprints[stage.name] = _run_stage(
             directory, stage, {name: fingerprints[name] for name in stage.inputs}
+        )
+
+
+def share(workdir: Path) -> None:
+    """Makes the folder, and sees to it that all processes mean the same one.
+
+    Raises:
+      UserError: they do not.
+    """
+
+    def mark() -> str:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(prefix=".shared-", dir=workdir)
+        os.close(file)
+        return name
+
+    name = Path(processes.from_main(mark))
+    seen = processes.gather(name.exists())
+    if processes.is_main():
+        name.unlink()
+    if not all(seen):
+        raise UserError(
+            f"--workdir={workdir}: process {seen.index(False)} does not see the main one's folder; "
+            "give one on a disk that all machines share"
         )
 
 
@@ -96,11 +126,29 @@ def finished(workdir: Path, stage: str, *, same: Sequence[str] = ()) -> dict[str
 
 
 def _run_stage(directory: Path, stage: Stage, inputs: dict[str, str]) -> str:
+    interruption.stop_if_requested()
+    record = processes.from_main(lambda: _begin(directory, stage, inputs))
+    if not record["finished"]:
+        began = time.monotonic()
+        if stage.alone:
+            processes.from_main(lambda: stage.run(directory))
+        else:
+            stage.run(directory)
+        processes.barrier()
+        if processes.is_main():
+            seconds = time.monotonic() - began
+            write_json(directory / "stage.json", {**record, "finished": True, "seconds": seconds})
+            logging.info("stage %s is finished (%s)", stage.name, clock(seconds))
+    return record["fingerprint"]
+
+
+def _begin(directory: Path, stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
+    """The record of the stage: finished with this config and these inputs, or about to run."""
     config = json.loads(json.dumps(stage.config))  # tuples become lists, as in the stored form
     fingerprint = _hash({"stage": stage.name, "config": config, "inputs": inputs})
     record = _read(directory)
     if record and record["fingerprint"] != fingerprint:
-        changed = _differences(record["config"], config)
+        changed = differences(record["config"], config)
         changed += [k for k in inputs if record["inputs"].get(k) != inputs[k]]
         old = directory.parent / "superseded" / f"{stage.name}-{record['fingerprint'][:12]}"
         old.parent.mkdir(exist_ok=True)
@@ -116,20 +164,12 @@ def _run_stage(directory: Path, stage: Stage, inputs: dict[str, str]) -> str:
         record = {}
     if record.get("finished"):
         logging.info("stage %s is finished (%s)", stage.name, clock(record["seconds"]))
-        return fingerprint
+        return record
     directory.mkdir(parents=True, exist_ok=True)
-    spent = record.get("seconds", 0.0)
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
-    logging.info(
-        "stage %s %s", stage.name, "goes on" if spent or _has_output(directory) else "begins"
-    )
+    logging.info("stage %s %s", stage.name, "goes on" if _has_output(directory) else "begins")
     write_json(directory / "stage.json", record)
-    began = time.monotonic()
-    stage.run(directory)
-    seconds = spent + time.monotonic() - began
-    write_json(directory / "stage.json", {**record, "finished": True, "seconds": seconds})
-    logging.info("stage %s is finished (%s)", stage.name, clock(seconds))
-    return fingerprint
+    return record
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -143,14 +183,3 @@ def _has_output(directory: Path) -> bool:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """`field: old -> new` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted({*old, *new}):
-            name = f"{prefix}.{key}" if prefix else key
-            found += _differences(old.get(key), new.get(key), name)
-        return found
-    return [] if old == new else [f"{prefix}: {old} -> {new}"]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mmsrec_jax import sharding
 from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import ContentSource
@@ -35,6 +36,7 @@ def embed_items(
       patches: room for the vision patches of a prompt, 0 for prompts without images.
       counts: as in `pipeline.batches`.
     """
+    shard, shards = sharding.batch_share(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -45,6 +47,8 @@ def embed_items(
         repeat=False,
         pack=False,
         workers=workers,
+        shard=shard,
+        shards=shards,
         counts=counts,
     )
 

@@ -8,16 +8,23 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
+from mmsrec_jax import interruption, sharding
+from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.progress import Progress
 
 Compute = Callable[[MLLM, dict[str, jax.Array]], jax.Array]
 
 
-def compiled(graphdef: nnx.GraphDef, compute: Compute):
-    """`compute` as a jitted function of (state, batch)."""
-    return jax.jit(lambda state, batch: compute(nnx.merge(graphdef, state), batch))
+def compiled(graphdef: nnx.GraphDef, compute: Compute, mesh: Mesh):
+    """`compute` as a jitted function of (state, batch); it and the rows' indices are on every
+    device."""
+
+    def run(state, batch):
+        index = batch.pop("index")
+        return index, compute(nnx.merge(graphdef, state), batch)
+
+    return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
 
 def per_row(
@@ -30,22 +37,24 @@ def per_row(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(indices int[n], values [n, ...]) batch by batch, of the rows that are not padding.
 
+    Every process gets the rows of all.
+
     Args:
-      dataset: `inputs.pipeline.batches` without packing; its `index` is negative for padding.
+      dataset: `inputs.pipeline.batches` without packing, this process's share of the rows; its
+        `index` is negative for padding.
       compute: (model, batch) -> values [B, ...]; compiled once.
     """
     graphdef, state = nnx.split(model)
-    run = compiled(graphdef, compute)
-    rows = sharding.batch_sharding(mesh)
+    run = compiled(graphdef, compute, mesh)
     with jax.set_mesh(mesh):
         state = jax.device_put(state, sharding.shardings(state, mesh))
         iterator = iter(dataset)
         try:
             for batch in iterator:
-                index = batch.pop("index")
+                interruption.stop_if_requested()
+                index, values = map(np.asarray, run(state, to_devices(batch, mesh)))
                 real = index >= 0
-                placed = {key: jax.device_put(value, rows) for key, value in batch.items()}
-                yield index[real], np.asarray(run(state, placed))[real]
+                yield index[real], values[real]
                 progress.update(int(real.sum()))
         finally:
             iterator.close()

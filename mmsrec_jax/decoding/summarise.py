@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
+from mmsrec_jax import interruption, processes, sharding
 from mmsrec_jax.decoding import sampler
 from mmsrec_jax.decoding.sampler import Sampling
 from mmsrec_jax.inputs import pipeline
@@ -28,7 +28,7 @@ def summarise(
 ) -> Iterator[tuple[int, str]]:
     """(item, what the model writes of it) for the rows of `source`, in order, greedily.
 
-    With several processes each yields its own share. Batches are made when asked for: a caller that
+    Every process gets those of all. Batches are made when asked for: a caller that
     stores what it got goes on with a source of the remaining rows.
 
     Args:
@@ -39,6 +39,7 @@ def summarise(
         model, tokenizer, source, samples=1, max_new_tokens=max_new_tokens, temperature=0.0
     )
     graphdef, state = nnx.split(model)
+    shard, shards = sharding.batch_share(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -47,8 +48,8 @@ def summarise(
         shuffle=False,
         repeat=False,
         pack=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shard=shard,
+        shards=shards,
     )
     run = sampler.compiled(graphdef, sampling)
     with jax.set_mesh(mesh):
@@ -56,11 +57,13 @@ def summarise(
         iterator = iter(dataset)
         try:
             for batch in iterator:
+                interruption.stop_if_requested()
                 placed = to_devices(prompts_of(batch), mesh)
                 rows = placed.pop("index")
                 out = run(state, {}, placed, rows, jax.random.key(0))
-                texts = tokenizer.batch_decode(local_rows(out.tokens)[:, 0])
-                for item, text in zip(batch["index"].tolist(), texts, strict=True):
+                texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
+                items = processes.fetch(rows).tolist()
+                for item, text in sorted(zip(items, texts, strict=True)):
                     if item >= 0:
                         yield item, text
         finally:

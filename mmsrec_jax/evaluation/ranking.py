@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
@@ -56,7 +57,7 @@ def sampled(system: System, histories, candidates: Candidates, *, chunk: int = 2
     return _in_chunks(
         system, histories, candidates.rows, chunk,
         lambda scores, past, targets, at: _rank_gathered(
-            scores, jnp.asarray(candidates.items[at]), targets
+            scores, candidates.items[at], targets
         ),
         width=int(candidates.rows[:, 1].max(initial=1)),
     )  # fmt: skip
@@ -116,10 +117,10 @@ def _in_chunks(system, histories, rows, chunk, rank, width, top=0, progress=True
         past = sequences.before(histories, rows[at], max(width, 1))
         times = sequences.times_before(histories, rows[at], max(width, 1))
         scores = jnp.asarray(system.scores(past, times))
-        counted, best, nan = rank(scores, jnp.asarray(past), jnp.asarray(targets[at]), at)
-        if nan:
+        counted, best, nan = rank(scores, past, targets[at], at)
+        if processes.fetch(nan):
             _no_nan(system.name, np.nan)
-        counts[:, at], lists[at] = np.asarray(counted), np.asarray(best)
+        counts[:, at], lists[at] = processes.fetch(counted), processes.fetch(best)
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
     return Ranks(rows[:, 0], targets, *counts, lists)

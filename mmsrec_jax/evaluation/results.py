@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
@@ -68,7 +69,7 @@ class Results:
         """
         path = self._directory / f"ranks-{system}-{protocol}.parquet"
         setting = Setting(self._data, self._split, protocol, candidates)
-        if path.exists():
+        if processes.from_main(path.exists):
             stored = read(path)
             if differ := stored.setting.differences(setting):
                 raise UserError(f"{path}: of other {', '.join(differ)}; delete {self._directory}")

@@ -3,6 +3,7 @@
 import numpy as np
 from jax.sharding import Mesh
 
+from mmsrec_jax import sharding
 from mmsrec_jax.decoding.candidates import verdict_margins
 from mmsrec_jax.decoding.rows import Compute, per_row
 from mmsrec_jax.inputs import pipeline
@@ -38,6 +39,7 @@ def candidate_scores(
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
     is 0 or 1 in float32. A user's history is read once for all candidates, which are branches.
     """
+    shard, shards = sharding.batch_share(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -48,6 +50,8 @@ def candidate_scores(
         repeat=False,
         pack=False,
         workers=workers,
+        shard=shard,
+        shards=shards,
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="users")

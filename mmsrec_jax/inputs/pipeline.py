@@ -1,6 +1,7 @@
 """Examples to static-shape batches with Grain: shuffled, packed, resumable to the example."""
 
 import copy
+import threading
 from collections import Counter
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from mmsrec_jax.inputs.example import Example, filler
 from mmsrec_jax.inputs.items import Items
 
 MAX_SKIPPED_IN_A_ROW = 100
+
+_COUNTING = threading.Lock()  # shards of one process are made in threads
 
 
 class Source(Protocol):
@@ -36,15 +39,15 @@ def batches(
     repeat: bool = True,
     pack: bool = True,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    shard: int = 0,
+    shards: int = 1,
     counts: Counter | None = None,
 ) -> grain.IterDataset:
     """Batches of numpy arrays; `iter()` of the result has exact `get_state` and `set_state`.
 
     Args:
       source: examples by row.
-      batch_size: rows over all processes; each gets its share of B.
+      batch_size: rows of all shards together; B is its share.
       length, patches, answers, targets: a row's room for tokens, vision patches (0 = batches
         without image keys), verdicts (0 = without verdict keys) and tokens with loss (None =
         half of `length`).
@@ -52,8 +55,9 @@ def batches(
       repeat: endless; otherwise one epoch.
       pack: several examples share a row, first fit over the rows of a batch, which is done when
         the next example fits nowhere. Otherwise one example a row, in order, and the last batch is
-        made full with empty rows, as many in every process.
+        made full with empty rows, as many in every shard.
       workers: processes that make examples, 0 = threads of this one. The batches are the same.
+      shard, shards: every `shards`-th example from `shard` on, and as many of the rows.
       counts: is added to as batches are made (which is up to two ahead of their use): "examples",
         "skipped" and what sources count.
 
@@ -70,20 +74,20 @@ def batches(
       UserError: sizes that do not divide; while iterating, an example that fits no empty row and
         may not be skipped (without packing), or too many of them one after the other.
     """
-    if batch_size % process_count:
+    if batch_size % shards:
         raise UserError(
-            f"batch_size {batch_size} does not divide by {process_count} processes; make it a "
+            f"batch_size {batch_size} does not divide into {shards} input shards; make it a "
             "multiple"
         )
-    if pack and not repeat and process_count > 1:
-        raise UserError("packed batches of one epoch differ in number between processes")
+    if pack and not repeat and shards > 1:
+        raise UserError("packed batches of one epoch differ in number between shards")
     patch_width = source.items.patch_width
     if bool(patches) != bool(patch_width):
         raise UserError(
             f"patches={patches}, but the prompts have {'' if patch_width else 'no '}images"
         )
     shape = _Shape(
-        rows=batch_size // process_count,
+        rows=batch_size // shards,
         length=length,
         patches=patches,
         patch_width=patch_width,
@@ -98,7 +102,7 @@ def batches(
         dataset = dataset.shuffle(seed=seed)
     if repeat:
         dataset = dataset.repeat()
-    dataset = dataset.map_with_index(_Make(source))[process_index::process_count]
+    dataset = dataset.map_with_index(_Make(source))[shard::shards]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
@@ -220,8 +224,9 @@ class _RowsIterator(grain.DatasetIterator):
             used[row] += needs
             self._left_over = None
             self._skipped = 0
-            self._counts["examples"] += len(example) > 0
-            self._counts.update({name: n for name, n in example.counts.items() if n})
+            with _COUNTING:
+                self._counts["examples"] += len(example) > 0
+                self._counts.update({name: n for name, n in example.counts.items() if n})
         if not any(rows):
             raise StopIteration
         return self._collate(rows)
@@ -232,7 +237,8 @@ class _RowsIterator(grain.DatasetIterator):
             f"the example of row {example.index} needs {self._shape.names[which]} {needs[which]}, "
             f"a row has {self._shape.room[which]}; raise it"
         )
-        self._counts["skipped"] += 1
+        with _COUNTING:
+            self._counts["skipped"] += 1
         self._skipped += 1
         if not self._pack:
             raise UserError(problem)

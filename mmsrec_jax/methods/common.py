@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from mmsrec_jax import sharding, startup
+from mmsrec_jax import interruption, processes, sharding, startup
 from mmsrec_jax.configuration import choose_name
 from mmsrec_jax.data import build, splits
 from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
@@ -30,7 +30,7 @@ from mmsrec_jax.models.names import config_from_hf, processor_of
 from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.training import heads
-from mmsrec_jax.workdir import Stage, run_stages
+from mmsrec_jax.workdir import Stage, run_stages, share
 
 
 def check(config: ConfigDict) -> None:
@@ -60,7 +60,7 @@ class Experiment:
         """Runs the stages of `config` in `workdir`, or those named in `only`."""
         mesh = sharding.make_mesh(**config.mesh)
         startup.report_devices(mesh)
-        workdir.mkdir(parents=True, exist_ok=True)
+        share(workdir)
         startup.keep_compiled_programs(workdir / "compiled")
         run_stages(workdir, cls(config, workdir, mesh).stages(), only)
 
@@ -70,7 +70,8 @@ class Experiment:
 
     def data_stage(self) -> Stage:
         c = self.config.data
-        return Stage("data", self.data, {"data": c.to_dict(), "files": build.source_files(c)})
+        settings = {"data": c.to_dict(), "files": build.source_files(c)}
+        return Stage("data", self.data, settings, alone=True)
 
     def head_stages(self) -> list[Stage]:
         """Trains the head `config.head`, in the stage of its name; before it a stage that makes the
@@ -216,9 +217,9 @@ class Experiment:
         head reads and that are not given. A killed stage goes on with the next file."""
         c = self.config.features
         catalogue, _, _ = self.dataset
-        missing = [
-            name for name in self._features_to_make if not self._made_features(name).exists()
-        ]
+        missing = processes.from_main(
+            lambda: [n for n in self._features_to_make if not self._made_features(n).exists()]
+        )
         if not missing:
             return
         model = self.pretrained("features")
@@ -237,7 +238,8 @@ class Experiment:
                 mesh=self.mesh,
                 counts=counts,
             )
-            features.write(self._made_features(name), rows)
+            if processes.is_main():
+                features.write(self._made_features(name), rows)
             log_counts(f"features {name}", counts)
 
     def _prompt_length(self, content: str) -> int:
@@ -297,6 +299,7 @@ class Scoreboard:
 
     def add(self, system: str, protocol: str, rank: Callable[[], Ranks]) -> None:
         """One row of the table; `rank` is called when the ranks are not there yet."""
+        interruption.stop_if_requested()
         ranks = self._results.add(system, protocol, self._digests[protocol], rank)
         self._found.append((system, protocol, self._experiment.config.seed, ranks))
 
@@ -354,7 +357,8 @@ class Scoreboard:
 
 
 def log_counts(name: str, counts: Counter) -> None:
-    """One line for each thing that was counted while examples were made."""
+    """One line for each thing that was counted while examples were made, by all processes."""
+    counts = sum(map(Counter, processes.gather(counts)), Counter())
     for what, count in sorted(counts.items()):
         logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))
 

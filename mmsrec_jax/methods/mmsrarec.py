@@ -6,17 +6,17 @@ without pretrained weights (*ours*), the rest is the paper's.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax import startup
+from mmsrec_jax import processes, startup
 from mmsrec_jax.data import splits
 from mmsrec_jax.decoding.summarise import summarise
 from mmsrec_jax.errors import UserError
@@ -24,6 +24,7 @@ from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.scoring import candidate_scores
 from mmsrec_jax.files import write_text
 from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.sources import (
     CandidateSource,
     Knowledge,
@@ -38,6 +39,7 @@ from mmsrec_jax.progress import track
 from mmsrec_jax.prompts import TEMPLATES, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbours_table
+from mmsrec_jax.sharding import batch_share
 from mmsrec_jax.training import grpo, heads, sft, weights
 from mmsrec_jax.workdir import Stage
 
@@ -77,7 +79,7 @@ class Run(common.Experiment):
         else:
             warmup = {**model, "warmup": c.warmup.to_dict()}
             stages += [
-                Stage("model", self.model_directory, model, ["data"]),
+                Stage("model", self.model_directory, model, ["data"], alone=True),
                 Stage("warmup", self.warmup, warmup, base),
             ]
             base = [*base, "warmup"]
@@ -131,20 +133,23 @@ class Run(common.Experiment):
     def _patches(self, count: int) -> int:
         return count if self.config.use.images else 0
 
-    def _batches(self, source, config: ConfigDict, counts: Counter):
-        return pipeline.batches(
-            source,
-            batch_size=config.batch_size,
-            length=config.length,
-            patches=self._patches(config.patches),
-            answers=config.answers,
-            targets=config.targets,
-            seed=config.seed,
-            workers=config.workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            counts=counts,
-        )
+    def _batches(self, source, config: ConfigDict, counts: Counter) -> Sharded:
+        def make(shard, shards):
+            return pipeline.batches(
+                source,
+                batch_size=config.batch_size,
+                length=config.length,
+                patches=self._patches(config.patches),
+                answers=config.answers,
+                targets=config.targets,
+                seed=config.seed,
+                workers=config.workers,
+                shard=shard,
+                shards=shards,
+                counts=counts,
+            )
+
+        return Sharded(make, config.input_shards, batch_share(self.mesh))
 
     # --- stages -----------------------------------------------------------------------------------
 
@@ -213,6 +218,7 @@ class Run(common.Experiment):
         c = self.config
         catalogue, _, _ = self.dataset
         path = directory / "summaries.jsonl"
+        processes.from_main(lambda: len(_read_lines(path)))  # which cuts off half a line
         done = [row["item"] for row in _read_lines(path)]
         rest = np.setdiff1d(np.arange(len(catalogue)), done)
         if not len(rest):
@@ -230,7 +236,7 @@ class Run(common.Experiment):
             max_new_tokens=c.summariser.max_new_tokens,
             mesh=self.mesh,
         )
-        with path.open("a") as file:
+        with (path if processes.is_main() else Path(os.devnull)).open("a") as file:
             for item, text in track(found, "summarise", len(rest), "items"):
                 words = parse_summary(text)
                 row = {"item": item, "id": str(catalogue.ids[item]), "written": text}

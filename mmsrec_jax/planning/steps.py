@@ -174,11 +174,10 @@ class Steps:
         c, tuned = self.config.evaluation, self.config.sft
         graphdef, state = nnx.split(self._model(tuned.trainable, tuned))
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
-        score = rows.compiled(graphdef, scoring.margins(_VERDICTS))
+        score = rows.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
         batch = self._batch(
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
         )
-        del batch["index"]
         adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
         row = self._row(c, c.length, 0)
         return Step(

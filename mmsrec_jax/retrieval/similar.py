@@ -19,13 +19,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from mmsrec_jax import processes
 from mmsrec_jax.models.heads import sequences
 from mmsrec_jax.models.heads.head import pad_rows, row_shards
 from mmsrec_jax.models.heads.sequences import gather_ragged, targets
 from mmsrec_jax.progress import Progress
-from mmsrec_jax.sharding import LOGICAL_AXES
+from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
@@ -93,7 +94,7 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
         times = pad_rows(
             gather_ragged(histories.timestamps, starts, lengths[part], width), _ENCODE_ROWS
         )
-        states = np.asarray(_unit(head.states(ids, times)))
+        states = processes.fetch(_unit(head.states(ids, times)))
         at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
         found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
     return found
@@ -161,9 +162,7 @@ def search(
     size = -(-len(base.users) // (shards * base_chunk)) * shards * base_chunk
     fill = {"embeddings": 0, "users": -1, "items": -1, "times": _NEVER}
     entries = {name: _pad(array, size, fill[name]) for name, array in entries.items()}
-    entries = jax.device_put(
-        entries, None if mesh is None else NamedSharding(mesh, PartitionSpec(LOGICAL_AXES["batch"]))
-    )
+    entries = processes.put(entries, None if mesh is None else batch_sharding(mesh))
     limits = np.full(len(users), _NEVER, np.int32)
     if before is not None:
         limits = np.searchsorted(clock, before, side="left").astype(np.int32)

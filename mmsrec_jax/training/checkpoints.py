@@ -1,7 +1,8 @@
-"""Checkpoints of a training loop: arrays and the position in the data, together or not at all."""
+"""Checkpoints of a training loop: arrays, position in the data and config, all or nothing."""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 
 
@@ -20,26 +22,48 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 class Checkpoints:
-    """Saves `(state, host)` at steps and restores the newest readable one.
+    """Saves `(state, host)` at steps; restores the newest readable one, or the best.
 
     Writing is asynchronous and atomic (orbax). `state` is any pytree of arrays; `host` is
-    anything JSON can hold (iterator state, counters).
+    anything JSON can hold (iterator state, config, counters). Arrays are restored in the shardings
+    of the state they are for, on whatever mesh they were saved.
+
+    Args:
+      keep: how many of the latest stay; with more than one a damaged file costs some steps only.
+      best: a metric, of those given to `save`; the checkpoint where it is highest stays as well,
+        the first of several.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2, best: str | None = None):
         self.directory = Path(directory).resolve()
+        self._best = best
+        policies = ocp.training.preservation_policies
+        highest = policies.BestN(
+            get_metric_fn=self._rank,
+            n=0 if best is None else 1,
+            keep_checkpoints_without_metrics=False,
+        )
         self._orbax = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), highest]),
             cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, state: Any, host: Any) -> None:
-        """Starts to save; the arrays of `state` may be donated as soon as this returns."""
+    def save(
+        self, step: int, state: Any, host: Any, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts to save; the arrays of `state` may be donated as soon as this returns.
+
+        metrics: where there was a validation.
+        """
         text = np.frombuffer(json.dumps(host).encode(), np.uint8)
         self._orbax.save_checkpointables_async(
-            step, {"state": flatten(state), "host": {"json": text}}, force=True, overwrite=True
+            step,
+            {"state": flatten(state), "host": {"json": text}},
+            force=True,
+            overwrite=True,
+            metrics=None if metrics is None else {**metrics, "step": step},
         )
 
     def restore(self, state: Any) -> tuple[int, Any, Any] | None:
@@ -52,26 +76,55 @@ class Checkpoints:
           UserError: checkpoints exist but none can be read, or their arrays are not those of
             `state`.
         """
-        target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
         steps = sorted((c.step for c in self._orbax.checkpoints), reverse=True)
         for step in steps:
+            loaded = problem = None
             try:
-                loaded = self._orbax.load_checkpointables(step, {"state": target, "host": None})
+                loaded = self._load(step, state)
             except Exception as error:
-                logging.error(
-                    "checkpoint %s cannot be read and is passed over: %s",
-                    self.directory / str(step), str(error).splitlines()[0],
-                )  # fmt: skip
-                continue
-            leaves = [loaded["state"][name] for name in target]
-            host = json.loads(np.asarray(loaded["host"]["json"]).tobytes().decode())
-            return step, jax.tree.unflatten(jax.tree.structure(state), leaves), host
+                problem = next(iter(str(error).splitlines()), type(error).__name__)
+            problems = list(filter(None, processes.gather(problem)))
+            if not problems:
+                return step, *loaded
+            logging.error(
+                "checkpoint %s cannot be read and is passed over: %s",
+                self.directory / str(step), problems[0],
+            )  # fmt: skip
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {steps} can be read for this model; "
                 "remove the directory to start this stage again"
             )
         return None
+
+    def restore_best(self, state: Any) -> Any:
+        """The state where the metric `best` was highest.
+
+        Raises:
+          UserError: it cannot be read, or there has been no validation.
+        """
+        self._orbax.wait()
+        measured = [c for c in self._orbax.checkpoints if c.metrics is not None]
+        if not measured:
+            raise UserError(f"{self.directory}: no checkpoint has {self._best}; nothing is best")
+        best = max(measured, key=lambda checkpoint: self._rank(checkpoint.metrics)).step
+        try:
+            return self._load(best, state)[0]
+        except Exception as error:
+            raise UserError(
+                f"{self.directory / str(best)}, the best checkpoint, cannot be read; remove "
+                f"{self.directory} to start this stage again"
+            ) from error
+
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, int]:
+        return metrics[self._best], -metrics["step"]
+
+    def _load(self, step: int, state: Any) -> tuple[Any, Any]:
+        target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
+        loaded = self._orbax.load_checkpointables(step, {"state": target, "host": None})
+        leaves = [loaded["state"][name] for name in target]
+        host = json.loads(np.asarray(loaded["host"]["json"]).tobytes().decode())
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), host
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -16,12 +16,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmsrec_jax import processes, sharding
 from mmsrec_jax.decoding import sampler
 from mmsrec_jax.decoding.branches import branch_logprobs
 from mmsrec_jax.decoding.sampler import Generation
 from mmsrec_jax.decoding.summarise import local_rows, make_sampling, prompts_of, to_devices
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.sources import SummarySource
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
@@ -50,7 +52,8 @@ def train(
     Args:
       config: steps (rollouts), batch_size (items B of a rollout), samples (G), max_new_tokens,
         temperature, top_k, top_p, patches (room for the vision patches of a prompt, 0 without
-        images); micro_batch (completions in one backward pass, whole groups);
+        images); input_shards (see `inputs.sharded`); micro_batch (completions in one backward
+        pass, whole groups);
         updates_per_rollout, clip, kl, scale_by_std; learning_rate, warmup_steps, weight_decay,
         clip_norm; weights (of each of `reference.PARTS`), length ("keywords" or "tokens"),
         reconstruction ("bounded" or "perplexity"), center, distractors, image_tokens; seed,
@@ -73,17 +76,21 @@ def train(
         top_k=config.top_k,
         top_p=config.top_p,
     )
-    dataset = pipeline.batches(
-        source,
-        batch_size=config.batch_size,
-        length=source.length,
-        patches=config.patches,
-        seed=config.seed,
-        pack=False,
-        workers=config.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+
+    def batches(shard, shards):
+        return pipeline.batches(
+            source,
+            batch_size=config.batch_size,
+            length=source.length,
+            patches=config.patches,
+            seed=config.seed,
+            pack=False,
+            workers=config.workers,
+            shard=shard,
+            shards=shards,
+        )
+
+    dataset = Sharded(batches, config.input_shards, sharding.batch_share(mesh))
     rescoring = Rescoring(
         source.items,
         word_tokens=config.max_new_tokens,
@@ -123,6 +130,7 @@ def train(
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
+                config=config.to_dict(),
             )
         finally:
             iterator.close()
@@ -254,9 +262,10 @@ def read(tokenizer: Any, rollout: Generation) -> list[list[Summary]]:
 
 
 def count_words(summaries: list[list[Summary]]) -> dict[str, float]:
-    """Keywords per summary, and how many different ones there are in the rollout (of this process):
-    the first sign of a collapse."""
+    """Keywords per summary, and how many different ones there are in the rollout, over the
+    summaries of all processes: the first sign of a collapse."""
     words = [[w.casefold() for w in s.image + s.text] for group in summaries for s in group]
+    words = [found for process in processes.gather(words) for found in process]
     return {
         "rollout/keywords": float(np.mean([len(w) for w in words])),
         "rollout/unique_keywords": float(len({word for found in words for word in found})),

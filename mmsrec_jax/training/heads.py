@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from mmsrec_jax import processes
 from mmsrec_jax.data.splits import subset
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
@@ -22,7 +23,7 @@ from mmsrec_jax.models.heads import kinds
 from mmsrec_jax.models.heads.base import HeadConfig, Rows
 from mmsrec_jax.models.heads.losses import ItemLoss
 from mmsrec_jax.models.heads.sequences import seconds
-from mmsrec_jax.sharding import batch_sharding
+from mmsrec_jax.sharding import batch_sharding, replicated
 from mmsrec_jax.training import loop
 from mmsrec_jax.training.state import TrainState
 
@@ -65,15 +66,13 @@ def _optimizer(recipe):
 
 @flax.struct.dataclass
 class HeadState:
-    """What a resumed run needs: the weights in training, and the best so far with its record.
+    """What a resumed run needs: the weights in training, and how well they did on validation.
 
-    best_ndcg float32[], best_step int32[]; stale int32[]: validations since the best one.
+    best_ndcg float32[]; stale int32[]: validations since the best one.
     """
 
     train: TrainState
-    best_params: nnx.State
     best_ndcg: jax.Array
-    best_step: jax.Array
     stale: jax.Array
 
 
@@ -115,34 +114,30 @@ def train(
     key = jax.random.key(config.seed)
     params, frozen = heads.init_params(shape, config.seed), heads.place_features(shape, features)
     if mesh is not None:
-        params, frozen, key = jax.device_put((params, frozen, key), heads.replicated(mesh))
+        params, frozen = processes.put((params, frozen), replicated(mesh))
     state = HeadState(
         train=TrainState.create(params, how.optimizer),
-        best_params=jax.tree.map(jnp.copy, params),
         best_ndcg=jnp.float32(-1.0),
-        best_step=jnp.int32(0),
         stale=jnp.int32(0),
     )
     if mesh is not None:
-        state = jax.device_put(state, heads.replicated(mesh))
+        state = jax.device_put(state, replicated(mesh))
 
     def train_step(state, batch):
-        batch = jax.device_put(batch, None if mesh is None else batch_sharding(mesh))
+        batch = processes.put(batch, None if mesh is None else batch_sharding(mesh))
         trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured
 
     validation = subset(split.validation, config.validation_rows, config.seed)
 
-    def evaluate(state, at):
+    def evaluate(state, _):
         current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
         ranks = ranking.full(current, histories, validation, progress=False)
         ranks = ranks.ranks.astype(np.int64)
         ndcg = metrics.ndcg(ranks, 10)
         if ndcg > float(state.best_ndcg):
             state = state.replace(
-                best_params=jax.tree.map(jnp.copy, state.train.params),
                 best_ndcg=jnp.full_like(state.best_ndcg, ndcg),
-                best_step=jnp.full_like(state.best_step, at),
                 stale=jnp.zeros_like(state.stale),
             )
         else:
@@ -166,8 +161,10 @@ def train(
         log_every=config.log_every,
         evaluate=evaluate,
         evaluate_every=every,
+        best="validation/ndcg@10",
+        config=config.to_dict(),
     )
-    trained = heads.Head(shape, state.best_params, frozen, mesh=mesh)
+    trained = heads.Head(shape, state.train.params, frozen, mesh=mesh)
     trained.save(Path(directory) / "head")
     return trained
 

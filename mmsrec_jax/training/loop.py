@@ -1,6 +1,7 @@
-"""The loop that all three trainers share: resume, step, log, checkpoint."""
+"""The loop that all three trainers share: resume, step, log, checkpoint, stop on SIGTERM."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from mmsrec_jax import interruption
+from mmsrec_jax.configuration import differences
+from mmsrec_jax.errors import UserError
 from mmsrec_jax.metrics_log import MetricsLog
 from mmsrec_jax.progress import Progress
 from mmsrec_jax.training.checkpoints import Checkpoints
@@ -39,7 +43,9 @@ def run(
     log_every: int,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
-    keep: int = 1,
+    keep: int = 2,
+    best: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Any:
     """Runs `steps` steps, or what is left of them after an interruption.
 
@@ -51,24 +57,42 @@ def run(
       name: shown in progress lines.
       directory: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       checkpoint_every, log_every: in steps. A line of metrics is the mean since the last one.
-      evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps;
-        it may keep what it needs (the best weights) inside `state`.
-      keep: how many checkpoints stay on disk.
+      evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps.
+      keep: how many of the latest checkpoints stay on disk.
+      best: a metric of `evaluate`, the higher the better; every validation leaves a checkpoint,
+        and the best one stays.
+      config: stored with every checkpoint.
 
     Returns:
-      The final state. A killed and resumed run returns the same bits as an unbroken one.
+      The final state, or the best one. A killed and resumed run returns the same bits as an
+      unbroken one.
+
+    Raises:
+      UserError: the checkpoints are of another config, or cannot be read; the loss is not finite.
+      Interrupted: SIGTERM came; the state after the last whole step is on disk.
     """
     directory = Path(directory)
-    with contextlib.closing(Checkpoints(directory / "checkpoints", keep=keep)) as checkpoints:
+    config = json.loads(json.dumps(config))
+    with (
+        interruption.deferred(),
+        contextlib.closing(
+            Checkpoints(directory / "checkpoints", keep=keep, best=best)
+        ) as checkpoints,
+    ):
         start, stopped = 0, False
+        window: list[Mapping[str, float | jax.Array]] = []
         restored = checkpoints.restore(state)
         if restored is not None:
             start, state, host = restored
-            stopped = host["stopped"]
+            if changed := differences(host["config"], config):
+                raise UserError(
+                    f"{directory}: the checkpoints are of another config ({'; '.join(changed)}); "
+                    "go on with that one, or remove the directory"
+                )
+            stopped, window = host["stopped"], host["window"]
             batches.set_state(host["batches"])
         with contextlib.closing(MetricsLog(directory, resume_step=start)) as log:
             progress = Progress(name, steps, start=start)
-            window: list[Mapping[str, jax.Array]] = []
             window_start, waited = time.monotonic(), 0.0
             for step in range(start + 1, steps + 1):
                 if stopped:
@@ -79,8 +103,9 @@ def run(
                 state, metrics = step_fn(state, batch)
                 window.append(metrics)
                 means: dict[str, float] = {}
-                at_checkpoint = step % checkpoint_every == 0 or step == steps
-                if step % log_every == 0 or at_checkpoint:
+                measured: Mapping[str, float] | None = None
+                due = step % checkpoint_every == 0 or step == steps
+                if step % log_every == 0 or due:
                     means = _means(window)
                     elapsed = time.monotonic() - window_start
                     timing = {
@@ -93,13 +118,26 @@ def run(
                     state, measured, stopped = evaluate(state, step)
                     log.write(step, measured)
                     means = {**means, **measured}
-                if at_checkpoint or stopped:
-                    position = {"batches": batches.get_state(), "stopped": stopped}
-                    checkpoints.save(step, state, position)
+                interrupted = interruption.requested()
+                if due or stopped or interrupted or (best is not None and measured is not None):
+                    window = _on_host(window)
+                    host = {
+                        "batches": batches.get_state(),
+                        "stopped": stopped,
+                        "window": window,
+                        "config": config,
+                    }
+                    checkpoints.save(step, state, host, measured)
                 progress.update(values=means)
-    return state
+                if interrupted:
+                    raise interruption.Interrupted
+        return state if best is None else checkpoints.restore_best(state)
 
 
-def _means(window: list[Mapping[str, jax.Array]]) -> dict[str, float]:
-    values = jax.device_get(window)
-    return {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+def _on_host(window: list[Mapping[str, float | jax.Array]]) -> list[dict[str, float]]:
+    return [{name: float(v) for name, v in row.items()} for row in jax.device_get(window)]
+
+
+def _means(window: list[Mapping[str, float | jax.Array]]) -> dict[str, float]:
+    rows = _on_host(window)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -5,10 +5,9 @@ candidates of one user with logit(yes) - logit(no) as their score, the quantity 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,7 +30,7 @@ Batch = dict[str, jax.Array]
 def train(
     config: Any,
     model: MLLM,
-    dataset: grain.IterDataset,
+    dataset: Iterable[Any],
     *,
     name: str,
     directory: str | os.PathLike,
@@ -46,7 +45,7 @@ def train(
         log_every.
       model: with adapters if they are what is trained. What is trained of it is donated: go on
         with the model that is returned.
-      dataset: `inputs.pipeline.batches`, the rows of this process.
+      dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
       name: for progress lines.
       verdicts: ids of (yes, no).
 
@@ -78,6 +77,7 @@ def train(
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
+                config=config.to_dict(),
             )
         finally:
             iterator.close()

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import toy_items
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs.pipeline import batches
+from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.sources import (
     CandidateSource,
     Knowledge,
@@ -141,7 +143,7 @@ def test_epochs_and_seeds_differ(prompting):
 def test_processes_share_every_row_once(prompting):
     source = SummarySource(toy_items.catalogue(), prompting, length=60)
     options = dict(batch_size=10, length=60, patches=16, shuffle=False, repeat=False, pack=False)
-    shares = [list(batches(source, **options, process_index=p, process_count=2)) for p in range(2)]
+    shares = [list(batches(source, **options, shard=p, shards=2)) for p in range(2)]
     assert [len(share) for share in shares] == [3, 3]  # 24 items, 30 rows
     index = np.concatenate([batch["index"] for share in shares for batch in share])
     assert sorted(index) == [-1] * 6 + list(range(24))
@@ -160,13 +162,42 @@ def test_two_processes_take_turns_in_an_endless_stream(prompting):
     )
     options = dict(length=80, patches=16, targets=40, pack=False)
     one = take(batches(source, batch_size=4, **options), 14)
-    two = [
-        take(batches(source, batch_size=4, **options, process_index=p, process_count=2), 14)
-        for p in range(2)
-    ]
+    two = [take(batches(source, batch_size=4, **options, shard=p, shards=2), 14) for p in range(2)]
     for k in range(14):  # more than two epochs
         merged = np.stack([two[0][k]["tokens"], two[1][k]["tokens"]], 1).reshape(4, -1)
         np.testing.assert_array_equal(merged, one[k]["tokens"])
+
+
+def test_one_process_goes_on_with_the_data_of_two(source, monkeypatch):
+    def make(shard, shards):
+        shape = SHAPE | {"batch_size": 8}
+        return batches(source, **shape, seed=3, shard=shard, shards=shards)
+
+    one = iter(Sharded(make, 4, (0, 1)))
+    two = [iter(Sharded(make, 4, (index, 2))) for index in range(2)]
+    for _ in range(3):
+        assert same(joined([next(it) for it in two]), next(one))
+    here = [{str(shard): it.get_state() for shard, it in side._iterators.items()} for side in two]
+    monkeypatch.setattr(processes, "gather", lambda mine: here)
+    state = json.loads(json.dumps(two[0].get_state()))
+    monkeypatch.undo()
+    assert state == one.get_state()
+    alone = iter(Sharded(make, 0, (0, 1)))  # which would begin with one shard
+    alone.set_state(state)
+    for _ in range(4):
+        wanted = next(one)
+        assert same(next(alone), wanted)
+        assert same(joined([next(it) for it in two]), wanted)
+    with pytest.raises(UserError, match="4 shards, which 3 processes cannot share"):
+        iter(Sharded(lambda *_: batches(source, **SHAPE), 0, (0, 3))).set_state(state)
+    with pytest.raises(UserError, match="2 shards, which 4 processes cannot share"):
+        Sharded(make, 2, (0, 4))
+    for iterator in (one, alone, *two):
+        iterator.close()
+
+
+def joined(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_text_only(trained):
@@ -198,8 +229,8 @@ def test_what_does_not_fit_is_an_error_or_counted(source, prompting):
     with pytest.raises(UserError, match="100 examples one after the other"):
         next(endless)
     for options, message in (
-        (dict(process_count=2), "batch_size 3"),
-        (dict(process_count=3, repeat=False), "differ in number"),
+        (dict(shards=2), "batch_size 3"),
+        (dict(shards=3, repeat=False), "differ in number"),
     ):
         with pytest.raises(UserError, match=message):
             batches(source, **SHAPE, **options)

@@ -29,7 +29,7 @@ def config(**changes) -> ml_collections.ConfigDict:
             learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, clip_norm=1.0,
             weights=dict(information=0.5, reconstruction=1.0, length=0.01, image=0.5, form=0.2),
             length="keywords", reconstruction="bounded", center=True, distractors=2,
-            image_tokens=6, seed=0, workers=0, checkpoint_every=2, log_every=1,
+            image_tokens=6, seed=0, workers=0, checkpoint_every=2, log_every=1, input_shards=0,
         )
     )  # fmt: skip
     base.update(changes)

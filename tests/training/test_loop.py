@@ -101,6 +101,12 @@ def test_no_readable_checkpoint_is_an_error_that_says_what_to_do(tmp_path):
         run(tmp_path)
 
 
+def test_checkpoints_of_another_config_are_not_gone_on_with(tmp_path):
+    run(tmp_path, stop_at=5, config={"learning_rate": 0.1, "weights": {"image": 1.0}})
+    with pytest.raises(UserError, match="another config .weights.image: 1.0 -> 0.5"):
+        run(tmp_path, config={"learning_rate": 0.1, "weights": {"image": 0.5}})
+
+
 def test_divergence_stops_the_run(tmp_path):
     def step_fn(state, batch):
         return state, {"loss": jnp.float32(np.nan)}

@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.heads import kinds
 from mmsrec_jax.models.heads.base import Features, HeadConfig, HeadModule, Rows
 from mmsrec_jax.models.heads.sequences import right_padded, seconds
-from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
+from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding, replicated
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
 _NARROWEST = 8  # a chunk of short histories is cut to the power of two that holds its longest
@@ -47,7 +48,7 @@ class Head:
         features = place_features(config, {}) if features is None else features
         weights = (params, features)
         if mesh is not None:
-            weights = jax.device_put(weights, replicated(mesh))
+            weights = processes.put(weights, replicated(mesh))
         self.params, self.features = weights
 
     @functools.cached_property
@@ -57,7 +58,7 @@ class Head:
 
     def embed(self, histories: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """User embeddings after the last item: float32[B, dim]; histories int[B, L]."""
-        return np.concatenate([np.asarray(h[:n]) for h, n in self._last(histories, times)])
+        return np.concatenate([processes.fetch(h)[:n] for h, n in self._last(histories, times)])
 
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
         """Scores of every item: float32[B, items]; histories int[B, L]."""
@@ -73,8 +74,13 @@ class Head:
         return _encode(self.config, self.params, self.features, *self._place(ids, times))
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes config.json (with the kind) and weights.safetensors, atomically."""
-        directory = Path(directory)
+        """Writes config.json (with the kind) and weights.safetensors, atomically; the main process
+        does, and the others wait."""
+        if processes.is_main():
+            self._save(Path(directory))
+        processes.barrier()
+
+    def _save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f".weights.{os.getpid()}"
         save_file({**_arrays(self.params), **_arrays(self.features)}, partial)
@@ -117,7 +123,7 @@ class Head:
             return jax.tree.map(jnp.asarray, arrays)
         rows = -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh)
         arrays = tuple(pad_rows(array, rows) for array in arrays)
-        return jax.device_put(arrays, batch_sharding(self.mesh))
+        return processes.put(arrays, batch_sharding(self.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -145,10 +151,6 @@ def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
 def row_shards(mesh: jax.sharding.Mesh) -> int:
     """Over how many devices the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
-
-
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _build(config, rngs):

@@ -1,0 +1,177 @@
+"""The whole road in real processes: 2 x 4 and 4 x 2 devices end where 1 x 8 ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
+DEVICES = 8
+TINY = {
+    "input_shards": 4,
+    "data.toyshop.num_users": 100, "data.toyshop.num_items": 40, "data.toyshop.num_groups": 3,
+    "model.scratch.hidden": 32, "model.scratch.layers": 1, "model.scratch.intermediate": 32,
+    "model.scratch.vision_hidden": 24, "model.scratch.vision_layers": 1,
+    "model.scratch.vision_intermediate": 24, "prompts.text_tokens": 8,
+    "warmup.steps": 6, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 3,
+    "warmup.log_every": 1, "warmup.batch_size": 8, "warmup.learning_rate": 1e-3,
+    "summariser.steps": 2, "summariser.batch_size": 8, "summariser.samples": 2,
+    "summariser.micro_batch": 16, "summariser.distractors": 2, "summariser.max_new_tokens": 8,
+    "summariser.log_every": 1, "summaries.batch_size": 8, "sasrec.steps": 6,
+    "sasrec.evaluate_every": 3, "sasrec.log_every": 1, "sasrec.batch_size": 8, "sasrec.dim": 8,
+    "sft.steps": 3, "sft.warmup_steps": 1, "sft.checkpoint_every": 3, "sft.batch_size": 8,
+    "sft.log_every": 1, "evaluation.users": 20, "evaluation.batch_size": 8,
+}  # fmt: skip
+
+
+class Job:
+    """`launch/train.py` in `count` processes that share one workdir and eight devices."""
+
+    def __init__(self, workdir, count, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = [f"--config.{name}={value}" for name, value in TINY.items()]
+        self.logs = [workdir.with_name(f"{workdir.name}-{count}-{i}.log") for i in range(count)]
+        self.processes = []
+        for index, log in enumerate(self.logs):
+            environment = os.environ | {
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
+                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled-{count}"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            if count > 1:
+                environment["JAX_COORDINATOR_ADDRESS"] = address
+                environment["JAX_NUM_PROCESSES"] = str(count)
+                environment["JAX_PROCESS_ID"] = str(index)
+            with log.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "launch/train.py", "--config=configs/quickstart.py",
+                         f"--workdir={workdir}", *flags, *arguments],
+                        cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                    )
+                )  # fmt: skip
+
+    def wait(self):
+        """What each process has said. All end with status 0."""
+        try:
+            codes = [process.wait(timeout=600) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        said = [log.read_text() for log in self.logs]
+        assert codes == [0] * len(codes), "\n----\n".join(text[-3000:] for text in said)
+        return said
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Of one process with eight devices, and of two with four."""
+    directory = tmp_path_factory.mktemp("processes")
+    return directory / "one", directory / "two"
+
+
+@pytest.fixture(scope="module")
+def warmed_up(workdirs):
+    """What one process does in the warm-up."""
+    Job(workdirs[0], 1, "--stages=data,model,warmup").wait()
+    return workdirs[0]
+
+
+@pytest.fixture(scope="module")
+def taken_over(workdirs):
+    """Two, stopped in the warm-up by a signal to one of them; one process takes over."""
+    workdir = workdirs[1]
+    job = Job(workdir, 2)
+    deadline = time.monotonic() + 400
+    while not (workdir / "warmup" / "metrics.jsonl").exists():  # the first step compiles
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in job.processes), job.wait()
+        time.sleep(0.05)
+    job.processes[1].send_signal(signal.SIGTERM)
+    stopped = job.wait()
+    left = max(int(path.name) for path in (workdir / "warmup" / "checkpoints").iterdir())
+    Job(workdir, 1, "--stages=warmup").wait()
+    return workdir, left, stopped
+
+
+@pytest.fixture(scope="module")
+def one(warmed_up):
+    Job(warmed_up, 1).wait()
+    return warmed_up
+
+
+@pytest.fixture(scope="module")
+def two(taken_over):
+    workdir, _, _ = taken_over
+    return workdir, Job(workdir, 2).wait()
+
+
+def metrics(directory):
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in found]
+
+
+def assert_same_curves(found, wanted):
+    """Sums over devices are taken in another order: float32's last bits, grown by training."""
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_signal_to_one_stops_both_and_one_goes_on_with_the_data_of_two(warmed_up, taken_over):
+    workdir, left, stopped = taken_over
+    assert 0 < left < TINY["warmup.steps"]
+    assert "stopped by SIGTERM; go on with: " in stopped[0].splitlines()[-1]
+    assert_same_curves(metrics(workdir / "warmup"), metrics(warmed_up / "warmup"))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", LOOPS)
+def test_the_curves_of_every_loop_are_those_of_one_process(one, two, stage):
+    assert_same_curves(metrics(two[0] / stage), metrics(one / stage))
+
+
+@pytest.mark.processes
+def test_summaries_and_ranks_are_those_of_one_process(one, two):
+    """To the letter: no two candidates of the shop score within float32's last bits."""
+    summaries = [(run / "summaries" / "summaries.jsonl").read_text() for run in (two[0], one)]
+    assert summaries[0] == summaries[1]
+    names = sorted(path.name for path in (one / "evaluation").iterdir())
+    assert names == sorted(path.name for path in (two[0] / "evaluation").iterdir())
+    assert len([name for name in names if name.startswith("ranks-")]) == 14
+    for name in names:
+        if name.endswith(".parquet"):
+            found, wanted = (pq.read_table(run / "evaluation" / name) for run in (two[0], one))
+            assert found.equals(wanted), name
+    assert (two[0] / "table.json").read_text() == (one / "table.json").read_text()
+
+
+@pytest.mark.processes
+def test_one_process_writes_and_logs(two):
+    workdir, (main, other) = two
+    assert "stage evaluation is finished" in main
+    assert [line for line in other.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)] == []
+    assert not [path.name for path in workdir.iterdir() if path.name.startswith(".")]
+    for stage in LOOPS[1:]:
+        assert len(list((workdir / stage / "tensorboard").glob("events.*"))) == 1
+
+
+@pytest.mark.processes
+def test_four_processes_two_of_which_hold_the_same_rows(warmed_up, tmp_path):
+    Job(tmp_path / "four", 4, "--stages=data,model,warmup", "--config.mesh.tensor=4").wait()
+    assert_same_curves(metrics(tmp_path / "four" / "warmup"), metrics(warmed_up / "warmup"))

@@ -1,0 +1,99 @@
+"""What stays on disk, what damage costs, and other meshes."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mmsrec_jax.errors import UserError
+from mmsrec_jax.training.checkpoints import Checkpoints
+
+
+def sharded(devices):
+    mesh = jax.make_mesh((devices,), ("rows",), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec("rows"))
+
+
+def state(step, devices=8):
+    rows = jax.random.normal(jax.random.key(step), (4096,))
+    return {"w": jax.device_put(rows, sharded(devices)), "inner": {"count": jnp.int32(step)}}
+
+
+def assert_equal(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "checkpoints"
+    checkpoints = Checkpoints(directory)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {"position": step})
+    checkpoints.close()
+    return directory
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
+def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, damage):
+    files = sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file())
+    needed = set()
+    for number, file in enumerate(files):
+        directory = tmp_path / str(number)
+        shutil.copytree(saved, directory)
+        content = (directory / file).read_bytes()
+        if damage == "gone":
+            (directory / file).unlink()
+        else:
+            (directory / file).write_bytes(
+                content[: len(content) // 2] if damage == "half" else b""
+            )
+        caplog.clear()
+        checkpoints = Checkpoints(directory)
+        step, found, host = checkpoints.restore(state(0))
+        checkpoints.close()
+        assert_equal(found, state(step))
+        assert host == {"position": step}
+        loud = any("passed over" in record.getMessage() for record in caplog.records)
+        assert loud == (step == 1)
+        if loud:
+            needed.add(file.parts[1])
+    assert needed == {"state", "host"}
+
+
+def test_what_was_written_halfway_is_no_checkpoint(saved, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(saved, directory)
+    (directory / "2").rename(directory / "2.orbax-checkpoint-tmp")
+    checkpoints = Checkpoints(directory)
+    step, found, _ = checkpoints.restore(state(0))
+    checkpoints.close()
+    assert step == 1
+    assert_equal(found, state(1))
+
+
+def test_four_devices_read_what_eight_wrote(saved):
+    checkpoints = Checkpoints(saved)
+    _, found, _ = checkpoints.restore(state(0, devices=4))
+    checkpoints.close()
+    assert_equal(found, state(2))
+    assert found["w"].sharding == sharded(4)
+
+
+def test_the_latest_and_the_first_of_the_best_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, best="ndcg")
+    with pytest.raises(UserError, match="no checkpoint has ndcg"):
+        checkpoints.restore_best(state(0))
+    for step, ndcg in enumerate((0.3, 0.7, 0.5, 0.7, 0.1), 1):
+        checkpoints.save(step, state(step), {}, {"ndcg": ndcg})
+    checkpoints.save(6, state(6), {})
+    checkpoints.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "5", "6"}
+    again = Checkpoints(tmp_path, keep=2, best="ndcg")
+    assert_equal(again.restore_best(state(0)), state(2))
+    shutil.rmtree(tmp_path / "2" / "state")
+    with pytest.raises(UserError, match="the best checkpoint, cannot be read"):
+        again.restore_best(state(0))
+    again.close()

@@ -1,0 +1,144 @@
+"""Twenty kills at random moments, and SIGTERM: the same weights as without."""
+
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import killed
+import numpy as np
+import pytest
+
+from mmsrec_jax import interruption
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, KILLS = 1000, 20
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Forks of a process that has imported everything and started nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killed"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(scope="module")
+def unbroken(processes, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("unbroken")
+    process = processes.Process(target=killed.run, args=(directory, STEPS, 0.0))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    return directory
+
+
+def lines(directory):
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in found]
+
+
+def test_twenty_kills_end_in_the_same_bits(processes, unbroken, tmp_path):
+    draw, started_at = random.Random(0), []
+    for _ in range(KILLS):
+        receive, send = processes.Pipe(duplex=False)
+        process = processes.Process(target=killed.run, args=(tmp_path, STEPS, 0.002, send))
+        process.start()
+        if draw.random() > 0.2:  # else it dies while it starts
+            started_at.append(step := receive.recv())
+            until = step + draw.randrange(80)
+            while step < until:
+                step = receive.recv()
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert started_at == sorted(started_at) and len(set(started_at)) > KILLS / 4
+    process = processes.Process(target=killed.run, args=(tmp_path, STEPS, 0.0))
+    process.start()
+    process.join(200)
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), np.load(unbroken / "w.npy"))
+    assert lines(tmp_path) == lines(unbroken)
+
+
+def test_sigterm_saves_after_the_step_and_the_rest_is_the_same(unbroken, tmp_path, monkeypatch):
+    """Also at a step where neither a checkpoint nor a line of metrics was due."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(interruption, "_asked", False)
+
+    class Pipe:
+        def send(self, step):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    interruption.watch()
+    try:
+        with pytest.raises(interruption.Interrupted):
+            killed.run(tmp_path, STEPS, 0.0, Pipe())
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    monkeypatch.setattr(interruption, "_asked", False)
+    killed.run(tmp_path, STEPS, 0.0)
+    np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), np.load(unbroken / "w.npy"))
+    assert lines(tmp_path) == lines(unbroken)
+
+
+def test_sigterm_outside_of_a_loop_stops_at_once(monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(interruption, "_asked", False)
+    interruption.watch()
+    try:
+        with pytest.raises(interruption.Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        with pytest.raises(interruption.Interrupted):
+            interruption.stop_if_requested()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_the_command_that_sigterm_names_goes_on(tmp_path):
+    sizes = {
+        "data.source": "toyshop", "data.toyshop.num_users": 150, "data.toyshop.num_items": 60,
+        "data.toyshop.num_groups": 3, "sasrec.dim": 8, "sasrec.layers": 1, "sasrec.steps": 100000,
+        "sasrec.evaluate_every": 20, "sasrec.batch_size": 8, "sasrec.patience": 100000,
+    }  # fmt: skip
+    command = [
+        sys.executable, "launch/train.py", "--config=configs/base.py:sasrec",
+        f"--workdir={tmp_path / 'a run'}", *(f"--config.{k}={v}" for k, v in sizes.items()),
+    ]  # fmt: skip
+    environment = os.environ | {"XLA_FLAGS": ""}
+    checkpoints = tmp_path / "a run" / "sasrec" / "checkpoints"
+
+    def newest():
+        names = [path.name for path in checkpoints.glob("*") if path.name.isdigit()]
+        return max(map(int, names), default=0)
+
+    before = 0
+    for _ in range(2):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 300
+        while newest() <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said[-2000:]
+        last = said.splitlines()[-1]
+        _, _, named = last.partition("stopped by SIGTERM; go on with: ")
+        assert shlex.split(named) == command
+        assert newest() > before
+        command, before = shlex.split(named), newest()
