@@ -119,13 +119,14 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
 
 
 def peak_bytes(memory: Any) -> int:
-    """Most memory of a device at a time: arguments, results, temporaries."""
-    peak = getattr(memory, "peak_memory_in_bytes", 0)
-    return peak or (
+    """What a device sets aside for a program: arguments, results, temporaries and the code. Of
+    `memory_analysis()`, whose own peak leaves out what lies between the buffers."""
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
 
 
