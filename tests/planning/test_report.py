@@ -62,12 +62,14 @@ def test_memory_by_kind_and_roofline(step, mesh):
     assert f"{found['bound']}-bound" in report.table(found, 2**30)
 
 
-def test_what_does_not_fit_is_named(step, mesh):
-    found = measure(step, mesh, 2**20)
-    assert not found["fits"]
+@pytest.mark.parametrize("limit", [2**20, 3 * 2**20], ids=["arguments", "temporaries"])
+def test_what_does_not_fit_is_named(step, mesh, limit):
+    """Weights of 2 MiB, rows of half a MiB: too large by themselves, or with temporaries."""
+    found = measure(step, mesh, limit)
+    assert not found["fits"] and found["peak"] > limit
     assert found["largest"][0] == [4 * WIDTH**2 // 2, "float32[1024, 512]", "argument [0]"]
-    shown = report.table(found, 2**20)
-    assert "DOES NOT FIT" in shown and "2.00 GiB" not in shown and "argument [0]" in shown
+    shown = report.table(found, limit)
+    assert "DOES NOT FIT" in shown and "argument [0]" in shown
 
 
 REFUSAL = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. \
@@ -172,7 +174,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
             assert large and whole == size
         else:
             assert large == []
-            assert whole < 1.2 * size / (sizes[1] * sizes[2])
+            assert whole < 1.3 * size / (sizes[1] * sizes[2])
         moments = report.held(step.kinds["optimiser"])
         assert moments == pytest.approx(2 * report.held(state.params), rel=1e-3)
 
@@ -180,11 +182,14 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
 def test_model_of_a_config(tmp_path):
     config = beauty.get_config()
     assert steps.model_config(config).text.hidden == 3584
-    assert steps.model_config(config, "qwen2.5-vl-3b").text.layers == 36
-    golden = json.loads((ROOT / "tests/golden/qwen2_5_vl_3b_config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(golden))
-    assert steps.model_config(config, str(tmp_path)) == steps.model_config(config, "qwen2.5-vl-3b")
-    scratch = quickstart.get_config().model.scratch
-    assert steps.model_config(quickstart.get_config()).text.hidden == scratch.hidden
+    config.model.path = "qwen2.5-vl-3b"
+    small = steps.model_config(config)
+    golden = (ROOT / "tests/golden/qwen2_5_vl_3b_config.json").read_text()
+    (tmp_path / "config.json").write_text(golden)
+    config.model.path = str(tmp_path)
+    assert steps.model_config(config) == small and small.text.layers == 36
+    scratch = quickstart.get_config()
+    assert steps.model_config(scratch).text.hidden == scratch.model.scratch.hidden
+    config.model.path = "qwen9"
     with pytest.raises(UserError, match="no folder with a config.json"):
-        steps.model_config(config, "qwen9")
+        steps.model_config(config)
