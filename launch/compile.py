@@ -38,12 +38,14 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     from mmsrec_jax.planning import report
 
+    config = _CONFIG.value
+    if _MODEL.value:
+        config.model.path = _MODEL.value
     fits = report.run(
-        _CONFIG.value,
+        config,
         topology=_TOPOLOGY.value,
         slices=_SLICES.value,
         steps=_STEPS.value,
-        model=_MODEL.value,
         hbm_gib=_HBM_GIB.value,
         out=Path(_OUT.value) if _OUT.value else None,
     )

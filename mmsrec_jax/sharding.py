@@ -32,6 +32,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "norm": (),
     "lora_rank": (),
+    "lora_mlp": ("fsdp", "tensor"),
+    "lora_head_dim": ("fsdp",),
     # vision tower: FSDP and image-batch sharding only
     "vision_embed": ("fsdp",),
     "vision_heads": (),
@@ -41,8 +43,9 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "positions": (),
 }
 
-# With fewer kv heads than tensor devices, as grouped-query models may have, each device keeps all.
-REPLICATED_WHEN_UNEVEN = ("kv_heads",)
+# With fewer kv heads than tensor devices, as grouped-query models may have, each device keeps all;
+# so it does with adapters that are too small to be divided.
+REPLICATED_WHEN_UNEVEN = ("kv_heads", "lora_mlp", "lora_head_dim")
 
 
 def make_mesh(

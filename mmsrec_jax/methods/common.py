@@ -30,6 +30,7 @@ from mmsrec_jax.models.names import config_from_hf, processor_of
 from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.training import heads
+from mmsrec_jax.training.state import param_dtype
 from mmsrec_jax.workdir import Stage, run_stages, share
 
 
@@ -187,10 +188,16 @@ class Experiment:
             candidate_keywords=c.candidate_keywords,
         )
 
-    def pretrained(self, name: str) -> MLLM:
-        """The model in `config.model.path`, reported under `name`."""
+    def pretrained(self, name: str, trainable: str = "lora") -> MLLM:
+        """The model in `config.model.path`, reported under `name`, to be trained so."""
         c = self.config.model
-        model = loading.load(self.model_path, c.dtype, self.mesh, remat=c.remat)
+        model = loading.load(
+            self.model_path,
+            c.dtype,
+            self.mesh,
+            param_dtype=param_dtype(trainable, c.dtype),
+            remat=c.remat,
+        )
         startup.report_model(name, model)
         return model
 

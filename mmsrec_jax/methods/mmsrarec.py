@@ -116,11 +116,11 @@ class Run(common.Experiment):
 
     # --- inputs of the stages ---------------------------------------------------------------------
 
-    def base_model(self, name: str) -> MLLM:
+    def base_model(self, name: str, trainable: str = "lora") -> MLLM:
         """The model every stage starts from: pretrained, or warmed up."""
         c = self.config.model
         if c.path:
-            return self.pretrained(name)
+            return self.pretrained(name, trainable)
         model = self._from_scratch()
         weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param)
         startup.report_model(name, model)
@@ -280,7 +280,7 @@ class Run(common.Experiment):
 
     def _sft(self, name: str, directory: Path, *, with_knowledge: bool) -> None:
         c, counts = self.config.sft, Counter()
-        model = self.base_model(name)
+        model = self.base_model(name, c.trainable)
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
         rows = self.training_rows()
@@ -364,7 +364,7 @@ class Run(common.Experiment):
 
     def _candidate_scores(self, system, stage, with_knowledge, frozen) -> np.ndarray:
         c = self.config
-        model = self.base_model(system)
+        model = self.base_model(system, c.sft.trainable)
         if c.sft.trainable == "lora":
             model = self._with_adapters(model, c.sft)
         weights.restore(self.workdir / stage / WEIGHTS, model, lora.trainable(c.sft.trainable))

@@ -47,13 +47,21 @@ def add(
         std = 1 / math.sqrt(math.prod(inputs))
         linear.lora_a = nnx.LoRAParam(
             normal(rngs, (layers, *inputs, rank), std, jnp.float32),
-            logical_axes=(*axes[: 1 + linear.in_ndim], "lora_rank"),
+            logical_axes=(*_factor(axes[: 1 + linear.in_ndim]), "lora_rank"),
         )
         linear.lora_b = nnx.LoRAParam(
             jnp.zeros((layers, rank, *outputs), jnp.float32),
-            logical_axes=("layers", "lora_rank", *axes[1 + linear.in_ndim :]),
+            logical_axes=("layers", "lora_rank", *_factor(axes[1 + linear.in_ndim :])),
         )
         linear.lora_scale = alpha / rank
+
+
+def _factor(axes: Sequence[str]) -> tuple[str, ...]:
+    """Logical axes of a factor. Without the kernel's embed axis FSDP divides another one of it: the
+    optimiser's moments of these factors are a few times their size."""
+    if "embed" in axes:
+        return tuple(axes)
+    return tuple("lora_" + name if name in ("mlp", "head_dim") else name for name in axes)
 
 
 def adapted(model: MLLM) -> dict[str, Linear]:

@@ -17,8 +17,9 @@ import numpy as np
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_SLICES = ("dynamic-slice", "gather", "slice")
 _NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "opt-barrier",
@@ -55,6 +56,7 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     line: str
+    root: bool
 
     @property
     def bytes(self) -> int:
@@ -104,7 +106,7 @@ class Program:
                 current = self.computations[header[2]] = []
                 self.entry = header[2] if header[1] else self.entry
             elif found := _INSTRUCTION.match(line):
-                current.append(_instruction(found[1], found[2]))
+                current.append(_instruction(found[2], found[3], bool(found[1])))
 
     def collectives(self, devices: int) -> list[Collective]:
         """Every collective among `devices` that is more than one device wide."""
@@ -124,14 +126,17 @@ class Program:
             found.append(Collective(kind, size, arrays[0].dims, groups, times, instruction.source))
         return found
 
-    def hbm_bytes(self) -> float:
+    def hbm_bytes(self) -> int:
         """Bytes read from and written to HBM in a step: operands and results of what runs, slices
         as what is sliced off or written, nothing for values in on-chip memory."""
-        return sum(
-            times * self._traffic(instruction, self._values(name))
-            for name, times in self._running()
-            for instruction in self.computations[name]
-        )
+        total = 0
+        for name, times in self._running():
+            values = self._values(name)
+            total += times * sum(self._traffic(each, values) for each in values.values())
+        for instruction, times, _ in self._collective_instructions():
+            if "chain_id" in instruction.attributes:
+                total += times * _hbm(instruction.arrays)
+        return total
 
     def largest(self, count: int) -> list[tuple[int, str, str]]:
         """(bytes, shape, source) of the largest results in HBM."""
@@ -180,15 +185,26 @@ class Program:
 
     def _collective_instructions(self) -> Iterator[tuple[Instruction, int, bool]]:
         """With how often it is run, and whether each device keeps only its part of the sum."""
+        chains: dict[str, tuple[Instruction, int, bool]] = {}
         for name, times in self._running():
             for instruction in self.computations[name]:
                 if _is_collective(instruction):
                     yield instruction, times, False
                 fused = instruction.called("calls")
                 for inner in self.computations.get(fused, ()):
-                    if _is_collective(inner):
-                        yield inner, times, "all-reduce-scatter" in fused
+                    if not _is_collective(inner):
+                        continue
+                    found = inner, times, "all-reduce-scatter" in fused
+                    if chain := re.search(r'chain_id="(\w+)"', inner.attributes):
+                        # Every fusion that a collective overlaps with repeats it. One that is
+                        # begun before a loop and goes on inside of it is still one.
+                        held = chains.setdefault(chain[1], found)
+                        chains[chain[1]] = min(held, found, key=lambda each: each[1])
+                    else:
+                        yield found
+        yield from chains.values()
 
+    @functools.cache  # noqa: B019
     def _values(self, name: str) -> dict[str, Instruction]:
         return {instruction.name: instruction for instruction in self.computations[name]}
 
@@ -196,10 +212,15 @@ class Program:
         opcode = instruction.opcode
         if opcode in _NO_TRAFFIC or opcode.endswith("-done") or opcode == "async-update":
             return 0
+        if instruction.name.startswith("async-collective"):
+            return 0  # counted with the collective
+        if opcode == "slice-start":
+            whole, part = instruction.arrays[:2]
+            return part.bytes * (whole.hbm + part.hbm)
         if opcode.endswith("-start"):  # the result names operands and results
             return _hbm(instruction.arrays)
         operands = [values[name].arrays if name in values else () for name in instruction.operands]
-        if opcode in ("dynamic-slice", "gather", "slice"):
+        if opcode in _SLICES:
             return 2 * _hbm(instruction.arrays)
         if opcode == "dynamic-update-slice":
             return 2 * _hbm(operands[1])
@@ -208,26 +229,50 @@ class Program:
         return _hbm(instruction.arrays) + sum(map(_hbm, operands))
 
     def _fused_traffic(self, fusion: Instruction, operands: list[tuple[Array, ...]]) -> int:
-        inside = self._values(fusion.called("calls"))
-        read, written = 0, _hbm(fusion.arrays)
-        for instruction in inside.values():
-            if instruction.opcode != "parameter":
-                continue
-            index = int(re.search(r"parameter\((\d+)\)", instruction.line)[1])
-            whole = _hbm(operands[index]) if index < len(operands) else 0
-            users = _users(inside, instruction.name)
-            parts = 0
-            for user, place in users:
-                if user.opcode in ("dynamic-slice", "gather", "slice") and place == 0:
-                    parts += user.bytes
-                elif user.opcode == "dynamic-update-slice" and place == 0:
-                    # In place: only the update is written.
-                    written -= whole - inside[user.operands[1]].bytes
-                else:
-                    parts = whole
-                    break
-            read += min(parts, whole)
-        return read + max(written, 0)
+        fused = fusion.called("calls")
+        read = sum(self._read(fused, i, _hbm(arrays)) for i, arrays in enumerate(operands))
+        written = (
+            self._written(fused, element, array)
+            for element, array in zip(self._results(fused), fusion.arrays, strict=False)
+            if array.hbm
+        )
+        return read + sum(written)
+
+    def _read(self, fused: str, index: int, whole: int) -> int:
+        """Bytes that a fused computation reads of its parameter, which has `whole`."""
+        inside, total = self._values(fused), 0
+        parameter = next(i for i in inside.values() if i.line.count(f" parameter({index})"))
+        for user, place in _users(inside, parameter.name):
+            if user.opcode in _SLICES and place == 0:
+                total += user.bytes
+            elif user.opcode == "fusion":
+                total += self._read(user.called("calls"), place, whole)
+            elif user.opcode == "dynamic-update-slice" and place == 0:
+                continue  # in place
+            elif user.opcode != "tuple" and not _is_collective(user):
+                return whole
+        return min(total, whole)
+
+    def _written(self, fused: str, element: Instruction, array: Array) -> int:
+        """Bytes that a fused computation writes of one of its results."""
+        if element.opcode == "fusion":
+            inner = element.called("calls")
+            return self._written(inner, self._results(inner)[0], array)
+        if element.opcode == "dynamic-update-slice":
+            return self._values(fused)[element.operands[1]].bytes
+        passed_on = element.opcode == "parameter" or _is_collective(element)
+        return 0 if passed_on else array.bytes
+
+    def _results(self, computation: str) -> list[Instruction]:
+        """What a computation returns, one by one, behind bitcasts."""
+        inside = self._values(computation)
+        root = next(i for i in inside.values() if i.root)
+        found = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        for place, element in enumerate(found):
+            while element.opcode == "bitcast":
+                element = inside[element.operands[0]]
+            found[place] = element
+        return found
 
 
 def _users(inside: dict[str, Instruction], name: str) -> list[tuple[Instruction, int]]:
@@ -242,7 +287,7 @@ def _users(inside: dict[str, Instruction], name: str) -> list[tuple[Instruction,
     return found
 
 
-def _instruction(name: str, text: str) -> Instruction:
+def _instruction(name: str, text: str, root: bool) -> Instruction:
     shape, rest = _head(text)
     opcode, _, rest = rest.strip().partition("(")
     operands, attributes = _head("(" + rest)
@@ -253,6 +298,7 @@ def _instruction(name: str, text: str) -> Instruction:
         tuple(re.findall(r"%([\w.\-]+)", operands)),
         attributes,
         text,
+        root,
     )
 
 

@@ -19,7 +19,7 @@ from mmsrec_jax.configuration import choose_name
 from mmsrec_jax.files import write_text
 from mmsrec_jax.planning import roofline
 from mmsrec_jax.planning.hlo import Program
-from mmsrec_jax.planning.steps import STEPS, Step, Steps, model_config
+from mmsrec_jax.planning.steps import STEPS, Step, Steps, model_config, model_name
 from mmsrec_jax.planning.topologies import GIB, Topology, describe
 
 _LARGEST = 8
@@ -31,7 +31,6 @@ def run(
     topology: str,
     slices: int = 1,
     steps: Sequence[str] = tuple(STEPS),
-    model: str = "",
     hbm_gib: float | None = None,
     out: Path | None = None,
 ) -> bool:
@@ -39,7 +38,6 @@ def run(
 
     Args:
       topology, slices: see `topologies.describe`.
-      model: see `steps.model_config`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
 
     Returns:
@@ -49,14 +47,13 @@ def run(
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)
     mesh = sharding.make_mesh(**config.mesh, devices=machine.devices)
-    shape = model_config(config, model)
-    made = Steps(config, shape, mesh)
+    made = Steps(config, model_config(config), mesh)
     limit = hbm_gib * GIB if hbm_gib else machine.chip.hbm
     report: dict[str, Any] = {
         "topology": topology,
         "slices": slices,
         "mesh": dict(mesh.shape),
-        "model": model or config.model.path or config.planning.model,
+        "model": model_name(config),
         "jax": jax.__version__,
         "hbm": limit,
         "steps": {},
@@ -85,11 +82,17 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
     start = time.monotonic()
     found: dict[str, Any] = {
         "step": step.name,
-        "flops": (step.required + step.recomputed) / mesh.size,
-        "flops_recomputed": step.recomputed / mesh.size,
+        "flops": (step.required + step.repeated) / mesh.size,
+        "flops_repeated": step.repeated / mesh.size,
         "memory": {kind: held(tree) for kind, tree in step.kinds.items()},
         "replicated": replicated(step.arguments, mesh),
     }
+    held_there = sum(found["memory"].values())
+    if held_there > limit:  # no need to ask a compiler
+        largest = [list(row) for row in largest_arguments(step)]
+        return found | {
+            "fits": False, "peak": held_there, "largest": largest, "compile_seconds": 0.0,
+        }  # fmt: skip
     compiled = None
     try:
         with jax.set_mesh(mesh):
@@ -119,13 +122,14 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
 
 
 def peak_bytes(memory: Any) -> int:
-    """Most memory of a device at a time: arguments, results, temporaries."""
-    peak = getattr(memory, "peak_memory_in_bytes", 0)
-    return peak or (
+    """What a device sets aside for a program: arguments, results, temporaries and the code. Of
+    `memory_analysis()`, whose own peak leaves out what lies between the buffers."""
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
 
 
@@ -192,9 +196,9 @@ def table(found: dict[str, Any], limit: float) -> str:
         ]
     if "seconds" not in found:
         return "\n".join(lines)
-    again = found["flops_recomputed"] / found["flops"]
+    again = found["flops_repeated"] / found["flops"]
     lines.append(
-        f"  {found['flops'] / 1e12:.1f} TFLOP a device ({again:.0%} of it recomputed), "
+        f"  {found['flops'] / 1e12:.1f} TFLOP a device ({again:.0%} of it repeated), "
         f"{found['hbm_bytes'] / 1e9:.1f} GB through HBM"
     )
     for each in found["collectives"]:
@@ -214,6 +218,6 @@ def table(found: dict[str, Any], limit: float) -> str:
 
 
 def utilisation(found: dict[str, Any]) -> float:
-    """MFU that the roofline allows: recomputation is time but no useful work."""
-    useful = 1 - found["flops_recomputed"] / found["flops"]
+    """MFU that the roofline allows: what is computed again is time but no useful work."""
+    useful = 1 - found["flops_repeated"] / found["flops"]
     return useful * found["seconds"]["compute"] / found["seconds"][found["bound"]]

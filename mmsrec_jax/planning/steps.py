@@ -38,8 +38,9 @@ class Step:
 
     arguments: positional, shapes with shardings.
     kinds: the same arrays by what they are: parameters, optimiser, batch.
-    required, recomputed: FLOPs of one call on all devices: by the model's arithmetic, and what
-      rematerialisation adds.
+    required, repeated: FLOPs of one call on all devices: by the model's arithmetic, and what is
+      computed again: by rematerialisation, and by devices along the tensor axis, each of which
+      has the whole vision tower.
     """
 
     name: str
@@ -47,17 +48,22 @@ class Step:
     arguments: tuple
     kinds: dict[str, Any]
     required: int
-    recomputed: int = 0
+    repeated: int = 0
 
 
-def model_config(config: ConfigDict, override: str = "") -> MLLMConfig:
-    """The model that `config` is about: of `override` (a folder or a published name), else of
-    config.model.path, else config.planning.model, else the one from scratch.
+def model_name(config: ConfigDict) -> str:
+    """Folder or published name, "" from scratch."""
+    return config.model.path or config.planning.model
+
+
+def model_config(config: ConfigDict) -> MLLMConfig:
+    """The model that `config` is about: config.model.path or else config.planning.model, either a
+    folder or a published name; without them the one from scratch.
 
     Raises:
       UserError: neither a folder with a config.json nor a published name.
     """
-    name = override or config.model.path or config.planning.model
+    name = model_name(config)
     if not name:
         raw = scratch.hf_config(config.model.scratch, config.model.scratch.vocab_size)
         found = names.config_from_hf(raw)
@@ -101,8 +107,7 @@ class Steps:
             step,
             (state, frozen, batch),
             _kinds(state.params, frozen, state.opt_state, batch),
-            c.batch_size * _total(flops.train_step(self.shape, row, adapters)),
-            c.batch_size * _total(flops.recomputed(self.shape, row, adapters)),
+            *self._trained(c, row, adapters),
         )
 
     def rollout(self) -> Step:
@@ -121,16 +126,17 @@ class Steps:
         )
         roll = grpo.make_rollout(graphdef, sampling, c.seed)
         adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens
-        prefill = _total(
-            flops.forward(self.shape, self._row(c, c.prompt_length, c.samples), adapters)
-        )
+        row = self._row(c, c.prompt_length, c.samples)
+        prefill = flops.forward(self.shape, row, adapters)
+        tokens = c.samples * (c.max_new_tokens - 1)
         token = _total(flops.decode(self.shape, slots, adapters))
         return Step(
             "rollout",
             roll,
             (state.params, frozen, batch, index, state.step),
             _kinds(state.params, frozen, None, batch),
-            c.batch_size * (prefill + c.samples * (c.max_new_tokens - 1) * token),
+            c.batch_size * (_total(prefill) + tokens * token),
+            c.batch_size * self._tower_again(prefill),
         )
 
     def grpo(self) -> Step:
@@ -165,8 +171,7 @@ class Steps:
             update,
             (state, frozen, batch, drawn, judged),
             _kinds(state.params, frozen, state.opt_state, (batch, drawn, judged)),
-            c.batch_size * _total(flops.train_step(self.shape, row, adapters)),
-            c.batch_size * _total(flops.recomputed(self.shape, row, adapters)),
+            *self._trained(c, row, adapters),
         )
 
     def rank(self) -> Step:
@@ -179,14 +184,27 @@ class Steps:
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
         )
         adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
-        row = self._row(c, c.length, 0)
+        parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)
         return Step(
             "rank",
             score,
             (state, batch),
             _kinds(state, None, None, batch),
-            c.batch_size * _total(flops.forward(self.shape, row, adapters)),
+            c.batch_size * _total(parts),
+            c.batch_size * self._tower_again(parts),
         )
+
+    def _trained(self, config: ConfigDict, row: flops.Row, adapters) -> tuple[int, int]:
+        """Required and repeated FLOPs of a training step on rows like `row`."""
+        parts = flops.train_step(self.shape, row, adapters)
+        again = flops.recomputed(self.shape, row, adapters)
+        total = {part: parts[part] + again.get(part, 0) for part in parts}
+        repeated = _total(again) + self._tower_again(total)
+        return config.batch_size * _total(parts), config.batch_size * repeated
+
+    def _tower_again(self, parts: flops.Flops) -> int:
+        tower = sum(parts.get(part, 0) for part in ("tower", "tower_attention", "connector"))
+        return (self.mesh.shape["tensor"] - 1) * tower
 
     def _grpo(self):
         c = self.config.summariser
@@ -202,15 +220,12 @@ class Steps:
         return graphdef, state, frozen, batch, index
 
     def _model(self, trainable: str, adapters: ConfigDict) -> MLLM:
-        dtype = self.config.model.dtype
+        dtype, held = self.config.model.dtype, "float32"
+        if model_name(self.config):
+            held = param_dtype(trainable, dtype)
 
         def make():
-            model = MLLM(
-                self.shape,
-                rngs=nnx.Rngs(0),
-                param_dtype=param_dtype(trainable, dtype),
-                dtype=dtype,
-            )
+            model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
             if trainable == "lora":
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
             return model
