@@ -30,6 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
     seed = config.get_oneway_ref("seed")
+    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
 
     config.mesh = ConfigDict()
     config.mesh.data = 1  # replicas of the model
@@ -269,6 +270,7 @@ def _sft(seed) -> ConfigDict:
     sft.lora_alpha = 32.0
     sft.steps = 2000
     sft.batch_size = 64  # packed rows
+    sft.micro_batch = 0  # of them in one backward pass, 0 = all
     sft.length = 4096  # tokens of a row
     sft.patches = 8192  # vision patches of a row
     sft.answers = 32  # verdicts of a row

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import numpy as np
 from mmsrec_jax.metrics_log import MetricsLog
 from mmsrec_jax.progress import Progress
 from mmsrec_jax.training.checkpoints import Checkpoints
+from mmsrec_jax.training.metering import Meter, Steps, Trace
 
 
 class Batches(Protocol):
@@ -40,13 +40,14 @@ def run(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
     keep: int = 1,
+    profile: Steps | None = None,
 ) -> Any:
     """Runs `steps` steps, or what is left of them after an interruption.
 
     Args:
       state: any pytree of arrays, at step 0.
       step_fn: `(state, batch) -> (state, metrics)`; it may donate `state`. Metrics are scalars
-        and stay on the device until they are logged.
+        and stay on the device until they are logged; `metering.amount` adds work to them.
       batches: iterator whose position is stored with every checkpoint.
       name: shown in progress lines.
       directory: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
@@ -54,6 +55,7 @@ def run(
       evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps;
         it may keep what it needs (the best weights) inside `state`.
       keep: how many checkpoints stay on disk.
+      profile: steps of which a trace is written, into `directory`/profile.
 
     Returns:
       The final state. A killed and resumed run returns the same bits as an unbroken one.
@@ -66,36 +68,36 @@ def run(
             start, state, host = restored
             stopped = host["stopped"]
             batches.set_state(host["batches"])
-        with contextlib.closing(MetricsLog(directory, resume_step=start)) as log:
+        with (
+            contextlib.closing(MetricsLog(directory, resume_step=start)) as log,
+            contextlib.closing(Meter(name)) as meter,
+            contextlib.closing(Trace(profile, directory / "profile")) as trace,
+        ):
             progress = Progress(name, steps, start=start)
             window: list[Mapping[str, jax.Array]] = []
-            window_start, waited = time.monotonic(), 0.0
             for step in range(start + 1, steps + 1):
                 if stopped:
                     break
-                before = time.monotonic()
-                batch = next(batches)
-                waited += time.monotonic() - before
-                state, metrics = step_fn(state, batch)
+                trace.before(step)
+                state, metrics = step_fn(state, meter.next(batches))
+                meter.ran(metrics)
+                trace.after(step, metrics)
                 window.append(metrics)
                 means: dict[str, float] = {}
                 at_checkpoint = step % checkpoint_every == 0 or step == steps
                 if step % log_every == 0 or at_checkpoint:
-                    means = _means(window)
-                    elapsed = time.monotonic() - window_start
-                    timing = {
-                        "time/steps_per_second": len(window) / elapsed,
-                        "time/waiting_for_data": waited / elapsed,
-                    }
-                    log.write(step, {**means, **timing})
-                    window, window_start, waited = [], time.monotonic(), 0.0
-                if evaluate is not None and step % evaluate_every == 0:
-                    state, measured, stopped = evaluate(state, step)
-                    log.write(step, measured)
-                    means = {**means, **measured}
-                if at_checkpoint or stopped:
-                    position = {"batches": batches.get_state(), "stopped": stopped}
-                    checkpoints.save(step, state, position)
+                    means, window = _means(window), []
+                    costs, shown = meter.window(means)
+                    log.write(step, {**means, **costs})
+                    means |= shown
+                with meter.paused():
+                    if evaluate is not None and step % evaluate_every == 0:
+                        state, measured, stopped = evaluate(state, step)
+                        log.write(step, measured)
+                        means = {**means, **measured}
+                    if at_checkpoint or stopped:
+                        position = {"batches": batches.get_state(), "stopped": stopped}
+                        checkpoints.save(step, state, position)
                 progress.update(values=means)
     return state
 
