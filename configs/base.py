@@ -36,6 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # number of processes that can. 0 = as many as there are processes at the start.
     config.input_shards = 0
 
+    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
+
     # A reference of its own for every field: setting one leaves the others.
     seed = functools.partial(config.get_oneway_ref, "seed")
     shards = functools.partial(config.get_oneway_ref, "input_shards")
@@ -284,6 +286,7 @@ def _sft(seed, shards) -> ConfigDict:
     sft.lora_alpha = 32.0
     sft.steps = 2000
     sft.batch_size = 64  # packed rows
+    sft.micro_batch = 0  # of them in one backward pass, 0 = all
     sft.length = 4096  # tokens of a row
     sft.patches = 8192  # vision patches of a row
     sft.answers = 32  # verdicts of a row
