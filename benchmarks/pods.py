@@ -1,0 +1,162 @@
+"""What training needs on TPU pods, from programs compiled for them: the table of docs/pods.md.
+
+    pip install "jax[tpu]"              # the compiler; no TPU is needed
+    python benchmarks/pods.py           # every case; minutes each; goes on where it was stopped
+    python benchmarks/pods.py --only='7b.*v5e-64'
+    python benchmarks/pods.py --only=none   # only the table, of what has been compiled
+
+Every case is a run of launch/compile.py on configs/beauty.py with the mesh and sizes below; the
+table gives its flags. A case that is done (its JSON is in --out) is skipped. Nothing is computed:
+this says what fits and what the roofline allows, not how fast it is.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parents[1]
+_ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
+_OUT = flags.DEFINE_string("out", "runs/pods", "Folder of the JSON files.")
+_DOCS = flags.DEFINE_string("docs", "docs/pods.md", "File whose table is replaced.")
+_BEGIN, _END = "<!-- benchmarks/pods.py -->", "<!-- end -->"
+GIB = 2**30
+
+# v5p is named by cores, two a chip.
+MACHINES = {
+    "v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16",
+    "v5p-64": "v5p:2x4x4", "v5p-128": "v5p:4x4x4", "v5p-512": "v5p:4x8x8",
+    "v6e-64": "v6e:8x8",
+}  # fmt: skip
+MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2.5-vl-32b", "qwen3-vl-8b")
+TRAININGS = {"sft-lora": "sft", "sft-full": "sft", "grpo": "grpo,rollout"}
+# What a chip of each kind is given, so that arithmetic outweighs the network: see docs/pods.md.
+ROWS = {"v5e": 1, "v5p": 2, "v6e": 4}
+FIRST = (
+    "7b.sft-lora.v5e-64", "7b.grpo.v5e-64", "7b.sft-full.v5p-64", "7b.sft-lora.v6e-64",
+    "7b.sft-full.v5e-64", "7b.sft-lora.v5p-64", "7b.sft-full.v6e-64", "7b.grpo.v5p-64",
+    "7b.grpo.v6e-64", "3b.sft-lora.v5e-16", "3b.sft-full.v5e-16", "3b.grpo.v5e-16",
+    "32b.sft-lora.v5p-128", "32b.sft-full.v5p-128", "32b.grpo.v5p-128",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    model: str
+    training: str
+    machine: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.training}.{self.machine}"
+
+    def mesh(self) -> dict[str, int]:
+        """Weights are divided over all chips, as far as their widths are multiples; the tower of
+        Qwen3-VL (1152) is of at most 128."""
+        sizes = MACHINES[self.machine].partition(":")[2].split("x")
+        chips = 1
+        for size in sizes:
+            chips *= int(size)
+        fsdp = min(chips, 128) if self.model.startswith("qwen3") else chips
+        return {"data": chips // fsdp, "fsdp": fsdp, "tensor": 1}
+
+    def flags(self) -> list[str]:
+        """Of launch/compile.py."""
+        mesh = self.mesh()
+        rows = ROWS[self.machine.partition("-")[0]] * mesh["data"] * mesh["fsdp"]
+        found = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+        if self.training == "grpo":
+            rows //= 2 if rows > 128 else 1
+            found += [f"--config.summariser.batch_size={rows}"]
+            found += [f"--config.summariser.micro_batch={8 * rows}"]
+        else:
+            found += [f"--config.sft.batch_size={rows}"]
+            found += [f"--config.sft.trainable={self.training.removeprefix('sft-')}"]
+        return found
+
+    def command(self, out: Path) -> list[str]:
+        return [
+            sys.executable, "launch/compile.py", "--config=configs/beauty.py",
+            f"--model={self.model}", f"--topology={MACHINES[self.machine]}",
+            f"--steps={TRAININGS[self.training]}", *self.flags(), f"--out={out}",
+        ]  # fmt: skip
+
+
+def cases() -> Iterator[Case]:
+    """All of them, the most telling first."""
+    every = [Case(m, t, p) for m in MODELS for t in TRAININGS for p in MACHINES]
+    order = {name: place for place, name in enumerate(FIRST)}
+    return iter(sorted(every, key=lambda case: order.get(case.name.partition("-vl-")[2], 99)))
+
+
+def compile_missing(folder: Path) -> None:
+    missing = [
+        case
+        for case in cases()
+        if re.search(_ONLY.value, case.name) and not (folder / f"{case.name}.json").exists()
+    ]
+    start = time.monotonic()
+    for done, case in enumerate(missing):
+        spent = time.monotonic() - start
+        left = f", {spent / done * (len(missing) - done) / 60:.0f} min left" if done else ""
+        print(f"{done}/{len(missing)}{left}: {case.name}", flush=True)
+        partial = folder / f"{case.name}.partial"
+        finished = subprocess.run(case.command(partial), cwd=ROOT)
+        if finished.returncode not in (0, 1):  # 1: it does not fit
+            sys.exit(f"{case.name}: launch/compile.py failed, see above")
+        partial.rename(folder / f"{case.name}.json")
+
+
+def table(folder: Path) -> list[str]:
+    """Markdown of everything that has been compiled."""
+    lines = [
+        "| model | training | machine | flags (`--config.`) | step | HBM GiB (of) | ms of compute, "
+        "memory, network | bound by | MFU at most |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in cases():
+        path = folder / f"{case.name}.json"
+        if not path.exists():
+            continue
+        report = json.loads(path.read_text())
+        for name, step in report["steps"].items():
+            lines.append(_line(case, name, step, report["hbm"]))
+    return lines
+
+
+def _line(case: Case, name: str, step: dict, hbm: float) -> str:
+    flags_ = " ".join(flag.removeprefix("--config.") for flag in case.flags())
+    memory = f"{step['peak'] / GIB:.1f} ({hbm / GIB:.1f})"
+    cells = [case.model, case.training, case.machine, f"`{flags_}`", name, memory]
+    if "seconds" not in step:
+        return "| " + " | ".join([*cells, "", "does not fit", ""]) + " |"
+    seconds = step["seconds"]
+    longest = seconds[step["bound"]]
+    times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
+    useful = 1 - step["flops_repeated"] / step["flops"]
+    bound = step["bound"] if step["fits"] else "does not fit"
+    cells += [times, bound, f"{useful * seconds['compute'] / longest:.0%}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(argv):
+    del argv
+    folder = (ROOT / _OUT.value).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    compile_missing(folder)
+    lines = "\n".join(table(folder))
+    print(lines)
+    page = ROOT / _DOCS.value
+    text = page.read_text()
+    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
+    page.write_text(f"{text[:begin]}\n{lines}\n{text[end:]}")
+
+
+if __name__ == "__main__":
+    app.run(main)

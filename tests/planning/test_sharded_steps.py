@@ -1,0 +1,41 @@
+"""Compiled steps on eight devices: weights are gathered layer by layer, never a whole stack."""
+
+import jax
+import pytest
+
+from configs import quickstart
+from mmsrec_jax import sharding
+from mmsrec_jax.planning import hlo, report, steps
+
+LAYERS, VISION_LAYERS = 5, 7
+
+
+def make(sizes, trainable):
+    """A model whose stacked kernels are a few MiB each, in rows that are short."""
+    config = quickstart.get_config()
+    config.model.scratch.update(
+        vocab_size=2048, hidden=256, layers=LAYERS, heads=8, kv_heads=4, intermediate=1024,
+        vision_hidden=128, vision_layers=VISION_LAYERS, vision_heads=4, vision_intermediate=512,
+    )  # fmt: skip
+    config.sft.update(
+        trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=4, targets=16
+    )
+    config.model.remat = "full"
+    return steps.Steps(config, steps.model_config(config), sharding.make_mesh(*sizes))
+
+
+@pytest.mark.parametrize(
+    "sizes, trainable", [((2, 2, 2), "lora"), ((1, 4, 2), "full")], ids=["lora", "full"]
+)
+def test_no_stack_is_gathered_outside_of_the_scan(sizes, trainable):
+    made = make(sizes, trainable)
+    step = made.sft()
+    stacks = [x for x in jax.tree.leaves(step.kinds["parameters"]) if x.size * 4 > 2**20]
+    assert len(stacks) > 5 and report.replicated(step.arguments, made.mesh) == []
+    with jax.set_mesh(made.mesh):
+        program = hlo.Program(step.function.lower(*step.arguments).compile().as_text())
+    found = program.collectives(made.mesh.size)
+    inside = {c.times for c in found if c.kind == "all-gather"}
+    assert LAYERS in inside and VISION_LAYERS in inside
+    outside = [c for c in found if c.times == 1 and c.bytes >= 2**18 and len(c.dims) > 2]
+    assert [c for c in outside if c.dims[0] in (LAYERS, VISION_LAYERS)] == []
