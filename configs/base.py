@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
+    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
 
     # Batches are packed in so many parts; processes share the parts, and a run goes on with any
     # number of processes that can. 0 = as many as there are processes at the start.
@@ -284,6 +285,7 @@ def _sft(seed, shards) -> ConfigDict:
     sft.lora_alpha = 32.0
     sft.steps = 2000
     sft.batch_size = 64  # packed rows
+    sft.micro_batch = 0  # of them in one backward pass, 0 = all
     sft.length = 4096  # tokens of a row
     sft.patches = 8192  # vision patches of a row
     sft.answers = 32  # verdicts of a row

@@ -29,7 +29,7 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.names import config_from_hf, processor_of
 from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.training import heads
+from mmsrec_jax.training import heads, metering
 from mmsrec_jax.training.state import param_dtype
 from mmsrec_jax.workdir import Stage, run_stages, share
 
@@ -48,6 +48,7 @@ def check(config: ConfigDict) -> None:
     kinds.find(config.head)
     features.check(_feature_paths(config), can_make=bool(path))
     heads.item_loss(config[config.head])
+    metering.steps_to_trace(config.profile)
 
 
 class Experiment:
@@ -55,6 +56,7 @@ class Experiment:
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.profile = metering.steps_to_trace(config.profile)
 
     @classmethod
     def run(cls, config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -117,6 +119,7 @@ class Experiment:
             "num_items": len(catalogue),
             "features": self.item_features(),
             "mesh": self.mesh,
+            "profile": self.profile,
         }
 
     def item_features(self) -> dict[str, np.ndarray]:

@@ -192,6 +192,7 @@ class Run(common.Experiment):
             directory=directory,
             mesh=self.mesh,
             verdicts=self.prompting.chat.verdicts,
+            profile=self.profile,
         )
         common.log_counts("warmup", counts)
         weights.save(directory / WEIGHTS, model, nnx.Param)
@@ -210,6 +211,7 @@ class Run(common.Experiment):
             self._summary_source(),
             directory=directory,
             mesh=self.mesh,
+            profile=self.profile,
         )
         weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
 
@@ -283,19 +285,7 @@ class Run(common.Experiment):
         model = self.base_model(name, c.trainable)
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
-        rows = self.training_rows()
-        tasks = c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0}
-        source = RecommendSource(
-            self._knowledge(rows, with_knowledge),
-            self.prompting,
-            rows,
-            length=c.length,
-            seed=c.seed,
-            tasks=tasks,
-            negatives=c.negatives,
-            history=self.config.prompts.history,
-            similar=self.config.prompts.similar,
-        )
+        source = self._recommend_source(self.training_rows(), with_knowledge)
         model = sft.train(
             c,
             model,
@@ -304,6 +294,7 @@ class Run(common.Experiment):
             directory=directory,
             mesh=self.mesh,
             verdicts=self.prompting.chat.verdicts,
+            profile=self.profile,
         )
         common.log_counts(name, counts)
         weights.save(directory / WEIGHTS, model, lora.trainable(c.trainable))
@@ -341,6 +332,20 @@ class Run(common.Experiment):
         catalogue, _, _ = self.dataset
         length = self.config.summariser.prompt_length
         return SummarySource(catalogue, self.prompting, length=length, rows=rows)
+
+    def _recommend_source(self, rows: np.ndarray, with_knowledge: bool) -> RecommendSource:
+        c = self.config.sft
+        return RecommendSource(
+            self._knowledge(rows, with_knowledge),
+            self.prompting,
+            rows,
+            length=c.length,
+            seed=c.seed,
+            tasks=c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0},
+            negatives=c.negatives,
+            history=self.config.prompts.history,
+            similar=self.config.prompts.similar,
+        )
 
     def _with_adapters(self, model: MLLM, config: ConfigDict) -> MLLM:
         lora.add(model, config.lora_rank, config.lora_alpha, rngs=nnx.Rngs(config.seed))

@@ -1,14 +1,12 @@
 """The frozen reference as judge: adapters off, no second copy of the weights."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.decoding.branches import branch_logprobs
 from mmsrec_jax.models.mllm import MLLM, PATCH_KEYS
 from mmsrec_jax.rewards import parts
+from mmsrec_jax.rounds import mapped
 
 PARTS = ("information", "reconstruction", "length", "image", "form")
 
@@ -36,7 +34,7 @@ def scores(
         0 = no image part.
       rounds: the batch is worked through in so many parts, to bound memory.
     """
-    rows = by_rounds(lambda texts: _read(model, texts), rounds)(texts)
+    rows = mapped(lambda texts: _read(model, texts), rounds)(texts)
     text_lengths = texts["text_lengths"]
     judged = {
         "information": parts.information(
@@ -52,24 +50,6 @@ def scores(
     if distractors:
         judged["image"] = _told_apart(model, batch, texts, distractors, rounds)
     return judged
-
-
-def by_rounds(function: Callable[[Any], Any], rounds: int) -> Callable[[Any], Any]:
-    """`function` over arrays with first axis B, in `rounds` sequential calls of B / rounds rows."""
-    if rounds == 1:
-        return function
-
-    def run(tree):
-        out = jax.lax.map(function, split_rounds(tree, rounds))
-        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
-
-    return run
-
-
-def split_rounds(tree: Any, rounds: int) -> Any:
-    """[B, ...] -> [rounds, B / rounds, ...]. Row b belongs to round b % rounds, so that every round
-    takes as many rows from every device."""
-    return jax.tree.map(lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -110,7 +90,7 @@ def _told_apart(
     def read(arguments):
         return jnp.sum(branch_logprobs(model, *arguments, adapters=False), axis=-1)
 
-    logprobs = by_rounds(read, rounds)((trunk, lines, lengths))
+    logprobs = mapped(read, rounds)((trunk, lines, lengths))
     # [j, k, g] is item j - k under image j; item i under image i + k is [i + k, k, g].
     logprobs = logprobs.reshape(rows, candidates, samples)
     own = jnp.stack([jnp.roll(logprobs[:, k], -k, axis=0) for k in range(candidates)], axis=-1)

@@ -25,13 +25,14 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.sources import SummarySource
-from mmsrec_jax.models import lora
+from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rewards import reference
 from mmsrec_jax.rewards.rescoring import Rescoring
+from mmsrec_jax.rounds import mapped, summed
 from mmsrec_jax.sharding import constrain
-from mmsrec_jax.training import loop, policy
+from mmsrec_jax.training import loop, metering, policy
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import place
 
@@ -46,6 +47,7 @@ def train(
     *,
     directory: str | os.PathLike,
     mesh: Mesh,
+    profile: metering.Steps | None = None,
 ) -> MLLM:
     """Tunes the adapters of `model` and returns it with them; resumes what `directory` holds.
 
@@ -61,6 +63,7 @@ def train(
       model: with adapters; without them it is the reference. The adapters are donated: go on with
         the model that is returned.
       source: prompts; its items also give the texts and images that rewards are made of.
+      profile: steps to trace.
 
     Raises:
       UserError: no adapters, sizes that split a group, or a reward that cannot be had.
@@ -104,14 +107,17 @@ def train(
         judge = make_judge(graphdef, config, rounds)
         update = make_update(graphdef, optimizer, config, rounds, shardings=shardings)
 
-        def step_fn(state, batch):
-            batch = to_devices(prompts_of(batch), mesh)
+        counted = metering.ModelFlops(model, adapters=True)
+
+        def step_fn(state, prompts):
+            batch = to_devices(prompts_of(prompts), mesh)
             rows = batch.pop("index")
             rollout = roll(state.params, frozen, batch, rows, state.step)
             summaries = read(tokenizer, rollout)
             texts = rescoring.arrays(local_rows(rows), summaries)
             judged = judge(state.params, frozen, batch, rollout, to_devices(texts, mesh))
             metrics = judged.pop("metrics") | count_words(summaries)
+            metrics |= _work(counted, prompts, local_rows(rollout.lengths), config)
             for epoch in range(config.updates_per_rollout):
                 state, update_metrics = update(state, frozen, batch, rollout, judged)
                 if epoch == 0:  # before any update: what separates sampling from training
@@ -131,10 +137,30 @@ def train(
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
                 config=config.to_dict(),
+                profile=profile,
             )
         finally:
             iterator.close()
     return nnx.merge(graphdef, state.params, frozen)
+
+
+def _work(
+    counted: metering.ModelFlops, prompts: dict[str, np.ndarray], lengths: np.ndarray, config: Any
+) -> dict[str, float]:
+    """A summary is an example. Sampling and the reference each pass once over a prompt and its
+    summaries; what the rewards read is not counted.
+
+    lengths: int[B, G], of the summaries.
+    """
+    written = lengths.sum(axis=1)
+    tokens = np.sum(prompts["segment_ids"] > 0, axis=1) + written
+    once = counted(flops.forward, tokens, written, prompts)
+    update = counted(flops.train_step, tokens, written, prompts)
+    return metering.amount(
+        tokens=tokens.sum(),
+        examples=lengths.size,
+        flops=2 * once + config.updates_per_rollout * update,
+    )
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
@@ -185,9 +211,9 @@ def make_judge(graphdef: nnx.GraphDef, config: Any, rounds: int) -> Judge:
             rounds=rounds,
         )
         rewards = sum(weights[name] * part for name, part in parts.items())
-        log_probs = reference.by_rounds(
-            lambda a: branch_logprobs(model, *a, adapters=False), rounds
-        )((batch, rollout.tokens, rollout.lengths))
+        log_probs = mapped(lambda a: branch_logprobs(model, *a, adapters=False), rounds)(
+            (batch, rollout.tokens, rollout.lengths)
+        )
         return {
             "advantages": policy.group_advantages(rewards, scale_by_std=config.scale_by_std),
             "reference": log_probs,
@@ -230,19 +256,8 @@ def make_update(
             found, metrics = jax.grad(compute, has_aux=True)(state.params, frozen, part)
             return found, metrics
 
-        parts = (batch, rollout, judged)
-        if rounds == 1:
-            found, metrics = gradients(parts)
-        else:
-            parts = reference.split_rounds(parts, rounds)
-            zeros = jax.tree.map(
-                jnp.zeros_like, jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts))
-            )
-
-            def accumulate(total, part):
-                return jax.tree.map(lambda a, b: a + b / rounds, total, gradients(part)), None
-
-            (found, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
+        total = summed(gradients, rounds)((batch, rollout, judged))
+        found, metrics = jax.tree.map(lambda x: x / rounds, total)
         metrics["gradient_norm"] = optax.global_norm(found)
         return state.apply(found, optimizer), metrics
 

@@ -24,7 +24,7 @@ from mmsrec_jax.models.heads.base import HeadConfig, Rows
 from mmsrec_jax.models.heads.losses import ItemLoss
 from mmsrec_jax.models.heads.sequences import seconds
 from mmsrec_jax.sharding import batch_sharding, replicated
-from mmsrec_jax.training import loop
+from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.state import TrainState
 
 
@@ -86,6 +86,7 @@ def train(
     directory: str | os.PathLike,
     features: Mapping[str, np.ndarray] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    profile: metering.Steps | None = None,
 ) -> heads.Head:
     """Trains a head on every training target and returns the weights best on validation.
 
@@ -97,6 +98,7 @@ def train(
       kind: a name in `kinds.KINDS`.
       config: fields of that kind's config, of `ItemLoss`, of the optimiser and of this loop.
       features: float32[items, width] by name, for a kind that reads some.
+      profile: steps to trace.
 
     Raises:
       UserError: no training target, no validation row, or a batch size the mesh cannot divide.
@@ -124,9 +126,10 @@ def train(
         state = jax.device_put(state, replicated(mesh))
 
     def train_step(state, batch):
+        work = metering.amount(**metering.of_rows(batch["segments"]))
         batch = processes.put(batch, None if mesh is None else batch_sharding(mesh))
         trained, measured = step(how, state.train, frozen, batch, key)
-        return state.replace(train=trained), measured
+        return state.replace(train=trained), measured | work
 
     validation = subset(split.validation, config.validation_rows, config.seed)
 
@@ -163,6 +166,7 @@ def train(
         evaluate_every=every,
         best="validation/ndcg@10",
         config=config.to_dict(),
+        profile=profile,
     )
     trained = heads.Head(shape, state.train.params, frozen, mesh=mesh)
     trained.save(Path(directory) / "head")

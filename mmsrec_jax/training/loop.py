@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.metrics_log import MetricsLog
 from mmsrec_jax.progress import Progress
 from mmsrec_jax.training.checkpoints import Checkpoints
+from mmsrec_jax.training.metering import Meter, Steps, Trace
 
 
 class Batches(Protocol):
@@ -46,13 +46,14 @@ def run(
     keep: int = 2,
     best: str | None = None,
     config: Mapping[str, Any] | None = None,
+    profile: Steps | None = None,
 ) -> Any:
     """Runs `steps` steps, or what is left of them after an interruption.
 
     Args:
       state: any pytree of arrays, at step 0.
       step_fn: `(state, batch) -> (state, metrics)`; it may donate `state`. Metrics are scalars
-        and stay on the device until they are logged.
+        and stay on the device until they are logged; `metering.amount` adds work to them.
       batches: iterator whose position is stored with every checkpoint.
       name: shown in progress lines.
       directory: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
@@ -62,6 +63,7 @@ def run(
       best: a metric of `evaluate`, the higher the better; every validation leaves a checkpoint,
         and the best one stays.
       config: stored with every checkpoint.
+      profile: steps of which a trace is written, into `directory`/profile.
 
     Returns:
       The final state, or the best one. A killed and resumed run returns the same bits as an
@@ -91,43 +93,43 @@ def run(
                 )
             stopped, window = host["stopped"], host["window"]
             batches.set_state(host["batches"])
-        with contextlib.closing(MetricsLog(directory, resume_step=start)) as log:
+        with (
+            contextlib.closing(MetricsLog(directory, resume_step=start)) as log,
+            contextlib.closing(Meter(name)) as meter,
+            contextlib.closing(Trace(profile, directory / "profile")) as trace,
+        ):
             progress = Progress(name, steps, start=start)
-            window_start, waited = time.monotonic(), 0.0
             for step in range(start + 1, steps + 1):
                 if stopped:
                     break
-                before = time.monotonic()
-                batch = next(batches)
-                waited += time.monotonic() - before
-                state, metrics = step_fn(state, batch)
+                trace.before(step)
+                state, metrics = step_fn(state, meter.next(batches))
+                meter.ran(metrics)
+                trace.after(step, metrics)
                 window.append(metrics)
                 means: dict[str, float] = {}
                 measured: Mapping[str, float] | None = None
                 due = step % checkpoint_every == 0 or step == steps
                 if step % log_every == 0 or due:
-                    means = _means(window)
-                    elapsed = time.monotonic() - window_start
-                    timing = {
-                        "time/steps_per_second": len(window) / elapsed,
-                        "time/waiting_for_data": waited / elapsed,
-                    }
-                    log.write(step, {**means, **timing})
-                    window, window_start, waited = [], time.monotonic(), 0.0
-                if evaluate is not None and step % evaluate_every == 0:
-                    state, measured, stopped = evaluate(state, step)
-                    log.write(step, measured)
-                    means = {**means, **measured}
-                interrupted = interruption.requested()
-                if due or stopped or interrupted or (best is not None and measured is not None):
-                    window = _on_host(window)
-                    host = {
-                        "batches": batches.get_state(),
-                        "stopped": stopped,
-                        "window": window,
-                        "config": config,
-                    }
-                    checkpoints.save(step, state, host, measured)
+                    means, window = _means(window), []
+                    costs, shown = meter.window(means)
+                    log.write(step, {**means, **costs})
+                    means |= shown
+                with meter.paused():
+                    if evaluate is not None and step % evaluate_every == 0:
+                        state, measured, stopped = evaluate(state, step)
+                        log.write(step, measured)
+                        means = {**means, **measured}
+                    interrupted = interruption.requested()
+                    if due or stopped or interrupted or (best is not None and measured is not None):
+                        window = _on_host(window)
+                        host = {
+                            "batches": batches.get_state(),
+                            "stopped": stopped,
+                            "window": window,
+                            "config": config,
+                        }
+                        checkpoints.save(step, state, host, measured)
                 progress.update(values=means)
                 if interrupted:
                     raise interruption.Interrupted

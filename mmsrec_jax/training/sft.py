@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -18,13 +19,16 @@ from mmsrec_jax import sharding
 from mmsrec_jax.decoding.candidates import verdict_margins
 from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.models import flops
 from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.training import loop
+from mmsrec_jax.rounds import summed
+from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, place
 
 Batch = dict[str, jax.Array]
+Counts = dict[str, jax.Array]
 
 
 def train(
@@ -36,21 +40,23 @@ def train(
     directory: str | os.PathLike,
     mesh: Mesh,
     verdicts: tuple[int, int],
+    profile: metering.Steps | None = None,
 ) -> MLLM:
     """Trains `model` and returns it with the trained weights; resumes what `directory` holds.
 
     Args:
       config: trainable ("full" or "lora"), steps, warmup_steps, learning_rate (the peak; cosine to
-        a tenth of it), weight_decay, clip_norm, listwise_weight (0 = the paper), checkpoint_every,
-        log_every.
+        a tenth of it), weight_decay, clip_norm, listwise_weight (0 = the paper), batch_size,
+        micro_batch (rows in one backward pass, 0 = all), checkpoint_every, log_every.
       model: with adapters if they are what is trained. What is trained of it is donated: go on
         with the model that is returned.
       dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
       name: for progress lines.
       verdicts: ids of (yes, no).
+      profile: steps to trace.
 
     Raises:
-      UserError: `trainable` selects nothing in `model`.
+      UserError: `trainable` selects nothing in `model`, or a micro-batch that does not divide.
     """
     optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
@@ -60,11 +66,16 @@ def train(
             optimizer,
             verdicts=verdicts,
             listwise_weight=config.listwise_weight,
+            rounds=_rounds(config, mesh),
             shardings=shardings,
         )
 
+        counted = metering.ModelFlops(model, adapters=config.trainable == "lora")
+
         def step_fn(state, batch):
-            return step(state, frozen, to_devices(batch, mesh))
+            work = _work(counted, batch)
+            state, metrics = step(state, frozen, to_devices(batch, mesh))
+            return state, metrics | work
 
         iterator = iter(dataset)
         try:
@@ -78,10 +89,32 @@ def train(
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
                 config=config.to_dict(),
+                profile=profile,
             )
         finally:
             iterator.close()
     return nnx.merge(graphdef, state.params, frozen)
+
+
+def _rounds(config: Any, mesh: Mesh) -> int:
+    """Micro-batches of a step."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.micro_batch or config.batch_size
+    if rows < 1 or config.batch_size % rows or rows % shards:
+        raise UserError(
+            f"micro_batch={config.micro_batch} must divide batch_size={config.batch_size} and be a "
+            f"multiple of the {shards} shards of the batch (mesh data x fsdp)"
+        )
+    return config.batch_size // rows
+
+
+def _work(counted: metering.ModelFlops, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    tokens = np.sum(batch["segment_ids"] > 0, axis=1)
+    targets = np.sum(batch["target_positions"] >= 0, axis=1)
+    return metering.amount(
+        **metering.of_rows(batch["segment_ids"]),
+        flops=counted(flops.train_step, tokens, targets, batch),
+    )
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:
@@ -111,17 +144,22 @@ def make_step(
     *,
     verdicts: tuple[int, int],
     listwise_weight: float,
+    rounds: int = 1,
     shardings: Any = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated and keeps the
-    `shardings` given for it."""
+    `shardings` given for it. Gradients of `rounds` parts of the batch are added up."""
 
-    def compute(params, frozen, batch):
+    def compute(params, frozen, batch, counts):
         model = nnx.merge(graphdef, params, frozen)
-        return loss(model, batch, verdicts=verdicts, listwise_weight=listwise_weight)
+        return loss(model, batch, verdicts=verdicts, listwise_weight=listwise_weight, counts=counts)
 
     def step(state, frozen, batch):
-        gradients, metrics = jax.grad(compute, has_aux=True)(state.params, frozen, batch)
+        counts = count(batch)
+        differentiate = jax.grad(compute, has_aux=True)
+        gradients, metrics = summed(
+            lambda part: differentiate(state.params, frozen, part, counts), rounds
+        )(batch)
         metrics["gradient_norm"] = optax.global_norm(gradients)
         return state.apply(gradients, optimizer), metrics
 
@@ -129,30 +167,67 @@ def make_step(
 
 
 def loss(
-    model: MLLM, batch: Batch, *, verdicts: tuple[int, int], listwise_weight: float
+    model: MLLM,
+    batch: Batch,
+    *,
+    verdicts: tuple[int, int],
+    listwise_weight: float,
+    counts: Counts | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Scalar loss and metrics of a global batch (see `inputs.pipeline.batches`).
 
     The token part is the mean over target tokens by their weights, over all rows of all devices;
     the listwise part is the mean over lists that contain their positive.
+
+    counts: of the batch that these rows are a part of. Losses, metrics and gradients of the parts
+      then add up to those of the batch, however its tokens are spread over them.
     """
+    counts = count(batch) if counts is None else counts
     hidden = model(batch)
     nll, weights = _target_nll(model, hidden, batch)
-    total = token_loss = jnp.sum(nll * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+    total = token_loss = jnp.sum(nll * weights) / counts["weight"]
     metrics = {"loss/tokens": token_loss}
     if "answer_positions" in batch:
         scores = verdict_margins(model, hidden, batch["answer_positions"], verdicts)
-        listwise, verdict_metrics = _verdict_terms(scores, batch)
+        listwise, verdict_metrics = _verdict_terms(scores, batch, counts)
         total = token_loss + listwise_weight * listwise
         metrics |= {"loss/listwise": listwise, **verdict_metrics}
     metrics["loss"] = total
     return total, metrics
 
 
+def row_sums(model: MLLM, batch: Batch) -> jax.Array:
+    """float32[B, 2]: the rows' sums of -log p of target tokens by their weights, and of these."""
+    nll, weights = _target_nll(model, model(batch), batch)
+    return jnp.stack([jnp.sum(nll * weights, axis=1), jnp.sum(weights, axis=1)], axis=1)
+
+
+def count(batch: Batch) -> Counts:
+    """What the terms of the loss are divided by: the weight of the target tokens; positive
+    candidates (a list has one) and negative ones."""
+    counts = {"weight": jnp.maximum(jnp.sum(_target_weights(batch)), 1e-9)}
+    if "answer_positions" in batch:
+        positive, negative = _labelled(batch)
+        counts["lists"] = jnp.maximum(jnp.sum(positive), 1)
+        counts["negatives"] = jnp.maximum(jnp.sum(negative), 1)
+    return counts
+
+
+def _target_weights(batch: Batch) -> jax.Array:
+    positions = batch["target_positions"]
+    weights = jnp.take_along_axis(batch["loss_weights"], jnp.maximum(positions, 1), axis=1)
+    return jnp.where(positions >= 0, weights, 0.0)
+
+
+def _labelled(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """bool[B, C] each: the candidate is positive, negative."""
+    there = batch["answer_positions"] >= 0
+    return there & (batch["labels"] == 1), there & (batch["labels"] == 0)
+
+
 def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """-log p and weight of the tokens at target_positions, float32[B, A] each."""
-    positions = batch["target_positions"]
-    at = jnp.maximum(positions, 1)
+    at = jnp.maximum(batch["target_positions"], 1)
     targets = jnp.take_along_axis(batch["tokens"], at, axis=1)
     before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
     before = sharding.constrain(before, "batch", "length", "features")
@@ -160,23 +235,24 @@ def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array
     logprobs = token_logprobs(
         model, jnp.pad(before, ((0, 0), (0, 1), (0, 0))), jnp.pad(targets, ((0, 0), (1, 0)))
     )[:, 1:]
-    weights = jnp.take_along_axis(batch["loss_weights"], at, axis=1)
-    return -logprobs, jnp.where(positions >= 0, weights, 0.0)
+    return -logprobs, _target_weights(batch)
 
 
-def _verdict_terms(scores: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _verdict_terms(
+    scores: jax.Array, batch: Batch, counts: Counts
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Listwise loss over the candidates of each packed example, and accuracies."""
-    positions, labels = batch["answer_positions"], batch["labels"]
+    positions = batch["answer_positions"]
     there = positions >= 0
     group = jnp.take_along_axis(batch["segment_ids"], jnp.maximum(positions, 0), axis=1)
     together = there[:, :, None] & there[:, None, :] & (group[:, :, None] == group[:, None, :])
     listed = jnp.where(together, scores[:, None, :], -1e30)  # [B, C, C]: row c is the list of c
-    positive, negative = there & (labels == 1), there & (labels == 0)
-    lists = jnp.maximum(jnp.sum(positive), 1)
+    positive, negative = _labelled(batch)
+    lists = counts["lists"]
     nll = jax.nn.logsumexp(listed, axis=-1) - scores
     first = jnp.sum(listed >= scores[:, :, None], axis=-1) == 1  # a tie counts against it
     yes = jnp.sum(positive & (scores > 0)) / lists
-    no = jnp.sum(negative & (scores <= 0)) / jnp.maximum(jnp.sum(negative), 1)
+    no = jnp.sum(negative & (scores <= 0)) / counts["negatives"]
     return jnp.sum(jnp.where(positive, nll, 0.0)) / lists, {
         "verdict/accuracy_yes": yes,
         "verdict/accuracy_no": no,

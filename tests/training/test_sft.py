@@ -5,12 +5,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy_items
 from flax import nnx
 from ml_collections import ConfigDict
 
 from mmsrec_jax import sharding
+from mmsrec_jax.decoding.summarise import to_devices
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs.pipeline import batches
 from mmsrec_jax.inputs.sources import Knowledge, RecommendSource
@@ -18,11 +20,13 @@ from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.training import sft
+from mmsrec_jax.training.state import place
 
 CONFIG = ConfigDict(
     dict(
         trainable="full", steps=20, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
-        clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2,
+        clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2, batch_size=4,
+        micro_batch=0,
     )
 )  # fmt: skip
 SHAPE = dict(batch_size=4, length=256, patches=96, answers=8, targets=48)
@@ -121,6 +125,43 @@ def test_equal_scores_are_not_first(forward):
     assert metrics["verdict/positive_first"] == 0
     np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
+
+
+def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(batch, prompting):
+    """Rows hold unlike numbers of targets, and one has no list."""
+    batch = {name: value.copy() for name, value in batch.items()}
+    batch["target_positions"][1, 3:] = -1
+    batch["answer_positions"][2] = -1
+    mesh = sharding.make_mesh(data=2, fsdp=1, tensor=1, devices=jax.devices()[:2])
+    found = {}
+    for rounds in (1, 2):
+        with jax.set_mesh(mesh):
+            graphdef, state, frozen, shardings = place(make_model(), "full", optax.sgd(1.0), mesh)
+            before = jax.device_get(state.params)
+            step = sft.make_step(
+                graphdef, optax.sgd(1.0), verdicts=prompting.chat.verdicts, listwise_weight=0.5,
+                rounds=rounds, shardings=shardings,
+            )  # fmt: skip
+            arguments = state, frozen, to_devices(batch, mesh)
+            compiled = step.lower(*arguments).compile()
+            held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            assert compiled.memory_analysis().alias_size_in_bytes >= held
+            state, metrics = compiled(*arguments)
+        gradients = jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.params))
+        found[rounds] = gradients, jax.device_get(metrics)
+    whole, parts = found[1], found[2]
+    assert set(whole[1]) == set(parts[1])
+    for name, value in whole[1].items():
+        np.testing.assert_allclose(parts[1][name], value, rtol=1e-5, err_msg=name)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole[0]))
+    for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(parts[0]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("micro_batch", [3, 2, 8])
+def test_micro_batches_that_do_not_divide_are_refused(source, prompting, tmp_path, micro_batch):
+    with pytest.raises(UserError, match=f"micro_batch={micro_batch} must divide batch_size=4"):
+        train(source, prompting, tmp_path, micro_batch=micro_batch)
 
 
 def train(source, prompting, directory, model=None, **changes):
