@@ -285,7 +285,19 @@ class Run(common.Experiment):
         model = self.base_model(name, c.trainable)
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
-        source = self._recommend_source(self.training_rows(), with_knowledge)
+        rows = self.training_rows()
+        tasks = c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0}
+        source = RecommendSource(
+            self._knowledge(rows, with_knowledge),
+            self.prompting,
+            rows,
+            length=c.length,
+            seed=c.seed,
+            tasks=tasks,
+            negatives=c.negatives,
+            history=self.config.prompts.history,
+            similar=self.config.prompts.similar,
+        )
         model = sft.train(
             c,
             model,
@@ -332,20 +344,6 @@ class Run(common.Experiment):
         catalogue, _, _ = self.dataset
         length = self.config.summariser.prompt_length
         return SummarySource(catalogue, self.prompting, length=length, rows=rows)
-
-    def _recommend_source(self, rows: np.ndarray, with_knowledge: bool) -> RecommendSource:
-        c = self.config.sft
-        return RecommendSource(
-            self._knowledge(rows, with_knowledge),
-            self.prompting,
-            rows,
-            length=c.length,
-            seed=c.seed,
-            tasks=c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0},
-            negatives=c.negatives,
-            history=self.config.prompts.history,
-            similar=self.config.prompts.similar,
-        )
 
     def _with_adapters(self, model: MLLM, config: ConfigDict) -> MLLM:
         lora.add(model, config.lora_rank, config.lora_alpha, rngs=nnx.Rngs(config.seed))
