@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
+    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
 
     # Batches are packed in so many parts; processes share the parts, and a run goes on with any
     # number of processes that can. 0 = as many as there are processes at the start.

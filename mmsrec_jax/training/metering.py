@@ -232,21 +232,27 @@ class Trace:
     """Writes a profiler trace of some steps into `directory`; what XProf and TensorBoard show."""
 
     def __init__(self, steps: Steps | None, directory: Path):
-        self._steps, self._directory, self._running = steps, directory, False
+        self._steps, self._directory = steps, directory
+        self._begun = self._running = False
 
     def before(self, step: int) -> None:
         if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(self._directory)
-            self._running = True
+            self._begun = self._running = True
 
     def after(self, step: int, metrics: Mapping[str, Any]) -> None:
         if self._running and step == self._steps[1]:
             jax.block_until_ready(metrics)
-            self.close()
+            self._end()
 
     def close(self) -> None:
         """Ends a trace that is still running."""
         if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
-            logging.info("trace of steps %d to %d: %s", *self._steps, self._directory)
+            self._end()
+        elif self._steps and not self._begun:
+            logging.warning("no trace in %s: step %d was not run", self._directory, self._steps[0])
+
+    def _end(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()
+        logging.info("trace of steps %d to %d: %s", *self._steps, self._directory)

@@ -1,0 +1,54 @@
+"""Fits held-out loss against training compute over finished runs of configs/scaling.py.
+
+    python launch/scaling.py runs/scaling/* --predict=1e12,1e15
+    python launch/compile.py --config=configs/scaling.py:size=7b --topology=v5e:8x8 --steps=sft \\
+        --out=7b.json
+    python launch/scaling.py runs/scaling/* --compiled=7b.json
+
+Prints the table, the law and its predictions, for compiled programs with step time and memory;
+writes scaling.json, .png and .svg.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import app, flags, logging
+
+from mmsrec_jax import startup
+from mmsrec_jax.errors import UserError
+
+_PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
+_COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the files, by default beside the first run.")
+_RESAMPLES = flags.DEFINE_integer("resamples", 1000, "Of the residuals, for the intervals.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+
+
+def main(argv):
+    runs = [Path(name) for name in argv[1:]]
+    if not runs:
+        raise app.UsageError("name the workdirs of finished runs")
+    from mmsrec_jax.evaluation import scaling
+
+    out = Path(_OUT.value) if _OUT.value else runs[0].parent
+    print(
+        scaling.study(
+            runs,
+            predict=scaling.parse_flops(_PREDICT.value),
+            compiled=[Path(name) for name in _COMPILED.value],
+            resamples=_RESAMPLES.value,
+            seed=_SEED.value,
+            out=out,
+        )
+    )
+
+
+if __name__ == "__main__":
+    startup.plain_log_lines()
+    try:
+        app.run(main)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)
