@@ -176,11 +176,9 @@ class Program:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
-        limits = [
-            int(re.search(r"constant\((-?\d+)\)", instruction.line)[1])
-            for instruction in self.computations[loop.called("condition")]
-            if instruction.opcode == "constant" and re.search(r"\(-?\d+\)", instruction.line)
-        ]
+        condition = self.computations[loop.called("condition")]
+        constants = (re.search(r" constant\((-?\d+)\)", each.line) for each in condition)
+        limits = [int(constant[1]) for constant in constants if constant]
         return max([1, *limits])
 
     def _collective_instructions(self) -> Iterator[tuple[Instruction, int, bool]]:

@@ -101,6 +101,7 @@ TPU = """HloModule jit_f, is_scheduled=true
 %condition (arg.1: (s32[], bf16[128,1024])) -> pred[] {
   %arg.1 = (s32[]{:T(128)}, bf16[128,1024]{1,0:T(8,128)(2,1)}) parameter(0)
   %limit = s32[]{:T(128)} constant(6)
+  %never = pred[]{:T(512)} constant(false)
   %i.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
   ROOT %less = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
 }
