@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mmsrec_jax import sharding
 from mmsrec_jax.configuration import choose_name
+from mmsrec_jax.errors import UserError
 from mmsrec_jax.files import write_text
 from mmsrec_jax.planning import roofline
 from mmsrec_jax.planning.hlo import Program
@@ -99,6 +100,13 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
             compiled = step.function.lower(*step.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         found |= _refused(str(error))
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError(
+            "attention in 16 bits on GPUs is cuDNN's, which is not installed: pip install "
+            "nvidia-cudnn-cu13, or compile with --config.model.dtype=float32"
+        ) from error
     found["compile_seconds"] = time.monotonic() - start
     if compiled is None:
         return found
@@ -184,29 +192,27 @@ def table(found: dict[str, Any], limit: float) -> str:
     """Lines about one step of `measure`."""
     lines = [
         f"{found['step']}: {'fits' if found['fits'] else 'DOES NOT FIT'}, "
-        f"{found['peak'] / GIB:.2f} of {limit / GIB:.2f} GiB HBM a device, "
+        f"{_size(found['peak'])} of {_size(limit)} HBM a device, "
         f"compiled in {found['compile_seconds']:.0f} s"
     ]
-    lines += [f"  {kind:<28} {size / GIB:8.2f} GiB" for kind, size in found["memory"].items()]
+    lines += [f"  {kind:<28} {_size(size):>11}" for kind, size in found["memory"].items()]
     lines += [f"  replicated on every device: {each}" for each in found["replicated"]]
     if not found["fits"]:
         lines.append("  largest buffers:")
-        lines += [
-            f"    {size / GIB:6.2f} GiB {what} {name}" for size, what, name in found["largest"]
-        ]
+        lines += [f"    {_size(size):>11} {what} {name}" for size, what, name in found["largest"]]
     if "seconds" not in found:
         return "\n".join(lines)
     again = found["flops_repeated"] / found["flops"]
     lines.append(
         f"  {found['flops'] / 1e12:.1f} TFLOP a device ({again:.0%} of it repeated), "
-        f"{found['hbm_bytes'] / 1e9:.1f} GB through HBM"
+        f"{_size(found['hbm_bytes'])} through HBM"
     )
     for each in found["collectives"]:
         size, name = each["largest"]
         lines.append(
             f"  {each['kind']:<18} {each['axes']:<12} {each['network']} {each['calls']:5d} x, "
-            f"{each['bytes'] / 1e9:8.3f} GB sent, {1e3 * each['seconds']:8.1f} ms "
-            f"(largest {size / 2**20:.1f} MiB, {name})"
+            f"{_size(each['bytes']):>11} sent, {1e3 * each['seconds']:8.1f} ms "
+            f"(largest {_size(size)}, {name})"
         )
     seconds = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in found["seconds"].items())
     longest = found["seconds"][found["bound"]]
@@ -215,6 +221,10 @@ def table(found: dict[str, Any], limit: float) -> str:
         f"({seconds} ms); at best {utilisation(found):.0%} MFU"
     )
     return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
 def utilisation(found: dict[str, Any]) -> float:
