@@ -66,7 +66,7 @@ def train(
             optimizer,
             verdicts=verdicts,
             listwise_weight=config.listwise_weight,
-            rounds=_rounds(config, mesh),
+            rounds=rounds_of(config, mesh),
             shardings=shardings,
         )
 
@@ -97,7 +97,7 @@ def train(
     return nnx.merge(graphdef, state.params, frozen)
 
 
-def _rounds(config: Any, mesh: Mesh) -> int:
+def rounds_of(config: Any, mesh: Mesh) -> int:
     """Micro-batches of a step."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.micro_batch or config.batch_size
