@@ -1,21 +1,12 @@
 """One of two processes that save a checkpoint together, damage it, and read it again.
 
-python pair.py DIRECTORY PORT INDEX
+python pair.py DIRECTORY, with the environment that says which one it is
 """
 
-import os
 import sys
 from pathlib import Path
 
-directory, port, index = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-os.environ |= {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-    "JAX_NUM_PROCESSES": "2",
-    "JAX_PROCESS_ID": index,
-}
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+import jax
 import numpy as np
 
 from mmsrec_jax import processes
@@ -23,6 +14,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.sharding import batch_sharding, make_mesh
 from mmsrec_jax.training.checkpoints import Checkpoints
 
+directory = Path(sys.argv[1])
 processes.initialise()
 values = np.random.default_rng(0).normal(size=4096).astype(np.float32)
 mesh = make_mesh()
@@ -65,4 +57,4 @@ def refuse():
 try:
     processes.from_main(refuse)
 except UserError as error:
-    print(error, processes.gather(int(index)), flush=True)
+    print(error, processes.gather(jax.process_index()), flush=True)

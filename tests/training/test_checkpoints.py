@@ -1,5 +1,6 @@
 """What stays on disk, what damage costs, and other meshes."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -106,11 +107,17 @@ def test_the_latest_and_the_first_of_the_best_stay(tmp_path):
 def test_what_one_of_two_processes_cannot_read_neither_uses(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        port = free.getsockname()[1]
     script = Path(__file__).with_name("pair.py")
+    shared = os.environ | {
+        "PYTHONPATH": str(script.parents[2]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
     pair = [
         subprocess.Popen(
-            [sys.executable, script, tmp_path, port, str(index)],
+            [sys.executable, script, tmp_path], env=shared | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(2)
