@@ -28,17 +28,17 @@ def initialise() -> None:
     """Joins the other processes of this run, if there are any; call it before anything else.
 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`
-    say so explicitly. Without them SLURM, Open MPI, TPU machines and Kubernetes are asked, as
-    `jax.distributed.initialize` does.
+    say so explicitly. Without the last two SLURM, Open MPI, TPU machines and Kubernetes are asked,
+    as `jax.distributed.initialize` does.
 
     Raises:
-      UserError: some of the three variables are set and some are not, or they are no numbers.
+      UserError: one of the last two variables is set and not all three are, or it is no number.
     """
-    given = {name: os.environ[name] for name in _EXPLICIT if os.environ.get(name)}
-    if given:
-        if missing := [name for name in _EXPLICIT if name not in given]:
-            raise UserError(f"{next(iter(given))} is set but {missing[0]} is not; set all or none")
-        address, total, index = (given[name] for name in _EXPLICIT)
+    address, total, index = (os.environ.get(name, "") for name in _EXPLICIT)
+    if total or index:
+        missing = [name for name in _EXPLICIT if not os.environ.get(name)]
+        if missing:
+            raise UserError(f"{missing[0]} is not set; set all of {', '.join(_EXPLICIT)}")
         if not (total.isdigit() and index.isdigit() and int(index) < int(total)):
             raise UserError(
                 f"JAX_NUM_PROCESSES={total} and JAX_PROCESS_ID={index}: give numbers, ids from 0"

@@ -1,4 +1,5 @@
-"""The manifest against the structure of JobSet v1alpha2, batch/v1 Job and v1 Pod; the scripts."""
+"""The manifest against the structure of JobSet v1alpha2, batch/v1 Job and v1 Pod; the scripts; and
+how processes find each other."""
 
 import math
 import re
@@ -6,10 +7,13 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
 from configs import beauty
+from mmsrec_jax import processes
+from mmsrec_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "launch" / "clusters"
@@ -154,3 +158,42 @@ def runs_beauty(script: str, processes: int):
     assert config.input_shards % processes == 0
     for name in ("summariser", "sft"):
         assert config[name].batch_size % config[name].input_shards == 0
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_LOCALID": "1"}
+PLAIN = dict(zip(processes._EXPLICIT, ("10.0.0.1:1234", "2", "1"), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("environment", "call"),
+    [
+        ({}, None),
+        (SLURM | {"SLURM_NTASKS": "16", "SLURM_PROCID": "9"}, ()),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),  # all GPUs stay visible
+        (PLAIN, ("10.0.0.1:1234", 2, 1)),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, None),
+    ],
+)
+def test_processes_find_each_other(monkeypatch, environment, call):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.initialise()
+    assert calls == ([] if call is None else [call])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is not set"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS is not set"),
+        ({"JAX_PROCESS_ID": "2"}, "ids from 0"),
+        ({"JAX_NUM_PROCESSES": "two"}, "give numbers"),
+    ],
+)
+def test_half_an_environment_is_refused(monkeypatch, change, problem):
+    for name, value in (PLAIN | change).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=problem):
+        processes.initialise()

@@ -67,7 +67,7 @@ class Job:
     def wait(self):
         """What each process has said. All end with status 0."""
         try:
-            codes = [process.wait(timeout=600) for process in self.processes]
+            codes = [process.wait(timeout=1200) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()

@@ -122,7 +122,7 @@ class Run(common.Experiment):
         if c.path:
             return self.pretrained(name, trainable)
         model = self._from_scratch()
-        weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param)
+        weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param, self.mesh)
         startup.report_model(name, model)
         return model
 
@@ -228,7 +228,8 @@ class Run(common.Experiment):
         model = self.base_model("summaries")
         if c.use.rewards:
             model = self._with_adapters(model, c.summariser)
-            weights.restore(self.workdir / "summariser" / ADAPTERS, model, nnx.LoRAParam)
+            tuned = self.workdir / "summariser" / ADAPTERS
+            weights.restore(tuned, model, nnx.LoRAParam, self.mesh)
         found = summarise(
             model,
             self.tokenizer,
@@ -372,7 +373,8 @@ class Run(common.Experiment):
         model = self.base_model(system, c.sft.trainable)
         if c.sft.trainable == "lora":
             model = self._with_adapters(model, c.sft)
-        weights.restore(self.workdir / stage / WEIGHTS, model, lora.trainable(c.sft.trainable))
+        kind = lora.trainable(c.sft.trainable)
+        weights.restore(self.workdir / stage / WEIGHTS, model, kind, self.mesh)
         source = CandidateSource(
             self._knowledge(frozen.rows, with_knowledge),
             self.prompting,

@@ -94,7 +94,8 @@ class Run(mmsrarec.Run):
         parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
-        weights.restore(self.workdir / "sft" / mmsrarec.WEIGHTS, model, lora.trainable(c.trainable))
+        kind = lora.trainable(c.trainable)
+        weights.restore(self.workdir / "sft" / mmsrarec.WEIGHTS, model, kind, self.mesh)
         _, held_out = self._items()
         source = self._source(np.tile(held_out, DRAWS), evaluation.length)
         dataset = pipeline.batches(

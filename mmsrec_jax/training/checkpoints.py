@@ -121,7 +121,17 @@ class Checkpoints:
 
     def _load(self, step: int, state: Any) -> tuple[Any, Any]:
         target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
-        loaded = self._orbax.load_checkpointables(step, {"state": target, "host": None})
+        process = jax.process_index()
+        # Each process reads for itself: one that fails would leave the others waiting for it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process{process}",
+        )
+        with ocp.Context(multiprocessing_options=alone):
+            loaded = ocp.load_checkpointables(
+                self.directory / str(step), {"state": target, "host": None}
+            )
         leaves = [loaded["state"][name] for name in target]
         host = json.loads(np.asarray(loaded["host"]["json"]).tobytes().decode())
         return jax.tree.unflatten(jax.tree.structure(state), leaves), host

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import tensorstore
 from flax import nnx
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from mmsrec_jax import sharding
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.training.checkpoints import flatten
 
@@ -45,8 +47,8 @@ def _is_stacked(variable: nnx.Variable) -> nnx.Variable:
     return jax.tree.map(lambda _: stacked, variable)
 
 
-def restore(directory: Path, model: nnx.Module, kind: Any) -> None:
-    """Reads what `save` wrote into `model`, in place and in the shardings it has.
+def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
+    """Reads what `save` wrote into `model`, in place and straight into shards on `mesh`.
 
     Raises:
       UserError: nothing is there, or it is of another model.
@@ -54,10 +56,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any) -> None:
     if not directory.is_dir():
         raise UserError(f"{directory}: no weights here; run the stage that trains them first")
     state = nnx.state(model, kind)
-    target = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in flatten(state).items()
-    }
+    target = flatten(sharding.abstract(state, sharding.shardings(state, mesh)))
     try:
         loaded = ocp.load_pytree(directory.resolve(), target)
     except Exception as error:

@@ -1,6 +1,11 @@
 """What stays on disk, what damage costs, and other meshes."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +102,29 @@ def test_the_latest_and_the_first_of_the_best_stay(tmp_path):
     with pytest.raises(UserError, match="the best checkpoint, cannot be read"):
         again.restore_best(state(0))
     again.close()
+
+
+def test_what_one_of_two_processes_cannot_read_neither_uses(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("pair.py")
+    shared = os.environ | {
+        "PYTHONPATH": str(script.parents[2]),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    pair = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path], env=shared | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for process in pair:
+        said, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-3000:]
+        said = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+        assert said == ["whole 2", "damaged 1", "the main process says no [0, 1]"]
+        assert errors.count("passed over") == 1
