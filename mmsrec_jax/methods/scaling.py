@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax import startup
+from mmsrec_jax import sharding, startup
 from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.evaluation.scaling import POINT, total_flops
+from mmsrec_jax.files import write_text
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.sources import WarmupSource
 from mmsrec_jax.methods import common, mmsrarec
@@ -25,7 +26,7 @@ from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.progress import Progress
 from mmsrec_jax.training import sft, weights
-from mmsrec_jax.workdir import Stage, write_json
+from mmsrec_jax.workdir import Stage
 
 HELD_OUT = 0.2  # of the items
 DRAWS = 4  # examples of a held-out item
@@ -51,7 +52,7 @@ class Run(mmsrarec.Run):
         tasks = {"tasks": c.warmup.tasks.to_dict(), "noise": c.warmup.noise}
         stages, base = [self.data_stage()], ["data"]
         if not c.model.path:
-            stages.append(Stage("model", self.model_directory, model, base))
+            stages.append(Stage("model", self.model_directory, model, base, alone=True))
             base = [*base, "model"]
         evaluation = {"evaluation": c.evaluation.to_dict()}
         return [
@@ -60,9 +61,9 @@ class Run(mmsrarec.Run):
             Stage("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 
-    def base_model(self, name: str) -> MLLM:
+    def base_model(self, name: str, trainable: str = "lora") -> MLLM:
         if self.config.model.path:
-            return self.pretrained(name)
+            return self.pretrained(name, trainable)
         model = self._from_scratch()
         startup.report_model(name, model)
         return model
@@ -70,7 +71,7 @@ class Run(mmsrarec.Run):
     def sft(self, directory: Path) -> None:
         """Visual instruction tuning on four fifths of the items."""
         c, counts = self.config.sft, Counter()
-        model = self.base_model("sft")
+        model = self.base_model("sft", c.trainable)
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
         items, _ = self._items()
@@ -90,13 +91,14 @@ class Run(mmsrarec.Run):
     def validation(self, directory: Path) -> None:
         """Mean -log p of target tokens of the same tasks on the other items: `point.json`."""
         c, evaluation = self.config.sft, self.config.evaluation
-        model = self.base_model("validation")
+        model = self.base_model("validation", c.trainable)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         if c.trainable == "lora":
             model = self._with_adapters(model, c)
         weights.restore(self.workdir / "sft" / mmsrarec.WEIGHTS, model, lora.trainable(c.trainable))
         _, held_out = self._items()
         source = self._source(np.tile(held_out, DRAWS), evaluation.length)
+        shard, shards = sharding.batch_share(self.mesh)
         dataset = pipeline.batches(
             source,
             batch_size=evaluation.batch_size,
@@ -106,6 +108,8 @@ class Run(mmsrarec.Run):
             repeat=False,
             pack=False,
             workers=evaluation.workers,
+            shard=shard,
+            shards=shards,
         )
         progress = Progress("validation", len(source), unit="examples")
         rows = per_row(model, dataset, sft.row_sums, progress=progress, mesh=self.mesh)
@@ -113,7 +117,8 @@ class Run(mmsrarec.Run):
         loss, weight = sums.sum(axis=0)
         log = (self.workdir / "sft" / "metrics.jsonl").read_text().splitlines()
         point = {"parameters": parameters, "flops": total_flops(map(json.loads, log))}
-        write_json(directory / POINT, point | {"loss": loss / weight, "targets": int(weight)})
+        point |= {"loss": loss / weight, "targets": int(weight)}
+        write_text(directory / POINT, json.dumps(point, indent=1) + "\n")
 
     def _items(self) -> tuple[np.ndarray, np.ndarray]:
         """int[n] each: those trained on, those held out."""
