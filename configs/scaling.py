@@ -1,6 +1,6 @@
-"""One model of a scaling study: SFT from scratch on a catalogue, loss on items it has not seen.
+"""One model of a scaling study: plain SFT from scratch on the toyshop, held-out loss.
 
-    for size in 16x1 32x1 48x2 64x2 96x3 128x3; do
+    for size in 16x1 32x1 48x2 64x2 96x3; do
         python launch/train.py --config=configs/scaling.py:size=$size --workdir=runs/scaling/$size
     done
     python launch/scaling.py runs/scaling/*
@@ -38,7 +38,7 @@ def get_config(variant: str = "size=128x3"):
     with config.unlocked():
         config.method = "scaling"
         config.data.source = "toyshop"
-        config.data.toyshop.update(num_users=1000, num_items=2000)
+        config.data.toyshop.update(num_users=1500, num_items=600)
         config.model.scratch.update(
             hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, intermediate=intermediate,
         )  # fmt: skip
@@ -46,16 +46,12 @@ def get_config(variant: str = "size=128x3"):
         config.model.scratch.update(dict(zip(names, tower, strict=True)))
         if hidden <= _ON_CPU:
             config.model.update(dtype="float32", remat="none")
-        config.prompts.update(
-            templates="terse", fields=("title",), text_tokens=16,
-            image_attributes=("colour", "pattern"),
-        )  # fmt: skip
-        config.warmup.tasks = {"describe": 0.3, "see": 0.3, "vqa": 0.2, "retell": 0.2}
-        config.warmup.noise = 0.0
+        config.prompts.update(templates="terse", history=3, fields=("title",), text_tokens=16)
         config.sft.update(
-            trainable="full", steps=200, batch_size=16, length=128, patches=32, answers=0,
-            targets=64, warmup_steps=20, workers=0, checkpoint_every=50, log_every=10,
+            trainable="full", steps=100, batch_size=16, length=136, patches=32, answers=8,
+            targets=64, warmup_steps=10, workers=0, checkpoint_every=50, log_every=10,
             learning_rate=min(0.2 / hidden, 1e-2),  # as 1 / width: muP (arXiv 2203.03466) for Adam
         )  # fmt: skip
-        config.evaluation.update(length=64, patches=4, batch_size=50, workers=0)
+        config.sft.tasks.update(pointwise=0.5, rank=0.0, next_keywords=0.5, align=0.0)
+        config.evaluation.update(users=500, batch_size=50, workers=0)
     return config.lock()

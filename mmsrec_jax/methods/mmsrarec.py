@@ -335,6 +335,7 @@ class Run(common.Experiment):
         return SummarySource(catalogue, self.prompting, length=length, rows=rows)
 
     def _recommend_source(self, rows: np.ndarray, with_knowledge: bool) -> RecommendSource:
+        """The tasks of stage 3 on these targets."""
         c = self.config.sft
         return RecommendSource(
             self._knowledge(rows, with_knowledge),

@@ -97,7 +97,7 @@ class Steps:
             optimizer,
             verdicts=_VERDICTS,
             listwise_weight=c.listwise_weight,
-            rounds=sft.rounds_of(c, self.mesh),
+            rounds=sft.micro_batches(c, self.mesh),
             shardings=shardings,
         )
         batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)

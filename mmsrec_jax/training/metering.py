@@ -19,22 +19,19 @@ from absl import logging
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.planning.topologies import CHIPS
 
 STALLED = 0.3  # share of a window in which devices had nothing to do but wait for data
 
-# Dense bfloat16 FLOP/s of a chip by JAX's name of it; data sheets of Google Cloud and NVIDIA.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
+CHIP = {  # JAX's name of a device -> ours
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
 }
 
 _WORK = "work/"  # metrics of a step that are amounts of work: the log shows them per second
@@ -160,9 +157,10 @@ class Meter:
             "time/compilations": len(self._compilations),
         }
         values |= {f"time/{name}_per_second": rate for name, rate in rates.items()}
-        peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-        if peak and "flops" in rates:
-            values["time/mfu"] = short["MFU"] = rates["flops"] / (peak * jax.device_count())
+        chip = CHIP.get(jax.devices()[0].device_kind)
+        if chip and "flops" in rates:
+            peak = CHIPS[chip].flops * jax.device_count()
+            values["time/mfu"] = short["MFU"] = rates["flops"] / peak
         if memory := _peak_memory():
             values["time/device_gib"] = short["GiB"] = memory / 2**30
         self._warn(values["time/waiting_for_data"])

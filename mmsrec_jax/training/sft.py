@@ -66,7 +66,7 @@ def train(
             optimizer,
             verdicts=verdicts,
             listwise_weight=config.listwise_weight,
-            rounds=rounds_of(config, mesh),
+            rounds=micro_batches(config, mesh),
             shardings=shardings,
         )
 
@@ -97,16 +97,21 @@ def train(
     return nnx.merge(graphdef, state.params, frozen)
 
 
-def rounds_of(config: Any, mesh: Mesh) -> int:
-    """Micro-batches of a step."""
+def micro_batches(config: Any, mesh: Mesh) -> int:
+    """How many backward passes a step takes.
+
+    Raises:
+      UserError: config.micro_batch does not divide.
+    """
+    if not config.micro_batch:
+        return 1
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.micro_batch or config.batch_size
-    if rows < 1 or config.batch_size % rows or rows % shards:
+    if config.batch_size % config.micro_batch or config.micro_batch % shards:
         raise UserError(
             f"micro_batch={config.micro_batch} must divide batch_size={config.batch_size} and be a "
             f"multiple of the {shards} shards of the batch (mesh data x fsdp)"
         )
-    return config.batch_size // rows
+    return config.batch_size // config.micro_batch
 
 
 def _work(counted: metering.ModelFlops, batch: dict[str, np.ndarray]) -> dict[str, int]:

@@ -100,7 +100,7 @@ def run(directory, *, steps=6, **options):
 
     def step_fn(state, batch):
         metrics = {"loss": double(jnp.ones(2 if batch == 5 else 1)).sum()}
-        return state, metrics | metering.amount(tokens=100 * batch, examples=3, flops=1e6)
+        return state, metrics | metering.amount(parts=2, tokens=100 * batch, examples=3, flops=1e6)
 
     class Batches:
         at = 0
@@ -124,13 +124,13 @@ def test_the_log_shows_rates_and_compilations(tmp_path, monkeypatch):
     rows = run(tmp_path / "cpu")
     assert {name for name in rows[0] if not name.startswith("time/")} == {"step", "loss"}
     assert "time/mfu" not in rows[0]  # nobody knows a CPU's peak
-    monkeypatch.setitem(metering.PEAK_FLOPS, kind, 1e9)
+    monkeypatch.setitem(metering.CHIP, kind, "h100")
     second = run(tmp_path / "known")
-    for row, tokens in zip(second, (150, 350, 550), strict=True):
+    for row, tokens in zip(second, (300, 700, 1100), strict=True):
         seconds = row["time/seconds_per_step"]
         assert row["time/tokens_per_second"] * seconds == pytest.approx(tokens)
-        assert row["time/examples_per_second"] * seconds == pytest.approx(3)
-        assert row["time/mfu"] * seconds * 1e9 * jax.device_count() == pytest.approx(1e6)
+        assert row["time/examples_per_second"] * seconds == pytest.approx(6)
+        assert row["time/mfu"] * seconds * 989e12 * jax.device_count() == pytest.approx(2e6)
     counts = [row["time/compilations"] for row in rows]
     assert counts[1] == counts[0] and counts[2] > counts[1]
     assert {row["time/compilations"] for row in second} == {counts[2]}
