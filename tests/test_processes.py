@@ -130,7 +130,7 @@ def assert_same_curves(found, wanted):
     for a, b in zip(found, wanted, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_a_signal_to_one_stops_both_and_one_goes_on_with_the_data_of_two(warmed_up, taken_over):
@@ -165,7 +165,8 @@ def test_summaries_and_ranks_are_those_of_one_process(one, two):
 def test_one_process_writes_and_logs(two):
     workdir, (main, other) = two
     assert "stage evaluation is finished" in main
-    assert [line for line in other.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)] == []
+    ours = re.compile(r"\d\d:\d\d:\d\d (?!WARNING)")
+    assert [line for line in other.splitlines() if ours.match(line)] == []
     assert not [path.name for path in workdir.iterdir() if path.name.startswith(".")]
     for stage in LOOPS[1:]:
         assert len(list((workdir / stage / "tensorboard").glob("events.*"))) == 1
