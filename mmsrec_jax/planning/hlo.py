@@ -176,10 +176,17 @@ class Program:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
-        condition = self.computations[loop.called("condition")]
-        constants = (re.search(r" constant\((-?\d+)\)", each.line) for each in condition)
+        condition = self._with_called(loop.called("condition"))
+        constants = (re.search(r"^s32\[\].* constant\((\d+)\)", each.line) for each in condition)
         limits = [int(constant[1]) for constant in constants if constant]
         return max([1, *limits])
+
+    def _with_called(self, name: str) -> Iterator[Instruction]:
+        for instruction in self.computations[name]:
+            yield instruction
+            called = instruction.called("calls") or instruction.called("to_apply")
+            if called:
+                yield from self._with_called(called)
 
     def _collective_instructions(self) -> Iterator[tuple[Instruction, int, bool]]:
         """With how often it is run, and whether each device keeps only its part of the sum."""

@@ -73,6 +73,24 @@ def test_traffic_of_a_loop_over_slices():
     assert least <= moved <= 3 * least
 
 
+def test_a_loop_that_may_end_early_counts_in_full(mesh):
+    """Its condition compares inside of a fusion."""
+
+    def local(x):
+        def go_on(carry):
+            return (carry[0] < 9) & ~jnp.all(carry[1] > 1e6)
+
+        def turn(carry):
+            return carry[0] + 1, carry[1] + jnp.sin(lax.psum(carry[1], "fsdp"))
+
+        return lax.while_loop(go_on, turn, (jnp.int32(0), x))[1]
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
+    found = hlo.Program(jax.jit(mapped).lower(x).compile().as_text()).collectives(8)
+    assert [(c.kind, c.times) for c in found] == [("all-reduce", 9)]
+
+
 TPU = """HloModule jit_f, is_scheduled=true
 
 %add (x: f32[], y: f32[]) -> f32[] {
