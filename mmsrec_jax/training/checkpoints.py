@@ -121,14 +121,12 @@ class Checkpoints:
 
     def _load(self, step: int, state: Any) -> tuple[Any, Any]:
         target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
-        process = jax.process_index()
         # Each process reads for itself: one that fails would leave the others waiting for it.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=process,
-            active_processes={process},
-            barrier_sync_key_prefix=f"process{process}",
-        )
-        with ocp.Context(multiprocessing_options=alone):
+        context, process = ocp.Context(), jax.process_index()
+        context.multiprocessing.primary_host = process
+        context.multiprocessing.active_processes = {process}
+        context.multiprocessing.barrier_sync_key_prefix = f"process{process}"
+        with context:
             loaded = ocp.load_checkpointables(
                 self.directory / str(step), {"state": target, "host": None}
             )
