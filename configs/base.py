@@ -142,6 +142,7 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.temperature = 1.0
     grpo.top_k = 0  # 0 = all
     grpo.top_p = 1.0
+    grpo.gather_weights = True  # once per rollout, not per token; False where they do not fit
     grpo.micro_batch = 64  # completions in one backward pass, a multiple of `samples`
     grpo.updates_per_rollout = 1
     grpo.clip = 0.2  # of the probability ratio

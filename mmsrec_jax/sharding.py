@@ -162,7 +162,7 @@ def _activation_spec(shape: Sequence[int], axes: Sequence[tuple[str, ...]], mesh
     return PartitionSpec(*(a if a and _even(n, a, mesh) else None for n, a in pairs))
 
 
-def _parameter_spec(path: str, shape, logical, mesh) -> PartitionSpec:
+def _parameter_spec(path: str, shape, logical, mesh, without: str | None) -> PartitionSpec:
     spec = []
     for size, name, axes in zip(shape, logical, _mesh_axes(logical), strict=True):
         if not _even(size, axes, mesh):
@@ -172,14 +172,15 @@ def _parameter_spec(path: str, shape, logical, mesh) -> PartitionSpec:
                     f"{dict((a, mesh.shape[a]) for a in axes)}: choose another mesh"
                 )
             axes = ()
-        spec.append(axes or None)
+        spec.append(tuple(axis for axis in axes if axis != without) or None)
     return PartitionSpec(*spec)
 
 
-def shardings(state, mesh: Mesh):
+def shardings(state, mesh: Mesh, *, without: str | None = None):
     """NamedShardings in the tree structure of `state` (NNX state, or a pytree that contains some).
 
-    Variables are sharded by their `logical_axes`; leaves outside of Variables are replicated.
+    Variables are sharded by their `logical_axes`, except along the mesh axis `without`; leaves
+    outside of Variables are replicated.
 
     Raises:
       UserError: when a mesh axis does not divide a parameter's axis.
@@ -190,12 +191,26 @@ def shardings(state, mesh: Mesh):
             return replicated(mesh)
         name, logical = jax.tree_util.keystr(path), node.get_metadata()["logical_axes"]
         return jax.tree.map(
-            lambda x: NamedSharding(mesh, _parameter_spec(name, x.shape, logical, mesh)), node
+            lambda x: NamedSharding(mesh, _parameter_spec(name, x.shape, logical, mesh, without)),
+            node,
         )
 
     return jax.tree_util.tree_map_with_path(
         one, state, is_leaf=lambda node: isinstance(node, nnx.Variable)
     )
+
+
+def gathered(state):
+    """NNX state whose weights are no longer divided by FSDP, while tracing; without a mesh a no-op.
+
+    For loops that use all of them in every turn.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return state
+
+    whole = shardings(state, mesh, without="fsdp")
+    return jax.lax.with_sharding_constraint(state, whole)
 
 
 def abstract(tree, where):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax import sharding
 from mmsrec_jax.decoding import cache as kv_cache
 
 
@@ -23,6 +24,8 @@ class Sampling:
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of most likely tokens with at least this mass; 1 keeps all.
       suppress: tokens never emitted (image slots: a sampled one would ask for a picture).
+      gather_weights: the decoder's are gathered over FSDP once and not for every token; each device
+        then holds them as far as they are not divided along `tensor`.
     """
 
     samples: int
@@ -33,6 +36,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     suppress: tuple[int, ...] = ()
+    gather_weights: bool = True
 
 
 class Generation(NamedTuple):
@@ -109,6 +113,9 @@ def generate(
       key: PRNG key.
       sampling: what to compile for.
     """
+    if sampling.gather_weights:
+        graphdef, decoder, rest = nnx.split(model, nnx.PathContains("text"), ...)
+        model = nnx.merge(graphdef, sharding.gathered(decoder), rest)
     count, length = batch["tokens"].shape
     samples, steps = sampling.samples, sampling.max_new_tokens
     cache = kv_cache.init(model.config, count, length + steps, model.dtype)

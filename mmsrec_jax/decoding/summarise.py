@@ -24,6 +24,7 @@ def summarise(
     batch_size: int,
     patches: int,
     max_new_tokens: int,
+    gather_weights: bool,
     mesh: Mesh,
 ) -> Iterator[tuple[int, str]]:
     """(item, what the model writes of it) for the rows of `source`, in order, greedily.
@@ -34,9 +35,16 @@ def summarise(
     Args:
       batch_size: prompts at once, over all processes.
       patches: room for the vision patches of a prompt, 0 without images.
+      gather_weights: see `sampler.Sampling`.
     """
     sampling = make_sampling(
-        model, tokenizer, source, samples=1, max_new_tokens=max_new_tokens, temperature=0.0
+        model,
+        tokenizer,
+        source,
+        samples=1,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+        gather_weights=gather_weights,
     )
     graphdef, state = nnx.split(model)
     shard, shards = sharding.batch_share(mesh)

@@ -237,6 +237,7 @@ class Run(common.Experiment):
             batch_size=c.summaries.batch_size,
             patches=self._patches(c.summariser.patches),
             max_new_tokens=c.summariser.max_new_tokens,
+            gather_weights=c.summariser.gather_weights,
             mesh=self.mesh,
         )
         with (path if processes.is_main() else Path(os.devnull)).open("a") as file:

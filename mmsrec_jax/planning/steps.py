@@ -124,6 +124,7 @@ class Steps:
             top_k=c.top_k,
             top_p=c.top_p,
             suppress=(self.shape.image_token_id,),
+            gather_weights=c.gather_weights,
         )
         roll = grpo.make_rollout(graphdef, sampling, c.seed)
         adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens

@@ -53,9 +53,9 @@ def train(
 
     Args:
       config: steps (rollouts), batch_size (items B of a rollout), samples (G), max_new_tokens,
-        temperature, top_k, top_p, patches (room for the vision patches of a prompt, 0 without
-        images); input_shards (see `inputs.sharded`); micro_batch (completions in one backward
-        pass, whole groups);
+        temperature, top_k, top_p, gather_weights (see `sampler.Sampling`), patches (room for the
+        vision patches of a prompt, 0 without images); input_shards (see `inputs.sharded`);
+        micro_batch (completions in one backward pass, whole groups);
         updates_per_rollout, clip, kl, scale_by_std; learning_rate, warmup_steps, weight_decay,
         clip_norm; weights (of each of `reference.PARTS`), length ("keywords" or "tokens"),
         reconstruction ("bounded" or "perplexity"), center, distractors, image_tokens; seed,
@@ -78,6 +78,7 @@ def train(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
+        gather_weights=config.gather_weights,
     )
 
     def batches(shard, shards):

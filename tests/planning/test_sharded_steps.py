@@ -5,9 +5,9 @@ import pytest
 
 from configs import quickstart
 from mmsrec_jax import sharding
-from mmsrec_jax.planning import hlo, report, steps
+from mmsrec_jax.planning import hlo, report, roofline, steps
 
-LAYERS, VISION_LAYERS = 5, 7
+LAYERS, VISION_LAYERS, TOKENS = 5, 7, 11
 
 
 def make(sizes, trainable):
@@ -19,6 +19,9 @@ def make(sizes, trainable):
     )  # fmt: skip
     config.sft.update(
         trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=4, targets=16
+    )
+    config.summariser.update(
+        lora_rank=8, batch_size=8, samples=2, prompt_length=64, patches=16, max_new_tokens=TOKENS
     )
     config.model.remat = "full"
     return steps.Steps(config, steps.model_config(config), sharding.make_mesh(*sizes))
@@ -39,3 +42,16 @@ def test_no_stack_is_gathered_outside_of_the_scan(sizes, trainable):
     assert LAYERS in inside and VISION_LAYERS in inside
     outside = [c for c in found if c.times == 1 and c.bytes >= 2**18 and len(c.dims) > 2]
     assert [c for c in outside if c.dims[0] in (LAYERS, VISION_LAYERS)] == []
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_weights_are_gathered_once_for_all_tokens(once):
+    made = make((1, 4, 2), "lora")
+    made.config.summariser.gather_weights = once
+    step = made.rollout()
+    with jax.set_mesh(made.mesh):
+        program = hlo.Program(step.function.lower(*step.arguments).compile().as_text())
+    found = program.collectives(made.mesh.size)
+    for_tokens = [c for c in found if c.times == TOKENS * LAYERS]
+    axes = {roofline.axes_of(c, made.mesh) for c in for_tokens}
+    assert "tensor" in axes and any("fsdp" in each for each in axes) == (not once)

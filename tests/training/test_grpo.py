@@ -25,6 +25,7 @@ def config(**changes) -> ml_collections.ConfigDict:
     base = ml_collections.ConfigDict(
         dict(
             steps=4, batch_size=4, samples=2, max_new_tokens=8, temperature=1.0, top_k=0, top_p=1.0,
+            gather_weights=True,
             patches=16, micro_batch=4, updates_per_rollout=2, clip=0.2, kl=0.04, scale_by_std=True,
             learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, clip_norm=1.0,
             weights=dict(information=0.5, reconstruction=1.0, length=0.01, image=0.5, form=0.2),
@@ -182,7 +183,7 @@ def test_nothing_compiles_after_the_first_step(unbroken):
 def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
     tokenizer, source = world
     model = toy_model.make(tokenizer)
-    options = dict(patches=16, max_new_tokens=5, mesh=mesh)
+    options = dict(patches=16, max_new_tokens=5, gather_weights=True, mesh=mesh)
     found = list(summarise(model, tokenizer, source, batch_size=5, **options))
     assert [item for item, _ in found] == list(range(24))  # 24 = 5 * 5 - 1: the last one is filler
     assert len({text for _, text in found}) > 3
