@@ -27,7 +27,8 @@ def summarise(
     gather_weights: bool,
     mesh: Mesh,
 ) -> Iterator[tuple[int, str]]:
-    """(item, what the model writes of it) for the rows of `source`, in order, greedily.
+    """(item, what the model writes of it) for the rows of `source`, greedily; batch by batch, each
+    in the order of its items.
 
     Every process gets those of all. Batches are made when asked for: a caller that
     stores what it got goes on with a source of the remaining rows.

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import jax
@@ -140,17 +141,28 @@ def unbroken(world, mesh, tmp_path_factory):
     return model, lines, at_step
 
 
-def test_a_resumed_run_equals_an_unbroken_one(world, mesh, unbroken, tmp_path):
+class Killed(BaseException):
+    pass
+
+
+def test_a_resumed_run_equals_an_unbroken_one(world, mesh, unbroken, tmp_path, monkeypatch):
     tokenizer, source = world
+    rollouts, read = itertools.count(1), grpo.read
 
-    def go(steps):
-        return grpo.train(
-            config(steps=steps), toy_model.make(tokenizer), tokenizer, source,
-            directory=tmp_path, mesh=mesh,
-        )  # fmt: skip
+    def killed_in_the_third(*args):
+        if next(rollouts) == 3:
+            raise Killed
+        return read(*args)
 
-    go(2)
-    resumed = adapters(go(4))
+    def go():
+        model = toy_model.make(tokenizer)
+        return grpo.train(config(), model, tokenizer, source, directory=tmp_path, mesh=mesh)
+
+    monkeypatch.setattr(grpo, "read", killed_in_the_third)
+    with pytest.raises(Killed):
+        go()
+    resumed = adapters(go())
+    assert next(rollouts) == 6  # three before it was killed, then the third and the fourth
     start = adapters(toy_model.make(tokenizer))
     for whole, again, before in zip(adapters(unbroken[0]), resumed, start, strict=True):
         np.testing.assert_array_equal(whole, again)
@@ -191,7 +203,7 @@ def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
         source.items.catalogue, source.items.prompting, length=48, rows=np.array([20, 3])
     )
     again = list(summarise(model, tokenizer, rest, batch_size=5, **options))
-    assert again == [found[20], found[3]]
+    assert again == [found[3], found[20]]
 
 
 @pytest.mark.parametrize(
