@@ -47,7 +47,7 @@ def model_path(tmp_path, monkeypatch):
     config.update(vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16)
     scratch.write_directory(path, config, corpus(TEMPLATES["full"]) * 4, [])
 
-    def load(path, dtype, mesh, *, remat):
+    def load(path, dtype, mesh, **_):
         return scratch.init(path, dtype=dtype, seed=0, mesh=mesh)
 
     monkeypatch.setattr(common.loading, "load", load)
