@@ -114,8 +114,9 @@ def compile_missing(folder: Path) -> None:
         print(f"{done}/{len(missing)}{left}: {case.name}", flush=True)
         partial = folder / f"{case.name}.partial"
         finished = subprocess.run(case.command(partial), cwd=ROOT)
-        if finished.returncode not in (0, 1):  # 1: it does not fit
-            sys.exit(f"{case.name}: launch/compile.py failed, see above")
+        wanted = set(TRAININGS[case.training].split(","))
+        if not partial.exists() or set(json.loads(partial.read_text())["steps"]) != wanted:
+            sys.exit(f"{case.name}: launch/compile.py failed ({finished.returncode}), see above")
         partial.rename(folder / f"{case.name}.json")
 
 

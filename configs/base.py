@@ -31,7 +31,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
     config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
-    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
 
     # Batches are packed in so many parts; processes share the parts, and a run goes on with any
     # number of processes that can. 0 = as many as there are processes at the start.
@@ -119,9 +118,7 @@ def get_config(variant: str = "") -> ConfigDict:
     prompts.text_tokens = 256  # longer texts lose their tail
     prompts.image_attributes = ()  # attributes that the image shows (warm-up)
 
-    config.warmup = warmup = _sft(
-        seed(), shards()
-    )  # visual instruction tuning of a model from scratch
+    config.warmup = warmup = _sft(seed(), shards())  # visual instruction tuning, from scratch
     warmup.tasks = {
         "describe": 0.25,
         "see": 0.25,
@@ -299,7 +296,7 @@ def _sft(seed, shards) -> ConfigDict:
     sft.clip_norm = 1.0
     sft.listwise_weight = 0.0  # of the softmax over a list's verdicts (ours, 0 = paper)
     sft.input_shards = shards
-    sft.workers = 8  # processes that make examples, 0 = threads of the main one
+    sft.workers = 8  # processes for each part of the batches, 0 = threads of the main one
     sft.checkpoint_every = 200
     sft.log_every = 20
     sft.seed = seed

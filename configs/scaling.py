@@ -54,4 +54,6 @@ def get_config(variant: str = "size=128x3"):
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.5, rank=0.0, next_keywords=0.5, align=0.0)
         config.evaluation.update(users=500, batch_size=50, workers=0)
+        if hidden > _ON_CPU:  # rows for 64 chips
+            config.sft.batch_size = config.evaluation.batch_size = 64
     return config.lock()

@@ -3,7 +3,8 @@
     pip install "jax[tpu]"   # the compiler; no TPU is needed
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
     python launch/compile.py --config=configs/beauty.py --topology=v5p:4x4x4 --slices=2 \\
-        --model=qwen2.5-vl-32b --config.mesh.data=2 --config.mesh.fsdp=-1 --steps=sft --out=sft.json
+        --model=qwen2.5-vl-32b --config.mesh.data=2 --config.mesh.fsdp=-1 \\
+        --config.sft.batch_size=128 --steps=sft --out=sft.json
 
 Only shapes are used, no weights: --model is a folder with a config.json or a published name. Exit
 status 1 when a step does not fit into the memory of a device.

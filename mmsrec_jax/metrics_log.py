@@ -16,8 +16,8 @@ class MetricsLog:
     """Writes `{"step": n, name: value, ...}` lines under `directory`.
 
     A resumed run passes the step it continues from: later lines of the interrupted run are
-    dropped, so that the file equals that of a run that was never interrupted. Of several processes
-    the main one writes.
+    dropped, so that the file equals that of a run that was never interrupted, but for `time/...`.
+    Of several processes the main one writes.
     """
 
     def __init__(self, directory: str | os.PathLike, *, resume_step: int = 0):

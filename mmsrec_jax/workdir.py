@@ -165,6 +165,7 @@ def _begin(directory: Path, stage: Stage, inputs: dict[str, str]) -> dict[str, A
     if record.get("finished"):
         logging.info("stage %s is finished (%s)", stage.name, clock(record["seconds"]))
         return record
+    (directory.parent / "table.json").unlink(missing_ok=True)  # no longer of this run
     directory.mkdir(parents=True, exist_ok=True)
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
     logging.info("stage %s %s", stage.name, "goes on" if _has_output(directory) else "begins")

@@ -16,6 +16,14 @@ def seeds(config: ConfigDict, path: str = "config") -> dict[str, int]:
     return found
 
 
+def test_parts_of_the_input_are_those_of_the_experiment_unless_set():
+    config = base.get_config()
+    config.input_shards = 4
+    config.sft.input_shards = 8
+    parts = [config[name].input_shards for name in ("warmup", "summariser", "sft")]
+    assert parts == [4, 4, 8]
+
+
 @pytest.mark.parametrize("experiment", [base, beauty, movielens, quickstart])
 def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experiment):
     config = experiment.get_config()

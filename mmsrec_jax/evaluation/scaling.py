@@ -165,7 +165,7 @@ def read_compiled(file: Path, steps: int, law: Law) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
         step, devices = found["steps"]["sft"], math.prod(found["mesh"].values())
-        required = (step["flops"] - step["flops_recomputed"]) * devices * steps
+        required = (step["flops"] - step["flops_repeated"]) * devices * steps
         seconds, peak = max(step["seconds"].values()), step["peak"]
     except OSError as error:
         raise UserError(f"--compiled={file}: {error.strerror}") from error

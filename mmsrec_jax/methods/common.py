@@ -250,7 +250,7 @@ class Experiment:
             )
             if processes.is_main():
                 features.write(self._made_features(name), rows)
-            log_counts(f"features {name}", counts)
+            log_counts(f"features {name}", counts, self.mesh)
 
     def _prompt_length(self, content: str) -> int:
         """Of the longest prompt of text alone, which knows its room; else as the config says."""
@@ -366,9 +366,13 @@ class Scoreboard:
             logging.info("%s", line)
 
 
-def log_counts(name: str, counts: Counter) -> None:
-    """One line for each thing that was counted while examples were made, by all processes."""
-    counts = sum(map(Counter, processes.gather(counts)), Counter())
+def log_counts(name: str, counts: Counter, mesh: jax.sharding.Mesh) -> None:
+    """One line for each thing that was counted while examples were made, by all processes.
+
+    Of processes that made the same part of the batches (`sharding.batch_share`) one counts.
+    """
+    part, _ = sharding.batch_share(mesh)
+    counts = sum(map(Counter, dict(processes.gather([part, counts])).values()), Counter())
     for what, count in sorted(counts.items()):
         logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))
 

@@ -85,7 +85,7 @@ class Run(common.Experiment):
             base = [*base, "warmup"]
         knowledge = []
         if use["summaries"]:
-            tuned = {**model, "summariser": c.summariser.to_dict()}
+            tuned = {**model, "summariser": grpo.settings(c.summariser)}
             written = {"summaries": c.summaries.to_dict(), "rewards": use["rewards"]}
             if use["rewards"]:
                 stages.append(Stage("summariser", self.summariser, tuned, base))
@@ -194,7 +194,7 @@ class Run(common.Experiment):
             verdicts=self.prompting.chat.verdicts,
             profile=self.profile,
         )
-        common.log_counts("warmup", counts)
+        common.log_counts("warmup", counts, self.mesh)
         weights.save(directory / WEIGHTS, model, nnx.Param)
 
     def summariser(self, directory: Path) -> None:
@@ -298,7 +298,7 @@ class Run(common.Experiment):
             verdicts=self.prompting.chat.verdicts,
             profile=self.profile,
         )
-        common.log_counts(name, counts)
+        common.log_counts(name, counts, self.mesh)
         weights.save(directory / WEIGHTS, model, lora.trainable(c.trainable))
 
     def evaluation(self, directory: Path) -> None:

@@ -58,12 +58,11 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices of one or several equal slices; shape: chips along each axis of a slice."""
+    """Devices of one or several equal slices; shape: chips along each axis of one."""
 
     name: str
     chip: Chip
     devices: Sequence[Any]
-    slices: int
     shape: tuple[int, ...]
 
     def bandwidth(self, devices: np.ndarray) -> tuple[str, float]:
@@ -109,7 +108,7 @@ def describe(name: str, slices: int = 1) -> Topology:
     except Exception as error:  # what compilers raise of a name they do not know
         reason = str(error).splitlines()[0]
         raise UserError(f"--topology={name}: {reason}; {_HINT}") from error
-    return Topology(name, CHIPS[kind], devices, slices, shape)
+    return Topology(name, CHIPS[kind], devices, shape)
 
 
 _HINT = "for example v5e:8x8, v5p:4x4x4, v6e:8x8, h100:1x1x8 or cpu:8"

@@ -139,7 +139,7 @@ def train(
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
-                config=config.to_dict(),
+                config=settings(config),
                 profile=profile,
             )
         finally:
@@ -164,6 +164,11 @@ def _work(
         "examples": lengths.size,
         "flops": 2 * once + config.updates_per_rollout * update,
     }
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What the trained weights depend on; where weights lie during a rollout does not count."""
+    return {k: v for k, v in config.to_dict().items() if k != "gather_weights"}
 
 
 def make_optimizer(config: Any) -> optax.GradientTransformation:

@@ -89,7 +89,7 @@ def test_a_study_of_runs(tmp_path):
 
 def test_a_compiled_step_gives_time_memory_and_loss(tmp_path):
     step = {
-        "flops": 5e12, "flops_recomputed": 1e12, "peak": 2**31,
+        "flops": 5e12, "flops_repeated": 1e12, "peak": 2**31,
         "seconds": {"compute": 0.5, "memory": 0.9, "network": 0.1},
     }  # fmt: skip
     report = {"topology": "v5e:2x4", "slices": 1, "mesh": {"data": 2, "fsdp": 4, "tensor": 1}}

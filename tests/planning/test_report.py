@@ -145,7 +145,7 @@ def test_links_of_a_torus():
 
     def bandwidth(kind, shape, devices):
         chip = topologies.CHIPS[kind]
-        return topologies.Topology("", chip, (), 1, shape).bandwidth(np.array(devices))
+        return topologies.Topology("", chip, (), shape).bandwidth(np.array(devices))
 
     row = [Device((i, 0, 0)) for i in range(4)]
     plane = [Device((i, j, 0)) for i in range(4) for j in range(4)]

@@ -52,6 +52,7 @@ def test_weights_are_gathered_once_for_all_tokens(once):
     with jax.set_mesh(made.mesh):
         program = hlo.Program(step.function.lower(*step.arguments).compile().as_text())
     found = program.collectives(made.mesh.size)
-    for_tokens = [c for c in found if c.times == TOKENS * LAYERS]
+    # Large ones: that all rows have ended is one bit along the axes of the batch.
+    for_tokens = [c for c in found if c.times >= TOKENS and c.bytes >= 2**14]
     axes = {roofline.axes_of(c, made.mesh) for c in for_tokens}
-    assert "tensor" in axes and any("fsdp" in each for each in axes) == (not once)
+    assert any("fsdp" in each for each in axes) == (not once)
