@@ -19,7 +19,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from absl import app, flags
+
+from mmsrec_jax.planning.report import utilisation
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
@@ -144,11 +148,9 @@ def _line(case: Case, name: str, step: dict, hbm: float) -> str:
     if "seconds" not in step:
         return "| " + " | ".join([*cells, "", "does not fit", ""]) + " |"
     seconds = step["seconds"]
-    longest = seconds[step["bound"]]
     times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
-    useful = 1 - step["flops_repeated"] / step["flops"]
     bound = step["bound"] if step["fits"] else "does not fit"
-    cells += [times, bound, f"{useful * seconds['compute'] / longest:.0%}"]
+    cells += [times, bound, f"{utilisation(step):.0%}"]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all; of several processes the main one writes them."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,11 @@ def write_parquet(path: str | Path, table: pa.Table) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """The same for UTF-8 text."""
     _write(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """The same for what JSON can hold."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def _write(path, write):

@@ -19,6 +19,7 @@ from absl import logging
 from mmsrec_jax import interruption, processes
 from mmsrec_jax.configuration import differences
 from mmsrec_jax.errors import UserError
+from mmsrec_jax.files import write_json
 from mmsrec_jax.progress import clock
 
 
@@ -39,13 +40,6 @@ class Stage:
     config: Mapping[str, Any]
     inputs: Sequence[str] = ()
     alone: bool = False
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes under a temporary name, then renames."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
 
 
 def run_stages(workdir: Path, stages: Sequence[Stage], only: Sequence[str] | None = None) -> None:

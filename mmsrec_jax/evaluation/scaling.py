@@ -20,7 +20,8 @@ from scipy.optimize import least_squares
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation.report import aligned
-from mmsrec_jax.workdir import finished, write_json
+from mmsrec_jax.files import write_json
+from mmsrec_jax.workdir import finished
 
 POINT = "point.json"  # what a run leaves in its stage `validation`
 _HUBER = 1e-2  # of log L: beyond it a residual counts by its size, not its square

@@ -16,7 +16,7 @@ from mmsrec_jax import sharding, startup
 from mmsrec_jax.data import splits
 from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.evaluation.scaling import POINT, total_flops
-from mmsrec_jax.files import write_text
+from mmsrec_jax.files import write_json
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.methods import common, mmsrarec
 from mmsrec_jax.models import lora
@@ -95,4 +95,4 @@ class Run(mmsrarec.Run):
         log = (self.workdir / "sft" / "metrics.jsonl").read_text().splitlines()
         point = {"parameters": parameters, "flops": total_flops(map(json.loads, log))}
         point |= {"loss": loss / weight, "targets": len(targets)}
-        write_text(directory / POINT, json.dumps(point, indent=1) + "\n")
+        write_json(directory / POINT, point)

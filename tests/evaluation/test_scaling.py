@@ -7,7 +7,7 @@ import pytest
 
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import scaling
-from mmsrec_jax.workdir import write_json
+from mmsrec_jax.files import write_json
 
 FLOPS = np.geomspace(1e12, 1e15, 7)
 
