@@ -17,11 +17,10 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"  # leaves accelerators to those who train on them
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from mmsrec_jax import startup
-from mmsrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -54,10 +53,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    startup.plain_log_lines()
-    flags.mark_flags_as_required(["config", "topology"])
-    try:
-        app.run(main, flags_parser=startup.parse_flags)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+    startup.launch(main, required=["config", "topology"])

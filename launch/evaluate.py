@@ -13,10 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from mmsrec_jax import startup
-from mmsrec_jax.errors import UserError
 
 _COMPARE = flags.DEFINE_bool("compare", False, "Compare the workdirs that are named.")
 _BASELINE = flags.DEFINE_string("baseline", "popularity", "System that differences are taken to.")
@@ -59,9 +58,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    startup.plain_log_lines()
-    try:
-        app.run(main)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+    startup.launch(main)

@@ -12,10 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from mmsrec_jax import startup
-from mmsrec_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
@@ -48,10 +47,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    startup.plain_log_lines()
-    flags.mark_flags_as_required(["workdir", "out"])
-    try:
-        app.run(main)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+    startup.launch(main, required=["workdir", "out"])

@@ -14,10 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from mmsrec_jax import startup
-from mmsrec_jax.errors import UserError
 
 _PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
 _COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
@@ -46,9 +45,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    startup.plain_log_lines()
-    try:
-        app.run(main)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+    startup.launch(main)

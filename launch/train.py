@@ -18,7 +18,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mmsrec_jax import interruption, processes, startup
-from mmsrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
@@ -43,12 +42,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    startup.plain_log_lines()
-    flags.mark_flags_as_required(["config", "workdir"])
     try:
-        app.run(main, flags_parser=startup.parse_flags)
-    except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+        startup.launch(main, required=["config", "workdir"])
     except interruption.Interrupted:
         logging.info("stopped by SIGTERM; go on with: %s", shlex.join(sys.orig_argv))

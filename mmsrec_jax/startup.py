@@ -2,11 +2,13 @@
 
 import logging as standard_logging
 import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, logging
+from absl import app, flags, logging
 from flax import nnx
 
 from mmsrec_jax.errors import UserError
@@ -18,7 +20,21 @@ _ACCELERATOR_FILES = {
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] = ()) -> None:
+    """Runs a program of `launch/`. What the user can put right is one line, and exit status 2.
+
+    required: flags that have to be given.
+    """
+    plain_log_lines()
+    flags.mark_flags_as_required(required)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
     """Flags as absl reads them; a field that the config does not have becomes one clear line."""
     try:
         return app.parse_flags_with_usage(argv)
