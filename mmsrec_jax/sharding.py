@@ -4,6 +4,7 @@ Parameters carry the logical names of their axes as metadata (`logical_axes`); a
 theirs where they are constrained. Nothing else in the package mentions a mesh axis.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp"),
+    "replica_batch": ("data",),
     "length": (),
     "features": (),
     # parameters of the decoder; heads, kv_heads, mlp and vocab also name activation axes
@@ -123,6 +125,34 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _activation_spec(x.shape, axes, mesh))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def weight(x: jax.Array, held: Sequence[str], used: Sequence[str] | None = None) -> jax.Array:
+    """A weight where it is used: constrained to the logical axes `used` (None leaves it as it is),
+    its gradient to those it is `held` in.
+
+    So the gradient is summed over devices straight into its shards; `constrain` would have every
+    device receive the whole of it.
+    """
+    return x if used is None else constrain(x, *used)
+
+
+def _weight_forward(x, held, used):
+    return weight(x, held, used), None
+
+
+def _weight_backward(held, used, _, gradient):
+    return (constrain(gradient, *held),)
+
+
+weight.defvjp(_weight_forward, _weight_backward)
+
+
+def batch_shards() -> int:
+    """Over how many devices the rows of a batch are split (1 without a mesh)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
 def divided(size: int, logical: str) -> bool:

@@ -12,7 +12,7 @@ from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import Layout, attention, causal
 from mmsrec_jax.models.config import DecoderConfig
 from mmsrec_jax.models.layers import Block, Linear, RMSNorm, normal, precision, scan_layers
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.sharding import constrain, weight
 
 
 class Embed(nnx.Module):
@@ -28,12 +28,20 @@ class Embed(nnx.Module):
         )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = jnp.take(self.table(), tokens, axis=0)
+        """int32[B, L] -> [B, L, hidden] in the compute dtype.
+
+        Every device looks up the columns that it holds, for the rows of all, and these are
+        exchanged: less to send than the table.
+        """
+        tokens = constrain(tokens, "replica_batch", "length")
+        x = jnp.take(weight(self.embedding[...], ("vocab", "embed")), tokens, axis=0)
+        x = constrain(x.astype(self.dtype), "replica_batch", "length", "embed")
         return constrain(x, "batch", "length", "features")
 
     def table(self) -> jax.Array:
         """[vocab, hidden] in the compute dtype, gathered over FSDP as kernels are before use."""
-        return constrain(self.embedding[...].astype(self.dtype), "vocab", "features")
+        table = self.embedding[...].astype(self.dtype)
+        return weight(table, ("vocab", "embed"), ("vocab", "features"))
 
 
 class Decoder(nnx.Module):
@@ -126,7 +134,8 @@ class Decoder(nnx.Module):
         """[hidden, vocab] in the compute dtype, gathered over FSDP."""
         if self.head is None:
             return self.embed.table().T
-        return constrain(self.head.kernel[...].astype(self.dtype), "features", "vocab")
+        kernel = self.head.kernel[...].astype(self.dtype)
+        return weight(kernel, ("embed", "vocab"), ("features", "vocab"))
 
 
 def _add_features(x: jax.Array, deepstack: jax.Array | None, layer: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models import rope as rope_lib
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.sharding import constrain, weight
 
 
 def precision(dtype) -> jax.lax.Precision | None:
@@ -67,17 +67,19 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
 
     def __call__(self, x: jax.Array, *, adapters: bool = False) -> jax.Array:
-        y = self._dot(x, self.kernel[...], self.in_ndim)
+        y = self._dot(x, self.kernel, self.in_ndim)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         if adapters and self.lora_a is not None:
-            low = self._dot(x, self.lora_a[...], self.in_ndim)
-            y = y + self._dot(low, self.lora_b[...], 1) * self.lora_scale
+            low = self._dot(x, self.lora_a, self.in_ndim)
+            y = y + self._dot(low, self.lora_b, 1) * self.lora_scale
         return y
 
-    def _dot(self, x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
+    def _dot(self, x: jax.Array, param: nnx.Param, contracted: int) -> jax.Array:
         over = (range(x.ndim - contracted, x.ndim), range(contracted))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), param[...].astype(self.dtype)
+        # Inside a scan the parameter has lost its axis of layers, and kept its name.
+        kernel = weight(kernel, param.get_metadata()["logical_axes"][-kernel.ndim :])
         return jax.lax.dot_general(x, kernel, (over, ((), ())), precision=precision(self.dtype))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models.decoder import unembed
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.sharding import batch_shards, constrain
 
 
 def token_logprobs(
@@ -13,7 +13,8 @@ def token_logprobs(
 ) -> jax.Array:
     """log p(tokens[b, t] | hidden[b, t - 1]), 0 at t = 0.
 
-    The logits exist for about `chunk` tokens at a time, in the backward pass too (rematerialised).
+    The logits of about `chunk` tokens a device exist at a time, in the backward pass too
+    (rematerialised).
 
     Args:
       hidden: [B, L, hidden] of `model`, final-normed.
@@ -26,7 +27,8 @@ def token_logprobs(
     steps = length - 1
     if steps == 0:
         return jnp.zeros((batch, length), jnp.float32)
-    count = -(-steps // max(1, chunk // batch))  # chunks of whole columns keep the batch sharded
+    columns = max(1, chunk * batch_shards() // batch)  # whole columns keep the batch sharded
+    count = -(-steps // columns)
     width = -(-steps // count)
 
     def chunks(x: jax.Array) -> jax.Array:
