@@ -12,6 +12,7 @@ this says what fits and what the roofline allows, not how fast it is.
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
@@ -42,6 +43,12 @@ MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2.5-vl-32b", "qwen3-vl-8b")
 TRAININGS = {"sft-lora": "sft", "sft-full": "sft", "grpo": "grpo,rollout"}
 # What a chip of each kind is given, so that arithmetic outweighs the network: see docs/pods.md.
 ROWS = {"v5e": 1, "v5p": 2, "v6e": 3}
+# Rollouts hold the decoder gathered over FSDP: over so many chips it is divided instead.
+TENSOR = {
+    "v5e": {"3b": 2, "7b": 4, "8b": 4, "32b": 8},
+    "v5p": {"3b": 1, "7b": 1, "8b": 1, "32b": 2},
+    "v6e": {"3b": 1, "7b": 2, "8b": 2, "32b": 4},
+}
 FIRST = (
     "7b.sft-lora.v5e-64", "7b.grpo.v5e-64", "7b.sft-full.v5p-64", "7b.sft-lora.v6e-64",
     "7b.sft-full.v5e-64", "7b.sft-lora.v5p-64", "7b.sft-full.v6e-64", "7b.grpo.v5p-64",
@@ -60,30 +67,38 @@ class Case:
     def name(self) -> str:
         return f"{self.model}.{self.training}.{self.machine}"
 
+    @property
+    def chip(self) -> str:
+        return self.machine.partition("-")[0]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(map(int, MACHINES[self.machine].partition(":")[2].split("x")))
+
     def mesh(self) -> dict[str, int]:
         """Weights are divided over all chips, as far as their widths are multiples; the tower of
         Qwen3-VL (1152) is of at most 128."""
-        sizes = MACHINES[self.machine].partition(":")[2].split("x")
-        chips = 1
-        for size in sizes:
-            chips *= int(size)
-        fsdp = min(chips, 128) if self.model.startswith("qwen3") else chips
-        return {"data": chips // fsdp, "fsdp": fsdp, "tensor": 1}
+        tensor = 1
+        if self.training == "grpo":
+            tensor = TENSOR[self.chip][self.model.rpartition("-")[2]]
+        most = 128 if self.model.startswith("qwen3") else self.chips
+        fsdp = min(self.chips // tensor, most)
+        return {"data": self.chips // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
 
     def remat(self) -> str:
         """Keeping the matmuls' outputs saves a quarter of the arithmetic where there is room."""
-        small = "32b" in self.model and self.machine.startswith("v5e")
+        small = "32b" in self.model and self.chip == "v5e"
         return "dots" if self.training == "sft-lora" and not small else "full"
 
     def flags(self) -> list[str]:
         """Of launch/compile.py."""
-        mesh = self.mesh()
-        rows = ROWS[self.machine.partition("-")[0]] * mesh["data"] * mesh["fsdp"]
-        found = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+        rows = ROWS[self.chip] * self.chips
+        found = [f"--config.mesh.{axis}={size}" for axis, size in self.mesh().items()]
         if self.training == "grpo":
             rows //= 2 if rows > 128 else 1
             found += [f"--config.summariser.batch_size={rows}"]
             found += [f"--config.summariser.micro_batch={8 * rows}"]
+            found += ["--config.summariser.gather_weights=True"]
         else:
             found += [f"--config.sft.batch_size={rows}"]
             found += [f"--config.sft.trainable={self.training.removeprefix('sft-')}"]

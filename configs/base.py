@@ -286,6 +286,7 @@ def _sft(seed, shards) -> ConfigDict:
     sft.steps = 2000
     sft.batch_size = 64  # packed rows
     sft.micro_batch = 0  # of them in one backward pass, 0 = all
+    sft.offload_optimizer = False  # its moments lie in the hosts' memory: less HBM, more transfers
     sft.length = 4096  # tokens of a row
     sft.patches = 8192  # vision patches of a row
     sft.answers = 32  # verdicts of a row

@@ -86,6 +86,7 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
         "flops": (step.required + step.repeated) / mesh.size,
         "flops_repeated": step.repeated / mesh.size,
         "memory": {kind: held(tree) for kind, tree in step.kinds.items()},
+        "host_memory": sum(held(tree, on_host=True) for tree in step.kinds.values()),
         "replicated": replicated(step.arguments, mesh),
     }
     held_there = sum(found["memory"].values())
@@ -141,11 +142,12 @@ def peak_bytes(memory: Any) -> int:
     )
 
 
-def held(tree: Any) -> int:
-    """Bytes of one device's shards of abstract arrays."""
+def held(tree: Any, *, on_host: bool = False) -> int:
+    """Bytes of one device's shards of abstract arrays in its own memory, or in its host's."""
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
+        if (x.sharding.memory_kind == "pinned_host") == on_host
     )
 
 
@@ -196,6 +198,8 @@ def table(found: dict[str, Any], limit: float) -> str:
         f"compiled in {found['compile_seconds']:.0f} s"
     ]
     lines += [f"  {kind:<28} {_size(size):>11}" for kind, size in found["memory"].items()]
+    if found["host_memory"]:
+        lines.append(f"  {'host, moved to and fro':<28} {_size(found['host_memory']):>11}")
     lines += [f"  replicated on every device: {each}" for each in found["replicated"]]
     if not found["fits"]:
         lines.append("  largest buffers:")

@@ -90,7 +90,11 @@ class Steps:
         c = self.config.sft
         optimizer = sft.make_optimizer(c)
         graphdef, state, frozen, shardings = place_abstract(
-            self._model(c.trainable, c), c.trainable, optimizer, self.mesh
+            self._model(c.trainable, c),
+            c.trainable,
+            optimizer,
+            self.mesh,
+            offload=c.offload_optimizer,
         )
         step = sft.make_step(
             graphdef,
@@ -99,6 +103,7 @@ class Steps:
             listwise_weight=c.listwise_weight,
             rounds=sft.micro_batches(c, self.mesh),
             shardings=shardings,
+            offload=c.offload_optimizer,
         )
         batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)
         row = self._row(c, c.length, c.targets)

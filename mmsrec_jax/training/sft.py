@@ -25,7 +25,7 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rounds import summed
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
-from mmsrec_jax.training.state import TrainState, place
+from mmsrec_jax.training.state import TrainState, on_devices, place
 
 Batch = dict[str, jax.Array]
 Counts = dict[str, jax.Array]
@@ -47,7 +47,8 @@ def train(
     Args:
       config: trainable ("full" or "lora"), steps, warmup_steps, learning_rate (the peak; cosine to
         a tenth of it), weight_decay, clip_norm, listwise_weight (0 = the paper), batch_size,
-        micro_batch (rows in one backward pass, 0 = all), checkpoint_every, log_every.
+        micro_batch (rows in one backward pass, 0 = all), offload_optimizer (its moments lie in the
+        hosts' memory between updates), checkpoint_every, log_every.
       model: with adapters if they are what is trained. What is trained of it is donated: go on
         with the model that is returned.
       dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
@@ -60,7 +61,9 @@ def train(
     """
     optimizer = make_optimizer(config)
     with jax.set_mesh(mesh):
-        graphdef, state, frozen, shardings = place(model, config.trainable, optimizer, mesh)
+        graphdef, state, frozen, shardings = place(
+            model, config.trainable, optimizer, mesh, offload=config.offload_optimizer
+        )
         step = make_step(
             graphdef,
             optimizer,
@@ -68,6 +71,7 @@ def train(
             listwise_weight=config.listwise_weight,
             rounds=micro_batches(config, mesh),
             shardings=shardings,
+            offload=config.offload_optimizer,
         )
 
         counted = metering.ModelFlops(model, adapters=config.trainable == "lora")
@@ -151,9 +155,11 @@ def make_step(
     listwise_weight: float,
     rounds: int = 1,
     shardings: Any = None,
+    offload: bool = False,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated and keeps the
-    `shardings` given for it. Gradients of `rounds` parts of the batch are added up."""
+    `shardings` given for it, with `offload` those of an offloaded optimiser. Gradients of `rounds`
+    parts of the batch are added up."""
 
     def compute(params, frozen, batch, counts):
         model = nnx.merge(graphdef, params, frozen)
@@ -166,6 +172,7 @@ def make_step(
             lambda part: differentiate(state.params, frozen, part, counts), rounds
         )(batch)
         metrics["gradient_norm"] = optax.global_norm(gradients)
+        state = on_devices(state) if offload else state
         return state.apply(gradients, optimizer), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

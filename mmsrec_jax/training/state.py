@@ -39,10 +39,17 @@ class TrainState:
 
 
 def place(
-    model: MLLM, trainable: str, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: MLLM,
+    trainable: str,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    offload: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
     """`model` on `mesh`: its graph, the state at step 0 of what is `trainable` ("lora" or "full"),
     the frozen rest, and the shardings of the state.
+
+    offload: the optimiser's arrays lie in the hosts' memory; see `on_devices`.
 
     Raises:
       UserError: `trainable` selects nothing in `model`.
@@ -50,19 +57,43 @@ def place(
     graphdef, trained, frozen = _split(model, trainable)
     trained, frozen = (jax.device_put(x, sharding.shardings(x, mesh)) for x in (trained, frozen))
     state = TrainState.create(trained, optimizer)
-    shardings = sharding.shardings(state, mesh)
+    shardings = _shardings(state, mesh, offload)
     return graphdef, jax.device_put(state, shardings), frozen, shardings
 
 
 def place_abstract(
-    model: MLLM, trainable: str, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: MLLM,
+    trainable: str,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    offload: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
     """What `place` returns, as shapes with shardings; `model` may be of `nnx.eval_shape`."""
     graphdef, trained, frozen = _split(model, trainable)
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer), trained)
-    shardings = sharding.shardings(state, mesh)
+    shardings = _shardings(state, mesh, offload)
     frozen = sharding.abstract(frozen, sharding.shardings(frozen, mesh))
     return graphdef, sharding.abstract(state, shardings), frozen, shardings
+
+
+def on_devices(state: TrainState) -> TrainState:
+    """The state with the optimiser's arrays in the devices' memory, inside a step that updates it
+    and whose `out_shardings` send them back to the hosts."""
+    return state.replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
+
+
+def _shardings(state: TrainState, mesh: Mesh, offload: bool) -> TrainState:
+    found = sharding.shardings(state, mesh)
+    if not offload:
+        return found
+    return found.replace(
+        opt_state=jax.tree.map(
+            lambda x, where: where.with_memory_kind("pinned_host") if x.ndim else where,
+            state.opt_state,
+            found.opt_state,
+        )
+    )
 
 
 def _split(model: MLLM, trainable: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -1,6 +1,7 @@
 """The loss against plain softmaxes over whole logits, and runs that stop and go on."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ CONFIG = ConfigDict(
         trainable="full", steps=20, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
         clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2, batch_size=4,
         micro_batch=0,
+        offload_optimizer=False,
     )
 )  # fmt: skip
 SHAPE = dict(batch_size=4, length=256, patches=96, answers=8, targets=48)
@@ -212,6 +214,31 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
     log = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     first, last = json.loads(log[0]), json.loads(log[-1])
     assert first["loss/tokens"] > 5 and last["loss/tokens"] < 3
+
+
+def test_an_optimiser_in_the_hosts_memory_makes_the_same_updates_and_resumes_there(
+    source, prompting, tmp_path, monkeypatch
+):
+    seen, run = [], sft.loop.run
+
+    def run_and_look(state, *args, **options):
+        state = run(state, *args, **options)
+        seen.append({x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim})
+        return state
+
+    def trained(name, **changes):
+        options = dict(steps=4, checkpoint_every=2) | changes
+        return leaves(train(source, prompting, tmp_path / name, **options), nnx.Param)
+
+    expected = trained("devices")
+    monkeypatch.setattr(sft.loop, "run", run_and_look)
+    whole = trained("hosts", offload_optimizer=True)
+    shutil.rmtree(tmp_path / "hosts" / "checkpoints" / "4")
+    again = trained("hosts", offload_optimizer=True)
+    assert seen == [{"pinned_host"}] * 2
+    for a, b, c in zip(expected, whole, again, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_array_equal(b, c)
 
 
 def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):
