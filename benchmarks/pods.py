@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from mmsrec_jax.models import published
 from mmsrec_jax.planning.report import utilisation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,11 +78,14 @@ class Case:
 
     def mesh(self) -> dict[str, int]:
         """Weights are divided over all chips, as far as their widths are multiples; the tower of
-        Qwen3-VL (1152) is of at most 128."""
+        Qwen3-VL (1152) is of at most 128. Where weights have gradients, shards are whole tiles of
+        16 rows: others the compiler sums up on every chip."""
         tensor = 1
         if self.training == "grpo":
             tensor = TENSOR[self.chip][self.model.rpartition("-")[2]]
         most = 128 if self.model.startswith("qwen3") else self.chips
+        if self.training == "sft-full":
+            most = min(most, math.gcd(published.config(self.model).text.hidden // 16, 256))
         fsdp = min(self.chips // tensor, most)
         return {"data": self.chips // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models.decoder import unembed
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.sharding import batch_shards, constrain
+from mmsrec_jax.sharding import batch_shards, constrain, weight
 
 
 def token_logprobs(
@@ -39,7 +39,8 @@ def token_logprobs(
 
     @jax.checkpoint
     def logprobs(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = constrain(unembed(hidden, kernel), "batch", "length", "vocab")
+        logits = unembed(hidden, weight(kernel, ("embed", "vocab")))
+        logits = constrain(logits, "batch", "length", "vocab")
         chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
         return jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
