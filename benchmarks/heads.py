@@ -7,10 +7,11 @@ The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target
 a row of its own, with its whole history; here a row holds whole sequences side by side and every
 place is a target. An epoch has the same targets on both sides, which is checked. Timed are
-`--batches` of each, `--repeats` times in turn after one that is dropped; an epoch is that rate over
-all targets. Evaluation ranks every test user's target among all items and finds the ten best: ours
-`ranking.full`, theirs `Trainer.evaluate` (with 512 users a batch; its default takes one). Printed
-and written: medians of both and their ratio.
+`--batches` of each, `--repeats` times in turn after one that is dropped, in which ours compiles; an
+epoch is that rate over all targets. Evaluation ranks every test user's target among all items and
+finds the ten best, from histories on the host to metrics: ours `ranking.full`, theirs
+`Trainer.evaluate` (with 512 users a batch; its default takes one), which lets items of the history
+compete. Printed and written: medians of both and their ratio.
 """
 
 import gzip
@@ -43,7 +44,7 @@ _LAYERS = flags.DEFINE_integer("layers", 2, "Transformer layers.")
 _HEADS = flags.DEFINE_integer("heads", 2, "Attention heads.")
 _LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and places of a row of ours.")
 _BATCH = flags.DEFINE_integer("batch", 2000, "Target positions of a batch.")
-_BATCHES = flags.DEFINE_integer("batches", 4, "Batches that are timed together.")
+_BATCHES = flags.DEFINE_integer("batches", 4, "Batches timed together; 0: evaluation only.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each kind, after one that is dropped.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of torch; XLA takes the cores there are.")
 _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")
@@ -154,24 +155,25 @@ def main(argv):
         if counts["ours"] != counts["recbole"]:
             raise SystemExit(f"the two sides do not have the same work: {counts}")
         counts = counts["ours"]
-        training_rates = {
-            name: statistics.median(a["targets"] / a["seconds"] for a in answers)
-            for name, answers in timed(sides, "train", _BATCHES.value).items()
+        seconds = {}
+        if _BATCHES.value:
+            seconds["epoch"] = {
+                name: statistics.median(a["seconds"] / a["targets"] for a in answers)
+                * counts["targets"]
+                for name, answers in timed(sides, "train", _BATCHES.value).items()
+            }
+        seconds["evaluation"] = {
+            name: statistics.median(a["seconds"] for a in answers)
+            for name, answers in timed(sides, "evaluate").items()
         }
-        evaluation = timed(sides, "evaluate")
     found = {"data": root.name, **counts, "items": ours.items, **sizes(), "batch": _BATCH.value}
-    found["epoch_seconds"] = {k: counts["targets"] / rate for k, rate in training_rates.items()}
-    found["evaluation_seconds"] = {
-        name: statistics.median(a["seconds"] for a in answers)
-        for name, answers in evaluation.items()
-    }
     print(
         f"{root.name}: {counts['users']:,} users, {ours.items:,} items, {counts['targets']:,} "
         f"training targets; dim {_DIM.value}, {_LAYERS.value} layers, length {_LENGTH.value}\n"
         f"{'seconds':22}{'ours':>10}{'RecBole':>10}{'ratio':>8}"
     )
-    for work in ("epoch", "evaluation"):
-        each = found[f"{work}_seconds"]
+    for work, each in seconds.items():
+        found[f"{work}_seconds"] = each
         ratio = found[f"{work}_ratio"] = each["recbole"] / each["ours"]
         print(f"{work:22}{each['ours']:10.1f}{each['recbole']:10.1f}{ratio:8.1f}", flush=True)
     if _OUT.value:

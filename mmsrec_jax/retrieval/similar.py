@@ -88,7 +88,7 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
     found = np.empty((len(rows), head.dim), np.float32)
     for chunk, first in enumerate(range(0, len(windows), _ENCODE_ROWS)):
         part = slice(first, first + _ENCODE_ROWS)
-        width = min(1 << (int(lengths[part][-1]) - 1).bit_length(), length)  # few compiled shapes
+        width = min(sequences.power_of_two(lengths[part][-1]), length)  # few compiled shapes
         starts = histories.offsets[windows[part, 0]] + windows[part, 1]
         ids = pad_rows(gather_ragged(histories.items, starts, lengths[part], width), _ENCODE_ROWS)
         times = pad_rows(

@@ -65,6 +65,24 @@ def test_full_ranks_equal_a_loop(histories, rows, table):
     assert repeated > 5
 
 
+def test_histories_are_as_wide_as_the_chunk_needs_and_ranking_is_compiled_once(
+    histories, rows, table
+):
+    seen = []
+
+    class Recording(Table):
+        def scores(self, histories, times=None):
+            assert histories.shape == times.shape
+            seen.append((histories.shape[1], (histories >= 0).sum(1).max()))
+            return super().scores(histories, times)
+
+    ranking._rank_full.clear_cache()
+    ranking.full(Recording(table.values), histories, rows, chunk=8)
+    assert len(seen) == 17 and {width for width, _ in seen} == {2, 4, 8, 16, 23}
+    assert all(longest <= width <= 2 * longest for width, longest in seen)
+    assert ranking._rank_full._cache_size() == 1
+
+
 def test_sampled_ranks_equal_a_loop_and_ready_scores(histories, rows, table):
     frozen = sampled(histories, rows, n=9, seed=0, num_items=ITEMS)
     got = ranking.sampled(table, histories, frozen, chunk=50)

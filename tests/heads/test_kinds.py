@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
+import content
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.models.heads import features, kinds, sequences
 from mmsrec_jax.models.heads import head as head_lib
-from mmsrec_jax.models.heads.base import HeadConfig, HeadModule
+from mmsrec_jax.models.heads.base import HeadConfig, HeadModule, Rows
 from mmsrec_jax.models.heads.sasrec import SASRecConfig
 from mmsrec_jax.models.heads.sequences import seconds
 from mmsrec_jax.retrieval import similar
@@ -37,6 +38,27 @@ def test_a_config_survives_json():
     settings = {"length": 9, "dropout": 0.5, "learning_rate": 1e-3}
     made = kinds.configure("sasrec", settings, 7, {})
     assert made == SASRecConfig(7, length=9, dropout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "layers"),
+    [
+        ("sasrec", (), 1),
+        ("sasrec", (), 3),
+        ("gru4rec", (), 2),
+        ("molar", ("item",), 2),
+        ("hm4sr", ("text",), 2),
+    ],
+)
+def test_the_last_state_is_that_of_a_pass_over_all_places(kind, names, layers):
+    model = content.module(kind, names, layers=layers)
+    counts = np.array([1, 3, 7, content.LENGTH])
+    rows = [content.packed(list(range(n, 2 * n)), times=[90_000 * np.arange(n)]) for n in counts]
+    rows = Rows(*map(jnp.concatenate, zip(*rows, strict=True)))
+    states = jax.jit(lambda: model(rows))()
+    last = jax.jit(lambda: model.last(rows))()
+    np.testing.assert_allclose(last, states[np.arange(4), counts - 1], rtol=1e-5, atol=1e-5)
+    assert kinds.KINDS[kind].module.CAUSAL
 
 
 def test_features_are_read_in_the_order_of_the_catalogue(tmp_path):

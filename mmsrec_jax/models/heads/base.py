@@ -46,6 +46,16 @@ class Features(nnx.Variable):
     """Frozen item features, float32[items, width]: stored with the weights, never trained."""
 
 
+def last_place(rows: Rows) -> jax.Array:
+    """Where the last item of each row's one right-padded sequence stands: int32[B]."""
+    return jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
+
+
+def take_place(x: jax.Array, places: jax.Array) -> jax.Array:
+    """One place of each row: [B, L, D] -> [B, 1, D]; places int32[B]."""
+    return jnp.take_along_axis(x, places[:, None, None], 1)
+
+
 class HeadModule(nnx.Module):
     """Base of all heads; built as `Module(config, rngs=rngs)`.
 
@@ -92,8 +102,7 @@ class HeadModule(nnx.Module):
 
         Rows hold one right-padded sequence each and are at most `config.length` wide.
         """
-        last = jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
-        return jnp.take_along_axis(self(rows), last[:, None, None], 1)[:, 0]
+        return take_place(self(rows), last_place(rows))[:, 0]
 
     def loss(
         self, rows: Rows, key: jax.Array, item_loss: ItemLoss

@@ -64,11 +64,7 @@ class BERT4Rec(HeadModule):
         Segments are at most `config.length` long.
         """
         same = same_segment(rows.segments)
-        steps = jnp.arange(rows.ids.shape[1])
-        from_end = jnp.sum(same & (steps[:, None] < steps[None, :]), -1)
-        x = self.items[...][rows.ids] + self.positions[...][from_end]
-        x = self.encoder(x, same, key) @ self.transform[...] + self.transform_bias[...]
-        return norm(jax.nn.gelu(x), self.transform_norm[...])
+        return self._transformed(self.encoder(self._inputs(rows, same), same, key))
 
     def table(self) -> jax.Array:
         """The input embeddings, tied: float32[items, D]."""
@@ -86,11 +82,12 @@ class BERT4Rec(HeadModule):
         full = counts == self.config.length
         ids = jnp.pad(rows.ids, ((0, 0), (0, 1)))
         ids = jnp.where(full[:, None], jnp.roll(ids, -1, 1), ids)
-        end = (counts - full)[:, None]
+        end = counts - full
         steps = jnp.arange(ids.shape[1])
-        ids = jnp.where(steps == end, self.mask_token, ids)
-        masked = rows._replace(ids=ids, segments=(steps <= end).astype(jnp.int32))
-        return jnp.take_along_axis(self(masked), end[..., None], 1)[:, 0]
+        ids = jnp.where(steps == end[:, None], self.mask_token, ids)
+        masked = rows._replace(ids=ids, segments=(steps <= end[:, None]).astype(jnp.int32))
+        same = same_segment(masked.segments)
+        return self._transformed(self.encoder.at(self._inputs(masked, same), same, end))
 
     def loss(
         self, rows: Rows, key: jax.Array, item_loss: ItemLoss
@@ -116,3 +113,12 @@ class BERT4Rec(HeadModule):
         first = jnp.arange(rows.ids.shape[1]) - rows.positions
         only_last = jnp.take_along_axis(sequence, jnp.maximum(first, 0), 1) < c.last_rate
         return jnp.where(only_last, last, masked) & (rows.segments > 0)
+
+    def _inputs(self, rows, same):
+        steps = jnp.arange(rows.ids.shape[1])
+        from_end = jnp.sum(same & (steps[:, None] < steps[None, :]), -1)
+        return self.items[...][rows.ids] + self.positions[...][from_end]
+
+    def _transformed(self, x):
+        x = x @ self.transform[...] + self.transform_bias[...]
+        return norm(jax.nn.gelu(x), self.transform_norm[...])

@@ -17,7 +17,7 @@ from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.heads import kinds
 from mmsrec_jax.models.heads.base import Features, HeadConfig, HeadModule, Rows
-from mmsrec_jax.models.heads.sequences import right_padded, seconds
+from mmsrec_jax.models.heads.sequences import power_of_two, right_padded, seconds
 from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding, replicated
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
@@ -109,8 +109,8 @@ class Head:
         longest = (ids >= 0).sum(1)
         for start in range(0, max(len(ids), 1), _ROWS):
             part = slice(start, start + _ROWS)
-            rows = _ROWS if len(ids) > _ROWS else _power_of_two(len(ids[part]))
-            width = max(_power_of_two(longest[part].max(initial=1)), _NARROWEST)
+            rows = _ROWS if len(ids) > _ROWS else power_of_two(len(ids[part]))
+            width = max(power_of_two(longest[part].max(initial=1)), _NARROWEST)
             chunk = (None if x is None else pad_rows(x[part, :width], rows) for x in (ids, times))
             placed = self._place(*chunk)
             yield _encode_last(self.config, self.params, self.features, *placed), len(ids[part])
@@ -175,10 +175,6 @@ def _filled(state, stored):
 
 def _name(path):
     return ".".join(map(str, path))
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(int(count) - 1, 0).bit_length()
 
 
 def _rows(ids, times):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.models.heads.base import HeadModule, Rows
+from mmsrec_jax.models.heads.base import HeadModule, Rows, last_place
 from mmsrec_jax.models.heads.contrast import draw_places, info_nce
 from mmsrec_jax.models.heads.losses import ItemLoss
 from mmsrec_jax.models.heads.sasrec import SASRec, SASRecConfig
@@ -69,7 +69,12 @@ class Molar(HeadModule):
 
     def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
         """Content-based user embeddings float32[B, L, D] after every item."""
-        return self._users(self.table(), rows, key)
+        return self.encoder(self._inputs(self.table(), rows), causal_mask(rows), key)
+
+    def last(self, rows: Rows) -> jax.Array:
+        """Content-based user embedding after the last item of each row, float32[B, D]."""
+        x = self._inputs(self.table(), rows)
+        return self.encoder.at(x, causal_mask(rows), last_place(rows))
 
     def table(self) -> jax.Array:
         """What content says of the items, float32[items, D]."""
@@ -86,7 +91,7 @@ class Molar(HeadModule):
         c = self.config
         content_key, id_key, negatives, drawn = jax.random.split(key, 4)
         table = self.table()
-        content = self._users(table, rows, content_key)
+        content = self.encoder(self._inputs(table, rows), causal_mask(rows), content_key)
         by_content = item_loss(content, table, rows.targets, negatives)
         id_based = self.ids(rows, id_key)
         by_id = item_loss(id_based, self.ids.table(), rows.targets, negatives)
@@ -94,9 +99,9 @@ class Molar(HeadModule):
         parts = {"content": by_content, "id": by_id, "alignment": alignment}
         return by_content + by_id + c.alignment_weight * alignment, parts
 
-    def _users(self, table, rows, key):
+    def _inputs(self, table, rows):
         x = table[jnp.maximum(rows.ids - 1, 0)] * self.config.dim**0.5
-        return self.encoder(x + self.positions[...][rows.positions], causal_mask(rows), key)
+        return x + self.positions[...][rows.positions]
 
 
 def align(

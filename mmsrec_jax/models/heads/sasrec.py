@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from mmsrec_jax.models.heads.base import HeadModule, Rows
+from mmsrec_jax.models.heads.base import HeadModule, Rows, last_place
 from mmsrec_jax.models.heads.transformer import Transformer, TransformerConfig, causal_mask
 
 
@@ -34,9 +34,16 @@ class SASRec(HeadModule):
 
     def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
         """States float32[B, L, D]; [b, t] has seen tokens <= t of its own segment."""
-        x = self.items[...][rows.ids] * self.config.dim**0.5 + self.positions[...][rows.positions]
-        return self.encoder(x, causal_mask(rows), key)
+        return self.encoder(self._inputs(rows), causal_mask(rows), key)
+
+    def last(self, rows: Rows) -> jax.Array:
+        """State after the last item of each row, float32[B, D]."""
+        return self.encoder.at(self._inputs(rows), causal_mask(rows), last_place(rows))
 
     def table(self) -> jax.Array:
         """The input embeddings, tied: float32[items, D]."""
         return self.items[...][1:]
+
+    def _inputs(self, rows):
+        x = self.items[...][rows.ids] * self.config.dim**0.5
+        return x + self.positions[...][rows.positions]

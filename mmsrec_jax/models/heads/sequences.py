@@ -5,6 +5,11 @@ import numpy as np
 from mmsrec_jax.errors import UserError
 
 
+def power_of_two(count: int) -> int:
+    """The least power of two that holds `count`: a width, so that few shapes are compiled."""
+    return 1 << max(int(count) - 1, 0).bit_length()
+
+
 def gather_ragged(values: np.ndarray, starts, lengths, width: int) -> np.ndarray:
     """Rows `values[start : start + length]`, right-padded with -1: [R, width].
 

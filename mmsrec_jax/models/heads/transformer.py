@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models.heads import dropout
-from mmsrec_jax.models.heads.base import HeadConfig, Rows
+from mmsrec_jax.models.heads.base import HeadConfig, Rows, take_place
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,31 @@ class Transformer(nnx.Module):
         mask bool[B, L, L]: [b, q, k] lets place q see place k. key: dropout of the input, of both
         residual branches and of the attention weights; None for no dropout.
         """
-        c = self.config
         keep = None
-        if key is not None and c.dropout > 0:
+        if key is not None and self.config.dropout > 0:
             x, keep = self._dropout_masks(x, key)
+        return norm(self._layers(x, mask, self._weights(), keep), self.final_norm[...])
 
-        def layer(x, scanned):
-            w, keep = scanned
-            kept = (None,) * 3 if keep is None else jnp.split(keep, (c.dim, 2 * c.dim), axis=-1)
-            mixed = _attend(norm(x, w["norms"][0]) @ w["qkv"], mask, c, kept[2]) @ w["out"]
-            x = x + dropout.apply(mixed, c.dropout, kept[0])
-            h = jax.nn.gelu(norm(x, w["norms"][1]) @ w["up"] + w["up_bias"])
-            x = x + dropout.apply(h @ w["down"] + w["down_bias"], c.dropout, kept[1])
-            return x, None
+    def at(self, x: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
+        """The states of `self(x, mask)` at one place of each row: float32[B, D], places int32[B].
 
+        The last layer has no other queries and needs the others' keys and values only.
+        """
+        weights = self._weights()
+        x = self._layers(x, mask, jax.tree.map(lambda w: w[:-1], weights))
+        last = jax.tree.map(lambda w: w[-1], weights)
+        x = _layer(take_place(x, places), x, take_place(mask, places), last, self.config)
+        return norm(x, self.final_norm[...])[:, 0]
+
+    def _weights(self):
         names = ("qkv", "out", "up", "up_bias", "down", "down_bias", "norms")
-        x, _ = jax.lax.scan(layer, x, ({name: getattr(self, name)[...] for name in names}, keep))
-        return norm(x, self.final_norm[...])
+        return {name: getattr(self, name)[...] for name in names}
+
+    def _layers(self, x, mask, weights, keep=None):
+        def layer(x, scanned):
+            return _layer(x, x, mask, scanned[0], self.config, scanned[1]), None
+
+        return jax.lax.scan(layer, x, (weights, keep))[0]
 
     def _dropout_masks(self, x, key):
         """x after dropout; per layer bool[B, L, 2 D + heads L]: two residual masks, attention."""
@@ -95,12 +103,23 @@ def norm(x: jax.Array, scale_bias: jax.Array) -> jax.Array:
     return x * scale_bias[0] + scale_bias[1]
 
 
-def _attend(qkv, mask, config, keep):
-    batch, length, _ = qkv.shape
-    q, k, v = jnp.split(qkv.reshape(batch, length, 3 * config.heads, -1), 3, axis=2)
+def _layer(x, seen, mask, w, c, keep=None):
+    """x [B, Q, D] after one layer, in which it attends to `seen` [B, L, D]; mask bool[B, Q, L]."""
+    kept = (None,) * 3 if keep is None else jnp.split(keep, (c.dim, 2 * c.dim), axis=-1)
+    q = norm(x, w["norms"][0]) @ w["qkv"][:, : c.dim]
+    kv = norm(seen, w["norms"][0]) @ w["qkv"][:, c.dim :]
+    x = x + dropout.apply(_attend(q, kv, mask, c, kept[2]) @ w["out"], c.dropout, kept[0])
+    h = jax.nn.gelu(norm(x, w["norms"][1]) @ w["up"] + w["up_bias"])
+    return x + dropout.apply(h @ w["down"] + w["down_bias"], c.dropout, kept[1])
+
+
+def _attend(q, kv, mask, config, keep):
+    (batch, queries, _), length = q.shape, kv.shape[1]
+    q = q.reshape(batch, queries, config.heads, -1)
+    k, v = jnp.split(kv.reshape(batch, length, 2 * config.heads, -1), 2, axis=2)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None], scores * q.shape[-1] ** -0.5, -1e30)
     if keep is not None:
-        keep = jnp.swapaxes(keep.reshape(batch, length, config.heads, length), 1, 2)
+        keep = jnp.swapaxes(keep.reshape(batch, queries, config.heads, length), 1, 2)
     weights = dropout.apply(jax.nn.softmax(scores, -1), config.dropout, keep)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, length, -1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, queries, -1)
