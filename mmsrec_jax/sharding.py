@@ -34,7 +34,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "norm": (),
     "lora_rank": (),
-    "lora_mlp": ("fsdp", "tensor"),
+    "lora_mlp": ("tensor", "fsdp"),  # in this order FSDP divides what `tensor` leaves to a device
     "lora_head_dim": ("fsdp",),
     # vision tower: FSDP and image-batch sharding only
     "vision_embed": ("fsdp",),
