@@ -15,6 +15,13 @@ from absl import flags
 
 flags.FLAGS(sys.argv[:1])  # grain worker processes read absl flags
 
+LONG = ("test_mmsrarec.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: begun last, they would keep one worker while the other is idle."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
