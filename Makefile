@@ -11,8 +11,11 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
 FLAGS ?=
+TESTS ?= not parity and not processes
 VENV := .venv
 BIN := $(VENV)/bin
+# Files in the order of tests/conftest.py: xdist's own puts those with few tests, which are long, last.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: run test parity processes real-llava real-tokenizer bench-model bench-loss-memory lint clean
@@ -21,10 +24,10 @@ run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not parity and not processes" -n 2 --dist loadfile tests/test_mmsrarec.py tests
+	$(BIN)/python -m pytest -m "$(TESTS)" $(IN_TWO)
 
 parity: $(VENV)/.installed-torch
-	$(BIN)/python -m pytest -m parity -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m parity $(IN_TWO)
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes

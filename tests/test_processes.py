@@ -46,8 +46,7 @@ class Job:
         self.processes = []
         for index, log in enumerate(self.logs):
             environment = os.environ | {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
-                "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
                 "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled-{count}"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }

@@ -24,14 +24,6 @@ BATCH, CANDIDATES = 8, 5
 ROOM = dict(length=48, patches=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Most of the time goes into compiling what runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))

@@ -23,8 +23,6 @@ RATE = 1e-2
 # The first update of Adam is the sign of the gradient, which rounding decides where that is nearly
 # zero. With this eps (gradients are clipped to norm 1) it is smooth in the gradient.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE, b2=0.98, eps=1e-3))
-# Most of the time goes into compiling what runs once.
-COMPILE_FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def train_step(directory, mesh):
@@ -53,10 +51,7 @@ def train_step(directory, mesh):
         where = sharding.shardings(params, mesh)
         state = TrainState.create(params, OPTIMIZER)
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-        step = jax.jit(
-            step, out_shardings=(None, None, where, where), compiler_options=COMPILE_FAST
-        )
-        out = step(state, batch)
+        out = jax.jit(step, out_shardings=(None, None, where, where))(state, batch)
     value, logits, grads, new = out
     added = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / RATE, new, params)
     return float(value), np.asarray(logits), grads, added
