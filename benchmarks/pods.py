@@ -47,7 +47,7 @@ ROWS = {"v5e": 1, "v5p": 2, "v6e": 3}
 # Rollouts hold the decoder gathered over FSDP: over so many chips it is divided instead.
 TENSOR = {
     "v5e": {"3b": 2, "7b": 4, "8b": 4, "32b": 8},
-    "v5p": {"3b": 1, "7b": 1, "8b": 1, "32b": 2},
+    "v5p": {"3b": 1, "7b": 2, "8b": 2, "32b": 4},
     "v6e": {"3b": 1, "7b": 2, "8b": 2, "32b": 4},
 }
 FIRST = (

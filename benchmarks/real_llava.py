@@ -152,7 +152,8 @@ def main(_) -> None:
     unused = range(len(tokens), model.config.text.vocab_size)
     sampling = sampler.Sampling(
         samples=1, max_new_tokens=_NEW_TOKENS.value, eos_ids=(chat.stop_id,),
-        pad_id=chat.stop_id, temperature=0.0, suppress=(model.config.image_token_id, *unused),
+        pad_id=chat.stop_id, gather_weights=False, temperature=0.0,
+        suppress=(model.config.image_token_id, *unused),
     )  # fmt: skip
     generate = sampler.compiled(graphdef, sampling)
     written = []

@@ -1,4 +1,7 @@
-"""The whole road in real processes: 2 x 4 and 4 x 2 devices end where 1 x 8 ends."""
+"""The whole road in real processes: 2 x 4 and 4 x 2 devices end where 1 x 8 ends.
+
+Nearly all of the time every process compiles for itself, hence the flags for that.
+"""
 
 import json
 import os
@@ -46,7 +49,8 @@ class Job:
         self.processes = []
         for index, log in enumerate(self.logs):
             environment = os.environ | {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
+                "--xla_cpu_use_fusion_emitters=false",
                 "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled-{count}"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }
@@ -76,23 +80,22 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def workdirs(tmp_path_factory):
-    """Of one process with eight devices, and of two with four."""
-    directory = tmp_path_factory.mktemp("processes")
-    return directory / "one", directory / "two"
+def runs(tmp_path_factory):
+    """The folder of all runs, which share what was compiled for as many processes."""
+    return tmp_path_factory.mktemp("processes")
 
 
 @pytest.fixture(scope="module")
-def warmed_up(workdirs):
+def warmed_up(runs):
     """What one process does in the warm-up."""
-    Job(workdirs[0], 1, "--stages=data,model,warmup").wait()
-    return workdirs[0]
+    Job(runs / "one", 1, "--stages=data,model,warmup").wait()
+    return runs / "one"
 
 
 @pytest.fixture(scope="module")
-def taken_over(workdirs):
+def taken_over(runs):
     """Two, stopped in the warm-up by a signal to one of them; one process takes over."""
-    workdir = workdirs[1]
+    workdir = runs / "two"
     job = Job(workdir, 2)
     deadline = time.monotonic() + 400
     while not (workdir / "warmup" / "metrics.jsonl").exists():  # the first step compiles
@@ -118,6 +121,17 @@ def two(taken_over):
     return workdir, Job(workdir, 2).wait()
 
 
+@pytest.fixture(scope="module")
+def four(runs):
+    return runs / "four", Job(runs / "four", 4).wait()
+
+
+@pytest.fixture(params=["two", "four"])
+def several(request):
+    """A run of several processes and what each of them has said."""
+    return request.getfixturevalue(request.param)
+
+
 def metrics(directory):
     found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in found]
@@ -141,37 +155,41 @@ def test_a_signal_to_one_stops_both_and_one_goes_on_with_the_data_of_two(warmed_
 
 @pytest.mark.processes
 @pytest.mark.parametrize("stage", LOOPS)
-def test_the_curves_of_every_loop_are_those_of_one_process(one, two, stage):
-    assert_same_curves(metrics(two[0] / stage), metrics(one / stage))
+def test_the_curves_of_every_loop_are_those_of_one_process(one, several, stage):
+    assert_same_curves(metrics(several[0] / stage), metrics(one / stage))
 
 
 @pytest.mark.processes
-def test_summaries_and_ranks_are_those_of_one_process(one, two):
+def test_summaries_and_ranks_are_those_of_one_process(one, several):
     """To the letter: no two candidates of the shop score within float32's last bits."""
-    summaries = [(run / "summaries" / "summaries.jsonl").read_text() for run in (two[0], one)]
+    workdir, _ = several
+    summaries = [(run / "summaries" / "summaries.jsonl").read_text() for run in (workdir, one)]
     assert summaries[0] == summaries[1]
     names = sorted(path.name for path in (one / "evaluation").iterdir())
-    assert names == sorted(path.name for path in (two[0] / "evaluation").iterdir())
+    assert names == sorted(path.name for path in (workdir / "evaluation").iterdir())
     assert len([name for name in names if name.startswith("ranks-")]) == 14
     for name in names:
         if name.endswith(".parquet"):
-            found, wanted = (pq.read_table(run / "evaluation" / name) for run in (two[0], one))
+            found, wanted = (pq.read_table(run / "evaluation" / name) for run in (workdir, one))
             assert found.equals(wanted), name
-    assert (two[0] / "table.json").read_text() == (one / "table.json").read_text()
+    assert (workdir / "table.json").read_text() == (one / "table.json").read_text()
 
 
 @pytest.mark.processes
-def test_one_process_writes_and_logs(two):
-    workdir, (main, other) = two
+def test_all_write_checkpoints_and_one_everything_else(several):
+    workdir, (main, *others) = several
     assert "stage evaluation is finished" in main
     ours = re.compile(r"\d\d:\d\d:\d\d (?!WARNING)")
-    assert [line for line in other.splitlines() if ours.match(line)] == []
+    assert [line for said in others for line in said.splitlines() if ours.match(line)] == []
     assert not [path.name for path in workdir.iterdir() if path.name.startswith(".")]
     for stage in LOOPS[1:]:
         assert len(list((workdir / stage / "tensorboard").glob("events.*"))) == 1
+        last = max((workdir / stage / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        written = {path.name for path in (last / "state").glob("ocdbt.process_*")}
+        assert written == {f"ocdbt.process_{index}" for index in range(1 + len(others))}
 
 
 @pytest.mark.processes
-def test_four_processes_two_of_which_hold_the_same_rows(warmed_up, tmp_path):
-    Job(tmp_path / "four", 4, "--stages=data,model,warmup", "--config.mesh.tensor=4").wait()
-    assert_same_curves(metrics(tmp_path / "four" / "warmup"), metrics(warmed_up / "warmup"))
+def test_four_processes_two_of_which_hold_the_same_rows(warmed_up, runs):
+    Job(runs / "pairs", 4, "--stages=data,model,warmup", "--config.mesh.tensor=4").wait()
+    assert_same_curves(metrics(runs / "pairs" / "warmup"), metrics(warmed_up / "warmup"))

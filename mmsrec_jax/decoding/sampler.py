@@ -20,23 +20,23 @@ class Sampling:
       max_new_tokens: T, an upper bound; the loop stops earlier once every row has ended.
       eos_ids: any of them ends a continuation; the ending token belongs to it.
       pad_id: fills the slots after the end.
+      gather_weights: the decoder's are gathered over FSDP once and not for every token; each device
+        then holds them as far as they are not divided along `tensor`.
       temperature: 0 is greedy (then top_k and top_p have no meaning).
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of most likely tokens with at least this mass; 1 keeps all.
       suppress: tokens never emitted (image slots: a sampled one would ask for a picture).
-      gather_weights: the decoder's are gathered over FSDP once and not for every token; each device
-        then holds them as far as they are not divided along `tensor`.
     """
 
     samples: int
     max_new_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    gather_weights: bool
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     suppress: tuple[int, ...] = ()
-    gather_weights: bool = True
 
 
 class Generation(NamedTuple):

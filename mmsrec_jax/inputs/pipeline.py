@@ -1,6 +1,9 @@
 """Examples to static-shape batches with Grain: shuffled, packed, resumable to the example."""
 
 import copy
+import multiprocessing
+import os
+import signal
 import threading
 from collections import Counter
 from typing import Any, Protocol
@@ -105,7 +108,8 @@ def batches(
     dataset = dataset.map_with_index(_Make(source))[shard::shards]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_the_run)
     rows = _Rows(dataset, shape, pack, Counter() if counts is None else counts)
     return grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=2)
 
@@ -140,6 +144,16 @@ def empty(
         batch["patch_image_ids"] = np.zeros((rows, patches), np.int32)
         batch["patch_window_ids"] = np.zeros((rows, patches), np.int32)
     return batch
+
+
+def _end_with_the_run(worker: int, workers: int) -> None:
+    """Of a run that was killed, workers would wait forever for someone to take their examples."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Make:
@@ -199,6 +213,9 @@ class _RowsIterator(grain.DatasetIterator):
         self._left_over = None
 
     def __next__(self) -> dict[str, np.ndarray]:
+        # In a thread that starts the workers, and these inherit the mask: SIGTERM to the whole
+        # process group must not end them before the run has saved, for which it needs batches.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         rows: list[list[Example]] = [[] for _ in range(self._shape.rows)]
         used = np.zeros((self._shape.rows, 4), np.int64)
         while True:

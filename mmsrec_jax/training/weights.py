@@ -51,7 +51,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
     """Reads what `save` wrote into `model`, in place and straight into shards on `mesh`.
 
     Raises:
-      UserError: nothing is there, or it is of another model.
+      UserError: nothing is there, or it is damaged or of another model.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: no weights here; run the stage that trains them first")
@@ -61,7 +61,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
         loaded = ocp.load_pytree(directory.resolve(), target)
     except Exception as error:
         raise UserError(
-            f"{directory}: not the weights of this model ({str(error).splitlines()[0]}); "
+            f"{directory}: cannot be read for this model ({str(error).splitlines()[0]}); "
             "run the stage that trains them again"
         ) from error
     leaves = [loaded[name] for name in target]

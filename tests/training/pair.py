@@ -1,4 +1,4 @@
-"""One of two processes that save a checkpoint together, damage it, and read it again.
+"""One of two processes that save a checkpoint together, damage it, read it again, and share rows.
 
 python pair.py DIRECTORY, with the environment that says which one it is
 """
@@ -6,12 +6,17 @@ python pair.py DIRECTORY, with the environment that says which one it is
 import sys
 from pathlib import Path
 
+import grouped
 import jax
 import numpy as np
+from flax import nnx
 
 from mmsrec_jax import processes
+from mmsrec_jax.decoding.rows import per_row
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.sharding import batch_sharding, make_mesh
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.progress import Progress
+from mmsrec_jax.sharding import batch_sharding, batch_share, make_mesh
 from mmsrec_jax.training.checkpoints import Checkpoints
 
 directory = Path(sys.argv[1])
@@ -58,3 +63,30 @@ try:
     processes.from_main(refuse)
 except UserError as error:
     print(error, processes.gather(jax.process_index()), flush=True)
+
+
+class Rows(grouped.Numbers):
+    """Keeps which rows were made here."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def example(self, row, draw):
+        self.made.append(row)
+        return super().example(row, draw)
+
+
+source, (shard, shards) = Rows(), batch_share(mesh)
+dataset = pipeline.batches(
+    source, batch_size=12, length=1, shuffle=False, repeat=False, pack=False, shard=shard,
+    shards=shards,
+)  # fmt: skip
+scored = per_row(
+    nnx.Dict(), dataset, lambda model, batch: 2 * batch["tokens"], mesh=mesh,
+    progress=Progress("rows", len(source)),
+)  # fmt: skip
+index, values = (np.concatenate(parts) for parts in zip(*scored, strict=True))
+np.testing.assert_array_equal(values[:, 0], 2 * index)
+made = sum(processes.gather(source.made), [])
+print("scored", sorted(index.tolist()) == sorted(made) == list(range(len(source))), flush=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import grouped
 import killed
 import numpy as np
 import pytest
@@ -93,6 +94,43 @@ def test_sigterm_saves_after_the_step_and_the_rest_is_the_same(unbroken, tmp_pat
     killed.run(tmp_path, STEPS, 0.0)
     np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), np.load(unbroken / "w.npy"))
     assert lines(tmp_path) == lines(unbroken)
+
+
+def test_signals_to_the_group_of_a_run_with_workers(tmp_path):
+    """SIGTERM reaches the workers as well, which the main process needs until it has saved; of a
+    main process that was killed they leave nothing."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+    def start(until):
+        process = subprocess.Popen(
+            [sys.executable, grouped.__file__, tmp_path / "broken"], env=environment,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 200
+        log = tmp_path / "broken" / "metrics.jsonl"
+        while not log.exists() or len(lines(log.parent)) < until:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.02)
+        return process
+
+    process = start(until=2)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, errors = process.communicate(timeout=200)
+    assert (process.returncode, said) == (0, "stopped\n"), errors[-3000:]
+    (left,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    assert 2 <= int(left.name) < grouped.STEPS
+    process = start(until=int(left.name) + 1)
+    process.kill()
+    process.wait()
+    with pytest.raises(ProcessLookupError):  # all of the group have ended
+        for _ in range(1000):
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+    process.communicate()
+    found = grouped.run(tmp_path / "broken", workers=2, seconds=0)
+    wanted = grouped.run(tmp_path / "unbroken", workers=0, seconds=0)
+    np.testing.assert_array_equal(found, wanted)
+    assert lines(tmp_path / "broken") == lines(tmp_path / "unbroken")
 
 
 def test_sigterm_outside_of_a_loop_stops_at_once(monkeypatch):

@@ -83,7 +83,7 @@ class TokenBandit:
         settings = config(learning_rate=learning_rate, kl=0.0)
         optimizer = grpo.make_optimizer(settings)
         self.state = TrainState.create(jax.tree.map(jnp.copy, self.params), optimizer)
-        sampling = Sampling(self.SAMPLES, 6, (1,), 0)
+        sampling = Sampling(self.SAMPLES, 6, (1,), 0, gather_weights=True)
         self.roll = grpo.make_rollout(self.graphdef, sampling, seed=0)
         self.update = grpo.make_update(self.graphdef, optimizer, settings, rounds)
 
