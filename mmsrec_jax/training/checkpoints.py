@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,9 @@ import jax
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint._src.serialization import tensorstore_utils  # codecs have no public option
 
 from mmsrec_jax import processes
 from mmsrec_jax.errors import UserError
-
-
-def _with_checksums(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Zarr metadata that put a CRC-32C behind every chunk; whoever reads the chunk checks it."""
-
-    def built(*arguments, **options):
-        metadata = build(*arguments, **options)
-        for codec in metadata["codecs"]:
-            codec["configuration"]["codecs"].append({"name": "crc32c"})
-        return metadata
-
-    return built
-
-
-tensorstore_utils._build_zarr3_metadata = _with_checksums(tensorstore_utils._build_zarr3_metadata)
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:

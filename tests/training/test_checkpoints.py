@@ -11,12 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmsrec_jax.errors import UserError
-from mmsrec_jax.sharding import make_mesh
-from mmsrec_jax.training import weights
 from mmsrec_jax.training.checkpoints import Checkpoints
 
 
@@ -44,23 +41,7 @@ def saved(tmp_path_factory):
     return directory
 
 
-def flipped(content: bytes, at: float) -> bytes:
-    """One bit is another, in the byte at this part of the whole."""
-    place = int(at * len(content))
-    return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
-
-
-DAMAGE = {
-    "half": lambda content: content[: len(content) // 2],
-    "empty": lambda content: b"",
-    "gone": None,
-    "a bit early on": lambda content: flipped(content, 0.2),
-    "a bit in the middle": lambda content: flipped(content, 0.5),
-    "a bit late": lambda content: flipped(content, 0.8),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
 def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, damage):
     files = sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file())
     needed = set()
@@ -68,10 +49,12 @@ def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, 
         directory = tmp_path / str(number)
         shutil.copytree(saved, directory)
         content = (directory / file).read_bytes()
-        if DAMAGE[damage] is None:
+        if damage == "gone":
             (directory / file).unlink()
         else:
-            (directory / file).write_bytes(DAMAGE[damage](content))
+            (directory / file).write_bytes(
+                content[: len(content) // 2] if damage == "half" else b""
+            )
         caplog.clear()
         checkpoints = Checkpoints(directory)
         step, found, host = checkpoints.restore(state(0))
@@ -83,17 +66,6 @@ def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, 
         if loud:
             needed.add(file.parts[1])
     assert needed == {"state", "host"}
-
-
-@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
-def test_a_flipped_bit_in_a_stages_weights_is_found(tmp_path, at):
-    model = nnx.Dict(kernel=nnx.Param(state(1)["w"], logical_axes=(None,)))
-    weights.save(tmp_path, model, nnx.Param)
-    weights.restore(tmp_path, model, nnx.Param, make_mesh())
-    largest = max((p for p in tmp_path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    largest.write_bytes(flipped(largest.read_bytes(), at))
-    with pytest.raises(UserError, match="run the stage that trains them again"):
-        weights.restore(tmp_path, model, nnx.Param, make_mesh())
 
 
 def test_what_was_written_halfway_is_no_checkpoint(saved, tmp_path):
