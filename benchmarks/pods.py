@@ -1,7 +1,8 @@
 """What training needs on TPU pods, from programs compiled for them: the table of docs/pods.md.
 
     pip install "jax[tpu]"              # the compiler; no TPU is needed
-    python benchmarks/pods.py           # every case; minutes each; goes on where it was stopped
+    python benchmarks/pods.py --effort=-1   # every case; about a minute each; goes on where it was
+    python benchmarks/pods.py           # those again as training compiles them; minutes each
     python benchmarks/pods.py --only='7b.*v5e-64'
     python benchmarks/pods.py --only=none   # only the table, of what has been compiled
 
@@ -29,6 +30,7 @@ from mmsrec_jax.planning.report import utilisation
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
+_EFFORT = flags.DEFINE_float("effort", 0.0, "See launch/compile.py; 0 does those of less again.")
 _OUT = flags.DEFINE_string("out", "runs/pods", "Folder of the JSON files.")
 _DOCS = flags.DEFINE_string("docs", "docs/pods.md", "File whose table is replaced.")
 _BEGIN, _END = "<!-- benchmarks/pods.py -->", "<!-- end -->"
@@ -113,7 +115,8 @@ class Case:
         return [
             sys.executable, "launch/compile.py", "--config=configs/beauty.py",
             f"--model={self.model}", f"--topology={MACHINES[self.machine]}",
-            f"--steps={TRAININGS[self.training]}", *self.flags(), f"--out={out}",
+            f"--steps={TRAININGS[self.training]}", *self.flags(), f"--effort={_EFFORT.value}",
+            f"--out={out}",
         ]  # fmt: skip
 
 
@@ -128,7 +131,8 @@ def compile_missing(folder: Path) -> None:
     missing = [
         case
         for case in cases()
-        if re.search(_ONLY.value, case.name) and not (folder / f"{case.name}.json").exists()
+        if re.search(_ONLY.value, case.name)
+        and _effort(folder / f"{case.name}.json") < _EFFORT.value
     ]
     start = time.monotonic()
     for done, case in enumerate(missing):
@@ -143,12 +147,17 @@ def compile_missing(folder: Path) -> None:
         partial.rename(folder / f"{case.name}.json")
 
 
+def _effort(path: Path) -> float:
+    """That a case has been compiled with; less than any where it has not."""
+    return json.loads(path.read_text())["effort"] if path.exists() else -math.inf
+
+
 def table(folder: Path) -> list[str]:
     """Markdown of everything that has been compiled."""
     lines = [
         "| model | training | machine | flags (`--config.`) | step | HBM GiB (of) | ms of compute, "
-        "memory, network | bound by | MFU at most |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "memory, network | bound by | MFU at most | effort |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in cases():
         path = folder / f"{case.name}.json"
@@ -156,20 +165,21 @@ def table(folder: Path) -> list[str]:
             continue
         report = json.loads(path.read_text())
         for name, step in report["steps"].items():
-            lines.append(_line(case, name, step, report["hbm"]))
+            lines.append(_line(case, name, step, report))
     return lines
 
 
-def _line(case: Case, name: str, step: dict, hbm: float) -> str:
+def _line(case: Case, name: str, step: dict, report: dict) -> str:
     flags_ = " ".join(flag.removeprefix("--config.") for flag in case.flags())
-    memory = f"{step['peak'] / GIB:.1f} ({hbm / GIB:.1f})"
+    memory = f"{step['peak'] / GIB:.1f} ({report['hbm'] / GIB:.1f})"
     cells = [case.model, case.training, case.machine, f"`{flags_}`", name, memory]
+    effort = f"{report['effort']:.0f}"
     if "seconds" not in step:
-        return "| " + " | ".join([*cells, "", "does not fit", ""]) + " |"
+        return "| " + " | ".join([*cells, "", "does not fit", "", effort]) + " |"
     seconds = step["seconds"]
     times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
     bound = step["bound"] if step["fits"] else "does not fit"
-    cells += [times, bound, f"{utilisation(step):.0%}"]
+    cells += [times, bound, f"{utilisation(step):.0%}", effort]
     return "| " + " | ".join(cells) + " |"
 
 
