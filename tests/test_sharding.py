@@ -53,6 +53,24 @@ def test_constrain():
     assert odd.sharding.shard_shape(odd.shape) == (3, 6, 1)
 
 
+def test_the_gradient_of_a_weight_stays_in_its_shards():
+    kernel, x = jnp.arange(32.0).reshape(8, 4), jnp.arange(16.0).reshape(2, 8)
+
+    def whole(kernel):
+        return sharding.weight(kernel, ("embed", "mlp"), ("features", "mlp"))
+
+    def loss(kernel, x):
+        return jnp.sum((x @ whole(kernel)) ** 2)
+
+    expected = jax.grad(loss)(kernel, x)
+    np.testing.assert_array_equal(expected, 2 * x.T @ (x @ kernel))
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        used, gradient = jax.jit(lambda *both: (whole(both[0]), jax.grad(loss)(*both)))(kernel, x)
+    assert used.sharding.shard_shape(used.shape) == (8, 2)
+    assert gradient.sharding.shard_shape(gradient.shape) == (4, 2)
+    np.testing.assert_array_equal(gradient, expected)
+
+
 def abstract():
     return nnx.state(nnx.eval_shape(lambda: MLLM(mb.config(), rngs=nnx.Rngs(0))))
 

@@ -11,6 +11,7 @@ from mmsrec_jax.models.config import MLLMConfig, VisionConfig, VitConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.vision import Vision
 from mmsrec_jax.models.vit import Vit
+from mmsrec_jax.sharding import constrain
 
 # The vision tower of each kind of vision config.
 TOWERS = {VisionConfig: Vision, VitConfig: Vit}
@@ -74,13 +75,14 @@ class MLLM(nnx.Module):
         if self.vision is None:
             raise ValueError("the batch holds image patches, but the model has no vision tower")
         features, deepstack = self.vision(*(batch[key] for key in PATCH_KEYS))
+        features = constrain(features, "batch", "length", "features")
         # The k-th slot of a row takes its k-th feature.
         slot = (tokens == self.config.image_token_id) & (batch["segment_ids"] > 0)
         index = jnp.clip(jnp.cumsum(slot, axis=1) - 1, 0, features.shape[1] - 1)
 
         def fill(features, x):
             filled = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
-            return jnp.where(slot[..., None], filled, x)
+            return constrain(jnp.where(slot[..., None], filled, x), "batch", "length", "features")
 
         if deepstack is not None:
             deepstack = jax.vmap(fill, (0, None))(deepstack, jnp.zeros_like(x))

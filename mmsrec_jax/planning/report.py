@@ -114,6 +114,7 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
         ) from error
     found["compile_seconds"] = time.monotonic() - start
     if compiled is None:
+        found["largest"] = found["largest"] or [list(row) for row in largest_arguments(step)]
         return found
     program = Program(compiled.as_text())
     collectives = roofline.traffic(program, topology, mesh)
@@ -178,7 +179,7 @@ def largest_arguments(step: Step) -> list[tuple[int, str, str]]:
 
 def _refused(error: str) -> dict[str, Any]:
     """What a compiler says of a program that needs more memory than there is."""
-    used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)G hbm", error)
+    used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\) exceeds", error)
     if used is None:
         raise RuntimeError(error)
     largest = []
@@ -188,7 +189,8 @@ def _refused(error: str) -> dict[str, Any]:
         largest.append(
             [float(size) * _UNITS[unit], shape[1] if shape else "", name[1] if name else ""]
         )
-    return {"fits": False, "peak": float(used[1]) * _UNITS[used[2]], "largest": largest[:_LARGEST]}
+    count, unit = (group for group in used.groups() if group)
+    return {"fits": False, "peak": float(count) * _UNITS[unit], "largest": largest[:_LARGEST]}
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -94,6 +94,9 @@ def test_what_the_tpu_compiler_refuses():
         [2.5 * 2**30, "bf16[28,3584,18944]", "jit(step)/dot_general"],
         [2**29, "f32[8]", ""],
     ]
+    short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    short += "temporaries (32.52G) exceeds available HBM (31.25G)."
+    assert report._refused(short) == {"fits": False, "peak": 32.52 * 2**30, "largest": []}
     with pytest.raises(RuntimeError, match="something else"):
         report._refused("INTERNAL: something else")
 
