@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
         )  # fmt: skip
         config.bert4rec.update(
             mask_rate=0.4, last_rate=0.15, batch_size=32, steps=19_200, evaluate_every=480,
-            patience=6,
+            patience=6, loss_chunk=128,
         )  # fmt: skip
         config.gru4rec.update(
             dropout=0.4, learning_rate=2e-3, batch_size=32, steps=4150, evaluate_every=249,
