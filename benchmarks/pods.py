@@ -103,7 +103,8 @@ class Case:
             rows = 2 * self.chips  # three have no room for what `dots` keeps
         found = [f"--config.mesh.{axis}={size}" for axis, size in self.mesh().items()]
         if self.training == "grpo":
-            rows //= 2 if rows > 128 else 1
+            shards = self.mesh()["data"] * self.mesh()["fsdp"]
+            rows = max(rows // (2 if rows > 128 else 1) // shards, 1) * shards
             found += [f"--config.summariser.batch_size={rows}"]
             found += [f"--config.summariser.micro_batch={8 * rows}"]
             found += ["--config.summariser.gather_weights=True"]
