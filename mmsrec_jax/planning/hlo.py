@@ -108,9 +108,15 @@ class Program:
             elif found := _INSTRUCTION.match(line):
                 current.append(_instruction(found[2], found[3], bool(found[1])))
 
-    def collectives(self, devices: int) -> list[Collective]:
-        """Every collective among `devices` that is more than one device wide."""
+    def collectives(self, devices: int, slices: np.ndarray | None = None) -> list[Collective]:
+        """Every collective among `devices` that is more than one device wide.
+
+        slices: int[groups, count], the places of devices that are alike in all of several slices;
+          what these exchange over the data center's network is a send in the text.
+        """
         found = []
+        if slices is not None:
+            found += self._between_slices(slices)
         for instruction, times, scattered in self._collective_instructions():
             kind = next(k for k in _KINDS if instruction.opcode.removesuffix("-start") == k)
             arrays = instruction.arrays
@@ -125,6 +131,17 @@ class Program:
             kind = "reduce-scatter" if scattered else kind
             found.append(Collective(kind, size, arrays[0].dims, groups, times, instruction.source))
         return found
+
+    def _between_slices(self, slices: np.ndarray) -> Iterator[Collective]:
+        for name, times in self._running():
+            for instruction in self.computations[name]:
+                kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+                if instruction.opcode != "send" or not kind:
+                    continue
+                kind = kind[1].lower().replace("_", "-")
+                sent = instruction.arrays[0]
+                size = sent.bytes * (slices.shape[1] if kind == "all-gather" else 1)
+                yield Collective(kind, size, sent.dims, slices, times, instruction.source)
 
     def hbm_bytes(self) -> int:
         """Bytes read from and written to HBM in a step: operands and results of what runs, slices

@@ -36,7 +36,7 @@ class Traffic:
 def traffic(program: Program, topology: Topology, mesh: Mesh) -> list[Traffic]:
     """Collectives by kind and mesh axes, the slowest first."""
     by_key = defaultdict(list)
-    for collective in program.collectives(mesh.size):
+    for collective in program.collectives(mesh.size, _across_slices(mesh)):
         devices = mesh.devices.flatten()[collective.groups[0]]
         network, bandwidth = topology.bandwidth(devices)
         key = collective.kind, axes_of(collective, mesh), network
@@ -52,6 +52,15 @@ def traffic(program: Program, topology: Topology, mesh: Mesh) -> list[Traffic]:
         for key, members in by_key.items()
     ]
     return sorted(found, key=lambda t: -t.seconds)
+
+
+def _across_slices(mesh: Mesh) -> np.ndarray | None:
+    """int[groups, slices]: places of the devices that are alike in every slice."""
+    slices = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
+    found = np.unique(slices)
+    if len(found) == 1:
+        return None
+    return np.stack([np.flatnonzero(slices == each) for each in found], axis=1)
 
 
 def axes_of(collective: Collective, mesh: Mesh) -> str:

@@ -147,6 +147,22 @@ def test_what_the_tpu_compiler_writes():
     assert program.hbm_bytes() == 6 * (2 * 128 * 1024 + 4 * 128 * 256)
 
 
+def test_what_slices_exchange_is_sent_by_the_host():
+    line = (
+        "ENTRY %main {\n  %s = (bf16[6,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %t), "
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="a",'
+        '_xla_megascale_transfer_type="KIND"}\n}'
+    )
+    slices = np.arange(8).reshape(2, 4).T
+    sent = 6 * 8 * 128 * 2
+    for kind, wire in [("ALL_REDUCE", sent), ("ALL_GATHER", sent), ("REDUCE_SCATTER", sent / 2)]:
+        program = hlo.Program(line.replace("KIND", kind))
+        assert program.collectives(8) == []
+        (found,) = program.collectives(8, slices)
+        assert (found.kind, found.wire) == (kind.lower().replace("_", "-"), wire)
+        assert found.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [
