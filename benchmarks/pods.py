@@ -1,8 +1,8 @@
 """What training needs on TPU pods, from programs compiled for them: the table of docs/pods.md.
 
     pip install "jax[tpu]"              # the compiler; no TPU is needed
-    python benchmarks/pods.py --effort=-1   # every case; about a minute each; goes on where it was
-    python benchmarks/pods.py           # those again as training compiles them; minutes each
+    python benchmarks/pods.py --quick   # every case, half a minute each; goes on where it stopped
+    python benchmarks/pods.py           # those again as training compiles them, a minute each
     python benchmarks/pods.py --only='7b.*v5e-64'
     python benchmarks/pods.py --only=none   # only the table, of what has been compiled
 
@@ -30,7 +30,7 @@ from mmsrec_jax.planning.report import utilisation
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
-_EFFORT = flags.DEFINE_float("effort", 0.0, "See launch/compile.py; 0 does those of less again.")
+_QUICK = flags.DEFINE_bool("quick", False, "See launch/compile.py.")
 _OUT = flags.DEFINE_string("out", "runs/pods", "Folder of the JSON files.")
 _DOCS = flags.DEFINE_string("docs", "docs/pods.md", "File whose table is replaced.")
 _BEGIN, _END = "<!-- benchmarks/pods.py -->", "<!-- end -->"
@@ -118,7 +118,7 @@ class Case:
         return [
             sys.executable, "launch/compile.py", "--config=configs/beauty.py",
             f"--model={self.model}", f"--topology={MACHINES[self.machine]}",
-            f"--steps={TRAININGS[self.training]}", *self.flags(), f"--effort={_EFFORT.value}",
+            f"--steps={TRAININGS[self.training]}", *self.flags(), f"--quick={_QUICK.value}",
             f"--out={out}",
         ]  # fmt: skip
 
@@ -134,8 +134,7 @@ def compile_missing(folder: Path) -> None:
     missing = [
         case
         for case in cases()
-        if re.search(_ONLY.value, case.name)
-        and _effort(folder / f"{case.name}.json") < _EFFORT.value
+        if re.search(_ONLY.value, case.name) and not _done(folder / f"{case.name}.json")
     ]
     start = time.monotonic()
     for done, case in enumerate(missing):
@@ -150,16 +149,16 @@ def compile_missing(folder: Path) -> None:
         partial.rename(folder / f"{case.name}.json")
 
 
-def _effort(path: Path) -> float:
-    """That a case has been compiled with; less than any where it has not."""
-    return json.loads(path.read_text())["effort"] if path.exists() else -math.inf
+def _done(path: Path) -> bool:
+    """Compiled before, at least as thoroughly."""
+    return path.exists() and (_QUICK.value or not json.loads(path.read_text())["quick"])
 
 
 def table(folder: Path) -> list[str]:
     """Markdown of everything that has been compiled."""
     lines = [
         "| model | training | machine | flags (`--config.`) | step | HBM GiB (of) | ms of compute, "
-        "memory, network | bound by | MFU at most | effort |",
+        "memory, network | bound by | MFU at most | compiled |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in cases():
@@ -176,13 +175,13 @@ def _line(case: Case, name: str, step: dict, report: dict) -> str:
     flags_ = " ".join(flag.removeprefix("--config.") for flag in case.flags())
     memory = f"{step['peak'] / GIB:.1f} ({report['hbm'] / GIB:.1f})"
     cells = [case.model, case.training, case.machine, f"`{flags_}`", name, memory]
-    effort = f"{report['effort']:.0f}"
+    compiled = "quickly" if report["quick"] else ""
     if "seconds" not in step:
-        return "| " + " | ".join([*cells, "", "does not fit", "", effort]) + " |"
+        return "| " + " | ".join([*cells, "", "does not fit", "", compiled]) + " |"
     seconds = step["seconds"]
     times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
     bound = step["bound"] if step["fits"] else "does not fit"
-    cells += [times, bound, f"{utilisation(step):.0%}", effort]
+    cells += [times, bound, f"{utilisation(step):.0%}", compiled]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -30,9 +30,9 @@ _SLICES = flags.DEFINE_integer("slices", 1, "So many of that topology, over the 
 _STEPS = flags.DEFINE_list("steps", ["sft", "grpo", "rollout", "rank"], "Of the method.")
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
-_EFFORT = flags.DEFINE_float(
-    "effort", 0.0, "-1 compiles in a quarter of the time: memory and network are nearly the same, "
-    "the traffic through HBM is not. 0 is what training compiles with.", -1, 1,
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Compile in half the time or less: the network is nearly the same, memory "
+    "within a quarter, the traffic through HBM is not. Training compiles without.",
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 
@@ -51,7 +51,7 @@ def main(argv):
         slices=_SLICES.value,
         steps=_STEPS.value,
         hbm_gib=_HBM_GIB.value,
-        effort=_EFFORT.value,
+        quick=_QUICK.value,
         out=Path(_OUT.value) if _OUT.value else None,
     )
     return 0 if fits else 1

@@ -33,7 +33,7 @@ def run(
     slices: int = 1,
     steps: Sequence[str] = tuple(STEPS),
     hbm_gib: float | None = None,
-    effort: float = 0.0,
+    quick: bool = False,
     out: Path | None = None,
 ) -> bool:
     """Compiles `steps` of `config`, prints what each needs, and writes it to `out`.
@@ -41,7 +41,7 @@ def run(
     Args:
       topology, slices: see `topologies.describe`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
-      effort: of the compiler to make the program fast, from -1 to 1; 0 is its default.
+      quick: compile with the least optimisation, which training does not.
 
     Returns:
       Whether every step fits.
@@ -51,7 +51,8 @@ def run(
     machine = describe(topology, slices)
     mesh = sharding.make_mesh(**config.mesh, devices=machine.devices)
     made = Steps(config, model_config(config), mesh)
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+    if quick:
+        jax.config.update("jax_optimization_level", "O0")
     limit = hbm_gib * GIB if hbm_gib else machine.chip.hbm
     report: dict[str, Any] = {
         "topology": topology,
@@ -59,7 +60,7 @@ def run(
         "mesh": dict(mesh.shape),
         "model": model_name(config),
         "jax": jax.__version__,
-        "effort": effort,
+        "quick": quick,
         "hbm": limit,
         "steps": {},
     }
