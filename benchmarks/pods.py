@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
+from mmsrec_jax.files import write_json
 from mmsrec_jax.models import published
 from mmsrec_jax.planning.report import utilisation
 
@@ -44,7 +45,7 @@ MACHINES = {
 }  # fmt: skip
 MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2.5-vl-32b", "qwen3-vl-8b")
 TRAININGS = {"sft-lora": "sft", "sft-full": "sft", "grpo": "grpo,rollout"}
-# What a chip of each kind is given, so that arithmetic outweighs the network: see docs/pods.md.
+# What a chip of each kind is given, so that arithmetic outweighs the network.
 ROWS = {"v5e": 1, "v5p": 2, "v6e": 3}
 # Rollouts hold the decoder gathered over FSDP: over so many chips it is divided instead.
 TENSOR = {
@@ -80,8 +81,8 @@ class Case:
 
     def mesh(self) -> dict[str, int]:
         """Weights are divided over all chips, as far as their widths are multiples; the tower of
-        Qwen3-VL (1152) is of at most 128. Where weights have gradients, shards are whole tiles of
-        16 rows: others the compiler sums up on every chip."""
+        Qwen3-VL (1152) is of at most 128. Where weights have gradients, shards of the decoder
+        are whole tiles of 16 rows: others the compiler sums up on every chip."""
         tensor = 1
         if self.training == "grpo":
             tensor = TENSOR[self.chip][self.model.rpartition("-")[2]]
@@ -132,9 +133,7 @@ def cases() -> Iterator[Case]:
 
 def compile_missing(folder: Path) -> None:
     missing = [
-        case
-        for case in cases()
-        if re.search(_ONLY.value, case.name) and not _done(folder / f"{case.name}.json")
+        case for case in cases() if re.search(_ONLY.value, case.name) and not _done(case, folder)
     ]
     start = time.monotonic()
     for done, case in enumerate(missing):
@@ -146,12 +145,18 @@ def compile_missing(folder: Path) -> None:
         wanted = set(TRAININGS[case.training].split(","))
         if not partial.exists() or set(json.loads(partial.read_text())["steps"]) != wanted:
             sys.exit(f"{case.name}: launch/compile.py failed ({finished.returncode}), see above")
-        partial.rename(folder / f"{case.name}.json")
+        found = json.loads(partial.read_text()) | {"flags": case.flags()}
+        write_json(folder / f"{case.name}.json", found)
+        partial.unlink()
 
 
-def _done(path: Path) -> bool:
-    """Compiled before, at least as thoroughly."""
-    return path.exists() and (_QUICK.value or not json.loads(path.read_text())["quick"])
+def _done(case: Case, folder: Path) -> bool:
+    """Compiled before with these flags, at least as thoroughly."""
+    path = folder / f"{case.name}.json"
+    if not path.exists():
+        return False
+    found = json.loads(path.read_text())
+    return found["flags"] == case.flags() and (_QUICK.value or not found["quick"])
 
 
 def table(folder: Path) -> list[str]:
@@ -172,7 +177,7 @@ def table(folder: Path) -> list[str]:
 
 
 def _line(case: Case, name: str, step: dict, report: dict) -> str:
-    flags_ = " ".join(flag.removeprefix("--config.") for flag in case.flags())
+    flags_ = " ".join(flag.removeprefix("--config.") for flag in report["flags"])
     memory = f"{step['peak'] / GIB:.1f} ({report['hbm'] / GIB:.1f})"
     cells = [case.model, case.training, case.machine, f"`{flags_}`", name, memory]
     compiled = "quickly" if report["quick"] else ""

@@ -149,9 +149,10 @@ def _weight_backward(held, used, _, gradient):
 weight.defvjp(_weight_forward, _weight_backward)
 
 
-def batch_shards() -> int:
-    """Over how many devices the rows of a batch are split (1 without a mesh)."""
-    mesh = jax.sharding.get_abstract_mesh()
+def row_shards(mesh: Mesh | None = None) -> int:
+    """Over how many devices the rows of a batch are split; by default on the mesh in use (1 where
+    there is none)."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
@@ -261,7 +262,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     Raises:
       UserError: the devices of two processes share some of their rows and not all.
     """
-    shards = math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    shards = row_shards(mesh)
     rows: dict[int, set[int]] = {}
     for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)

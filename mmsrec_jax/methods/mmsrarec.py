@@ -70,14 +70,19 @@ class Run(common.Experiment):
         c = self.config
         use, prompts = c.use.to_dict(), c.prompts.to_dict()
         model = {"model": c.model.to_dict(), "prompts": prompts, "images": use["images"]}
-        listed = {"prompts": prompts, "use": use, "sft": c.sft.to_dict(), "model": model["model"]}
+        listed = {
+            "prompts": prompts,
+            "use": use,
+            "sft": sft.settings(c.sft),
+            "model": model["model"],
+        }
         plain = {**listed, "use": {"images": use["images"], "multitask": use["multitask"]}}
         stages = [self.data_stage()]
         base = ["data", "model"]
         if c.model.path:
             base = ["data"]
         else:
-            warmup = {**model, "warmup": c.warmup.to_dict()}
+            warmup = {**model, "warmup": sft.settings(c.warmup)}
             stages += [
                 Stage("model", self.model_directory, model, ["data"], alone=True),
                 Stage("warmup", self.warmup, warmup, base),

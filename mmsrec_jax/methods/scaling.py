@@ -51,7 +51,7 @@ class Run(mmsrarec.Run):
         evaluation = {"evaluation": c.evaluation.to_dict()}
         return [
             *stages,
-            Stage("sft", self.plain_sft, {**model, "use": use, "sft": c.sft.to_dict()}, base),
+            Stage("sft", self.plain_sft, {**model, "use": use, "sft": sft.settings(c.sft)}, base),
             Stage("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 

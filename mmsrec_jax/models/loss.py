@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models.decoder import unembed
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.sharding import batch_shards, constrain, weight
+from mmsrec_jax.sharding import constrain, divided, row_shards, weight
 
 
 def token_logprobs(
@@ -27,7 +27,8 @@ def token_logprobs(
     steps = length - 1
     if steps == 0:
         return jnp.zeros((batch, length), jnp.float32)
-    columns = max(1, chunk * batch_shards() // batch)  # whole columns keep the batch sharded
+    shards = row_shards() if divided(batch, "batch") else 1
+    columns = max(1, chunk * shards // batch)  # whole columns keep the batch sharded
     count = -(-steps // columns)
     width = -(-steps // count)
 

@@ -139,6 +139,7 @@ class Program:
                 if instruction.opcode != "send" or not kind:
                     continue
                 kind = kind[1].lower().replace("_", "-")
+                kind = "collective-permute" if kind == "one-to-one" else kind
                 sent = instruction.arrays[0]
                 size = sent.bytes * (slices.shape[1] if kind == "all-gather" else 1)
                 yield Collective(kind, size, sent.dims, slices, times, instruction.source)

@@ -51,8 +51,7 @@ def run(
     machine = describe(topology, slices)
     mesh = sharding.make_mesh(**config.mesh, devices=machine.devices)
     made = Steps(config, model_config(config), mesh)
-    if quick:
-        jax.config.update("jax_optimization_level", "O0")
+    jax.config.update("jax_optimization_level", "O0" if quick else "UNKNOWN")
     limit = hbm_gib * GIB if hbm_gib else machine.chip.hbm
     report: dict[str, Any] = {
         "topology": topology,
@@ -105,7 +104,7 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
         with jax.set_mesh(mesh):
             compiled = step.function.lower(*step.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        found |= _refused(str(error))
+        found |= _refused(str(error), held_there)
     except RuntimeError as error:
         if "cuDNN not found" not in str(error):
             raise
@@ -178,8 +177,9 @@ def largest_arguments(step: Step) -> list[tuple[int, str, str]]:
     return sorted(rows, reverse=True)[:_LARGEST]
 
 
-def _refused(error: str) -> dict[str, Any]:
-    """What a compiler says of a program that needs more memory than there is."""
+def _refused(error: str, held: float) -> dict[str, Any]:
+    """What a compiler says of a program that needs more memory than there is. One that names its
+    temporaries alone leaves out the `held` bytes of arguments."""
     used = re.search(r"Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\) exceeds", error)
     if used is None:
         raise RuntimeError(error)
@@ -190,8 +190,11 @@ def _refused(error: str) -> dict[str, Any]:
         largest.append(
             [float(size) * _UNITS[unit], shape[1] if shape else "", name[1] if name else ""]
         )
-    count, unit = (group for group in used.groups() if group)
-    return {"fits": False, "peak": float(count) * _UNITS[unit], "largest": largest[:_LARGEST]}
+    if used[1]:
+        peak = float(used[1]) * _UNITS[used[2]]
+    else:
+        peak = float(used[3]) * _UNITS[used[4]] + held
+    return {"fits": False, "peak": peak, "largest": largest[:_LARGEST]}
 
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

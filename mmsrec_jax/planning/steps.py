@@ -241,7 +241,7 @@ class Steps:
 
     def _batch(self, config: ConfigDict, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
         vision = self.shape.vision
-        shards = math.prod(self.mesh.shape[axis] for axis in sharding.LOGICAL_AXES["batch"])
+        shards = sharding.row_shards(self.mesh)
         if config.batch_size % shards:
             raise UserError(
                 f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "

@@ -23,10 +23,10 @@ from jax.sharding import PartitionSpec
 
 from mmsrec_jax import processes
 from mmsrec_jax.models.heads import sequences
-from mmsrec_jax.models.heads.head import pad_rows, row_shards
+from mmsrec_jax.models.heads.head import pad_rows
 from mmsrec_jax.models.heads.sequences import gather_ragged, targets
 from mmsrec_jax.progress import Progress
-from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding
+from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding, row_shards
 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256

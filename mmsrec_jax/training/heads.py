@@ -23,7 +23,7 @@ from mmsrec_jax.models.heads import kinds
 from mmsrec_jax.models.heads.base import HeadConfig, Rows
 from mmsrec_jax.models.heads.losses import ItemLoss
 from mmsrec_jax.models.heads.sequences import seconds
-from mmsrec_jax.sharding import batch_sharding, replicated
+from mmsrec_jax.sharding import batch_sharding, replicated, row_shards
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.state import TrainState
 
@@ -105,9 +105,9 @@ def train(
     """
     if not len(split.validation):
         raise UserError("the split has no validation rows; a head is selected on validation NDCG")
-    if mesh is not None and config.batch_size % heads.row_shards(mesh):
+    if mesh is not None and config.batch_size % row_shards(mesh):
         raise UserError(
-            f"batch_size {config.batch_size} does not divide over {heads.row_shards(mesh)} data "
+            f"batch_size {config.batch_size} does not divide over {row_shards(mesh)} data "
             "shards of the mesh; make it a multiple"
         )
     features = features or {}

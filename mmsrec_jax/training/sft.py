@@ -93,12 +93,17 @@ def train(
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
-                config=config.to_dict(),
+                config=settings(config),
                 profile=profile,
             )
         finally:
             iterator.close()
     return nnx.merge(graphdef, state.params, frozen)
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """What the trained weights depend on; where the optimiser's moments lie does not count."""
+    return {k: v for k, v in config.to_dict().items() if k != "offload_optimizer"}
 
 
 def micro_batches(config: Any, mesh: Mesh) -> int:
@@ -109,7 +114,7 @@ def micro_batches(config: Any, mesh: Mesh) -> int:
     """
     if not config.micro_batch:
         return 1
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = sharding.row_shards(mesh)
     if config.batch_size % config.micro_batch or config.micro_batch % shards:
         raise UserError(
             f"micro_batch={config.micro_batch} must divide batch_size={config.batch_size} and be a "

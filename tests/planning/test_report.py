@@ -88,7 +88,7 @@ Largest program allocations in hbm:
 
 
 def test_what_the_tpu_compiler_refuses():
-    found = report._refused(REFUSAL)
+    found = report._refused(REFUSAL, 0)
     assert found["peak"] == 17.5 * 2**30 and not found["fits"]
     assert found["largest"] == [
         [2.5 * 2**30, "bf16[28,3584,18944]", "jit(step)/dot_general"],
@@ -96,9 +96,9 @@ def test_what_the_tpu_compiler_refuses():
     ]
     short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     short += "temporaries (32.52G) exceeds available HBM (31.25G)."
-    assert report._refused(short) == {"fits": False, "peak": 32.52 * 2**30, "largest": []}
+    assert report._refused(short, 2**30) == {"fits": False, "peak": 33.52 * 2**30, "largest": []}
     with pytest.raises(RuntimeError, match="something else"):
-        report._refused("INTERNAL: something else")
+        report._refused("INTERNAL: something else", 0)
 
 
 def test_command_on_cpu(tmp_path):

@@ -233,12 +233,14 @@ def test_an_optimiser_in_the_hosts_memory_makes_the_same_updates_and_resumes_the
     expected = trained("devices")
     monkeypatch.setattr(sft.loop, "run", run_and_look)
     whole = trained("hosts", offload_optimizer=True)
-    shutil.rmtree(tmp_path / "hosts" / "checkpoints" / "4")
-    again = trained("hosts", offload_optimizer=True)
-    assert seen == [{"pinned_host"}] * 2
-    for a, b, c in zip(expected, whole, again, strict=True):
+    for name in ("hosts", "devices"):
+        shutil.rmtree(tmp_path / name / "checkpoints" / "4")
+    again, moved = (trained(name, offload_optimizer=True) for name in ("hosts", "devices"))
+    assert seen == [{"pinned_host"}] * 3
+    for a, b, c, d in zip(expected, whole, again, moved, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
         np.testing.assert_array_equal(b, c)
+        np.testing.assert_allclose(a, d, atol=1e-6)
 
 
 def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.heads import kinds
 from mmsrec_jax.models.heads.base import Features, HeadConfig, HeadModule, Rows
 from mmsrec_jax.models.heads.sequences import power_of_two, right_padded, seconds
-from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding, replicated
+from mmsrec_jax.sharding import batch_sharding, replicated, row_shards
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
 _NARROWEST = 8  # a chunk of short histories is cut to the power of two that holds its longest
@@ -146,11 +145,6 @@ def merge(config: HeadConfig, params: nnx.State, features: nnx.State) -> HeadMod
 def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
     """Appends empty histories up to a static number of rows."""
     return np.pad(ids, ((0, rows - len(ids)), (0, 0)), constant_values=-1)
-
-
-def row_shards(mesh: jax.sharding.Mesh) -> int:
-    """Over how many devices the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
 def _build(config, rngs):
