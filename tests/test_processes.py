@@ -49,8 +49,7 @@ class Job:
         self.processes = []
         for index, log in enumerate(self.logs):
             environment = os.environ | {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count} "
-                "--xla_cpu_use_fusion_emitters=false",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
                 "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled-{count}"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }

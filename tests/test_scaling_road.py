@@ -30,9 +30,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scaling")
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    }
+    environment = os.environ | {"XLA_FLAGS": ""}
     flags = [f"--config.{name}={value}" for name, value in TINY.items()]
     started = [
         subprocess.Popen(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.sharding import constrain, weight
 
 
 def verdict_scores(
@@ -31,7 +32,9 @@ def verdict_margins(
     text, (yes, no) = model.text, verdicts
     head = text.embed.embedding[...].T if text.head is None else text.head.kernel[...]
     direction = head[:, yes].astype(jnp.float32) - head[:, no].astype(jnp.float32)
+    direction = weight(direction, ("embed",), ("features",))
     chosen = jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[..., None], axis=1)
+    chosen = constrain(chosen, "batch", "length", "features")
     return jnp.einsum(
         "bcd,d->bc", chosen.astype(jnp.float32), direction, precision=jax.lax.Precision.HIGHEST
     )
