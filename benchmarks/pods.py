@@ -61,6 +61,10 @@ FIRST = (
 )  # fmt: skip
 
 
+# Cases that do not fit with the optimiser on the chips.
+OFFLOADED = ("qwen2.5-vl-7b.sft-full.v5e-16",)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     model: str
@@ -113,6 +117,8 @@ class Case:
             found += [f"--config.sft.batch_size={rows}"]
             found += [f"--config.sft.trainable={self.training.removeprefix('sft-')}"]
             found += [f"--config.model.remat={self.remat()}"]
+            if self.name in OFFLOADED:
+                found += ["--config.sft.offload_optimizer=True"]
         return found
 
     def command(self, out: Path) -> list[str]:

@@ -31,8 +31,8 @@ _STEPS = flags.DEFINE_list("steps", ["sft", "grpo", "rollout", "rank"], "Of the 
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
 _QUICK = flags.DEFINE_bool(
-    "quick", False, "Compile in half the time or less: the network is nearly the same, memory "
-    "within a quarter, the traffic through HBM is not. Training compiles without.",
+    "quick", False, "Compile in half the time or less: the network is nearly the same, memory can "
+    "be 30% less than training will need, traffic through HBM is more.",
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 
