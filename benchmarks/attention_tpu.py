@@ -23,8 +23,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_WORKER_ID", "0")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -32,11 +30,11 @@ from flax import nnx
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
-from mmsrec_jax import sharding, startup
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import attention
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "As `get_topology_desc` names it.")

@@ -17,18 +17,17 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 import ml_dtypes
 import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from mmsrec_jax import startup, workdir
-from mmsrec_jax.models import exporting, lora, names
+from mmsrec_jax.hf import exporting, mapping
+from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import ImageProcessor
+from mmsrec_jax.runtime import startup, workdir
 from mmsrec_jax.training import weights
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +98,7 @@ def write_run(directory: Path) -> None:
     ImageProcessor().save_pretrained(base)
 
     def make():
-        model = MLLM(names.config_from_hf(raw), rngs=nnx.Rngs(0), param_dtype=ml_dtypes.bfloat16)
+        model = MLLM(mapping.config_from_hf(raw), rngs=nnx.Rngs(0), param_dtype=ml_dtypes.bfloat16)
         if _TRAINED.value == "lora":
             lora.add(model, _RANK.value, 2.0 * _RANK.value, rngs=nnx.Rngs(0))
         return model
@@ -107,7 +106,7 @@ def write_run(directory: Path) -> None:
     model = nnx.eval_shape(make)
     shapes = {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
-    def parameters(leaf: names.Leaf, layer: int | None) -> np.ndarray:
+    def parameters(leaf: mapping.Leaf, layer: int | None) -> np.ndarray:
         shape = shapes[leaf.path] if layer is None else shapes[leaf.path][1:]
         return values(shape, ml_dtypes.bfloat16)
 

@@ -25,16 +25,14 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
 from absl import app, flags
 
 from configs import base
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation import metrics, ranking
-from mmsrec_jax.models.heads import head as heads
-from mmsrec_jax.training import heads as training
+from mmsrec_jax.sequential import scorer as heads
+from mmsrec_jax.sequential import train as training
 from mmsrec_jax.training.state import TrainState
 
 _ROOT = flags.DEFINE_string("root", None, "Folder NAME with NAME.inter or NAME.inter.gz.")

@@ -9,10 +9,7 @@ of every token, as a model that returns logits leads to.
 """
 
 import json
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +17,8 @@ from absl import app, flags
 from flax import nnx
 
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig
-from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.token_logprobs import token_logprobs
 
 _VOCAB = flags.DEFINE_integer("vocab", 151936, "Tokens in the vocabulary.")
 _HIDDEN = flags.DEFINE_integer("hidden", 2048, "Width of the decoder.")

@@ -28,8 +28,6 @@ import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import model_sides
 from absl import app, flags
 

@@ -158,7 +158,8 @@ class Ours:
         import optax
         from flax import nnx
 
-        from mmsrec_jax.models import api, flops, loading
+        from mmsrec_jax.hf import api, loading
+        from mmsrec_jax.models import flops
         from mmsrec_jax.training import sft
         from mmsrec_jax.training.clipping import clip_by_global_norm
         from mmsrec_jax.training.state import TrainState
@@ -336,12 +337,12 @@ class Theirs:
     def matmuls(self) -> None:
         torch = self.torch
         if not hasattr(self, "products"):
-            from mmsrec_jax.models import names
-            from mmsrec_jax.models.processor import read_json
+            from mmsrec_jax.hf import mapping
+            from mmsrec_jax.hf.processor import read_json
 
             directory = Path(self.directory)
-            config = names.config_from_hf(
-                read_json(directory / "config.json"), names.processor_of(directory)
+            config = mapping.config_from_hf(
+                read_json(directory / "config.json"), mapping.processor_of(directory)
             )
             kind = torch.bfloat16 if self._on_gpu else torch.float32
             ones = functools.partial(torch.ones, dtype=kind, device=self.device)

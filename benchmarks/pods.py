@@ -21,13 +21,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from absl import app, flags
 
-from mmsrec_jax.files import write_json
-from mmsrec_jax.models import published
+from mmsrec_jax.hf import presets
 from mmsrec_jax.planning.report import utilisation
+from mmsrec_jax.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
@@ -92,7 +90,7 @@ class Case:
             tensor = TENSOR[self.chip][self.model.rpartition("-")[2]]
         most = 128 if self.model.startswith("qwen3") else self.chips
         if self.training == "sft-full":
-            most = min(most, math.gcd(published.config(self.model).text.hidden // 16, 256))
+            most = min(most, math.gcd(presets.config(self.model).text.hidden // 16, 256))
         fsdp = min(self.chips // tensor, most)
         return {"data": self.chips // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
 

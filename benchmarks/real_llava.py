@@ -22,9 +22,9 @@ from absl import app, flags
 from flax import nnx
 from PIL import Image
 
-from mmsrec_jax import models
-from mmsrec_jax.decoding import sampler
-from mmsrec_jax.models import api, tokenizer
+import mmsrec_jax
+from mmsrec_jax.hf import api, tokenizer
+from mmsrec_jax.inference import sampler
 from mmsrec_jax.prompts.chat import Chat
 from mmsrec_jax.prompts.templates import IMAGE
 
@@ -117,7 +117,7 @@ def main(_) -> None:
     torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     check = Checks()
     tokens = tokenizer.load(directory)
-    model = models.load(directory)
+    model = mmsrec_jax.load(directory)
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True
     ).eval()
@@ -183,10 +183,10 @@ def main(_) -> None:
     print(f"     transformers generated in {time.perf_counter() - start:.0f} s")
     check(same == len(prompts), f"greedy text of {same} of {len(prompts)} prompts is the same")
 
-    narrow = models.load(directory, dtype="bfloat16")
+    narrow = mmsrec_jax.load(directory, dtype="bfloat16")
     for half, (ids, mask, own) in zip(("with image", "text alone"), batches, strict=True):
         kept = mask.astype(bool)
-        wide = models.logits(model, ids, mask, own)[kept]
+        wide = mmsrec_jax.logits(model, ids, mask, own)[kept]
         inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
         inputs |= dict(pixels_of([row[0] for row in own])) if own[0] else {}
         with torch.no_grad():
@@ -197,7 +197,7 @@ def main(_) -> None:
             error <= 1e-2,
             f"float32 logits, {half}: max abs difference {error:.1e}, from {low:.0f} to {high:.0f}",
         )
-        short = models.logits(narrow, ids, mask, own)[kept]
+        short = mmsrec_jax.logits(narrow, ids, mask, own)[kept]
         distance = np.linalg.norm(short - wide) / np.linalg.norm(wide)
         agree = (short.argmax(-1) == wide.argmax(-1)).mean()
         check(

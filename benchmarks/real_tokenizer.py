@@ -15,8 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import transformers
 from absl import app, flags
@@ -24,9 +22,9 @@ from PIL import Image
 
 from mmsrec_jax.data import atomic
 from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.inputs.items import Items, Prompting
-from mmsrec_jax.models import tokenizer
-from mmsrec_jax.models.processor import ImageProcessor
 from mmsrec_jax.prompts import Chat, tasks
 from mmsrec_jax.prompts.templates import FULL, IMAGE
 

@@ -14,7 +14,7 @@ import functools
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mmsrec_jax.configuration import choose
+from mmsrec_jax.runtime.config_utils import choose
 
 HEADS = {  # variant = section below -> what it is
     "sasrec": "SASRec by itself",

@@ -13,7 +13,7 @@ the Amazon review data of 2014: reviews, titles and descriptions of the metadata
 """
 
 from configs import base
-from mmsrec_jax.configuration import choose
+from mmsrec_jax.runtime.config_utils import choose
 
 
 def get_config(variant: str = ""):

@@ -14,7 +14,7 @@ cores: a subset of users, films with a poster only, a tiny model from scratch.
 """
 
 from configs import base, quickstart
-from mmsrec_jax.configuration import choose
+from mmsrec_jax.runtime.config_utils import choose
 
 _VARIANTS = {
     "": "a pretrained model, all users",

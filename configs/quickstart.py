@@ -4,7 +4,7 @@ python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from configs import base
-from mmsrec_jax.configuration import choose
+from mmsrec_jax.runtime.config_utils import choose
 
 
 def get_config(variant: str = ""):

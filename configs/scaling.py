@@ -10,7 +10,7 @@ after the published model whose shape it has (those are for pods: set config.mes
 """
 
 from configs import base
-from mmsrec_jax.configuration import choose
+from mmsrec_jax.runtime.config_utils import choose
 
 # hidden, layers, heads, kv_heads, intermediate; of the tower: hidden, layers, heads, intermediate
 SIZES = {

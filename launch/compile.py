@@ -11,16 +11,13 @@ status 1 when a step does not fit into the memory of a device.
 """
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # leaves accelerators to those who train on them
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmsrec_jax import startup
+from mmsrec_jax.runtime import startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(

@@ -7,15 +7,12 @@ Prints every metric with paired-bootstrap intervals of the difference to the bas
 CSV, JSON, LaTeX and a plot.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from absl import app, flags
 
-from mmsrec_jax import startup
+from mmsrec_jax.runtime import startup
 
 _COMPARE = flags.DEFINE_bool("compare", False, "Compare the workdirs that are named.")
 _BASELINE = flags.DEFINE_string("baseline", "popularity", "System that differences are taken to.")
@@ -41,7 +38,7 @@ def main(argv):
     if not (_COMPARE.value and runs):
         raise app.UsageError("say --compare RUN_A RUN_B ...")
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
-    from mmsrec_jax.evaluation import compare
+    from mmsrec_jax.evaluation.comparison import compare
 
     print(
         compare.run(

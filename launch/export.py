@@ -6,15 +6,12 @@
 A run that trained every weight takes neither flag. Works on the host alone, tensor by tensor.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from absl import app, flags
 
-from mmsrec_jax import startup
+from mmsrec_jax.runtime import startup
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")

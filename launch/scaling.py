@@ -6,17 +6,14 @@
     python launch/scaling.py runs/scaling/* --compiled=7b.json
 
 Prints the table, the law and its predictions, for compiled programs with step time and memory;
-writes scaling.json, .png and .svg.
+writes scaling_law.json, .png and .svg.
 """
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import app, flags
 
-from mmsrec_jax import startup
+from mmsrec_jax.runtime import startup
 
 _PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
 _COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
@@ -29,13 +26,13 @@ def main(argv):
     runs = [Path(name) for name in argv[1:]]
     if not runs:
         raise app.UsageError("name the workdirs of finished runs")
-    from mmsrec_jax.evaluation import scaling
+    from mmsrec_jax.evaluation import scaling_law
 
     out = Path(_OUT.value) if _OUT.value else runs[0].parent
     print(
-        scaling.study(
+        scaling_law.study(
             runs,
-            predict=scaling.parse_flops(_PREDICT.value),
+            predict=scaling_law.parse_flops(_PREDICT.value),
             compiled=[Path(name) for name in _COMPILED.value],
             resamples=_RESAMPLES.value,
             seed=_SEED.value,

@@ -12,12 +12,10 @@ import shlex
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mmsrec_jax import interruption, processes, startup
+from mmsrec_jax.runtime import interruption, processes, startup
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True

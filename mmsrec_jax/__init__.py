@@ -1,3 +1,16 @@
-"""MMSRARec and MLLM-SRec in JAX, for TPU and GPU meshes."""
+"""Multimodal LLM recommenders in JAX.
+
+What is named here is the public face, imported on use, so that input workers stay free of jax;
+everything else is reached by its folder.
+"""
 
 __version__ = "0.1.0"
+__all__ = ["load", "logits"]
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mmsrec_jax.hf import api
+
+    return getattr(api, name)

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax import models
+import mmsrec_jax
+from mmsrec_jax.hf.exporting import Adapters
 from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
 from mmsrec_jax.models import lora
-from mmsrec_jax.models.exporting import Adapters
+from mmsrec_jax.runtime.workdir import Stage, run_stages
 from mmsrec_jax.training import weights
-from mmsrec_jax.workdir import Stage, run_stages
 
 RANK, ALPHA = 2, 6.0
 _LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
@@ -20,7 +20,7 @@ _LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
 
 def trained_model(base: Path, trainable: str, dtype: str = "float32"):
     """The model of `base` with random adapters, or with every weight moved."""
-    model, rng = models.load(base, dtype), np.random.default_rng(0)
+    model, rng = mmsrec_jax.load(base, dtype), np.random.default_rng(0)
     if trainable == "lora":
         lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         for linear in lora.adapted(model).values():
@@ -62,7 +62,7 @@ def scratch_run(workdir: Path, base: Path):
             shutil.copy(base / name, directory)
 
     def warmup(directory):
-        weights.save(directory / WEIGHTS, models.load(base), nnx.Param)
+        weights.save(directory / WEIGHTS, mmsrec_jax.load(base), nnx.Param)
 
     def summariser(directory):
         weights.save(directory / ADAPTERS, model, nnx.LoRAParam)

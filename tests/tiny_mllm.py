@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import ImageProcessor, mrope_positions
+from mmsrec_jax.models.patches import mrope_positions
 
 VOCAB, IMAGE_TOKEN = 41, 40
 

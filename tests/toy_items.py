@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.inputs.items import Prompting
-from mmsrec_jax.models import tokenizer
-from mmsrec_jax.models.processor import ImageProcessor
 from mmsrec_jax.prompts import TEMPLATES, Chat, corpus
 
 COLOURS = ("red", "blue", "green")

@@ -18,7 +18,7 @@ import pyarrow.csv
 from mmsrec_jax.data import filters
 from mmsrec_jax.data.records import Histories, Item, are_positions
 from mmsrec_jax.data.report import Report, describe
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference

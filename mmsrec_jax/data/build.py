@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
 from mmsrec_jax.data.records import Catalogue, Histories, Split
 from mmsrec_jax.data.report import Report, describe
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 
 def at_least(histories: Histories, rating: float) -> Histories:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmsrec_jax.data.records import Histories, Split, are_positions
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 LEAK = (
     "test: targets earlier than a training interaction of another user, which is a leak in time; "

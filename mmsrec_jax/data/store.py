@@ -29,7 +29,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mmsrec_jax.data import images
 from mmsrec_jax.data.records import Catalogue, Histories, Item
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 CUTOFFS = (1, 5, 10, 20)
 PESSIMISTIC, EXPECTED = "pessimistic", "expected"

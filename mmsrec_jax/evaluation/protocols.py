@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.files import write_parquet
-from mmsrec_jax.models.heads import sequences
+from mmsrec_jax.data import sequences
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_parquet
 
 FULL = "full"
 _REJECTION_ROUNDS = 32

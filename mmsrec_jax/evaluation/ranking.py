@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsrec_jax import processes
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.data import sequences
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
-from mmsrec_jax.files import write_parquet
-from mmsrec_jax.models.heads import sequences
-from mmsrec_jax.progress import Progress
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_parquet
+from mmsrec_jax.runtime.progress import Progress
 
 
 class System(Protocol):

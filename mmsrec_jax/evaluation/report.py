@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation.metrics import CUTOFFS, Ranks, summary
-from mmsrec_jax.files import write_text
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_text
 
 HEAD = ("system", "protocol", "seed", "users")
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmsrec_jax import processes
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from mmsrec_jax.data.images import ImageError
 from mmsrec_jax.data.records import Catalogue, Item
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.processor import ImageProcessor
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts import Chat, Piece, Templates, tasks
+from mmsrec_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs.example import Example, filler
 from mmsrec_jax.inputs.items import Items
+from mmsrec_jax.runtime.errors import UserError
 
 MAX_SKIPPED_IN_A_ROW = 100
 
@@ -21,7 +21,7 @@ _COUNTING = threading.Lock()  # shards of one process are made in threads
 
 
 class Source(Protocol):
-    """See `inputs.sources`."""
+    """See `inputs.recommend`."""
 
     items: Items
 

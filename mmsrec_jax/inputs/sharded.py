@@ -6,8 +6,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from mmsrec_jax import processes
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
 
 Make = Callable[[int, int], grain.IterDataset]
 

@@ -2,12 +2,12 @@
 
 from types import ModuleType
 
-from mmsrec_jax.configuration import choose_name
+from mmsrec_jax.runtime.config_utils import choose_name
 
 
 def find(name: str) -> ModuleType:
     """The module whose `run(config, workdir, only)` is the method. Raises UserError if unknown."""
-    from mmsrec_jax.methods import heads, mmsrarec, scaling  # only a run needs them
+    from mmsrec_jax.methods import mmsrarec, scaling_point, sequential  # only a run needs them
 
-    known = {"mmsrarec": mmsrarec, "heads": heads, "scaling": scaling}
+    known = {"mmsrarec": mmsrarec, "sequential": sequential, "scaling": scaling_point}
     return known[choose_name(name, known, what="config.method")]

@@ -10,28 +10,28 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from mmsrec_jax import interruption, processes, sharding, startup
-from mmsrec_jax.configuration import choose_name
-from mmsrec_jax.data import build, splits
+from mmsrec_jax.data import build, item_features, splits
 from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
-from mmsrec_jax.decoding.embed import embed_items
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.results import Results
+from mmsrec_jax.hf import loading, tokenizer
+from mmsrec_jax.hf.mapping import config_from_hf, processor_of
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.inference.embed import embed_items
+from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.inputs.items import Prompting
-from mmsrec_jax.inputs.sources import ContentSource
-from mmsrec_jax.models import loading, tokenizer
-from mmsrec_jax.models.heads import features, kinds
-from mmsrec_jax.models.heads.base import CATEGORIES
-from mmsrec_jax.models.heads.head import Head
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.names import config_from_hf, processor_of
-from mmsrec_jax.models.processor import read_json
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.training import heads, metering
+from mmsrec_jax.runtime import interruption, processes, sharding, startup
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.workdir import Stage, run_stages, share
+from mmsrec_jax.sequential import registry, train
+from mmsrec_jax.sequential.base import CATEGORIES
+from mmsrec_jax.sequential.scorer import Head
+from mmsrec_jax.training import metering
 from mmsrec_jax.training.state import param_dtype
-from mmsrec_jax.workdir import Stage, run_stages, share
 
 
 def check(config: ConfigDict) -> None:
@@ -45,9 +45,9 @@ def check(config: ConfigDict) -> None:
             f"config.prompts.templates={config.prompts.templates!r} is none of "
             f"{', '.join(TEMPLATES)}"
         )
-    kinds.find(config.head)
-    features.check(_feature_paths(config), can_make=bool(path))
-    heads.item_loss(config[config.head])
+    registry.find(config.head)
+    item_features.check(_feature_paths(config), can_make=bool(path))
+    train.item_loss(config[config.head])
     metering.steps_to_trace(config.profile)
 
 
@@ -125,21 +125,21 @@ class Experiment:
     def item_features(self) -> dict[str, np.ndarray]:
         """float32[items, width] by name: what the head reads, standardised, and categories."""
         catalogue, _, _ = self.dataset
-        kind, section = kinds.find(self.config.head), self.config[self.config.head]
+        kind, section = registry.find(self.config.head), self.config[self.config.head]
         paths = {
             name: path or str(self._made_features(name))
             for name, path in _feature_paths(self.config).items()
         }
         found = {}
-        for name, rows in features.read(paths, len(catalogue)).items():
+        for name, rows in item_features.read(paths, len(catalogue)).items():
             if lacking := int((~rows.any(1)).sum()):
                 logging.warning(
                     "%s: %d of %d items have no %s features; theirs stay zero",
                     kind.name, lacking, len(rows), name,
                 )  # fmt: skip
-            found[name] = features.standardised(rows)
+            found[name] = item_features.standardised(rows)
         if CATEGORIES in kind.module.FEATURES:
-            labels = features.categories(catalogue, section.category_separator)
+            labels = item_features.categories(catalogue, section.category_separator)
             if labels.size:
                 found[CATEGORIES] = labels
             else:
@@ -249,7 +249,7 @@ class Experiment:
                 counts=counts,
             )
             if processes.is_main():
-                features.write(self._made_features(name), rows)
+                item_features.write(self._made_features(name), rows)
             log_counts(f"features {name}", counts, self.mesh)
 
     def _prompt_length(self, content: str) -> int:
@@ -262,12 +262,12 @@ class Experiment:
     def train_head(self, directory: Path) -> None:
         """The sequence model."""
         _, histories, _ = self.dataset
-        if kinds.find(self.config.head).module.USES_TIMES and not histories.clock:
+        if registry.find(self.config.head).module.USES_TIMES and not histories.clock:
             logging.warning(
                 "%s reads the clock, but this data has none: positions stand for times",
                 self.config.head,
             )
-        heads.train(**self.head_options(), directory=directory)
+        train.train(**self.head_options(), directory=directory)
 
 
 class Scoreboard:
@@ -379,7 +379,7 @@ def log_counts(name: str, counts: Counter, mesh: jax.sharding.Mesh) -> None:
 
 def _feature_paths(config: ConfigDict) -> dict[str, str]:
     """Files of the item features that the head reads; "" where none is given."""
-    readable, section = kinds.contents(kinds.find(config.head)), config[config.head]
+    readable, section = registry.contents(registry.find(config.head)), config[config.head]
     if not readable:
         return {}
     field = f"config.{config.head}.contents"

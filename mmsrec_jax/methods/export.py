@@ -4,11 +4,11 @@ from pathlib import Path
 
 from absl import logging
 
-from mmsrec_jax import workdir as workdir_lib
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.hf import exporting
+from mmsrec_jax.hf.exporting import Adapters
 from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
-from mmsrec_jax.models import exporting
-from mmsrec_jax.models.exporting import Adapters
+from mmsrec_jax.runtime import workdir as workdir_lib
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.weights import Stored
 
 # stage -> the part of its config that says how it trained

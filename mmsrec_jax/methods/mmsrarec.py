@@ -16,32 +16,31 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax import processes, startup
 from mmsrec_jax.data import splits
-from mmsrec_jax.decoding.summarise import summarise
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
-from mmsrec_jax.evaluation.scoring import candidate_scores
-from mmsrec_jax.files import write_text
+from mmsrec_jax.hf import tiny_init
+from mmsrec_jax.inference.scoring import candidate_scores
+from mmsrec_jax.inference.summarize import summarise
 from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.inputs.recommend import CandidateSource, Knowledge, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.sources import (
-    CandidateSource,
-    Knowledge,
-    RecommendSource,
-    SummarySource,
-    WarmupSource,
-)
+from mmsrec_jax.inputs.warmup import WarmupSource
 from mmsrec_jax.methods import common
-from mmsrec_jax.models import lora, scratch
+from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.progress import track
 from mmsrec_jax.prompts import TEMPLATES, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbours_table
-from mmsrec_jax.sharding import batch_share
-from mmsrec_jax.training import grpo, heads, sft, weights
-from mmsrec_jax.workdir import Stage
+from mmsrec_jax.rl import grpo
+from mmsrec_jax.runtime import processes, startup
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_text
+from mmsrec_jax.runtime.progress import track
+from mmsrec_jax.runtime.sharding import batch_share
+from mmsrec_jax.runtime.workdir import Stage
+from mmsrec_jax.sequential import train
+from mmsrec_jax.training import sft, weights
 
 ADAPTERS, WEIGHTS = "adapters", "weights"  # what stages leave of the model
 
@@ -133,7 +132,7 @@ class Run(common.Experiment):
 
     def _from_scratch(self) -> MLLM:
         c = self.config.model
-        return scratch.init(self.model_path, dtype=c.dtype, seed=c.seed, mesh=self.mesh)
+        return tiny_init.init(self.model_path, dtype=c.dtype, seed=c.seed, mesh=self.mesh)
 
     def _patches(self, count: int) -> int:
         return count if self.config.use.images else 0
@@ -172,7 +171,7 @@ class Run(common.Experiment):
         with_image = np.flatnonzero(catalogue.has_image)
         chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
         images = (catalogue.image(int(i)) for i in chosen)
-        scratch.write_directory(directory, self.config.model.scratch, texts, images)
+        tiny_init.write_directory(directory, self.config.model.scratch, texts, images)
 
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalogue: describe, answer questions (*ours*)."""
@@ -260,7 +259,7 @@ class Run(common.Experiment):
         folds, fold_heads = None, ()
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
-            fold_heads = heads.train_folds(
+            fold_heads = train.train_folds(
                 **self.head_options(), folds=folds, directory=directory / "folds"
             )
         rows = np.concatenate([self.training_rows(), split.validation, self.test_rows()])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models import splash
 from mmsrec_jax.models.layers import precision
-from mmsrec_jax.sharding import divided, per_device
+from mmsrec_jax.runtime.sharding import divided, per_device
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 

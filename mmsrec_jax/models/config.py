@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 REMAT_POLICIES = ("none", "full", "dots")
 ROPE_KINDS = ("1d", "mrope", "mrope_interleaved")

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.decoding import cache as cache_lib
+from mmsrec_jax.models import kv_cache as cache_lib
 from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import Layout, attention, causal
 from mmsrec_jax.models.config import DecoderConfig
 from mmsrec_jax.models.layers import Block, Linear, RMSNorm, normal, precision, scan_layers
-from mmsrec_jax.sharding import constrain, weight
+from mmsrec_jax.runtime.sharding import constrain, weight
 
 
 class Embed(nnx.Module):

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig, VitConfig
-from mmsrec_jax.models.processor import patch_hw, window_ids
+from mmsrec_jax.models.patches import patch_hw, window_ids
 
 Flops = dict[str, int]  # by part of the model
 

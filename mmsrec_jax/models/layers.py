@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models import rope as rope_lib
-from mmsrec_jax.sharding import constrain, weight
+from mmsrec_jax.runtime.sharding import constrain, weight
 
 
 def precision(dtype) -> jax.lax.Precision | None:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.layers import Linear, normal, precision
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.errors import UserError
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 

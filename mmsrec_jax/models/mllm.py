@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.decoding.cache import KVCache
 from mmsrec_jax.models.config import MLLMConfig, VisionConfig, VitConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
+from mmsrec_jax.models.kv_cache import KVCache
 from mmsrec_jax.models.vision import Vision
 from mmsrec_jax.models.vit import Vit
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.runtime.sharding import constrain
 
 # The vision tower of each kind of vision config.
 TOWERS = {VisionConfig: Vision, VitConfig: Vit}

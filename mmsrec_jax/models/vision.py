@@ -12,7 +12,7 @@ from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import attention, same_segment, within_segments
 from mmsrec_jax.models.config import VisionConfig, VitConfig
 from mmsrec_jax.models.layers import NORMS, Block, Linear, normal, precision, scan_layers
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.runtime.sharding import constrain
 
 
 class PatchEmbed(nnx.Module):

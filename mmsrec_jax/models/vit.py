@@ -12,7 +12,7 @@ from mmsrec_jax.models.attention import attention, everything
 from mmsrec_jax.models.config import VitConfig
 from mmsrec_jax.models.layers import Block, LayerNorm, Linear, normal, scan_layers
 from mmsrec_jax.models.vision import PatchEmbed
-from mmsrec_jax.sharding import constrain
+from mmsrec_jax.runtime.sharding import constrain
 
 # InternVL's projector has torch's default, whatever the tower's is.
 _PROJECTOR_NORM_EPS = 1e-5

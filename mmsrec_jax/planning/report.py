@@ -14,14 +14,15 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmsrec_jax import sharding
-from mmsrec_jax.configuration import choose_name
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.files import write_text
 from mmsrec_jax.planning import roofline
 from mmsrec_jax.planning.hlo import Program
 from mmsrec_jax.planning.steps import STEPS, Step, Steps, model_config, model_name
-from mmsrec_jax.planning.topologies import GIB, Topology, describe
+from mmsrec_jax.planning.topologies import Topology, describe
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.chips import GIB
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_text
 
 _LARGEST = 8
 

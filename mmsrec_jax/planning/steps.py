@@ -15,18 +15,19 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmsrec_jax import sharding
-from mmsrec_jax.decoding import rows
-from mmsrec_jax.decoding.sampler import Generation, Sampling
-from mmsrec_jax.decoding.summarise import prompts_of
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.evaluation import scoring
+from mmsrec_jax.hf import mapping, presets, tiny_init
+from mmsrec_jax.hf.processor import ImageProcessor, read_json
+from mmsrec_jax.inference import forward, scoring
+from mmsrec_jax.inference.sampler import Generation, Sampling
+from mmsrec_jax.inference.summarize import prompts_of
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.models import flops, lora, names, published, scratch
+from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import ImageProcessor, read_json
-from mmsrec_jax.training import grpo, sft
+from mmsrec_jax.rl import grpo
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import param_dtype, place_abstract
 
 _VERDICTS = 0, 1  # which ids these are changes nothing that is compiled
@@ -65,16 +66,16 @@ def model_config(config: ConfigDict) -> MLLMConfig:
     """
     name = model_name(config)
     if not name:
-        raw = scratch.hf_config(config.model.scratch, config.model.scratch.vocab_size)
-        found = names.config_from_hf(raw)
+        raw = tiny_init.hf_config(config.model.scratch, config.model.scratch.vocab_size)
+        found = mapping.config_from_hf(raw)
     elif (path := Path(name) / "config.json").is_file():
-        found = names.config_from_hf(read_json(path))
-    elif name in published.CONFIGS:
-        found = published.config(name)
+        found = mapping.config_from_hf(read_json(path))
+    elif name in presets.CONFIGS:
+        found = presets.config(name)
     else:
         raise UserError(
             f"model {name!r}: no folder with a config.json, and none of "
-            f"{', '.join(published.CONFIGS)}"
+            f"{', '.join(presets.CONFIGS)}"
         )
     return dataclasses.replace(found, remat=config.model.remat)
 
@@ -186,7 +187,7 @@ class Steps:
         c, tuned = self.config.evaluation, self.config.sft
         graphdef, state = nnx.split(self._model(tuned.trainable, tuned))
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
-        score = rows.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
+        score = forward.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
         batch = self._batch(
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
         )

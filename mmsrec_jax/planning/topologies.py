@@ -13,47 +13,9 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from mmsrec_jax.configuration import choose_name
-from mmsrec_jax.errors import UserError
-
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What one chip can do, per second where it is a rate.
-
-    flops: bfloat16 peak.
-    hbm: bytes that programs can use; hbm_bandwidth: bytes.
-    link: bytes in one direction of one inter-chip link; a torus has two links along each axis, a
-      switched network (`wraps` is None) one.
-    dcn: bytes in one direction between slices.
-    wraps: an axis of the torus is closed when its length is a multiple of this.
-    """
-
-    flops: float
-    hbm: float
-    hbm_bandwidth: float
-    link: float
-    dcn: float
-    wraps: int | None
-
-
-# TPUs: "System architecture" of docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: peak compute, HBM
-# bandwidth, bidirectional ICI bandwidth over twice the links (4 or 6), data center bandwidth. HBM
-# is what their compilers leave to programs. v5e and v6e close the torus only at 16 chips, v4 and
-# v5p from a cube of 4 x 4 x 4 on.
-# H100 SXM: NVIDIA's data sheet: 989 TFLOP/s dense, 80 GB, 3.35 TB/s, NVLink 450 GB/s a direction;
-# 50 GB/s a GPU of 400 Gb/s InfiniBand.
-CHIPS = {
-    "v4": Chip(275e12, 30.75 * GIB, 1228e9, 50e9, 6.25e9, wraps=4),
-    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 50e9, 3.125e9, wraps=16),
-    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 100e9, 6.25e9, wraps=4),
-    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 100e9, 12.5e9, wraps=16),
-    "h100": Chip(989e12, 84942979072, 3350e9, 450e9, 50e9, wraps=None),
-    # No machine in particular: for looking at programs where nothing but JAX is installed.
-    "cpu": Chip(1e12, 16 * GIB, 100e9, 10e9, 1e9, wraps=None),
-}
+from mmsrec_jax.runtime.chips import CHIPS, Chip
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models.processor import ImageProcessor
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts.templates import IMAGE, VERDICTS
+from mmsrec_jax.runtime.errors import UserError
 
 _QUESTION, _ANSWER = "\ue002", "\ue003"
 _PRIVATE = re.compile(f"[{IMAGE}{_QUESTION}{_ANSWER}]")

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from mmsrec_jax import processes
-from mmsrec_jax.models.heads import sequences
-from mmsrec_jax.models.heads.head import pad_rows
-from mmsrec_jax.models.heads.sequences import gather_ragged, targets
-from mmsrec_jax.progress import Progress
-from mmsrec_jax.sharding import LOGICAL_AXES, batch_sharding, row_shards
+from mmsrec_jax.data import sequences
+from mmsrec_jax.data.sequences import gather_ragged, targets
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, row_shards
+from mmsrec_jax.sequential.scorer import pad_rows
 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256

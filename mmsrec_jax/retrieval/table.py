@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.files import write_parquet
 from mmsrec_jax.retrieval.similar import Neighbours
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_parquet
 
 
 def write(path: Path, rows: np.ndarray, found: Neighbours) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax import processes
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mmsrec_jax import interruption
-from mmsrec_jax.configuration import differences
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.metrics_log import MetricsLog
-from mmsrec_jax.progress import Progress
+from mmsrec_jax.runtime import interruption
+from mmsrec_jax.runtime.config_utils import differences
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.metrics_log import MetricsLog
+from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.training.checkpoints import Checkpoints
 from mmsrec_jax.training.metering import Meter, Steps, Trace
 

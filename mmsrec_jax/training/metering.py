@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.planning.topologies import CHIPS
+from mmsrec_jax.runtime.chips import CHIPS
+from mmsrec_jax.runtime.errors import UserError
 
 STALLED = 0.3  # share of a window in which devices had nothing to do but wait for data
 

@@ -15,14 +15,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
-from mmsrec_jax.decoding.candidates import verdict_margins
-from mmsrec_jax.decoding.summarise import to_devices
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.inference.yes_no import verdict_margins
 from mmsrec_jax.models import flops
-from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.rounds import summed
+from mmsrec_jax.models.token_logprobs import token_logprobs
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.arrays import to_devices
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.microbatch import summed
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place

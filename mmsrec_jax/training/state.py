@@ -9,10 +9,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax import sharding
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
 
 
 @flax.struct.dataclass

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax import sharding
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.checkpoints import flatten
 
 _CHUNK_BYTES = 64 * 2**20  # of what is read at a time

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmsrec_jax.data import atomic, filters, splits, store
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 INTER = (
     "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"

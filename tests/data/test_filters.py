@@ -3,7 +3,7 @@ import pytest
 
 from mmsrec_jax.data import filters
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 
 def random_histories(seed, users=30, items=25, rows=220, times=40) -> Histories:

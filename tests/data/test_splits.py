@@ -5,7 +5,7 @@ import pytest
 
 from mmsrec_jax.data import filters, splits
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 
 def random_histories(seed: int) -> Histories:

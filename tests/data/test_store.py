@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmsrec_jax.data import store
 from mmsrec_jax.data.records import Histories, Item
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 
 
 def picture(value: int, format: str = "PNG") -> bytes:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.evaluation.metrics import EXPECTED, Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.runtime.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rectools.json").read_text())
 

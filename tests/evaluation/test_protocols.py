@@ -6,8 +6,8 @@ import pytest
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation.protocols import Candidates, sampled
+from mmsrec_jax.runtime.errors import UserError
 
 
 def histories_of(sequences):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.protocols import sampled
+from mmsrec_jax.runtime.errors import UserError
 
 ITEMS = 40
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import results
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.results import Results
+from mmsrec_jax.runtime.errors import UserError
 
 CONFIG = {"seed": 0, "sft": {"seed": 0, "steps": 5}, "k": (1, 5)}
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.evaluation import report
 from mmsrec_jax.evaluation.metrics import Ranks
+from mmsrec_jax.runtime.errors import UserError
 
 
 def ranks(values):

@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 import toy_items
 
-from mmsrec_jax import processes
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.pipeline import batches
+from mmsrec_jax.inputs.recommend import CandidateSource, Knowledge, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.sources import (
-    CandidateSource,
-    Knowledge,
-    RecommendSource,
-    SummarySource,
-    WarmupSource,
-)
+from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
 
 HISTORIES = toy_items.histories()
 ROWS = toy_items.train_rows(HISTORIES)

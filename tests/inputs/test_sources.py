@@ -13,17 +13,13 @@ from PIL import Image
 from toy_items import BARE, CORRUPT, NO_IMAGE
 
 from mmsrec_jax.data.records import Catalogue
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.items import Items
-from mmsrec_jax.inputs.sources import (
-    CandidateSource,
-    Knowledge,
-    RecommendSource,
-    SummarySource,
-    WarmupSource,
-)
-from mmsrec_jax.models.processor import mrope_positions
+from mmsrec_jax.inputs.recommend import CandidateSource, Knowledge, RecommendSource
+from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.models.patches import mrope_positions
 from mmsrec_jax.prompts import parse_summary
+from mmsrec_jax.runtime.errors import UserError
 
 HISTORIES = toy_items.histories()
 ROWS = toy_items.train_rows(HISTORIES)

@@ -6,21 +6,17 @@ same function, `jax.nn.dot_product_attention`.
 
 import functools
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mllm_batches as mb
 import numpy as np
 import pytest
 from flax import nnx
 
-sys.path.append(str(Path(__file__).parent))
-import mllm_batches as mb
-
-from mmsrec_jax import sharding
 from mmsrec_jax.models import attention as lib
 from mmsrec_jax.models.attention import Layout, attention, causal, same_segment, within_segments
+from mmsrec_jax.runtime import sharding
 
 B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one
 IMPLEMENTATIONS = ("xla", "splash", "cudnn")

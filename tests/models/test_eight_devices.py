@@ -13,9 +13,10 @@ import optax
 import pytest
 from flax import nnx
 
-from mmsrec_jax import models, sharding
-from mmsrec_jax.models import api
-from mmsrec_jax.models.loss import token_logprobs
+import mmsrec_jax
+from mmsrec_jax.hf import api
+from mmsrec_jax.models.token_logprobs import token_logprobs
+from mmsrec_jax.runtime import sharding
 from mmsrec_jax.training.state import TrainState
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -29,7 +30,7 @@ def train_step(directory, mesh):
     """(loss, logits, gradients, what the update adds to the parameters / RATE)."""
     stored = np.load(directory / "golden.npz")
     ids, mask = stored["input_ids"], stored["attention_mask"]
-    model = models.load(directory, mesh=mesh)
+    model = mmsrec_jax.load(directory, mesh=mesh)
     batch = api.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
     answer = np.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 4
     batch["loss_weights"] = (answer & (mask > 0)).astype(np.float32)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmsrec_jax.models import flops, lora, names
+from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
-from mmsrec_jax.models.loss import token_logprobs
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.processor import patch_hw, read_json
+from mmsrec_jax.models.patches import patch_hw
+from mmsrec_jax.models.token_logprobs import token_logprobs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl")
@@ -27,7 +29,7 @@ def family_config(name: str, remat: str = "none") -> MLLMConfig:
     computes, and positions resampled."""
     directory = GOLDEN / name
     raw = read_json(directory / "config.json")
-    config = names.config_from_hf(raw, names.processor_of(directory))
+    config = mapping.config_from_hf(raw, mapping.processor_of(directory))
     if isinstance(config.vision, VisionConfig):
         vision = dataclasses.replace(config.vision, window_size=None)
     else:

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from mmsrec_jax import models
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models import api, mllm
+import mmsrec_jax
+from mmsrec_jax.hf import api
+from mmsrec_jax.models import mllm
+from mmsrec_jax.runtime.errors import UserError
 
 TOLERANCE = 1e-4
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -21,7 +22,7 @@ def directory(request):
 
 @pytest.fixture(scope="module")
 def model(directory):
-    return models.load(directory)
+    return mmsrec_jax.load(directory)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def end_of_first_image(model, golden) -> int:
 
 def test_two_images_in_a_row_and_a_padded_text_row(model, golden):
     ids, mask, images, expected = golden
-    logits = models.logits(model, ids, mask, images)
+    logits = mmsrec_jax.logits(model, ids, mask, images)
     assert logits.dtype == np.float32 and logits.shape == expected.shape
     assert distance(logits, golden) <= TOLERANCE
     assert expected[mask.astype(bool)].std() > 0.5  # the tolerance means something
@@ -62,7 +63,7 @@ def test_left_padding_gives_the_same_logits(model, golden):
     length = int(mask[1].sum())
     shift = ids.shape[1] - length
     ids, mask = np.stack([ids[0], np.roll(ids[1], shift)]), np.stack([mask[0], mask[1][::-1]])
-    logits = models.logits(model, ids, mask, images)
+    logits = mmsrec_jax.logits(model, ids, mask, images)
     assert distance(logits, golden, rows=slice(0, 1)) <= TOLERANCE
     assert np.abs(logits[1, shift:] - expected[1, :length]).max() <= TOLERANCE
 
@@ -109,7 +110,7 @@ def test_packed_segments_equal_their_rows(model, golden, forward):
 def test_no_image_sees_a_later_one(model, golden):
     ids, mask, images, expected = golden
     first, second = images[0]
-    changed = models.logits(model, ids, mask, [[first, 255 - second], []])
+    changed = mmsrec_jax.logits(model, ids, mask, [[first, 255 - second], []])
     end = end_of_first_image(model, golden)
     assert np.abs(changed[0, :end] - expected[0, :end]).max() <= TOLERANCE
     assert distance(changed, golden, rows=slice(0, 1)) > 1000 * TOLERANCE
@@ -140,9 +141,9 @@ def test_what_the_logits_depend_on(model, golden, forward):
 
 def test_bfloat16_is_near(directory, golden):
     ids, mask, images, expected = golden
-    model = models.load(directory, dtype="bfloat16")
+    model = mmsrec_jax.load(directory, dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(api.nnx.state(model))} == {"bfloat16"}
-    logits = models.logits(model, ids, mask, images)
+    logits = mmsrec_jax.logits(model, ids, mask, images)
     kept = mask.astype(bool)
     error = np.linalg.norm((logits - expected)[kept]) / np.linalg.norm(expected[kept])
     assert error < 0.05
@@ -152,17 +153,17 @@ def test_slots_and_images_must_agree(model, golden):
     ids, mask, images, _ = golden
     count = int((ids == model.config.image_token_id).sum())
     with pytest.raises(UserError, match=f"row 0: {count} image slots in the tokens, but the 1 im"):
-        models.logits(model, ids, mask, [images[0][:1], []])
+        mmsrec_jax.logits(model, ids, mask, [images[0][:1], []])
     with pytest.raises(UserError, match="row 1: 0 image slots"):
-        models.logits(model, ids, mask, [images[0], images[0][:1]])
+        mmsrec_jax.logits(model, ids, mask, [images[0], images[0][:1]])
     with pytest.raises(UserError, match="list of images per row"):
-        models.logits(model, ids, mask, images[:1])
+        mmsrec_jax.logits(model, ids, mask, images[:1])
 
 
 def test_an_unusable_image_is_named(model, golden):
     ids, mask, images, _ = golden
     thread, wide = np.zeros((1, 4000, 3), np.uint8), np.zeros((8, 8, 3), np.uint16)
     with pytest.raises(UserError, match="row 0, image 1: an image of 1 x 4000 .* crop it"):
-        models.logits(model, ids, mask, [[images[0][0], thread], []])
+        mmsrec_jax.logits(model, ids, mask, [[images[0][0], thread], []])
     with pytest.raises(UserError, match="row 1, image 0: .* got uint16 .* 8-bit RGB"):
-        models.logits(model, ids, mask, [images[0], [wide]])
+        mmsrec_jax.logits(model, ids, mask, [images[0], [wide]])

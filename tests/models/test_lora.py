@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import lora
+from mmsrec_jax.runtime.errors import UserError
 
 
 def run(model, adapters=True):

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 from mllm_batches import run
 
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models.config import DecoderConfig
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.errors import UserError
 
 ATOL = 2e-5
 

@@ -11,15 +11,16 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from mmsrec_jax import models
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models import names, vit
+import mmsrec_jax
+from mmsrec_jax.hf import mapping
+from mmsrec_jax.models import vit
+from mmsrec_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_a_row_shorter_than_one_image():
-    model = models.load(GOLDEN / "llava_clip")
+    model = mmsrec_jax.load(GOLDEN / "llava_clip")
     with pytest.raises(ValueError, match="one image has 16"):
         model.vision(jnp.zeros((1, 15, 48), jnp.uint8), None, None, None)
 
@@ -59,7 +60,7 @@ def edit_json(path, **changes):
 
 
 def test_names_of_every_layout_load(directory):
-    expected = jax.tree.leaves(nnx.state(models.load(directory)))
+    expected = jax.tree.leaves(nnx.state(mmsrec_jax.load(directory)))
 
     def renamed(tensors, *pairs):
         for name in list(tensors):
@@ -75,7 +76,7 @@ def test_names_of_every_layout_load(directory):
               ("multi_modal_projector.", "model.multi_modal_projector."))  # fmt: skip
     for pairs in (published, memory):
         edit_tensors(directory, lambda tensors, pairs=pairs: renamed(tensors, *pairs))
-        state = jax.tree.leaves(nnx.state(models.load(directory)))
+        state = jax.tree.leaves(nnx.state(mmsrec_jax.load(directory)))
         assert all(np.array_equal(a, b) for a, b in zip(state, expected, strict=True))
 
 
@@ -89,10 +90,10 @@ def test_what_the_features_do_not_depend_on_is_not_read(directory):
             del tensors[name]
 
     edit_tensors(directory, edit)
-    models.load(directory)
+    mmsrec_jax.load(directory)
     edit_json(directory / "config.json", vision_feature_layer=-1)
     with pytest.raises(UserError, match=r"vision_tower.encoder.layers.2.\S+ \[16\] is missing"):
-        models.load(directory)
+        mmsrec_jax.load(directory)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_what_the_features_do_not_depend_on_is_not_read(directory):
 def test_wrong_tensors_are_named(directory, edit, message):
     edit_tensors(directory, edit)
     with pytest.raises(UserError, match=message):
-        models.load(directory)
+        mmsrec_jax.load(directory)
 
 
 def sub_config(directory, part, **changes):
@@ -143,14 +144,14 @@ def test_unsupported_settings(directory, part, change, message):
     else:
         sub_config(directory, part, **change)
     with pytest.raises(UserError, match=message) as error:
-        models.load(directory)
+        mmsrec_jax.load(directory)
     assert str(error.value).startswith(str(directory / "config.json"))
 
 
 def test_published_text_config_leaves_out_what_the_decoder_assumes():
     raw = json.loads((GOLDEN / "llava_clip" / "config.json").read_text())
     raw["text_config"] = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5}
-    text = names.config_from_hf(raw).text
+    text = mapping.config_from_hf(raw).text
     assert (text.hidden, text.layers, text.kv_heads, text.intermediate) == (4096, 32, 32, 11008)
     assert (text.vocab_size, text.norm_eps, text.rope_theta, text.rope_kind) == (
         32064, 1e-5, 1e4, "1d",

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from mmsrec_jax import models
+import mmsrec_jax
 
 torch = pytest.importorskip(
     "torch", reason="live parity needs torch and transformers (make parity)"
@@ -31,7 +31,7 @@ def make_pair(directory, seed, name, tied=None, **fields):
         config.tie_word_embeddings = tied
     theirs = hf.tiny_model(config, seed)
     save(theirs, directory)
-    return theirs, models.load(directory)
+    return theirs, mmsrec_jax.load(directory)
 
 
 def make_rows(config, seed, layouts):
@@ -57,4 +57,4 @@ def distance(ours, theirs, ids, mask, images):
     """Largest difference of logits where there are tokens."""
     expected, kept = their_logits(theirs, ids, mask, images), mask.astype(bool)
     assert expected[kept].std() > 0.5  # the tolerance means something
-    return np.abs(models.logits(ours, ids, mask, images) - expected)[kept].max()
+    return np.abs(mmsrec_jax.logits(ours, ids, mask, images) - expected)[kept].max()

@@ -18,9 +18,9 @@ from pairs import (
     transformers,
 )
 
+from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.hf.mapping import processor_of
 from mmsrec_jax.methods.export import export
-from mmsrec_jax.models import tokenizer
-from mmsrec_jax.models.names import processor_of
 
 pytestmark = pytest.mark.parity
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

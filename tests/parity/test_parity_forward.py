@@ -22,9 +22,9 @@ from pairs import (
     torch,
 )
 
-from mmsrec_jax import models
-from mmsrec_jax.decoding.sampler import Sampling, generate
-from mmsrec_jax.models import api
+import mmsrec_jax
+from mmsrec_jax.hf import api
+from mmsrec_jax.inference.sampler import Sampling, generate
 
 pytestmark = pytest.mark.parity
 
@@ -51,7 +51,7 @@ def test_the_image_moves_the_logits_equally(pair):
     rows, images = make_rows(theirs.config, 6, [ONE_IMAGE])
     ids, mask = hf.pad(rows)
     other = [[255 - images[0][0]]]
-    moved = models.logits(ours, ids, mask, other) - models.logits(ours, ids, mask, images)
+    moved = mmsrec_jax.logits(ours, ids, mask, other) - mmsrec_jax.logits(ours, ids, mask, images)
     expected = their_logits(theirs, ids, mask, other) - their_logits(theirs, ids, mask, images)
     assert np.abs(moved).max() > 1000 * TOLERANCE
     np.testing.assert_allclose(moved, expected, atol=2 * TOLERANCE)

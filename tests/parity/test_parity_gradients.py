@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from pairs import NO_IMAGE, ONE_IMAGE, TWO_IMAGES, hf, make_rows, save, torch
 
-from mmsrec_jax.models import api, exporting, names
-from mmsrec_jax.models.loss import token_logprobs
+from mmsrec_jax.hf import api, exporting, mapping
+from mmsrec_jax.models.token_logprobs import token_logprobs
 
 pytestmark = pytest.mark.parity
 ANSWER = 3  # tokens
@@ -66,10 +66,10 @@ def test_gradients_of_every_parameter(pair):
     theirs, ours = pair
     batch = answer_batch(theirs.config)
     expected_loss = their_loss(theirs, *batch)
-    expected = {names.canonical(name): p.grad for name, p in theirs.named_parameters()}
+    expected = {mapping.canonical(name): p.grad for name, p in theirs.named_parameters()}
     loss, gradients = our_gradients(ours, nnx.Param, *batch)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    leaves = list(names.leaves(ours.config))
+    leaves = list(mapping.leaves(ours.config))
     assert {leaf.path for leaf in leaves} == set(gradients)
     compared, used = {}, set()
     for leaf in leaves:
@@ -81,7 +81,7 @@ def test_gradients_of_every_parameter(pair):
             used.add(tensor)
     # What has no gradient there and no place here is what the features do not depend on.
     for tensor in expected.keys() - used:
-        assert expected[tensor] is None and names.ignored(tensor, ours.config), tensor
+        assert expected[tensor] is None and mapping.ignored(tensor, ours.config), tensor
     error = worst(compared)
     print(f"{theirs.config.model_type}: {len(compared)} tensors, worst relative norm {error:.2e}")
     assert error <= 1e-3
@@ -110,10 +110,10 @@ def test_gradients_of_adapters(pair, tmp_path):
     }
     loss, gradients = our_gradients(ours, nnx.LoRAParam, *batch)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
-    tensors = {leaf.path.removesuffix(".kernel"): leaf.name for leaf in names.leaves(ours.config)}
+    tensors = {leaf.path.removesuffix(".kernel"): leaf.name for leaf in mapping.leaves(ours.config)}
     compared = {}
     for linear in adapters.factors:
-        prefix = names.module(tensors[linear]).removesuffix(".weight")
+        prefix = mapping.module(tensors[linear]).removesuffix(".weight")
         for layer in range(ours.config.text.layers):
             a, b = (gradients[f"{linear}.lora_{which}"][layer] for which in "ab")
             rank = a.shape[-1]

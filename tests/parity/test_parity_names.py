@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from pairs import hf, torch, transformers
 
-from mmsrec_jax.models import names
+from mmsrec_jax.hf import mapping
 from mmsrec_jax.models.mllm import MLLM
 
 pytestmark = pytest.mark.parity
@@ -30,12 +30,12 @@ LLAVA = {
 
 def asked_and_held(raw):
     """Names and shapes of tensors, on no memory: those that we ask for, those of transformers."""
-    config = names.config_from_hf(raw)
+    config = mapping.config_from_hf(raw)
     ours = nnx.eval_shape(
         lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype="bfloat16", dtype="bfloat16")
     )
     shapes = {".".join(path): v.shape for path, v in nnx.to_flat_state(nnx.state(ours))}
-    leaves = list(names.leaves(config))
+    leaves = list(mapping.leaves(config))
     assert {leaf.path for leaf in leaves} == set(shapes)
     asked = {}
     for leaf in leaves:
@@ -46,7 +46,7 @@ def asked_and_held(raw):
         theirs = hf.AutoModelForImageTextToText.from_config(
             transformers.CONFIG_MAPPING[raw["model_type"]](**raw)
         )
-    held = {names.canonical(n): tuple(p.shape) for n, p in theirs.named_parameters()}
+    held = {mapping.canonical(n): tuple(p.shape) for n, p in theirs.named_parameters()}
     return config, asked, held
 
 
@@ -64,7 +64,7 @@ def test_qwen_vl(name, count):
 def test_llava():
     config, asked, held = asked_and_held(LLAVA)
     assert (config.text.layers, config.text.kv_heads, config.vision.slots) == (32, 32, 576)
-    unused = {name for name in held if names.ignored(name, config)}
+    unused = {name for name in held if mapping.ignored(name, config)}
     assert unused == {name for name in held if "post_layernorm" in name or ".layers.23." in name
                       and name.startswith("vision_tower")}  # fmt: skip
     assert asked == {name: shape for name, shape in held.items() if name not in unused}

@@ -21,7 +21,7 @@ from pairs import (
     torch,
 )
 
-from mmsrec_jax.models import api, processor
+from mmsrec_jax.hf import api, processor
 
 pytestmark = pytest.mark.parity
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

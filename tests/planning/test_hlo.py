@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from mmsrec_jax import sharding
 from mmsrec_jax.planning import hlo, roofline, topologies
+from mmsrec_jax.runtime import sharding
 
 TURNS, ROWS, WIDTH = 5, 16, 32
 

@@ -14,10 +14,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import beauty, quickstart
-from mmsrec_jax import sharding
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models import published
+from mmsrec_jax.hf import presets
 from mmsrec_jax.planning import report, steps, topologies
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, WIDTH = 512, 1024
@@ -167,7 +167,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
     config, mesh = beauty.get_config(), sharding.make_mesh(*sizes)
     for trainable in ("lora", "full"):
         config.sft.trainable = trainable
-        made = steps.Steps(config, published.config(name), mesh)
+        made = steps.Steps(config, presets.config(name), mesh)
         step = made.sft()
         state, frozen, batch = step.arguments
         large = report.replicated((state, frozen, batch), mesh)

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from configs import quickstart
-from mmsrec_jax import sharding
 from mmsrec_jax.planning import hlo, report, roofline, steps
+from mmsrec_jax.runtime import sharding
 
 LAYERS, VISION_LAYERS, TOKENS = 5, 7, 11
 

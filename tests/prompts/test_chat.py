@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import toy_items
 
-from mmsrec_jax.errors import UserError
-from mmsrec_jax.models import tokenizer
-from mmsrec_jax.models.fixed_size import FixedSizeProcessor
-from mmsrec_jax.models.processor import ImageProcessor, mrope_positions
+from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.hf.fixed_size import FixedSizeProcessor
+from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.models.patches import mrope_positions
 from mmsrec_jax.prompts import Chat, verdict_ids
 from mmsrec_jax.prompts.templates import IMAGE
+from mmsrec_jax.runtime.errors import UserError
 
 SYSTEM_TEMPLATE = (  # in the manner of published Qwen2.5 templates, with a default system message
     "{% if messages[0].role != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n{% endif %}"
@@ -135,7 +136,7 @@ def test_verdicts(trained):
 def test_chat_is_picklable_and_needs_no_jax_in_a_worker(chat, tmp_path):
     (tmp_path / "chat").write_bytes(pickle.dumps(chat))
     code = (
-        "import pickle, sys; import mmsrec_jax.inputs.sources; "
+        "import pickle, sys; import mmsrec_jax.inputs.recommend; "
         "chat = pickle.load(open(sys.argv[1], 'rb')); print(chat.ids('red mug').tolist()); "
         "sys.exit(any(name in sys.modules for name in ('jax', 'torch', 'transformers')))"
     )

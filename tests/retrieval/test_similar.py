@@ -9,10 +9,10 @@ import pytest
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.models.heads.head import Head, init_params
-from mmsrec_jax.models.heads.sasrec import SASRecConfig
 from mmsrec_jax.retrieval import similar
-from mmsrec_jax.sharding import make_mesh
+from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.sequential.sasrec import SASRecConfig
+from mmsrec_jax.sequential.scorer import Head, init_params
 
 ITEMS, USERS = 30, 40
 

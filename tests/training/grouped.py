@@ -37,10 +37,10 @@ def run(directory, *, workers, seconds):
     """Trains one number on the order of all rows."""
     import jax  # here, for the workers import this file and need none of these
 
-    from mmsrec_jax import sharding
-    from mmsrec_jax.decoding.summarise import to_devices
     from mmsrec_jax.inputs import pipeline
     from mmsrec_jax.inputs.sharded import Sharded
+    from mmsrec_jax.runtime import sharding
+    from mmsrec_jax.runtime.arrays import to_devices
     from mmsrec_jax.training import loop
 
     def make(shard, shards):
@@ -67,7 +67,7 @@ def run(directory, *, workers, seconds):
 
 
 def main(argv):
-    from mmsrec_jax import interruption, processes
+    from mmsrec_jax.runtime import interruption, processes
 
     processes.initialise()
     interruption.watch()

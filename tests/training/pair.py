@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax import processes
-from mmsrec_jax.decoding.rows import per_row
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.progress import Progress
-from mmsrec_jax.sharding import batch_sharding, batch_share, make_mesh
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.sharding import batch_sharding, batch_share, make_mesh
 from mmsrec_jax.training.checkpoints import Checkpoints
 
 directory = Path(sys.argv[1])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.checkpoints import Checkpoints
 
 

@@ -17,7 +17,7 @@ import killed
 import numpy as np
 import pytest
 
-from mmsrec_jax import interruption
+from mmsrec_jax.runtime import interruption
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, KILLS = 1000, 20

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmsrec_jax.errors import UserError
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import loop
 
 STEPS = 11

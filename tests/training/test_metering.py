@@ -1,23 +1,19 @@
 """Amounts against counts by hand, the clock against devices of known speed, and what is written."""
 
 import json
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mllm_batches as mb
 import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-import mllm_batches as mb
-
-from mmsrec_jax import startup
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import loop, metering
 
 

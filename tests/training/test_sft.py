@@ -12,14 +12,14 @@ import toy_items
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax import sharding
-from mmsrec_jax.decoding.summarise import to_devices
-from mmsrec_jax.errors import UserError
 from mmsrec_jax.inputs.pipeline import batches
-from mmsrec_jax.inputs.sources import Knowledge, RecommendSource
+from mmsrec_jax.inputs.recommend import Knowledge, RecommendSource
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.arrays import to_devices
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import place
 

@@ -1,0 +1,103 @@
+"""The package's public face: load a directory, ask for logits with numpy in and out."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mmsrec_jax.hf.loading import load
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.errors import UserError
+
+__all__ = ["load", "logits", "make_batch"]
+
+
+def logits(
+    model: MLLM,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    images: Sequence[Sequence[np.ndarray]],
+) -> np.ndarray:
+    """Next-token logits float32 [B, L, V]; for looking at a model, not for training.
+
+    input_ids int [B, L] with image slots expanded, attention_mask [B, L] of 0 and 1, padded left or
+    right; images: per row the uint8 [H, W, 3] images in slot order. Logits under padding mean
+    nothing. Raises UserError when a row's slots and images do not agree.
+    """
+    graphdef, state = nnx.split(model)
+    batch = make_batch(model, input_ids, attention_mask, images)
+    return np.asarray(_logits(graphdef, state, batch))
+
+
+def make_batch(
+    model: MLLM,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray,
+    images: Sequence[Sequence[np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The dict of arrays `MLLM` takes, of the arguments of `logits`; patches padded."""
+    input_ids, mask = np.asarray(input_ids), np.asarray(attention_mask).astype(bool)
+    if input_ids.ndim != 2 or mask.shape != input_ids.shape or len(images) != len(input_ids):
+        raise UserError(
+            f"input_ids {list(input_ids.shape)} and attention_mask {list(mask.shape)} must be "
+            f"[rows, tokens], with a list of images per row ({len(images)} given)"
+        )
+    if any(images) and model.vision is None:
+        raise UserError("images are given, but the model has no vision tower")
+    rows = [
+        [_patchify(model, image, f"row {i}, image {k}") for k, image in enumerate(row)]
+        for i, row in enumerate(images)
+    ]
+    positions = np.zeros((len(rows), 3, input_ids.shape[1]), np.int32)
+    for index, (row, tokens, kept) in enumerate(zip(rows, input_ids, mask, strict=True)):
+        try:
+            positions[index][:, kept] = model.processor.positions(
+                tokens[kept], [image["grid"] for image in row], model.config.image_token_id
+            )
+        except UserError as error:
+            raise UserError(f"row {index}: {error}") from None
+    batch = {
+        "tokens": input_ids.astype(np.int32),
+        "positions": positions,
+        "segment_ids": mask.astype(np.int32),
+    }
+    return batch | _pack_patches(rows)
+
+
+def _patchify(model: MLLM, image: np.ndarray, where: str) -> dict:
+    try:
+        return model.processor.patchify(image)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _pack_patches(rows: list[list[dict]]) -> dict[str, np.ndarray]:
+    longest = max((sum(len(image["hw"]) for image in row) for row in rows), default=0)
+    if longest == 0:
+        return {}
+    pixels = next(image["patches"].shape[1] for row in rows for image in row)
+    packed = {
+        "patches": np.zeros((len(rows), longest, pixels), np.uint8),
+        "patch_hw": np.zeros((len(rows), longest, 2), np.int32),
+        "patch_image_ids": np.zeros((len(rows), longest), np.int32),
+        "patch_window_ids": np.zeros((len(rows), longest), np.int32),
+    }
+    for index, row in enumerate(rows):
+        start = windows = 0
+        for number, image in enumerate(row, start=1):
+            place = index, slice(start, start + len(image["hw"]))
+            packed["patches"][place] = image["patches"]
+            packed["patch_hw"][place] = image["hw"]
+            packed["patch_image_ids"][place] = number
+            packed["patch_window_ids"][place] = windows + image["window_ids"]
+            start += len(image["hw"])
+            windows += int(image["window_ids"].max())
+    return packed
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graphdef, state, batch):
+    model = nnx.merge(graphdef, state)
+    return model.unembed(model(batch))

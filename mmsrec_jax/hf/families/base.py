@@ -1,0 +1,159 @@
+"""What a family of models is, and the parts of config.json and of tensor names they share."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsrec_jax.models.config import DecoderConfig, MLLMConfig
+from mmsrec_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One of our parameters and the tensors of Hugging Face it is made of.
+
+    name: canonical tensor name; `{}` is the layer of a stacked parameter.
+    in_axes: None for what is stored as it is. Else the tensor is [out, in] with our leading
+      `in_axes` axes flattened into in and the others into out; 0 for a bias [out].
+    part: (i, n) when the tensor holds n of our parameters one after the other on axis 0.
+    """
+
+    path: str
+    name: str
+    in_axes: int | None = None
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor on disk for one layer of our parameter of `shape`."""
+        if self.in_axes is not None:
+            inputs, outputs = shape[: self.in_axes], shape[self.in_axes :]
+            shape = (math.prod(outputs), math.prod(inputs)) if inputs else (math.prod(outputs),)
+        return (shape[0] * self.part[1], *shape[1:])
+
+    def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Our parameter of `shape`, for one layer, out of the tensor on disk."""
+        index, count = self.part
+        size = tensor.shape[0] // count
+        tensor = tensor[index * size : (index + 1) * size]
+        return (tensor if self.in_axes is None else tensor.T).reshape(shape)
+
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """The inverse of `read`: our parameter, for one layer, as (its part of) the tensor."""
+        if self.in_axes is None:
+            return parameter
+        outputs = math.prod(parameter.shape[self.in_axes :])
+        return parameter.reshape(-1, outputs).T if self.in_axes else parameter.reshape(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tells the models of one `model_type` from others. Free of jax.
+
+    model_type: in config.json, and `MLLMConfig.family`.
+    config: (config.json, image processor or None) -> MLLMConfig; raises UserError.
+    leaves: MLLMConfig -> every parameter of the model.
+    processor: directory -> what makes patches of images (see `processor.ImageProcessor`).
+    unused: (canonical name, MLLMConfig) -> whether the model computes without the tensor.
+    """
+
+    model_type: str
+    config: Callable[[dict, Any], MLLMConfig]
+    leaves: Callable[[MLLMConfig], Iterator[Leaf]]
+    processor: Callable[[Path], Any]
+    unused: Callable[[str, MLLMConfig], bool] = lambda name, config: False
+
+
+@contextlib.contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Puts the path of a config.json before UserErrors about its fields."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('config.json: ')}") from None
+
+
+def need(raw: dict, field: str) -> Any:
+    """raw[field]. Raises UserError when it is missing or null."""
+    if raw.get(field) is None:
+        raise UserError(f"config.json: {field} is missing")
+    return raw[field]
+
+
+def only(raw: dict, field: str, supported: set, default: Any) -> None:
+    """Raises UserError when raw[field] (or its default) is not supported."""
+    if raw.get(field, default) not in supported:
+        raise UserError(
+            f"config.json: {field} {raw.get(field, default)!r} is not supported; "
+            f"supported: {', '.join(map(repr, sorted(supported)))}"
+        )
+
+
+def rope_fields(raw: dict) -> dict:
+    """Rope settings: transformers 5 says rope_parameters, older files rope_scaling."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def decoder_config(raw: dict, *, tied: bool | None, **fields: Any) -> DecoderConfig:
+    """DecoderConfig of a text config; `fields` are what the family knows and the file does not say.
+
+    Raises UserError for settings that are not supported and for fields that are missing.
+    """
+    rope = rope_fields(raw)
+    kinds = {"default", "mrope"} if fields.get("rope_kind") == "mrope" else {"default"}
+    only(rope, "rope_type", kinds, rope.get("type", "default"))
+    only(raw, "hidden_act", {"silu"}, "silu")
+    if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
+        raise UserError(
+            "config.json: sliding-window attention (use_sliding_window) is not supported"
+        )
+    heads = need(raw, "num_attention_heads")
+    return DecoderConfig(
+        vocab_size=need(raw, "vocab_size"),
+        hidden=need(raw, "hidden_size"),
+        layers=need(raw, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or need(raw, "hidden_size") // heads,
+        intermediate=need(raw, "intermediate_size"),
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e6))),
+        norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        tied=bool(tied),
+        **fields,
+    )
+
+
+def decoder_leaves(text: DecoderConfig) -> Iterator[Leaf]:
+    """Every parameter of `Decoder(text)`."""
+    layer = "text.layers.{}."
+    yield Leaf("text.embed.embedding", "text.embed_tokens.weight")
+    yield Leaf("text.norm.scale", "text.norm.weight")
+    if not text.tied:
+        yield Leaf("text.head.kernel", "lm_head.weight", 1)
+    yield Leaf("text.layers.attn_norm.scale", layer + "input_layernorm.weight")
+    yield Leaf("text.layers.mlp_norm.scale", layer + "post_attention_layernorm.weight")
+    for ours in "qkv":
+        yield from linear(f"text.layers.{ours}", f"{layer}self_attn.{ours}_proj", text.qkv_bias)
+    yield from linear("text.layers.o", layer + "self_attn.o_proj", bias=False, in_axes=2)
+    if text.qk_norm:
+        for ours in "qk":
+            yield Leaf(f"text.layers.{ours}_norm.scale", f"{layer}self_attn.{ours}_norm.weight")
+    for ours in ("gate", "up", "down"):
+        yield from linear(f"text.layers.{ours}", f"{layer}mlp.{ours}_proj", bias=False)
+
+
+def linear(
+    ours: str, theirs: str, bias: bool = True, in_axes: int = 1, part: tuple[int, int] = (0, 1)
+) -> Iterator[Leaf]:
+    """The kernel and bias of a `Linear`."""
+    yield Leaf(ours + ".kernel", theirs + ".weight", in_axes, part)
+    if bias:
+        yield Leaf(ours + ".bias", theirs + ".bias", 0, part)

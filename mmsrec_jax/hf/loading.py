@@ -1,0 +1,185 @@
+"""Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf.families.base import located
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATING = ("F32", "BF16", "F16", "F64")
+
+
+def has_tensors(directory: Path) -> bool:
+    """Whether a directory holds weights, or only the shape of a model to be trained."""
+    return any((directory / name).exists() for name in (INDEX, SINGLE))
+
+
+class Tensors:
+    """Tensors of a directory by canonical name, read from safetensors when asked for.
+
+    Raises UserError when a file is missing or cut short, when the index promises what its file does
+    not hold, or when two tensors have one canonical name.
+    """
+
+    def __init__(self, directory: Path):
+        index = directory / INDEX
+        promised = read_json(index).get("weight_map", {}) if index.exists() else {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        for file in sorted(set(promised.values())) or [SINGLE]:
+            path = directory / file
+            if not path.exists():
+                raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
+            try:
+                with safe_open(path, framework="numpy") as handle:
+                    held = handle.keys()
+            except SafetensorError as error:
+                raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
+            for name in held:
+                ours = mapping.canonical(name)
+                if ours in self._where:
+                    raise UserError(f"{path}: {name} is in the checkpoint twice")
+                self._where[ours] = (path, name)
+        for name, file in promised.items():
+            if mapping.canonical(name) not in self._where:
+                raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
+        self.directory = directory
+
+    def __iter__(self):
+        return iter(self._where)
+
+    def on_disk(self, name: str) -> str:
+        """What the files call the tensor."""
+        return self._where[name][1]
+
+    def described(self, name: str) -> str:
+        path, on_disk = self._where[name]
+        return f"{path}: {on_disk}"
+
+    def header(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a tensor, the dtype in safetensors' words."""
+        path, on_disk = self._where[name]
+        with safe_open(path, framework="numpy") as handle:
+            header = handle.get_slice(on_disk)
+            return tuple(header.get_shape()), header.get_dtype()
+
+    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor, of exactly `shape` and a floating type; else UserError."""
+        if name not in self._where:
+            raise UserError(
+                f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
+            )
+        found, dtype = self.header(name)
+        if found != shape:
+            raise UserError(
+                f"{self.described(name)} has shape {list(found)}, config.json asks for "
+                f"{list(shape)}"
+            )
+        if dtype not in FLOATING:
+            raise UserError(
+                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not "
+                "read, fetch the model in bfloat16, float16 or float32"
+            )
+        path, on_disk = self._where[name]
+        # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
+        with safe_open(path, framework="numpy") as handle:
+            return handle.get_tensor(on_disk)
+
+
+def load(
+    path: str | Path,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    *,
+    param_dtype: str | None = None,
+    remat: str = "none",
+) -> MLLM:
+    """The model of a Hugging Face directory, computing in `dtype`.
+
+    Parameters are held in `param_dtype`, by default `dtype`; `remat` is the config's policy.
+
+    Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
+    in the names transformers 5 writes or those of published checkpoints. With a mesh every
+    parameter goes straight into its sharding; the host holds one stacked parameter at a time. The
+    directory's image processor stays with the model as `model.processor`.
+
+    Raises UserError that names the tensor and file for anything missing, extra or of another shape,
+    and for model types and settings that are not supported.
+    """
+    directory = Path(path)
+    raw = read_json(directory / "config.json")
+    processor = mapping.processor_of(directory)
+    with located(directory / "config.json"):
+        config = mapping.config_from_hf(raw, processor)
+    config = dataclasses.replace(config, remat=remat)
+    tensors = Tensors(directory)
+    model = nnx.eval_shape(
+        lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=param_dtype or dtype, dtype=dtype)
+    )
+    graphdef, abstract = nnx.split(model)
+    targets = dict(nnx.to_flat_state(abstract))
+    placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
+    _check_names(tensors, config, targets, raw["model_type"])
+    for leaf in mapping.leaves(config):
+        key = tuple(leaf.path.split("."))
+        variable = targets[key]
+        host = _assemble(tensors, leaf, variable.shape, variable.dtype)
+        where = placed[key].get_value() if mesh is not None else None
+        targets[key] = variable.replace(_place(host, where))
+    model = nnx.merge(graphdef, nnx.from_flat_state(targets))
+    model.processor = processor
+    return model
+
+
+def _check_names(
+    tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple[str, ...], Any], model_type: str
+) -> None:
+    """Every tensor has its place, before the first of them is read."""
+    wanted = set()
+    for leaf in mapping.leaves(config):
+        layers = range(targets[tuple(leaf.path.split("."))].shape[0] if leaf.stacked else 1)
+        wanted |= {leaf.name.format(layer) for layer in layers}
+    extra = {name for name in set(tensors) - wanted if not mapping.ignored(name, config)}
+    missing = wanted - set(tensors)
+    if extra and missing:
+        raise UserError(
+            f"{tensors.described(min(extra))} and {len(extra) - 1} more tensors are not of this "
+            f"{model_type} model, {len(missing)} of its own are missing ({min(missing)}): "
+            "config.json and weights are of different models; fetch both again"
+        )
+    if extra:
+        raise UserError(
+            f"{tensors.described(min(extra))} has no place in a {model_type} model of this "
+            f"config.json ({len(extra)} such tensors); fetch config.json and weights again"
+        )
+
+
+def _assemble(tensors: Tensors, leaf: mapping.Leaf, shape: tuple[int, ...], dtype) -> np.ndarray:
+    host = np.empty(shape, dtype)
+    layers = [(leaf.name, host)]
+    if leaf.stacked:
+        layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
+    for name, part in layers:
+        part[...] = leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape)
+    return host
+
+
+def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    if where is None:
+        return jax.device_put(host)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])

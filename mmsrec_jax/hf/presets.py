@@ -1,0 +1,89 @@
+"""Shapes of published checkpoints, as far as their config.json says what is computed.
+
+For planning: a program can be compiled for a model whose weights are not here. Sources: config.json
+of Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and Qwen/Qwen3-VL-{4B,8B,32B}-Instruct.
+"""
+
+from mmsrec_jax.hf import mapping
+from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.runtime.config_utils import choose_name
+
+_TOKENS = {"image_token_id": 151655, "vision_start_token_id": 151652, "vision_end_token_id": 151653}
+
+
+def _qwen2_5_vl(
+    hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, *, vision_mlp: int, tied: bool
+) -> dict:
+    return {
+        "model_type": "qwen2_5_vl",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": mlp,
+        "vocab_size": 151936 if tied else 152064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": tied,
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": vision_mlp,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "window_size": 112,
+            "patch_size": 14,
+        },
+        **_TOKENS,
+    }
+
+
+def _qwen3_vl(
+    hidden: int, layers: int, heads: int, mlp: int, *, tied: bool, vision: tuple[int, int, int]
+) -> dict:
+    depth, vision_hidden, vision_mlp = vision
+    return {
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": mlp,
+            "vocab_size": 151936,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 5e6,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+        },
+        "tie_word_embeddings": tied,
+        "vision_config": {
+            "depth": depth,
+            "hidden_size": vision_hidden,
+            "num_heads": 16,
+            "intermediate_size": vision_mlp,
+            "out_hidden_size": hidden,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [8, 16, 24] if depth == 27 else [5, 11, 17],
+            "patch_size": 16,
+        },
+        **_TOKENS,
+    }
+
+
+CONFIGS = {
+    "qwen2.5-vl-3b": _qwen2_5_vl(2048, 36, 16, 2, 11008, vision_mlp=3420, tied=True),
+    "qwen2.5-vl-7b": _qwen2_5_vl(3584, 28, 28, 4, 18944, vision_mlp=3420, tied=False),
+    "qwen2.5-vl-32b": _qwen2_5_vl(5120, 64, 40, 8, 27648, vision_mlp=3456, tied=False),
+    "qwen2.5-vl-72b": _qwen2_5_vl(8192, 80, 64, 8, 29568, vision_mlp=3456, tied=False),
+    "qwen3-vl-4b": _qwen3_vl(2560, 36, 32, 9728, tied=True, vision=(24, 1024, 4096)),
+    "qwen3-vl-8b": _qwen3_vl(4096, 36, 32, 12288, tied=False, vision=(27, 1152, 4304)),
+    "qwen3-vl-32b": _qwen3_vl(5120, 64, 64, 25600, tied=False, vision=(27, 1152, 4304)),
+}
+
+
+def config(name: str) -> MLLMConfig:
+    """The model called so in `CONFIGS`. Raises UserError for another name."""
+    return mapping.config_from_hf(CONFIGS[choose_name(name, CONFIGS, what="model")])

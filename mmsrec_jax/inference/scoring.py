@@ -1,0 +1,60 @@
+"""Frozen candidate lists scored by the multimodal model."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mmsrec_jax.inference.forward import Compute, per_row
+from mmsrec_jax.inference.yes_no import verdict_margins
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.recommend import CandidateSource
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.progress import Progress
+
+
+def margins(verdicts: tuple[int, int]) -> Compute:
+    """What `candidate_scores` computes of each batch: ids (yes, no) to (model, batch) ->
+    float32[B, C]."""
+
+    def compute(model, batch):
+        return verdict_margins(model, model(batch), batch["answer_positions"], verdicts)
+
+    return compute
+
+
+def candidate_scores(
+    model: MLLM,
+    source: CandidateSource,
+    *,
+    name: str,
+    num_candidates: int,
+    batch_size: int,
+    patches: int,
+    workers: int,
+    verdicts: tuple[int, int],
+    mesh: Mesh,
+) -> np.ndarray:
+    """logit(yes) - logit(no) of every candidate of every row: float32[rows, num_candidates].
+
+    It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
+    is 0 or 1 in float32. A user's history is read once for all candidates, which are branches.
+    """
+    shard, shards = sharding.batch_share(mesh)
+    dataset = pipeline.batches(
+        source,
+        batch_size=batch_size,
+        length=source.length,
+        patches=patches,
+        answers=num_candidates,
+        shuffle=False,
+        repeat=False,
+        pack=False,
+        workers=workers,
+        shard=shard,
+        shards=shards,
+    )
+    found = np.full((len(source), num_candidates), np.nan, np.float32)
+    progress = Progress(f"score {name}", len(source), unit="users")
+    for index, values in per_row(model, dataset, margins(verdicts), progress=progress, mesh=mesh):
+        found[index] = values
+    return found

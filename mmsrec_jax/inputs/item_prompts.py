@@ -1,0 +1,111 @@
+"""Prompts whose rows are items."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.inputs import example as examples
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.task_mix import limits
+from mmsrec_jax.prompts import tasks
+from mmsrec_jax.prompts.templates import IMAGE
+from mmsrec_jax.runtime.errors import UserError
+
+_NONE = np.zeros(0, np.int32)
+
+
+class PerItem:
+    """Sources whose rows are items."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prompting: Prompting,
+        *,
+        length: int,
+        rows: np.ndarray | None,
+    ):
+        self.items, self.length = Items(catalogue, prompting), length
+        self.rows = np.arange(len(catalogue)) if rows is None else np.asarray(rows)
+        if len(self.rows) == 0:
+            raise UserError("there are no items to write prompts for")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: int) -> Example:
+        return self.example(draw % len(self), draw)
+
+    def _answered(self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray) -> Example:
+        chat = self.items.prompting.chat
+        for limit, last in limits(self.items.prompting.text_tokens):
+            counts = Counter()
+            image, text = self.items.image(i, counts), self.items.text(i, limit, counts)
+            prompt = chat.encode(
+                chat.head + ask(text, image is not None) + chat.middle,
+                () if image is None else (image,),
+            )
+            if len(prompt) + len(answer) <= self.length or last:
+                break
+        return examples.sequence(prompt, answer, index=i, counts=counts)
+
+
+class SummarySource(PerItem):
+    """Stage 1's prompts without answers; `Example.index` is the item.
+
+    rows: int[n] items, None = all. length: of the prompt.
+    """
+
+    def __init__(self, catalogue, prompting, *, length: int, rows: np.ndarray | None = None):
+        super().__init__(catalogue, prompting, length=length, rows=rows)
+
+    def example(self, row: int, draw: int) -> Example:
+        del draw
+        templates = self.items.prompting.templates
+        return self._answered(
+            int(self.rows[row]),
+            lambda text, has_image: tasks.summarise(templates, text, has_image),
+            _NONE,
+        )
+
+
+class ContentSource(PerItem):
+    """Items without a question, for what a model makes of them; `Example.index` is the item.
+
+    The opening of the conversation, the image, the text. Tokens of the text have loss weight 1, so
+    that whoever pools tells them from the opening.
+
+    content: "text", "image" or "item", which is both. An item without any is the opening alone.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prompting: Prompting,
+        *,
+        length: int,
+        content: str,
+        rows: np.ndarray | None = None,
+    ):
+        if content == "text":
+            prompting = dataclasses.replace(prompting, processor=None)
+        super().__init__(catalogue, prompting, length=length, rows=rows)
+        self._text = content != "image"
+
+    def example(self, row: int, draw: int) -> Example:
+        del draw
+        i, chat = int(self.rows[row]), self.items.prompting.chat
+        for limit, last in limits(self.items.prompting.text_tokens):
+            counts = Counter()
+            image = self.items.image(i, counts)
+            text = self.items.text(i, limit, counts) if self._text else ""
+            opening = chat.head if image is None else chat.head + IMAGE
+            prompt = chat.encode(opening, () if image is None else (image,))
+            own = chat.ids(text)
+            if len(prompt) + len(own) <= self.length or last:
+                break
+        return examples.sequence(prompt, own, index=i, counts=counts)

@@ -1,0 +1,286 @@
+"""Examples by index: every source is random access, picklable and a function of (seed, draw).
+
+`source.example(row, draw)` makes one example of `row`; `draw` counts the examples of a run, so that
+each epoch draws fresh negatives and noise. An example is kept within `length` tokens by this rule
+(*ours*): the oldest items of the history go first, down to the latest one; then similar users'
+items, least similar first; then the latest history item; then the tails of texts, halved until it
+fits (room that this frees goes to the items again). What is left out is counted in
+`Example.counts`.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mmsrec_jax.data.records import Catalogue, Histories
+from mmsrec_jax.inputs import example as examples
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.task_mix import limits, shares
+from mmsrec_jax.prompts import Piece, tasks
+from mmsrec_jax.prompts.templates import LETTERS
+from mmsrec_jax.runtime.errors import UserError
+
+RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Knowledge:
+    """What is known of items and users when a recommendation prompt is written.
+
+    Attributes:
+      keywords: comma-separated per item; None = raw text (ablation "no summaries").
+      neighbours: int32[n, k], next items of similar users aligned with the rows of the source,
+        most similar first, -1 where there is none; None = no retrieval (ablation).
+      train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
+    """
+
+    catalogue: Catalogue
+    histories: Histories
+    keywords: Sequence[str] | None = None
+    neighbours: np.ndarray | None = None
+    train_end: np.ndarray | None = None
+
+
+class _Recommend:
+    """What training and scoring rows have in common: the one builder of pointwise prompts."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        prompting: Prompting,
+        rows: np.ndarray,
+        *,
+        length: int,
+        history: int,
+        similar: int,
+        positive_weight: float,
+    ):
+        neighbours = knowledge.neighbours
+        if neighbours is not None and len(neighbours) != len(rows):
+            raise UserError(
+                f"{len(neighbours)} rows of neighbours for {len(rows)} targets; run the retrieval "
+                "stage again for this split"
+            )
+        self.knowledge, self.rows, self.length = knowledge, np.asarray(rows), length
+        self.items = Items(knowledge.catalogue, prompting, knowledge.keywords)
+        self._history, self._similar = history, similar
+        self._positive_weight = positive_weight
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: int) -> Example:
+        return self.example(draw % len(self), draw)
+
+    def pointwise(self, row: int, candidates: np.ndarray, target: int) -> Example:
+        """One trunk for the row's user and a branch per candidate (-1 = none)."""
+        chat = self.items.prompting.chat
+        for limit, last in limits(self.items.prompting.text_tokens):
+            counts = Counter()
+            branches = [
+                None if c < 0 else self.items.candidate(int(c), limit, counts) for c in candidates
+            ]
+            room = self.length - sum(len(branch) + 1 for branch in branches if branch is not None)
+            trunk = self._fit(row, lambda opening: chat.encode(chat.head + opening), room, counts)
+            if len(trunk) <= room or last:
+                break
+        return examples.branched(
+            trunk,
+            branches,
+            [int(c == target) for c in candidates],
+            verdicts=chat.verdicts,
+            positive_weight=self._positive_weight,
+            index=row,
+            counts=counts,
+        )
+
+    def _fit(self, row: int, encode: Callable[[str], Piece], room: int, counts: Counter) -> Piece:
+        """`encode(sections)` in at most `room` tokens, as far as leaving out items can do it."""
+        user, position = self.rows[row]
+        past = self.knowledge.histories.of(user)[:position]
+        history = [self.items.words(int(i)) for i in past[max(0, len(past) - self._history) :]]
+        similar = []
+        if self.knowledge.neighbours is not None:
+            found = self.knowledge.neighbours[row]
+            similar = [self.items.words(int(i)) for i in found[found >= 0][: self._similar]]
+        while True:
+            piece = encode(tasks.sections(self.items.prompting.templates, history, similar))
+            if len(piece) <= room or not (history or similar):
+                return piece
+            if len(history) > 1 or not similar:
+                history.pop(0)
+                counts["history_left_out"] += 1
+            else:
+                similar.pop()
+                counts["similar_left_out"] += 1
+
+
+class RecommendSource(_Recommend):
+    """Stage 3's training examples (paper: pointwise; *ours*: the other tasks and their mix).
+
+    Args:
+      rows: int32[n, 2] (user, position of the target), `Split.train`.
+      tasks: share of each of "pointwise", "rank", "next_keywords", "align". Without keywords there
+        is nothing to align and its share falls to the others.
+      negatives: per example, uniform over the items that are neither the target nor among the
+        user's training interactions.
+      history, similar: at most so many items in a prompt (paper: 5 and 3).
+      positive_weight: weight of a yes against a no; None = `negatives`, so that classes balance.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        prompting: Prompting,
+        rows: np.ndarray,
+        *,
+        length: int,
+        seed: int,
+        tasks: Mapping[str, float],
+        negatives: int = 7,
+        history: int = 5,
+        similar: int = 3,
+        positive_weight: float | None = None,
+    ):
+        weight = float(negatives) if positive_weight is None else positive_weight
+        super().__init__(
+            knowledge, prompting, rows,
+            length=length, history=history, similar=similar, positive_weight=weight,
+        )  # fmt: skip
+        if len(rows) == 0:
+            raise UserError("there are no training targets; the split left no user two items")
+        if negatives + 1 > len(LETTERS) and tasks.get("rank"):
+            raise UserError(f"negatives={negatives}: the rank task has {len(LETTERS)} letters")
+        if knowledge.keywords is None:
+            tasks = {task: share for task, share in tasks.items() if task != "align"}
+        self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
+        self._seed, self._negatives = seed, negatives
+
+    def example(self, row: int, draw: int) -> Example:
+        rng = np.random.default_rng((self._seed, draw))
+        task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
+        user, position = (int(v) for v in self.rows[row])
+        target = int(self.knowledge.histories.of(user)[position])
+        if task == "pointwise":
+            return self.pointwise(row, self._candidates(rng, user, target), target)
+        if task == "rank":
+            return self._rank(row, self._candidates(rng, user, target), target)
+        if task == "next_keywords":
+            return self._next_keywords(row, target)
+        return self._align(row, target, to_keywords=bool(rng.integers(2)))
+
+    def _candidates(self, rng: np.random.Generator, user: int, target: int) -> np.ndarray:
+        """int32[1 + negatives], the target at a random place."""
+        seen = self.knowledge.histories.of(user)
+        if self.knowledge.train_end is not None:
+            seen = seen[: self.knowledge.train_end[user]]
+        total, known = len(self.items), {target, *seen.tolist()}
+        if total - len(known) < self._negatives:
+            raise UserError(
+                f"user {self.knowledge.histories.users[user]}: {total - len(known)} items of the "
+                f"catalogue are left for {self._negatives} negatives; lower negatives"
+            )
+        chosen: list[int] = []
+        if total > 4 * (len(known) + self._negatives):
+            while len(chosen) < self._negatives:
+                item = int(rng.integers(total))
+                if item not in known:
+                    known.add(item)
+                    chosen.append(item)
+        else:
+            rest = np.setdiff1d(np.arange(total), np.fromiter(known, np.int64))
+            chosen = rng.choice(rest, self._negatives, replace=False).tolist()
+        return rng.permutation(np.array([target, *chosen], np.int32))
+
+    def _rank(self, row: int, candidates: np.ndarray, target: int) -> Example:
+        letter = LETTERS[int(np.flatnonzero(candidates == target)[0])]
+
+        def ask(limit, counts):
+            options = [self.items.text(int(c), limit, counts) for c in candidates]
+            return tasks.rank(self._templates, options), ()
+
+        return self._answered(row, ask, letter, sections=True)
+
+    def _next_keywords(self, row: int, target: int) -> Example:
+        return self._answered(
+            row,
+            lambda limit, counts: (tasks.next_keywords(self._templates), ()),
+            tasks.answer(self._templates, self.items.words(target)),
+            sections=True,
+        )
+
+    def _align(self, row: int, target: int, to_keywords: bool) -> Example:
+        """Item to keywords or back."""
+
+        def ask(limit, counts):
+            if not to_keywords:
+                return tasks.align_words(self._templates, self.items.words(target)), ()
+            image = self.items.image(target, counts)
+            text = self.items.text(target, limit, counts)
+            question = tasks.align_item(self._templates, text, image is not None)
+            return question, () if image is None else (image,)
+
+        full = self.items.prompting.text_tokens
+        answer = (
+            self.items.words(target) if to_keywords else self.items.text(target, full, Counter())
+        )
+        answer = tasks.answer(self._templates, answer)
+        return self._answered(row, ask, answer, sections=False)
+
+    def _answered(self, row: int, ask, answer: str, *, sections: bool) -> Example:
+        """`ask(limit, counts) -> (question, images)`, after the sections if wanted."""
+        chat = self.items.prompting.chat
+        answer_ids = np.append(chat.ids(answer), chat.stop_id)
+        room = self.length - len(answer_ids)
+        for limit, last in limits(self.items.prompting.text_tokens):
+            counts = Counter()
+            question, images = ask(limit, counts)
+
+            def encode(opening, question=question, images=images):
+                return chat.encode(chat.head + opening + question + chat.middle, images)
+
+            prompt = self._fit(row, encode, room, counts) if sections else encode("")
+            if len(prompt) <= room or last:
+                break
+        return examples.sequence(prompt, answer_ids, index=row, counts=counts)
+
+    @property
+    def _templates(self):
+        return self.items.prompting.templates
+
+
+class CandidateSource(_Recommend):
+    """Rows to score: the same builder as in training, with candidates that are given.
+
+    rows: int32[n, 2] (user, position); a position at the end of the history has no known target
+    and all labels are 0. candidates: int32[n, C], -1 = fewer than C.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        prompting: Prompting,
+        rows: np.ndarray,
+        candidates: np.ndarray,
+        *,
+        length: int,
+        history: int = 5,
+        similar: int = 3,
+    ):
+        super().__init__(
+            knowledge, prompting, rows,
+            length=length, history=history, similar=similar, positive_weight=1.0,
+        )  # fmt: skip
+        if len(candidates) != len(rows):
+            raise UserError(f"{len(candidates)} rows of candidates for {len(rows)} targets")
+        self._candidates = np.asarray(candidates, np.int32)
+
+    def example(self, row: int, draw: int) -> Example:
+        del draw
+        user, position = self.rows[row]
+        items = self.knowledge.histories.of(user)
+        target = int(items[position]) if position < len(items) else -2
+        return self.pointwise(row, self._candidates[row], target)

@@ -1,0 +1,194 @@
+"""What a model from scratch learns before stage 1 (*ours*)."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.inputs import example as examples
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.item_prompts import PerItem
+from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.task_mix import shares
+from mmsrec_jax.prompts import format_summary, parse_summary, tasks
+
+WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
+
+
+_POOL = 2048  # items among which "match" looks for like ones
+
+
+_LIKING = 2.5  # logit of each attribute in common
+
+
+_LISTED = 3  # items of either section of "match", at most
+
+
+class WarmupSource(PerItem):
+    """What a model from scratch must know before stage 1: what images and texts show (*ours*).
+
+    "describe" answers the summarise prompt from the item's attributes, "see" does so from the image
+    alone, "vqa" asks for one attribute, "retell" writes the text from a careless description.
+    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
+    lists attributes (those of the image, of the text, or both) of items that resemble this one as
+    stage 3 lists what users chose, with this item and `negatives` others as candidates: that like
+    goes with like is what a small model cannot learn from a few thousand choices.
+
+    Attributes in `image_attributes` belong to the image and are asked and told only where there is
+    one; the others belong to the text. An item without attributes is described by the words of its
+    title and, for the image, of its category.
+
+    noise: targets of "describe" leave out each keyword with this probability (never all), come in
+    random order, and with this probability each repeat a keyword or contain a filler word; stage 1
+    has something to improve. 0 = every attribute once, in order.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prompting: Prompting,
+        *,
+        length: int,
+        seed: int,
+        tasks: Mapping[str, float],
+        image_attributes: Sequence[str] = (),
+        noise: float = 0.0,
+        negatives: int = 7,
+        rows: np.ndarray | None = None,
+    ):
+        super().__init__(catalogue, prompting, length=length, rows=rows)
+        self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
+        self._negatives = negatives
+        self._seed, self._noise = seed, noise
+        self._image_attributes = frozenset(image_attributes)
+        if "match" in self._tasks:
+            self._names, self._codes = _attribute_codes(self.items)
+            described = [", ".join(self._known(i).values()) for i in range(len(catalogue))]
+            self._known_items = Items(catalogue, prompting, described)
+
+    def example(self, row: int, draw: int) -> Example:
+        rng = np.random.default_rng((self._seed, draw))
+        i = int(self.rows[row])
+        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        known = self._known(i)
+        task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
+        if task == "retell":
+            return self._retell(rng, i, known)
+        if task == "match" and known:
+            return self._match(rng, row, known)
+        if task == "vqa" and known:
+            name = sorted(known)[rng.integers(len(known))]
+            answer = tasks.answer(templates, known[name])
+
+            def ask(text, has_image):
+                return tasks.vqa(templates, name, text, has_image)
+        else:
+            alone = task == "see" and self.items.image(i, Counter()) is not None
+            if alone:
+                known = {k: v for k, v in known.items() if k in self._image_attributes}
+            answer = self._description(rng, i, known, image_alone=alone)
+
+            def ask(text, has_image):
+                return tasks.summarise(templates, "" if alone else text, has_image)
+
+        return self._answered(i, ask, np.append(chat.ids(answer), chat.stop_id))
+
+    def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
+        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        summary = parse_summary(self._description(rng, i, known))
+        words = tasks.item_words(templates, ", ".join(summary.image + summary.text))
+        if rng.random() < self._noise:
+            words = ""
+        text = self.items.text(i, self.items.prompting.text_tokens, Counter())
+        answer = np.append(chat.ids(tasks.answer(templates, text)), chat.stop_id)
+        question = tasks.align_words(templates, words)
+        prompt = chat.encode(chat.head + question + chat.middle)
+        return examples.sequence(prompt, answer, index=i, counts=Counter())
+
+    def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
+        prompting = self.items.prompting
+        chat, templates = prompting.chat, prompting.templates
+        shown = [name for name in known if name in self._image_attributes]
+        told = [name for name in known if name not in self._image_attributes]
+        kinds = [names for names in (shown, told, [*known]) if names]
+        names, counts = kinds[rng.integers(len(kinds))], Counter()
+
+        def words(i: int) -> str:
+            attributes = self.items.attributes(i)
+            values = [attributes.get(name, "") for name in rng.permutation(names).tolist()]
+            return tasks.item_words(templates, ", ".join(values))
+
+        own = int(self.rows[row])
+        others = self.rows[rng.choice(len(self.rows), min(_POOL, len(self.rows)), replace=False)]
+        others = others[others != own]
+        columns = [self._names.index(name) for name in names]
+        likeness = np.sum(self._codes[others][:, columns] == self._codes[own, columns], axis=1)
+        alike = np.argsort(-_LIKING * likeness - rng.gumbel(size=len(others)))
+        count, cut = rng.integers(1, 1 + np.array([2 * _LISTED, _LISTED]))
+        listed = [item for item in map(words, others[alike[:count]].tolist()) if item]
+        rest = others[np.setdiff1d(np.flatnonzero(likeness < len(names)), alike[:count])]
+        rest = rng.permutation(rest)[: self._negatives].tolist()
+        candidates = rng.permutation([own, *rest]).tolist()
+        return examples.branched(
+            chat.encode(chat.head + tasks.sections(templates, listed[:cut], listed[cut:])),
+            [self._known_items.candidate(i, prompting.text_tokens, counts) for i in candidates],
+            [int(i == own) for i in candidates],
+            verdicts=chat.verdicts,
+            positive_weight=1.0,  # the listwise term balances; the answers of other tasks count too
+            index=own,
+            counts=counts,
+        )
+
+    def _known(self, i: int) -> dict[str, str]:
+        """Attributes that the prompt gives a chance to know."""
+        visible = self.items.image(i, Counter()) is not None
+        return {
+            name: value
+            for name, value in self.items.attributes(i).items()
+            if visible or name not in self._image_attributes
+        }
+
+    def _description(
+        self, rng: np.random.Generator, i: int, known: dict[str, str], *, image_alone: bool = False
+    ) -> str:
+        if known or image_alone:
+            words = [(name in self._image_attributes, value) for name, value in known.items()]
+        else:
+            words = self._title_words(i)
+        if self._noise and words:
+            words = [words[k] for k in rng.permutation(len(words))]
+            kept = [word for word in words if rng.random() >= self._noise] or words[:1]
+            if rng.random() < self._noise:
+                kept.append(kept[rng.integers(len(kept))])
+            if rng.random() < self._noise:
+                fillers = self.items.prompting.templates.fillers
+                filler = fillers[rng.integers(len(fillers))]
+                in_image, _ = kept[rng.integers(len(kept))]
+                kept.insert(int(rng.integers(len(kept) + 1)), (in_image, filler))
+            words = kept
+        return format_summary(
+            [word for in_image, word in words if in_image],
+            [word for in_image, word in words if not in_image],
+        )
+
+    def _title_words(self, i: int) -> list[tuple[bool, str]]:
+        clean, item = self.items.prompting.chat.clean, self.items.catalogue[i]
+        title = clean(item.text.get("title", "").replace(",", " ")).lower().split()
+        words = [(False, word) for word in dict.fromkeys(title)]
+        if item.category and self.items.image(i, Counter()) is not None:
+            words.insert(0, (True, clean(item.category.replace(",", " "))))
+        return words
+
+
+def _attribute_codes(items: Items) -> tuple[list[str], np.ndarray]:
+    """Attribute names, int32[items, names] equal where values are; -1 - item for no value."""
+    found = [items.attributes(i) for i in range(len(items))]
+    names = sorted({name for attributes in found for name in attributes})
+    codes = np.empty((len(found), len(names)), np.int32)
+    for column, name in enumerate(names):
+        known: dict[str, int] = {}
+        for i, attributes in enumerate(found):
+            value = attributes.get(name)
+            codes[i, column] = -1 - i if value is None else known.setdefault(value, len(known))
+    return names, codes

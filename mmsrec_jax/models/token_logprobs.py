@@ -1,0 +1,50 @@
+"""Log-probabilities of tokens without ever holding the logits of a batch."""
+
+import jax
+import jax.numpy as jnp
+
+from mmsrec_jax.models.decoder import unembed
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.sharding import constrain, divided, row_shards, weight
+
+
+def token_logprobs(
+    model: MLLM, hidden: jax.Array, tokens: jax.Array, *, chunk: int = 1024
+) -> jax.Array:
+    """log p(tokens[b, t] | hidden[b, t - 1]), 0 at t = 0.
+
+    The logits of about `chunk` tokens a device exist at a time, in the backward pass too
+    (rematerialised).
+
+    Args:
+      hidden: [B, L, hidden] of `model`, final-normed.
+      tokens: int32[B, L].
+
+    Returns:
+      float32[B, L], in nats.
+    """
+    batch, length = tokens.shape
+    steps = length - 1
+    if steps == 0:
+        return jnp.zeros((batch, length), jnp.float32)
+    shards = row_shards() if divided(batch, "batch") else 1
+    columns = max(1, chunk * shards // batch)  # whole columns keep the batch sharded
+    count = -(-steps // columns)
+    width = -(-steps // count)
+
+    def chunks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, count * width - steps)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, width, *x.shape[2:]), 1, 0)
+
+    kernel = model.text.head_kernel()  # gathered once, not per chunk
+
+    @jax.checkpoint
+    def logprobs(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = unembed(hidden, weight(kernel, ("embed", "vocab")))
+        logits = constrain(logits, "batch", "length", "vocab")
+        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+        return jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+
+    out = jax.lax.map(lambda x: logprobs(*x), (chunks(hidden[:, :-1]), chunks(tokens[:, 1:])))
+    out = jnp.moveaxis(out, 0, 1).reshape(batch, count * width)[:, :steps]
+    return jnp.pad(out, [(0, 0), (1, 0)])

@@ -1,0 +1,119 @@
+"""The frozen reference as judge: adapters off, no second copy of the weights."""
+
+import jax
+import jax.numpy as jnp
+
+from mmsrec_jax.inference.suffixes import branch_logprobs
+from mmsrec_jax.models.mllm import MLLM, PATCH_KEYS
+from mmsrec_jax.rl import rewards
+from mmsrec_jax.runtime.microbatch import mapped
+
+PARTS = ("information", "reconstruction", "length", "image", "form")
+
+
+def scores(
+    model: MLLM,
+    batch: dict[str, jax.Array],
+    texts: dict[str, jax.Array],
+    *,
+    length: str,
+    reconstruction: str,
+    center: bool,
+    distractors: int,
+    rounds: int,
+) -> dict[str, jax.Array]:
+    """Every reward part of B x G summaries -> name -> float32[B, G]; see `rewards.parts`.
+
+    Args:
+      batch: the prompts, for their images.
+      texts: `rescoring.Rescoring.arrays`.
+      length: what it counts, "keywords" (paper) or "tokens".
+      reconstruction: "bounded" or "perplexity".
+      center: see `rewards.information`.
+      distractors: other images of the batch that a summary is told from, the next ones in it;
+        0 = no image part.
+      rounds: the batch is worked through in so many parts, to bound memory.
+    """
+    rows = mapped(lambda texts: _read(model, texts), rounds)(texts)
+    text_lengths = texts["text_lengths"]
+    judged = {
+        "information": rewards.information(
+            rows["words"], rows["text"], texts["words_lengths"] > 0, text_lengths > 0, center=center
+        ),
+        "length": rewards.length(texts["keywords" if length == "keywords" else "words_lengths"]),
+        "form": texts["form"],
+    }
+    if reconstruction == "bounded":
+        judged["reconstruction"] = rewards.reconstruction(rows["nll"][:, :-1], rows["nll"][:, -1])
+    else:
+        judged["reconstruction"] = rewards.perplexity(rows["nll"][:, :-1], text_lengths)
+    if distractors:
+        judged["image"] = _told_apart(model, batch, texts, distractors, rounds)
+    return judged
+
+
+def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """phi of words [B, G, D] and text [B, D]; nll [B, G + 1], -log p(text | keywords)."""
+    rows, samples, _ = texts["words"].shape
+    words = _mean_states(model, _flat(texts["words"]), _flat(texts["words_lengths"]))
+    ask = _plain(_flat(texts["ask"]), _flat(texts["ask_lengths"]))
+    text = jnp.repeat(texts["text"], samples + 1, axis=0)[:, None]
+    lengths = jnp.repeat(texts["text_lengths"], samples + 1)[:, None]
+    logprobs = branch_logprobs(model, ask, text, lengths, adapters=False)
+    return {
+        "words": words.reshape(rows, samples, -1),
+        "text": _mean_states(model, texts["text"], texts["text_lengths"]),
+        "nll": -jnp.sum(logprobs, axis=(1, 2)).reshape(rows, samples + 1),
+    }
+
+
+def _told_apart(
+    model: MLLM, batch: dict[str, jax.Array], texts: dict[str, jax.Array], distractors: int, rounds
+) -> jax.Array:
+    """Image j reads the image lines of items j, j - 1, ..., j - K as branches of one prompt."""
+    rows, samples, steps = texts["image_line"].shape
+    candidates = distractors + 1
+
+    def shifted(x, sign):
+        """[B, K + 1, ...]: x of rows b + sign * k."""
+        return jnp.stack([jnp.roll(x, -sign * k, axis=0) for k in range(candidates)], axis=1)
+
+    trunk = {
+        "tokens": texts["image_tokens"],
+        "positions": texts["image_positions"],
+        "segment_ids": texts["image_segments"],
+        **{key: batch[key] for key in PATCH_KEYS},
+    }
+    lines = shifted(texts["image_line"], -1).reshape(rows, -1, steps)
+    lengths = shifted(texts["image_line_lengths"], -1).reshape(rows, -1)
+
+    def read(arguments):
+        return jnp.sum(branch_logprobs(model, *arguments, adapters=False), axis=-1)
+
+    logprobs = mapped(read, rounds)((trunk, lines, lengths))
+    # [j, k, g] is item j - k under image j; item i under image i + k is [i + k, k, g].
+    logprobs = logprobs.reshape(rows, candidates, samples)
+    own = jnp.stack([jnp.roll(logprobs[:, k], -k, axis=0) for k in range(candidates)], axis=-1)
+    return rewards.image(own, shifted(texts["has_image"], 1))
+
+
+def _plain(tokens: jax.Array, lengths: jax.Array) -> dict[str, jax.Array]:
+    """Text tokens int32[N, T] as a batch."""
+    slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return {
+        "tokens": tokens,
+        "positions": jnp.broadcast_to(slots[:, None], (tokens.shape[0], 3, tokens.shape[1])),
+        "segment_ids": (slots < lengths[:, None]).astype(jnp.int32),
+    }
+
+
+def _mean_states(model: MLLM, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """phi: float32[N, D], the mean of the last hidden states; 0 for an empty text."""
+    batch = _plain(tokens, lengths)
+    hidden = model(batch, adapters=False).astype(jnp.float32)
+    inside = batch["segment_ids"][..., None] > 0
+    return jnp.sum(jnp.where(inside, hidden, 0.0), 1) / jnp.maximum(lengths, 1)[:, None]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])

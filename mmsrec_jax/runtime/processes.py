@@ -1,0 +1,129 @@
+"""One run in several processes: who they are, what they tell each other, what they put on devices.
+
+Every process runs the same program and takes part in every computation; one of them, the main one,
+writes files. They tell each other host values through JAX's coordination service and not through
+devices, so that one may wait for another as long as it takes.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import clusters, distributed  # neither has a public name
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from mmsrec_jax.runtime.errors import UserError
+
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+
+_exchanges = 0
+
+
+def initialise() -> None:
+    """Joins the other processes of this run, if there are any; call it before anything else.
+
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`
+    say so explicitly. Without the last two SLURM, Open MPI, TPU machines and Kubernetes are asked,
+    as `jax.distributed.initialize` does.
+
+    Raises:
+      UserError: one of the last two variables is set and not all three are, or it is no number.
+    """
+    address, total, index = (os.environ.get(name, "") for name in _EXPLICIT)
+    if total or index:
+        missing = [name for name in _EXPLICIT if not os.environ.get(name)]
+        if missing:
+            raise UserError(f"{missing[0]} is not set; set all of {', '.join(_EXPLICIT)}")
+        if not (total.isdigit() and index.isdigit() and int(index) < int(total)):
+            raise UserError(
+                f"JAX_NUM_PROCESSES={total} and JAX_PROCESS_ID={index}: give numbers, ids from 0"
+            )
+        jax.distributed.initialize(address, int(total), int(index))
+    elif _cluster_size() > 1:
+        jax.distributed.initialize()
+
+
+def _cluster_size() -> int:
+    """Processes of the cluster that this one was started in, 1 without one."""
+    kinds = clusters.ClusterEnv._cluster_types
+    found = (kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present())
+    kind = next(found, None)
+    return 1 if kind is None else kind.get_process_count()
+
+
+def is_main() -> bool:
+    """Whether this process writes files and log lines."""
+    return distributed.global_state.process_id == 0  # which starts no devices
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.global_state.num_processes
+
+
+def gather(value: Any) -> list[Any]:
+    """The `value` of every process, in their order; anything JSON can hold. All have to call it."""
+    global _exchanges
+    if count() == 1:
+        return [value]
+    _exchanges += 1
+    client, folder = distributed.global_state.client, f"mmsrec_jax/{_exchanges}"
+    client.key_value_set(f"{folder}/{distributed.global_state.process_id}", json.dumps(value))
+    client.wait_at_barrier(folder, _PATIENCE_MS)
+    if is_main():  # all have read what the exchange before this one was about
+        client.key_value_delete(f"mmsrec_jax/{_exchanges - 1}/")
+    found = client.key_value_dir_get(f"{folder}/")
+    by_process = {int(key.rpartition("/")[2]): text for key, text in found}
+    return [json.loads(by_process[process]) for process in range(count())]
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    gather(None)
+
+
+def from_main(make: Callable[[], Any]) -> Any:
+    """What `make()` returns in the main process, the only one to call it; JSON, for all of them.
+
+    Raises:
+      UserError: the main one's, in every process.
+    """
+    if count() == 1:
+        return make()
+    told = None
+    if is_main():
+        try:
+            told = {"value": make()}
+        except UserError as error:
+            told = {"error": str(error)}
+    told = gather(told)[0]
+    if "error" in told:
+        raise UserError(told["error"])
+    return told["value"]
+
+
+def put(tree: Any, sharding: Sharding | None) -> Any:
+    """Host values, the same in every process, as arrays of this sharding.
+
+    None: this process's default device.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(value):
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array, in every process."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -1,0 +1,123 @@
+"""What every start checks and says: devices, mesh, precision, parameters."""
+
+import logging as standard_logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from flax import nnx
+
+from mmsrec_jax.runtime.errors import UserError
+
+_ACCELERATOR_FILES = {
+    "TPU": ("/dev/accel0", "/dev/vfio/0"),
+    "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
+}
+_PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
+
+
+def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] = ()) -> None:
+    """Runs a program of `launch/`. What the user can put right is one line, and exit status 2.
+
+    required: flags that have to be given.
+    """
+    plain_log_lines()
+    flags.mark_flags_as_required(required)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Flags as absl reads them; a field that the config does not have becomes one clear line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        problem = " ".join(str(error).replace("\\n", " ").split()).strip("'\" \\")
+        raise UserError(f"the config has no such field: {problem}") from error
+
+
+def plain_log_lines() -> None:
+    """Log lines of the form `12:34:56 message` on standard error, from our code only."""
+    handler = logging.get_absl_handler()
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_is_ours_or_warns)
+    logging.set_verbosity(logging.INFO)
+
+
+def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
+    """Libraries that log through absl say more than a user wants to read."""
+    return record.levelno >= standard_logging.WARNING or "site-packages" not in record.pathname
+
+
+class PlainFormatter(standard_logging.Formatter):
+    """Marks warnings and errors, leaves information bare."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < standard_logging.WARNING:
+            return line
+        when, _, message = line.partition(" ")
+        return f"{when} {record.levelname}: {message}"
+
+
+def keep_compiled_programs(directory: Path) -> None:
+    """Stores compiled programs, so that a resumed run does not compile again.
+
+    `JAX_COMPILATION_CACHE_DIR`, when set, names another place.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def check_devices(*, allow_cpu: bool, root: Path = Path("/")) -> None:
+    """Refuses to run on the CPU of a machine that has an accelerator.
+
+    Args:
+      allow_cpu: the user asked for the CPU.
+      root: where device files are looked for.
+
+    Raises:
+      UserError: JAX came up on CPU beside a TPU or GPU; names the package to install.
+    """
+    asked_for_cpu = allow_cpu or os.environ.get("JAX_PLATFORMS", "") == "cpu"
+    if jax.default_backend() != "cpu" or asked_for_cpu:
+        return
+    for kind, files in _ACCELERATOR_FILES.items():
+        if any((root / name.lstrip("/")).exists() for name in files):
+            raise UserError(
+                f"this machine has a {kind} but JAX {jax.__version__} came up on the CPU: "
+                f"{_PACKAGES[kind]}, or pass --allow_cpu to run on the CPU all the same"
+            )
+
+
+def report_devices(mesh: jax.sharding.Mesh) -> None:
+    """Logs the devices and the mesh."""
+    device = jax.devices()[0]
+    logging.info(
+        "devices: %d x %s (%s), %d process(es), jax %s",
+        jax.device_count(), device.device_kind, device.platform, jax.process_count(),
+        jax.__version__,
+    )  # fmt: skip
+    logging.info("mesh: %s", ", ".join(f"{name}={size}" for name, size in mesh.shape.items()))
+
+
+def report_model(name: str, model: nnx.Module) -> None:
+    """Logs parameter counts by part and their precisions."""
+    counts: dict[str, int] = {}
+    dtypes = set()
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        part = str(path[0])
+        counts[part] = counts.get(part, 0) + int(np.prod(leaf.shape))
+        dtypes.add(str(leaf.dtype))
+    parts = ", ".join(f"{part} {count:,}" for part, count in sorted(counts.items()))
+    logging.info(
+        "%s: %s parameters (%s), stored as %s",
+        name, f"{sum(counts.values()):,}", parts, "/".join(sorted(dtypes)),
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""How the states of a head are trained to point at items: full softmax, sampled softmax, BCE."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmsrec_jax.runtime.errors import UserError
+
+SOFTMAX, SAMPLED_SOFTMAX, BCE = "softmax", "sampled_softmax", "bce"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemLoss:
+    """Mean loss of the targets, in nats.
+
+    kind: "softmax" over the catalogue; "sampled_softmax" over the target and `negatives` uniform
+    items, drawn once a batch; "bce" with one uniform negative a target, as in the original SASRec.
+    chunk: targets whose logits over the catalogue are in memory at once ("softmax").
+    """
+
+    kind: str
+    negatives: int = 0
+    chunk: int = 4096
+
+    def __post_init__(self):
+        if self.kind not in (SOFTMAX, SAMPLED_SOFTMAX, BCE):
+            raise UserError(f"loss={self.kind!r} is none of {SOFTMAX}, {SAMPLED_SOFTMAX}, {BCE}")
+        if self.kind == SAMPLED_SOFTMAX and self.negatives < 1:
+            raise UserError(f"loss={SAMPLED_SOFTMAX!r} needs negatives of 1 or more")
+
+    def __call__(
+        self,
+        hidden: jax.Array,
+        table: jax.Array,
+        targets: jax.Array,
+        key: jax.Array,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Scalar mean over the targets that are not negative.
+
+        hidden float[..., D]; table float[V, D]; targets int32[...] (rows of the table); key draws
+        the negatives; bias float[V] is added to the logits.
+        """
+        targets = targets.reshape(-1)
+        hidden = hidden.reshape(len(targets), -1)
+        if bias is not None:
+            hidden = jnp.concatenate([hidden, jnp.ones_like(hidden[:, :1])], 1)
+            table = jnp.concatenate([table, bias[:, None].astype(table.dtype)], 1)
+        if self.kind == SOFTMAX:
+            nats = token_nll(hidden, table, targets, chunk=self.chunk)
+        elif self.kind == SAMPLED_SOFTMAX:
+            nats = sampled_nll(hidden, table, targets, key, negatives=self.negatives)
+        else:
+            nats = binary_nll(hidden, table, targets, key)
+        return nats.sum() / jnp.maximum((targets >= 0).sum(), 1)
+
+
+def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int) -> jax.Array:
+    """Full-softmax negative log-likelihood, float32[N] in nats.
+
+    hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
+    Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
+    largest array is float32[chunk, V]. A chunk without a target costs nothing.
+    """
+    count = hidden.shape[0]
+    chunk = min(chunk, count)
+    pad = -count % chunk
+    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
+    targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
+
+    def nll(h, t):
+        logits = _dots(h, table)
+        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
+        return jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
+
+    @jax.checkpoint
+    def body(carry, xs):
+        h, t = xs
+        return carry, jax.lax.cond((t >= 0).any(), nll, lambda h, t: jnp.zeros(len(t)), h, t)
+
+    _, nats = jax.lax.scan(body, None, (hidden, targets))
+    return nats.reshape(-1)[:count]
+
+
+def sampled_nll(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, key: jax.Array, *, negatives: int
+) -> jax.Array:
+    """Softmax over the target and uniform negatives that all tokens share: float32[N] in nats.
+
+    A negative that is a token's own target does not count for it. What is left stands for the other
+    V - 1 items: the sum over m negatives is scaled by (V - 1) / m, the correction that importance
+    sampling asks of a uniform proposal. With as many negatives as items it is the full softmax.
+    Shapes as in `token_nll`; the largest array is float32[N, negatives].
+    """
+    items = table.shape[0]
+    if negatives >= items:
+        drawn = jnp.arange(items)
+    else:
+        drawn = jax.random.randint(key, (negatives,), 0, items)
+    wanted = jnp.maximum(targets, 0)
+    own = jnp.sum(hidden * table[wanted], -1, dtype=jnp.float32)
+    counts = drawn[None] != wanted[:, None]
+    others = jnp.where(counts, _dots(hidden, table[drawn]), -jnp.inf)
+    scale = jnp.log((items - 1) / jnp.maximum(counts.sum(1), 1))
+    every = jnp.concatenate([own[:, None], others + scale[:, None]], 1)
+    return jnp.where(targets >= 0, jax.nn.logsumexp(every, -1) - own, 0.0)
+
+
+def binary_nll(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, key: jax.Array
+) -> jax.Array:
+    """-log s(target) - log(1 - s(negative)), s the logistic function: float32[N] in nats.
+
+    One negative a token (Kang & McAuley 2018), uniform over the items but its target; the user's
+    other items are not left out (*ours*: among thousands of items they are rare). Shapes as in
+    `token_nll`.
+    """
+    wanted = jnp.maximum(targets, 0)
+    drawn = jax.random.randint(key, wanted.shape, 0, max(table.shape[0] - 1, 1))
+    drawn = drawn + (drawn >= wanted)
+    own, other = (jnp.sum(hidden * table[at], -1, dtype=jnp.float32) for at in (wanted, drawn))
+    return jnp.where(targets >= 0, jax.nn.softplus(-own) + jax.nn.softplus(other), 0.0)
+
+
+def _dots(hidden, table):
+    return jnp.einsum("td,vd->tv", hidden, table, preferred_element_type=jnp.float32)

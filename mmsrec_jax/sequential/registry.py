@@ -1,0 +1,79 @@
+"""The kinds of recommendation heads, one file each: a config and a module."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import bert4rec, gru4rec, hm4sr, molar, sasrec
+from mmsrec_jax.sequential.base import CATEGORIES, HeadConfig, HeadModule
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A head by its parts; `name` is also that of its section in a config."""
+
+    name: str
+    config: type[HeadConfig]
+    module: type[HeadModule]
+
+
+_ALL = (
+    Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
+    Kind("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
+    Kind("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
+    Kind("molar", molar.MolarConfig, molar.Molar),
+    Kind("hm4sr", hm4sr.HM4SRConfig, hm4sr.HM4SR),
+)
+KINDS = {kind.name: kind for kind in _ALL}
+
+
+def find(name: str) -> Kind:
+    """The kind of this name. Raises UserError that names the nearest one."""
+    return KINDS[choose_name(name, KINDS, what="config.head")]
+
+
+def contents(kind: Kind) -> frozenset[str]:
+    """The item features that it can read, less those that are made of the catalogue."""
+    return frozenset(kind.module.FEATURES) - {CATEGORIES}
+
+
+def of(config: HeadConfig) -> Kind:
+    """The kind that a config belongs to."""
+    return next(kind for kind in KINDS.values() if kind.config is type(config))
+
+
+def configure(
+    name: str, settings: Mapping[str, Any], num_items: int, features: Mapping[str, Any]
+) -> HeadConfig:
+    """The config of a kind from those of its fields that are in `settings`.
+
+    features: float32[items, width] by name; of these the kind takes those that it can read.
+    Raises UserError when a kind that reads content gets none.
+    """
+    kind = find(name)
+    readable = contents(kind)
+    if readable and not readable.intersection(features):
+        raise UserError(f"{name} reads item features: give it one of {', '.join(sorted(readable))}")
+    fixed = {"num_items", "features"}
+    fields = {field.name for field in dataclasses.fields(kind.config)} - fixed
+    found = (name for name in kind.module.FEATURES if name in features)
+    widths = tuple((name, features[name].shape[1]) for name in found)
+    chosen = {field: settings[field] for field in fields if field in settings}
+    return kind.config(num_items=num_items, features=widths, **chosen)
+
+
+def to_json(config: HeadConfig) -> dict[str, Any]:
+    """What `from_json` reads."""
+    return {"kind": of(config).name, **dataclasses.asdict(config)}
+
+
+def from_json(stored: Mapping[str, Any]) -> HeadConfig:
+    """The config that `to_json` wrote."""
+    values = {name: _tuples(value) for name, value in stored.items() if name != "kind"}
+    return find(stored["kind"]).config(**values)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,49 @@
+"""SASRec (Kang & McAuley 2018); with full-softmax cross-entropy as in gSASRec and RecTools.
+
+Pre-norm causal transformer over item ids, learned positions, tied item embedding. Positions count
+from the start of the window (*ours*; the original pads on the left): the embedding of a prefix does
+not depend on what comes after it, nor on whether it was computed alone or with the whole sequence.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+
+from mmsrec_jax.sequential.base import HeadModule, Rows, last_place
+from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
+
+
+@dataclass(frozen=True)
+class SASRecConfig(TransformerConfig):
+    """Transformer sizes."""
+
+
+class SASRec(HeadModule):
+    """Sequence encoder; item i of the catalogue lives in row i + 1, row 0 is padding."""
+
+    NO_DECAY = Transformer.NO_DECAY
+
+    def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
+        super().__init__(config)
+        c = config
+        normal = nnx.initializers.normal(0.02)
+        self.items = nnx.Param(normal(rngs.params(), (c.num_items + 1, c.dim)))
+        self.positions = nnx.Param(normal(rngs.params(), (c.length, c.dim)))
+        self.encoder = Transformer(c, rngs=rngs)
+
+    def __call__(self, rows: Rows, key: jax.Array | None = None) -> jax.Array:
+        """States float32[B, L, D]; [b, t] has seen tokens <= t of its own segment."""
+        return self.encoder(self._inputs(rows), causal_mask(rows), key)
+
+    def last(self, rows: Rows) -> jax.Array:
+        """State after the last item of each row, float32[B, D]."""
+        return self.encoder.at(self._inputs(rows), causal_mask(rows), last_place(rows))
+
+    def table(self) -> jax.Array:
+        """The input embeddings, tied: float32[items, D]."""
+        return self.items[...][1:]
+
+    def _inputs(self, rows):
+        x = self.items[...][rows.ids] * self.config.dim**0.5
+        return x + self.positions[...][rows.positions]

@@ -1,0 +1,198 @@
+"""A trained head, ready to score: weights, configuration, and chunked scoring."""
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from mmsrec_jax.data.sequences import power_of_two, right_padded, seconds
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.sharding import batch_sharding, replicated, row_shards
+from mmsrec_jax.sequential import registry
+from mmsrec_jax.sequential.base import Features, HeadConfig, HeadModule, Rows
+
+_ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
+_NARROWEST = 8  # a chunk of short histories is cut to the power of two that holds its longest
+
+
+class Head:
+    """A head of any kind with its weights; ids are catalogue indices, -1 is padding anywhere.
+
+    With a mesh, the rows of a chunk are split over its data axes and the weights are replicated.
+    `times` are seconds since 1970, float64[B, L] beside the histories; only heads that look at the
+    clock read them.
+    """
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        params: nnx.State,
+        features: nnx.State | None = None,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        """features: as from `place_features`; None for a kind that reads none."""
+        kind = registry.of(config)
+        self.config, self.mesh = config, mesh
+        self.name, module = kind.name, kind.module
+        self.causal, self.uses_times = module.CAUSAL, module.USES_TIMES
+        features = place_features(config, {}) if features is None else features
+        weights = (params, features)
+        if mesh is not None:
+            weights = processes.put(weights, replicated(mesh))
+        self.params, self.features = weights
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self._output[0].shape[1]
+
+    def embed(self, histories: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+        """User embeddings after the last item: float32[B, dim]; histories int[B, L]."""
+        return np.concatenate([processes.fetch(h)[:n] for h, n in self._last(histories, times)])
+
+    def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
+        """Scores of every item: float32[B, items]; histories int[B, L]."""
+        parts = [_dot(h, *self._output)[:n] for h, n in self._last(histories, times)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+    def states(self, ids: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
+        """Embeddings after every item: right-padded int32[R, W] -> float32[R, W, dim], W <= length.
+
+        Of causal heads only. At most a few hundred rows at a time; used to embed all prefixes of a
+        sequence in one pass.
+        """
+        return _encode(self.config, self.params, self.features, *self._place(ids, times))
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes config.json (with the kind) and weights.safetensors, atomically; the main process
+        does, and the others wait."""
+        if processes.is_main():
+            self._save(Path(directory))
+        processes.barrier()
+
+    def _save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f".weights.{os.getpid()}"
+        save_file({**_arrays(self.params), **_arrays(self.features)}, partial)
+        os.replace(partial, directory / "weights.safetensors")
+        partial.write_text(json.dumps(registry.to_json(self.config), indent=1))
+        os.replace(partial, directory / "config.json")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "Head":
+        """Reads what `save` wrote. Raises UserError when it is not there."""
+        directory = Path(directory)
+        if not (directory / "config.json").is_file():
+            raise UserError(f"{directory}: no saved head here; train it first")
+        config = registry.from_json(json.loads((directory / "config.json").read_text()))
+        stored = load_file(directory / "weights.safetensors")
+        _, params, features = _abstract(config)
+        return cls(config, _filled(params, stored), _filled(features, stored), mesh=mesh)
+
+    @functools.cached_property
+    def _output(self):
+        return _output(self.config, self.params, self.features)
+
+    def _last(self, histories, times):
+        times = times if self.uses_times else None
+        ids, times = right_padded(histories, self.config.length, times)
+        longest = (ids >= 0).sum(1)
+        for start in range(0, max(len(ids), 1), _ROWS):
+            part = slice(start, start + _ROWS)
+            rows = _ROWS if len(ids) > _ROWS else power_of_two(len(ids[part]))
+            width = max(power_of_two(longest[part].max(initial=1)), _NARROWEST)
+            chunk = (None if x is None else pad_rows(x[part, :width], rows) for x in (ids, times))
+            placed = self._place(*chunk)
+            yield _encode_last(self.config, self.params, self.features, *placed), len(ids[part])
+
+    def _place(self, ids, times):
+        unused = times is None or not self.uses_times
+        clock = np.zeros_like(ids) if unused else seconds(times)
+        arrays = (np.asarray(ids), np.asarray(clock))
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, arrays)
+        rows = -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh)
+        arrays = tuple(pad_rows(array, rows) for array in arrays)
+        return processes.put(arrays, batch_sharding(self.mesh))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: HeadConfig, seed: int) -> nnx.State:
+    """Freshly initialised weights."""
+    return nnx.state(_build(config, nnx.Rngs(jax.random.key(seed))), nnx.Param)
+
+
+def place_features(config: HeadConfig, arrays: Mapping[str, np.ndarray]) -> nnx.State:
+    """Features float32[items, width] by name, in the form in which a module holds them."""
+    stored = {f"features.{name}": array for name, array in arrays.items()}
+    return _filled(_abstract(config)[2], stored)
+
+
+def merge(config: HeadConfig, params: nnx.State, features: nnx.State) -> HeadModule:
+    """The module with these weights; for use inside compiled functions."""
+    return nnx.merge(_abstract(config)[0], params, features)
+
+
+def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
+    """Appends empty histories up to a static number of rows."""
+    return np.pad(ids, ((0, rows - len(ids)), (0, 0)), constant_values=-1)
+
+
+def _build(config, rngs):
+    return registry.of(config).module(config, rngs=rngs)
+
+
+@functools.cache
+def _abstract(config):
+    return nnx.split(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0))), nnx.Param, Features)
+
+
+def _arrays(state):
+    return {_name(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
+def _filled(state, stored):
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, leaf.replace(jnp.asarray(stored[_name(path)]))) for path, leaf in flat]
+    )
+
+
+def _name(path):
+    return ".".join(map(str, path))
+
+
+def _rows(ids, times):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    return Rows(ids + 1, (ids >= 0).astype(jnp.int32), positions, times)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(config, params, features, ids, times):
+    return merge(config, params, features)(_rows(ids, times))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_last(config, params, features, ids, times):
+    return merge(config, params, features).last(_rows(ids, times))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _output(config, params, features):
+    module = merge(config, params, features)
+    table, bias = module.table(), module.bias()
+    return table, jnp.zeros(table.shape[0]) if bias is None else bias
+
+
+@jax.jit
+def _dot(hidden, table, bias):
+    return jnp.einsum("bd,vd->bv", hidden, table, preferred_element_type=jnp.float32) + bias

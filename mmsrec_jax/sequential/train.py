@@ -1,0 +1,339 @@
+"""Trains a recommendation head and selects it on validation NDCG@10 over the full catalogue."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from mmsrec_jax.data.sequences import seconds
+from mmsrec_jax.data.splits import subset
+from mmsrec_jax.evaluation import metrics, ranking
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.sharding import batch_sharding, replicated, row_shards
+from mmsrec_jax.sequential import registry
+from mmsrec_jax.sequential import scorer as heads
+from mmsrec_jax.sequential.base import HeadConfig, Rows
+from mmsrec_jax.sequential.losses import ItemLoss
+from mmsrec_jax.training import loop, metering
+from mmsrec_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a compiled step depends on; heads of equal recipe (folds, seeds) share the step."""
+
+    head: HeadConfig
+    loss: ItemLoss
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return _optimizer(self)
+
+
+def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]) -> Recipe:
+    """How `train` trains a head of this kind and config; arguments as there."""
+    return Recipe(
+        registry.configure(kind, config, num_items, features),
+        item_loss(config),
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+    )
+
+
+@functools.cache
+def _optimizer(recipe):
+    kept = set(registry.of(recipe.head).module.NO_DECAY)
+    return optax.adamw(
+        optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
+        weight_decay=recipe.weight_decay,
+        mask=lambda params: nnx.map_state(lambda path, _: kept.isdisjoint(path), params),
+    )
+
+
+@flax.struct.dataclass
+class HeadState:
+    """What a resumed run needs: the weights in training, and how well they did on validation.
+
+    best_ndcg float32[]; stale int32[]: validations since the best one.
+    """
+
+    train: TrainState
+    best_ndcg: jax.Array
+    stale: jax.Array
+
+
+def train(
+    kind: str,
+    config,
+    histories,
+    split,
+    *,
+    num_items: int,
+    directory: str | os.PathLike,
+    features: Mapping[str, np.ndarray] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    profile: metering.Steps | None = None,
+) -> heads.Head:
+    """Trains a head on every training target and returns the weights best on validation.
+
+    Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits.
+    Stops early after `config.patience` validations without a better NDCG@10; `config.steps` is
+    rounded up to a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
+
+    Args:
+      kind: a name in `registry.KINDS`.
+      config: fields of that kind's config, of `ItemLoss`, of the optimiser and of this loop.
+      features: float32[items, width] by name, for a kind that reads some.
+      profile: steps to trace.
+
+    Raises:
+      UserError: no training target, no validation row, or a batch size the mesh cannot divide.
+    """
+    if not len(split.validation):
+        raise UserError("the split has no validation rows; a head is selected on validation NDCG")
+    if mesh is not None and config.batch_size % row_shards(mesh):
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide over {row_shards(mesh)} data "
+            "shards of the mesh; make it a multiple"
+        )
+    features = features or {}
+    how = recipe(kind, config, num_items, features)
+    shape = how.head
+    key = jax.random.key(config.seed)
+    params, frozen = heads.init_params(shape, config.seed), heads.place_features(shape, features)
+    if mesh is not None:
+        params, frozen = processes.put((params, frozen), replicated(mesh))
+    state = HeadState(
+        train=TrainState.create(params, how.optimizer),
+        best_ndcg=jnp.float32(-1.0),
+        stale=jnp.int32(0),
+    )
+    if mesh is not None:
+        state = jax.device_put(state, replicated(mesh))
+
+    def train_step(state, batch):
+        work = metering.amount(**metering.of_rows(batch["segments"]))
+        batch = processes.put(batch, None if mesh is None else batch_sharding(mesh))
+        trained, measured = step(how, state.train, frozen, batch, key)
+        return state.replace(train=trained), measured | work
+
+    validation = subset(split.validation, config.validation_rows, config.seed)
+
+    def evaluate(state, _):
+        current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
+        ranks = ranking.full(current, histories, validation, progress=False)
+        ranks = ranks.ranks.astype(np.int64)
+        ndcg = metrics.ndcg(ranks, 10)
+        if ndcg > float(state.best_ndcg):
+            state = state.replace(
+                best_ndcg=jnp.full_like(state.best_ndcg, ndcg),
+                stale=jnp.zeros_like(state.stale),
+            )
+        else:
+            state = state.replace(stale=state.stale + 1)
+        measured = {
+            "validation/ndcg@10": ndcg,
+            "validation/recall@10": metrics.hit_rate(ranks, 10),
+            "validation/best": float(state.best_ndcg),
+        }
+        return state, measured, int(state.stale) >= config.patience
+
+    every = config.evaluate_every
+    state = loop.run(
+        state,
+        train_step,
+        iter(batches(histories, split, shape, batch_size=config.batch_size, seed=config.seed)),
+        name=kind,
+        directory=directory,
+        steps=-(-config.steps // every) * every,
+        checkpoint_every=every,
+        log_every=config.log_every,
+        evaluate=evaluate,
+        evaluate_every=every,
+        best="validation/ndcg@10",
+        config=config.to_dict(),
+        profile=profile,
+    )
+    trained = heads.Head(shape, state.train.params, frozen, mesh=mesh)
+    trained.save(Path(directory) / "head")
+    return trained
+
+
+def item_loss(config) -> ItemLoss:
+    """The loss that a head's section names. Raises UserError when there is none such."""
+    return ItemLoss(config.loss, config.negatives, config.loss_chunk)
+
+
+def train_folds(
+    kind: str, config, histories, split, folds: np.ndarray, *, directory, **options
+) -> list[heads.Head]:
+    """One head per fold, trained and selected without that fold's users (*ours*).
+
+    folds int32[U] as from `retrieval.similar.assign_folds`. Each head gets a folder of its own;
+    the rest as in `train`.
+    """
+    return [
+        train(
+            kind,
+            config,
+            histories,
+            without(split, folds == fold),
+            directory=Path(directory) / f"fold{fold}",
+            **options,
+        )
+        for fold in range(int(folds.max(initial=0)) + 1)
+    ]
+
+
+def without(split, users: np.ndarray):
+    """The split as if these users (bool[U]) had no training or validation data."""
+    return dataclasses.replace(
+        split,
+        train=split.train[~users[split.train[:, 0]]],
+        validation=split.validation[~users[split.validation[:, 0]]],
+        train_end=np.where(users, 0, split.train_end).astype(np.int32),
+    )
+
+
+def batches(
+    histories, split, config: HeadConfig, *, batch_size: int, seed: int
+) -> grain.IterDataset:
+    """Endless packed batches: the fields of `Rows`, all int32[batch_size, length].
+
+    Rows are shuffled, and the sequences dealt anew to the rows, in every epoch; a function of
+    (seed, step) alone.
+    """
+    module = registry.of(config).module
+    rows = PackedSequences(
+        histories, split.train_end, config.length, seed=seed, multiple=batch_size,
+        shifted=module.SHIFTED, times=module.USES_TIMES,
+    )  # fmt: skip
+    return (
+        grain.MapDataset.range(len(rows))
+        .shuffle(seed=seed)
+        .map_with_index(rows.row)
+        .batch(batch_size, drop_remainder=True)
+        .repeat()
+        .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    )
+
+
+class PackedSequences:
+    """Training sequences laid side by side in rows of `length` tokens.
+
+    A sequence longer than a row is cut from its end into windows, so that every training target
+    occurs exactly once. Which window lengths share a row is decided once (best fit, longest first);
+    which windows of those lengths take the places is drawn anew in every epoch. Rows are filled up
+    with empty ones to a multiple of `multiple`.
+
+    With `shifted`, a place's target is the next item and a sequence's last item is a target only;
+    without, every item has a place and there are no targets. Without `times` these are 0.
+    """
+
+    def __init__(
+        self,
+        histories,
+        train_end: np.ndarray,
+        length: int,
+        *,
+        seed: int,
+        multiple: int,
+        shifted: bool = True,
+        times: bool = False,
+    ):
+        self._items, self._length, self._seed = histories.items, length, seed
+        self._shifted = shifted
+        self._times = seconds(histories.timestamps) if times else None
+        # A lone training interaction teaches nothing, to neither kind of row.
+        tokens = np.where(np.asarray(train_end) > 1, np.asarray(train_end) - shifted, 0)
+        starts, lengths = _windows(histories.offsets[:-1], tokens, length)
+        if not len(lengths):
+            raise UserError(
+                "no user has two training interactions; the split leaves nothing to learn"
+            )
+        order = np.argsort(-lengths, kind="stable")
+        self._starts, self._lengths = starts[order], lengths[order]
+        row_of_place, rows = _best_fit(self._lengths.tolist(), length)
+        self._places = np.argsort(row_of_place, kind="stable")
+        rows = -(-rows // multiple) * multiple
+        self._row_start = np.searchsorted(row_of_place[self._places], np.arange(rows + 1))
+        self._deal = functools.lru_cache(maxsize=2)(self._deal_epoch)
+
+    def __len__(self) -> int:
+        return len(self._row_start) - 1
+
+    def row(self, index: int, row: int) -> dict[str, np.ndarray]:
+        """Row `row` in the epoch that the running index `index` falls into."""
+        starts = self._deal(index // len(self))
+        places = self._places[self._row_start[row] : self._row_start[row + 1]]
+        lengths = self._lengths[places]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        at = np.repeat(starts[places], lengths) + within
+        segments = np.repeat(np.arange(1, len(places) + 1), lengths)
+        return {
+            "ids": self._filled(self._items[at] + 1, 0),
+            "segments": self._filled(segments, 0),
+            "positions": self._filled(within, 0),
+            "times": self._filled([] if self._times is None else self._times[at], 0),
+            "targets": self._filled(self._items[at + 1] if self._shifted else [], -1),
+        }
+
+    def _filled(self, values, padding):
+        full = np.full(self._length, padding, np.int32)
+        full[: len(values)] = values
+        return full
+
+    def _deal_epoch(self, epoch):
+        draw = np.random.default_rng([self._seed, epoch]).random(len(self._lengths))
+        return self._starts[np.lexsort((draw, -self._lengths))]
+
+
+def _windows(offsets, tokens, length):
+    """Starts in the flat item array and lengths of the training windows, cut from the ends."""
+    counts = -(-tokens // length)
+    which = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = tokens - (counts - 1) * length
+    offsets, first = np.repeat(offsets, counts), np.repeat(first, counts)
+    starts = np.where(which == 0, 0, first + (which - 1) * length)
+    return offsets + starts, np.where(which == 0, first, length)
+
+
+def _best_fit(lengths, capacity):
+    """Row of every length (given longest first), and how many rows there are."""
+    open_rows = [[] for _ in range(capacity + 1)]  # by the room that is left
+    row_of, rows = [], 0
+    for length in lengths:
+        room = next((r for r in range(length, capacity) if open_rows[r]), capacity)
+        if room == capacity:
+            open_rows[capacity].append(rows)
+            rows += 1
+        row = open_rows[room].pop()
+        open_rows[room - length].append(row)
+        row_of.append(row)
+    return np.array(row_of, np.int64), rows
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def step(recipe: Recipe, state: TrainState, features: nnx.State, batch, key: jax.Array):
+    """One compiled update on a batch of `batches`; returns the state and scalars to log."""
+
+    def loss(params):
+        module = heads.merge(recipe.head, params, features)
+        return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)
+
+    (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply(gradients, recipe.optimizer), {"loss": value, **parts}

@@ -1,0 +1,136 @@
+"""A run's model by stage and flags, and the mistakes: one line each, and nothing written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import export_runs
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
+
+import mmsrec_jax
+from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.methods.export import export
+from mmsrec_jax.models import lora
+from mmsrec_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "qwen2_5_vl"
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("adapted")
+    return workdir, export_runs.pretrained_run(workdir, GOLDEN, "lora")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("full")
+    return workdir, export_runs.pretrained_run(workdir, GOLDEN, "full")
+
+
+def same(model, directory, atol=0.0):
+    ours, theirs = (jax.tree.leaves(nnx.state(m)) for m in (model, mmsrec_jax.load(directory)))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def test_every_weight_trained(full, tmp_path):
+    workdir, model = full
+    export(workdir, tmp_path / "out")
+    same(model, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_adapters_on_a_model_from_scratch(tmp_path):
+    model = export_runs.scratch_run(tmp_path / "run", GOLDEN)
+    export(tmp_path / "run", tmp_path / "base", stage="warmup")
+    same(mmsrec_jax.load(GOLDEN), tmp_path / "base")
+    export(tmp_path / "run", tmp_path / "merged", stage="summariser", merge=True)
+    lora.merge(model)
+    same(model, tmp_path / "merged", atol=1e-6)
+    export(tmp_path / "run", tmp_path / "peft", stage="summariser", adapter_only=True)
+    raw = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert raw["base_model_name_or_path"] is None and raw["r"] == export_runs.RANK
+
+    record = json.loads((tmp_path / "run" / "warmup" / "stage.json").read_text())
+    (tmp_path / "run" / "warmup" / "stage.json").write_text(
+        json.dumps(record | {"fingerprint": "another"})
+    )
+    with pytest.raises(UserError, match="stage warmup has run again since stage summariser"):
+        export(tmp_path / "run", tmp_path / "again", stage="summariser", merge=True)
+
+
+def test_the_processor_keeps_the_bound_that_the_run_had(tmp_path):
+    given = ImageProcessor.from_pretrained(GOLDEN)
+    for bound in (given.min_pixels // 2, given.max_pixels // 2):
+        workdir = tmp_path / str(bound)
+        export_runs.pretrained_run(workdir / "run", GOLDEN, "lora", max_pixels=bound)
+        export(workdir / "run", workdir / "whole", merge=True)
+        export(workdir / "run", workdir / "adapters", adapter_only=True)
+        for out in ("whole", "adapters"):
+            found = ImageProcessor.from_pretrained(workdir / out)
+            assert (found.min_pixels, found.max_pixels) == (min(bound, given.min_pixels), bound)
+            theirs = Qwen2VLImageProcessorPil.from_pretrained(workdir / out)
+            grid = theirs(Image.new("RGB", (90, 50)), return_tensors="np")["image_grid_thw"][0, 1:]
+            assert found.grid(50, 90) == tuple(grid)
+
+
+def test_flags_that_do_not_fit_the_stage(adapted, full, tmp_path):
+    for flags in ({}, {"merge": True, "adapter_only": True}):
+        with pytest.raises(UserError, match="trained adapters: say --merge .* or --adapter_only"):
+            export(adapted[0], tmp_path / "out", **flags)
+    for flag in ("merge", "adapter_only"):
+        with pytest.raises(UserError, match="there are no adapters; leave --merge and"):
+            export(full[0], tmp_path / "out", **{flag: True})
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_have_no_such_model(adapted, tmp_path):
+    with pytest.raises(UserError, match="stage sft has not finished; run launch/train.py"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match="stage plain_sft has not finished"):
+        export(adapted[0], tmp_path / "out", stage="plain_sft")
+
+    workdir = Path(shutil.copytree(adapted[0], tmp_path / "run"))
+    record = json.loads((workdir / "sft" / "stage.json").read_text())
+    record["config"]["model"]["path"] = str(tmp_path / "moved")
+    (workdir / "sft" / "stage.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="moved: the base model of .* is not there"):
+        export(workdir, tmp_path / "out", merge=True)
+
+    workdir = Path(shutil.copytree(adapted[0], tmp_path / "damaged"))
+    for file in (workdir / "sft" / "weights").rglob("*manifest*"):
+        file.unlink()
+    with pytest.raises(UserError, match="weights: cannot be read .* run the stage .* again"):
+        export(workdir, tmp_path / "out", merge=True)
+    shutil.rmtree(workdir / "sft" / "weights")
+    with pytest.raises(UserError, match="no weights here"):
+        export(workdir, tmp_path / "out", merge=True)
+
+
+def launch(*arguments):
+    return subprocess.run(
+        [sys.executable, "launch/export.py", *arguments],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_the_command(adapted, tmp_path):
+    workdir, model = adapted
+    out = tmp_path / "out"
+    done = launch(f"--workdir={workdir}", f"--out={out}", "--merge", "--dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    mmsrec_jax.load(out, "bfloat16")
+    again = launch(f"--workdir={workdir}", f"--out={out}", "--merge")
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1 and "not empty" in again.stderr

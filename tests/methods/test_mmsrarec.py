@@ -1,0 +1,154 @@
+"""The whole road on a tiny shop, in real processes: killed in every stage, and once unbroken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = (
+    "data", "model", "warmup", "summariser", "summaries", "sasrec", "retrieval", "plain_sft",
+    "sft", "evaluation",
+)  # fmt: skip
+LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
+TINY = {
+    "data.toyshop.num_users": 150, "data.toyshop.num_items": 60, "data.toyshop.num_groups": 3,
+    "model.scratch.hidden": 32, "model.scratch.layers": 2, "model.scratch.intermediate": 64,
+    "model.scratch.vision_hidden": 24, "model.scratch.vision_intermediate": 48,
+    "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,
+    "warmup.batch_size": 4, "summariser.steps": 4, "summariser.batch_size": 4,
+    "summariser.samples": 2, "summariser.micro_batch": 8, "summariser.distractors": 2,
+    "summariser.max_new_tokens": 8, "summariser.checkpoint_every": 1, "summaries.batch_size": 8,
+    "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
+    "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
+    "evaluation.users": 40, "evaluation.batch_size": 8,
+}  # fmt: skip
+
+
+def start(workdir, tmp_path, *arguments):
+    flags = [f"--config.{name}={value}" for name, value in TINY.items()]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "",
+    }
+    with (tmp_path / f"{workdir.name}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "launch/train.py", "--config=configs/quickstart.py",
+             f"--workdir={workdir}", *flags, *arguments],
+            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def finish(process, tmp_path, workdir):
+    assert process.wait(timeout=400) == 0, (tmp_path / f"{workdir.name}.log").read_text()[-4000:]
+
+
+def under_way(directory):
+    """The stage has begun and left something on the way: a checkpoint if it is one that trains."""
+    if directory.name in LOOPS:
+        return any(path.name.isdigit() for path in directory.glob("checkpoints/*"))
+    return directory.is_dir() and any(p.name != "stage.json" for p in directory.iterdir())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("mmsrarec")
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    finish(start(unbroken, tmp_path), tmp_path, unbroken)
+    killed = []
+    for stage in STAGES:
+        process = start(broken, tmp_path)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not under_way(broken / stage):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            killed.append(stage)
+    finish(start(broken, tmp_path), tmp_path, broken)
+    return unbroken, broken, killed
+
+
+def test_killed_in_every_stage_ends_as_if_unbroken(runs):
+    unbroken, broken, killed = runs
+    assert killed == list(STAGES)
+    assert json.loads((broken / "table.json").read_text()) == json.loads(
+        (unbroken / "table.json").read_text()
+    )
+    assert (broken / "summaries" / "summaries.jsonl").read_text() == (
+        unbroken / "summaries" / "summaries.jsonl"
+    ).read_text()
+    for ranks in (unbroken / "evaluation").glob("ranks-*.parquet"):
+        assert pq.read_table(ranks).equals(pq.read_table(broken / "evaluation" / ranks.name))
+    for stage in ("warmup", "summariser", "sasrec", "plain_sft", "sft"):
+        for run in (unbroken, broken):
+            steps = [row["step"] for row in metrics(run / stage)]
+            assert steps == sorted(steps)
+        assert losses(broken / stage) == losses(unbroken / stage)
+
+
+def metrics(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(directory):
+    return [(row["step"], row["loss"]) for row in metrics(directory) if "loss" in row]
+
+
+def test_the_table_has_every_system_under_its_protocols(runs):
+    rows = json.loads((runs[0] / "table.json").read_text())
+    found = {(row["system"], row["protocol"]) for row in rows}
+    listed = {"random", "popularity", "cooccurrence", "sasrec", "attainable", "oracle"}
+    assert found == {(name, p) for name in listed for p in ("sampled@20", "full")} | {
+        ("plain_sft", "sampled@20"),
+        ("mmsrarec", "sampled@20"),
+    }
+    for row in rows:
+        assert row["users"] == 40 and row["seed"] == 0
+        assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
+    score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
+    assert score["oracle"] > score["attainable"] > score["random"]
+
+
+def test_every_item_has_one_summary(runs):
+    text = (runs[1] / "summaries" / "summaries.jsonl").read_text()
+    assert [json.loads(line)["item"] for line in text.splitlines()] == list(range(60))
+
+
+def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
+    tables = [pq.read_table(p) for p in (runs[0] / "evaluation").glob("ranks-*-sampled@20.parquet")]
+    assert len(tables) == 8
+    for table in tables:
+        np.testing.assert_array_equal(table["user"], tables[0]["user"])
+        np.testing.assert_array_equal(table["target"], tables[0]["target"])
+        assert set(table["candidates"].to_pylist()) == {21}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/quickstart.py:smok"], "no variant 'smok'"),
+        (["--config=configs/movielens.py:smok"], "did you mean configs/movielens.py:smoke"),
+        (["--config=configs/quickstart.py", "--config.sft.step=3"], "steps"),
+        (["--config=configs/beauty.py"], "config.data.root is not set"),
+        (["--config=configs/beauty.py", "--config.data.root=nowhere"], "nowhere: no such folder"),
+        (["--config=configs/beauty.py", "--config.data.root=."], "config.model.path is not set"),
+        (["--config=configs/quickstart.py", "--stages=stf"], "no stage 'stf'"),
+        (["--config=configs/quickstart.py", "--config.mesh.tensor=3"], "does not divide"),
+    ],
+)
+def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, message):
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", f"--workdir={tmp_path / 'run'}", *arguments],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr

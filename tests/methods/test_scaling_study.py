@@ -1,0 +1,101 @@
+"""A scaling study by its two commands, and the loss of one of its runs computed anew."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import scaling as experiment
+from mmsrec_jax.data import splits
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.methods import mmsrarec, scaling_point
+from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.training import weights
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = ("16x1", "32x1", "48x2", "64x2")  # the law needs four
+TINY = {
+    "data.toyshop.num_users": 60, "data.toyshop.num_items": 30, "data.toyshop.num_groups": 3,
+    "sft.steps": 4, "sft.warmup_steps": 1, "sft.batch_size": 4, "sft.log_every": 2,
+    "sft.checkpoint_every": 4, "evaluation.users": 10, "evaluation.batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scaling")
+    environment = os.environ | {"XLA_FLAGS": ""}
+    flags = [f"--config.{name}={value}" for name, value in TINY.items()]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "launch/train.py", f"--config=configs/scaling_point.py:size={size}",
+             f"--workdir={folder / size}", *flags],
+            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for size in SIZES
+    ]  # fmt: skip
+    for process in started:
+        _, said = process.communicate(timeout=400)
+        assert process.returncode == 0, said[-3000:]
+    return [folder / size for size in SIZES]
+
+
+def point(run):
+    return json.loads((run / "validation" / "point.json").read_text())
+
+
+def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
+    """In float64 from whole logits, all targets in one batch; the run had the last one half full
+    and never more than a few rows of logits."""
+    config = experiment.get_config(f"size={SIZES[2]}").unlock()
+    config.update_from_flattened_dict(TINY)
+    run = scaling_point.Run(config, runs[2], make_mesh())
+    model = run.base_model("again", "full")
+    weights.restore(runs[2] / "sft" / mmsrarec.WEIGHTS, model, nnx.Param, run.mesh)
+    _, _, split = run.dataset
+    targets = splits.subset(split.validation, config.evaluation.users, config.evaluation.seed)
+    (batch,) = pipeline.batches(
+        run._recommend_source(targets, with_knowledge=False), batch_size=16,
+        length=config.sft.length, patches=config.sft.patches, answers=config.sft.answers,
+        targets=config.sft.targets, shuffle=False, repeat=False, pack=False,
+    )  # fmt: skip
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def logits_of(state, batch):
+        model = nnx.merge(graphdef, state)
+        return model.unembed(model(batch))
+
+    read = {name: value for name, value in batch.items() if name != "index"}
+    logits = np.asarray(logits_of(state, read), np.float64)
+    highest = logits.max(-1, keepdims=True)
+    logp = logits - highest - np.log(np.exp(logits - highest).sum(-1, keepdims=True))
+    rows, at = np.nonzero(batch["loss_weights"])
+    weight = batch["loss_weights"][rows, at].astype(np.float64)
+    wanted = -(weight * logp[rows, at - 1, batch["tokens"][rows, at]]).sum() / weight.sum()
+    assert set(rows) == set(range(len(targets)))
+    found = point(runs[2])
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert found["targets"] == len(targets) == 10
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_the_command_fits_the_runs(runs):
+    done = subprocess.run(
+        [sys.executable, "launch/scaling_point.py", *runs[::-1], "--predict=1e12", "--resamples=5"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    places = [done.stdout.index(f"\n{size} ") for size in SIZES]
+    assert places == sorted(places)  # by compute
+    assert "predicted at 1e+12 FLOPs" in done.stdout
+    found = json.loads((runs[0].parent / "scaling.json").read_text())
+    assert found["points"] == [{"name": run.name, **point(run)} for run in runs]
+    for suffix in ("png", "svg"):
+        assert (runs[0].parent / f"scaling.{suffix}").stat().st_size

@@ -1,0 +1,105 @@
+"""The road of a head by itself on a tiny shop: data, training, ranks and the table."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from configs import base, beauty, movielens, quickstart
+from mmsrec_jax import methods
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import registry
+
+SYSTEMS = ("random", "popularity", "cooccurrence", "sasrec")
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = base.get_config("sasrec")
+    config.data.source = "toyshop"
+    config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
+    config.sasrec.update(
+        length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
+        loss="sampled_softmax", negatives=8,
+    )  # fmt: skip
+    config.evaluation.update(users=40, negatives=5, k=(1, 5))
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("heads") / "run"
+    methods.find(config.method).run(config, workdir)
+    return workdir
+
+
+def test_every_system_is_ranked_in_the_catalogue_and_among_the_candidates(workdir):
+    rows = json.loads((workdir / "table.json").read_text())
+    protocols = ("full", "sampled@5")
+    wanted = {(name, p) for name in (*SYSTEMS, "attainable", "oracle") for p in protocols}
+    assert {(row["system"], row["protocol"]) for row in rows} == wanted
+    assert rows[0]["protocol"] == "full"  # the headline comes first
+    for name in SYSTEMS:
+        full, listed = (
+            pq.read_table(workdir / "evaluation" / f"ranks-{name}-{p}.parquet") for p in protocols
+        )
+        np.testing.assert_array_equal(full["user"], listed["user"])
+        assert len(full) == 40 and set(listed["candidates"].to_pylist()) == {6}
+        assert np.min(full["candidates"]) > 40
+
+
+def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, caplog):
+    caplog.set_level("INFO")
+    methods.find(config.method).run(config, workdir)
+    done = [record.getMessage() for record in caplog.records]
+    for stage in ("data", "sasrec", "evaluation"):
+        assert any(line.startswith(f"stage {stage} is finished") for line in done)
+    assert not any("begins" in line for line in done)
+    before = json.loads((workdir / "sasrec" / "stage.json").read_text())
+    again = config.copy_and_resolve_references()
+    again.sasrec.seed = 1
+    methods.find(again.method).run(again, workdir, only=["data", "sasrec"])
+    after = json.loads((workdir / "sasrec" / "stage.json").read_text())
+    assert before["fingerprint"] != after["fingerprint"] and after["finished"]
+
+
+@pytest.mark.parametrize("module", [base, beauty, movielens])
+def test_variants_of_the_configs_are_heads_by_name(module):
+    assert module.get_config().method == "mmsrarec"
+    assert sorted(base.HEADS) == sorted(registry.KINDS)
+    for name, kind in registry.KINDS.items():
+        config = module.get_config(name)
+        assert (config.method, config.head) == ("heads", name)
+        fields = {field.name for field in dataclasses.fields(kind.config)}
+        assert fields - {"num_items", "features"} <= set(config[name])
+
+
+def test_a_misspelt_variant_gets_the_nearest():
+    with pytest.raises(UserError, match="did you mean configs/beauty.py:sasrec"):
+        beauty.get_config("sasrecs")
+
+
+def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
+    config = quickstart.get_config()
+    config.head = "gru4rec"
+    config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
+    config.gru4rec.update(steps=4, evaluate_every=4, batch_size=8, dim=8, hidden=8)
+    methods.find(config.method).run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
+    found = pq.read_table(tmp_path / "retrieval" / "neighbours.parquet")
+    assert found.num_rows > 150 and (tmp_path / "gru4rec" / "head" / "config.json").exists()
+
+
+def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
+    wrong = config.copy_and_resolve_references()
+    wrong.head = "sasrek"
+    with pytest.raises(UserError, match="did you mean 'sasrec'"):
+        methods.find(wrong.method).run(wrong, tmp_path / "run")
+    wrong.update(head="sasrec")
+    wrong.sasrec.loss = "sofmax"
+    with pytest.raises(UserError, match="loss='sofmax' is none of"):
+        methods.find(wrong.method).run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="config.method='head' is not known"):
+        methods.find("head")

@@ -1,0 +1,118 @@
+"""Both content heads: packing, causality, files, and that features teach what ids cannot."""
+
+import jax
+import numpy as np
+import pytest
+from content import FEATURES, packed, weights
+from ml_collections import ConfigDict
+
+from mmsrec_jax.data import item_features, splits
+from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.evaluation import metrics, ranking
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import registry, train
+from mmsrec_jax.sequential.scorer import Head, merge
+
+KINDS = {"molar": ("item",), "hm4sr": ("text", "image", "categories")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences_do_not_see_each_other_nor_the_future(kind):
+    config, params, frozen = weights(kind, KINDS[kind])
+    encode = jax.jit(lambda rows: merge(config, params, frozen)(rows)[0])
+    first, second = [3, 1, 4], [1, 5, 9, 2]
+    times = [[10**9, 10**9 + 60, 10**9 + 10**6], [5 * 10**8 + 7**i for i in range(4)]]
+    both = encode(packed(first, second, times=times))
+    np.testing.assert_allclose(both[:3], encode(packed(first, times=times[:1]))[:3], atol=1e-5)
+    np.testing.assert_allclose(both[3:7], encode(packed(second, times=times[1:]))[:4], atol=1e-5)
+    changed = encode(packed(first, [1, 5, 7, 8], times=times))
+    np.testing.assert_array_equal(changed[:5], both[:5])
+    assert np.abs(changed[5:7] - both[5:7]).max(1).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_head_scores_the_same(kind, tmp_path):
+    head = Head(*weights(kind, KINDS[kind]))
+    head.save(tmp_path)
+    back = Head.load(tmp_path)
+    assert back.config == head.config and back.name == kind
+    past = np.array([[3, 1, 4, -1], [1, 5, 9, 2]])
+    times = 1e9 + 1e5 * np.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(back.scores(past, times), head.scores(past, times))
+
+
+def test_a_content_head_without_content_says_what_it_reads():
+    with pytest.raises(UserError, match="molar reads item features: give it one of image, item"):
+        registry.configure("molar", {}, 20, {})
+    with pytest.raises(UserError, match="hm4sr reads item features: give it one of image, text"):
+        registry.configure("hm4sr", {}, 20, {"categories": FEATURES["categories"]})
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """Everybody stays within one of six kinds of items, which the features tell; each item is so
+    rare that its id says next to nothing."""
+    rng = np.random.default_rng(0)
+    kind_of = np.arange(180) % 6
+    picks = [
+        rng.choice(np.flatnonzero(kind_of == user % 6), 6, replace=False) for user in range(90)
+    ]
+    histories = Histories.from_rows(
+        np.arange(90).astype(str),
+        np.repeat(np.arange(90), 6),
+        np.concatenate(picks),
+        1.4e9 + 86400 * np.tile(np.arange(6), 90),
+    )
+    centres = rng.normal(size=(6, 5))
+    known = (centres[kind_of] + 0.1 * rng.normal(size=(180, 5))).astype(np.float32)
+    return histories, known, rng.permutation(known)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learns_what_only_the_features_tell(kind, clustered, tmp_path):
+    histories, known, shuffled = clustered
+    split = splits.leave_one_out(histories)
+    config = ConfigDict(
+        dict(
+            length=6, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.0, loss="softmax",
+            negatives=0, loss_chunk=256, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0,
+            batch_size=16, steps=60, evaluate_every=60, patience=9, validation_rows=0,
+            log_every=20, seed=0,
+        )
+    )  # fmt: skip
+    hits = []
+    for name, rows in (("known", known), ("shuffled", shuffled)):
+        given = {part: rows for part in KINDS[kind] if part != "categories"}
+        head = train.train(
+            kind, config, histories, split,
+            num_items=180, directory=tmp_path / name, features=given,
+        )  # fmt: skip
+        for part in given:  # never trained
+            np.testing.assert_array_equal(head.features["features"][part][...], rows)
+        hits.append(metrics.hit_rate(ranking.full(head, histories, split.test).ranks, 30))
+    assert hits[0] > 0.8 > 0.5 > hits[1]  # the items of a kind are 30, chance is 30 of 180
+
+
+def test_standardised_columns_and_items_without_the_feature():
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(50, 4)) * [1, 100, 1e-3, 0] + [5, -2, 0, 7]).astype(np.float32)
+    rows[[3, 8]] = 0
+    found = item_features.standardised(rows)
+    assert found.dtype == np.float32 and not found[[3, 8]].any()
+    known = np.delete(found, [3, 8], 0)
+    np.testing.assert_allclose(known.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(known.std(0), [1, 1, 1, 0], atol=1e-4)
+    np.testing.assert_array_equal(item_features.standardised(rows[[3]]), rows[[3]])
+
+
+def test_categories_come_from_the_catalogue():
+    names = ["Drama War", "", None, " War ", "Comedy"]
+    catalogue = Catalogue.from_items(
+        [Item(id=str(i), category=name) for i, name in enumerate(names)]
+    )
+    labels = [[0, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    np.testing.assert_array_equal(item_features.categories(catalogue, " "), labels)
+    whole = [[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
+    np.testing.assert_array_equal(item_features.categories(catalogue, None), whole)
+    bare = Catalogue.from_items([Item(id="0")])
+    assert item_features.categories(bare, None).shape == (1, 0)

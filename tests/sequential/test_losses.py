@@ -1,0 +1,145 @@
+"""Losses against dense optax and brute force; the largest arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential.losses import ItemLoss, binary_nll, sampled_nll, token_nll
+
+
+def drawn(tokens=37, items=50):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(tokens, 8)).astype(np.float32)
+    table = rng.normal(size=(items, 8)).astype(np.float32)
+    targets = rng.integers(0, items, tokens).astype(np.int32)
+    targets[[3, 20]] = -1
+    return hidden, table, targets
+
+
+def dense(hidden, table, targets):
+    nll = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, jnp.maximum(targets, 0))
+    return jnp.where(targets >= 0, nll, 0)
+
+
+def test_chunked_loss_and_gradients_equal_dense_optax():
+    hidden, table, targets = drawn()
+    weights = np.random.default_rng(1).normal(size=37).astype(np.float32)
+
+    def chunked(hidden, table):
+        nll = token_nll(hidden, table, targets, chunk=10)
+        return (nll * weights).sum(), nll
+
+    def whole(hidden, table):
+        nll = dense(hidden, table, targets)
+        return (nll * weights).sum(), nll
+
+    got, wanted = (
+        jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(hidden, table) for f in (chunked, whole)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_logits_of_all_tokens_never_exist_at_once():
+    def loss(hidden, table):
+        return token_nll(hidden, table, jnp.zeros(4096, jnp.int32), chunk=64).sum()
+
+    shapes = (
+        jax.ShapeDtypeStruct((4096, 8), jnp.float32),
+        jax.ShapeDtypeStruct((5000, 8), jnp.float32),
+    )
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 5000 * 4 / 10
+
+
+def test_sampled_softmax_over_the_whole_catalogue_is_the_full_softmax():
+    hidden, table, targets = drawn()
+
+    def sampled(hidden, table):
+        return sampled_nll(hidden, table, targets, jax.random.key(0), negatives=50).sum()
+
+    def full(hidden, table):
+        return dense(hidden, table, targets).sum()
+
+    got, wanted = (jax.value_and_grad(f, argnums=(0, 1))(hidden, table) for f in (sampled, full))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_sampled_softmax_by_hand():
+    hidden, table, targets = drawn(items=9)  # few items: targets are drawn as negatives, too
+    key = jax.random.key(3)
+    negatives = np.asarray(jax.random.randint(key, (6,), 0, 9))
+    got = sampled_nll(hidden, table, targets, key, negatives=6)
+    hits = 0
+    for n, target in enumerate(targets):
+        if target < 0:
+            assert got[n] == 0
+            continue
+        logits = hidden[n].astype(float) @ table.T.astype(float)
+        others = [item for item in negatives if item != target]
+        hits += len(others) < 6
+        mass = np.exp(logits[others]).sum() * 8 / len(others)
+        wanted = np.log(np.exp(logits[target]) + mass) - logits[target]
+        np.testing.assert_allclose(got[n], wanted, rtol=1e-4, atol=1e-5)
+    assert hits > 5
+
+
+def test_sampled_partition_function_is_unbiased():
+    """The mean of exp(loss) over draws is that of the full softmax: p(target)^-1 = sum / own."""
+    hidden, table, targets = map(jnp.asarray, drawn())
+    keys = jax.random.split(jax.random.key(0), 1_000)
+    nll = jax.vmap(lambda key: sampled_nll(hidden, 0.3 * table, targets, key, negatives=20))(keys)
+    draws = jnp.exp(nll)
+    np.testing.assert_allclose(
+        draws.mean(0), np.exp(dense(hidden, 0.3 * table, targets)), rtol=0.04
+    )
+
+
+def test_binary_loss_by_hand_and_never_against_the_target_itself():
+    hidden, table, targets = drawn(items=4)
+    seen = set()
+    for seed in range(30):
+        key = jax.random.key(seed)
+        got = np.asarray(binary_nll(hidden, table, targets, key))
+        for n, target in enumerate(targets):
+            if target < 0:
+                assert got[n] == 0
+                continue
+            logits = hidden[n] @ table.T
+            possible = [
+                np.log1p(np.exp(-logits[target])) + np.log1p(np.exp(logits[other]))
+                for other in range(4)
+                if other != target
+            ]
+            near = np.abs(np.array(possible) - got[n])
+            assert near.min() < 1e-4
+            seen.add((n, int(near.argmin())))
+    assert len(seen) == 35 * 3  # every other item is drawn
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sampled_softmax", "bce"])
+def test_the_mean_is_over_targets_and_a_bias_adds_to_the_scores(kind):
+    hidden, table, targets = drawn()
+    key, bias = jax.random.key(0), np.linspace(-1, 1, 50, dtype=np.float32)
+    loss = ItemLoss(kind, negatives=20, chunk=8)
+    grid = hidden[:36].reshape(4, 9, 8), targets[:36].reshape(4, 9)
+    known = targets[:36] >= 0
+    got = loss(grid[0], table, grid[1], key, bias)
+    each = {
+        "softmax": lambda h, t: token_nll(h, t, targets[:36], chunk=36),
+        "sampled_softmax": lambda h, t: sampled_nll(h, t, targets[:36], key, negatives=20),
+        "bce": lambda h, t: binary_nll(h, t, targets[:36], key),
+    }[kind](np.c_[hidden[:36], np.ones(36, np.float32)], np.c_[table, bias])
+    np.testing.assert_allclose(got, np.asarray(each)[known].mean(), rtol=1e-5)
+    assert abs(got - loss(grid[0], table, grid[1], key)) > 1e-3
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="loss='sofmax' is none of softmax, sampled_softmax, bce"):
+        ItemLoss("sofmax")
+    with pytest.raises(UserError, match="needs negatives"):
+        ItemLoss("sampled_softmax", negatives=0)
