@@ -5,7 +5,7 @@
     python benchmarks/attention_tpu.py --topology=v6e:4x4 --tensor=4 --out=attention_tpu.json
 
 A model of Qwen2.5-VL-3B's shape, rows of packed 4k tokens and 4k patches, one row on each device
-along fsdp; without and with branches, with splash attention and with XLA's. Shapes only: nothing is
+along fsdp; without and with suffixes, with splash attention and with XLA's. Shapes only: nothing is
 computed, so this shows that it compiles and what it needs, neither speed nor results.
 """
 
@@ -76,7 +76,7 @@ def topology_mesh() -> Mesh:
     return Mesh(placed, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch(mesh: Mesh, branches: bool) -> dict[str, jax.ShapeDtypeStruct]:
+def batch(mesh: Mesh, suffixes: bool) -> dict[str, jax.ShapeDtypeStruct]:
     rows, length, patches = mesh.shape["fsdp"], _LENGTH.value, _PATCHES.value
 
     def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
@@ -94,13 +94,13 @@ def batch(mesh: Mesh, branches: bool) -> dict[str, jax.ShapeDtypeStruct]:
         "patch_image_ids": array(patches),
         "patch_window_ids": array(patches),
     }
-    if branches:
-        arrays |= {"branch_ids": array(length)}
+    if suffixes:
+        arrays |= {"suffix_ids": array(length)}
         arrays |= {"answer_positions": array(64), "labels": array(64)}
     return arrays
 
 
-def compiled(mesh: Mesh, name: attention.Implementation, branches: bool) -> dict:
+def compiled(mesh: Mesh, name: attention.Implementation, suffixes: bool) -> dict:
     """Figures of one compilation; `peak_gib` of a device."""
     graphdef, state = nnx.split(nnx.eval_shape(model))
     where = sharding.shardings(state, mesh)
@@ -110,14 +110,14 @@ def compiled(mesh: Mesh, name: attention.Implementation, branches: bool) -> dict
 
     def loss(state, batch):
         model = nnx.merge(graphdef, state)
-        return sft.loss(model, batch, verdicts=(9454, 2753), listwise_weight=1.0)[0]
+        return sft.loss(model, batch, yes_no_ids=(9454, 2753), listwise_weight=1.0)[0]
 
-    figures = {"implementation": name, "branches": branches}
+    figures = {"implementation": name, "suffixes": suffixes}
     start = time.monotonic()
     try:
         with jax.set_mesh(mesh), attention.force(name):
             step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, where))
-            program = step.lower(state, batch(mesh, branches)).compile()
+            program = step.lower(state, batch(mesh, suffixes)).compile()
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
         if used is None:
@@ -144,12 +144,12 @@ def main(argv):
         f"{mesh.shape['fsdp']} rows of {_LENGTH.value} tokens and {_PATCHES.value} patches"
     )
     results = []
-    for branches in (False, True):
+    for suffixes in (False, True):
         for name in ("splash", "xla"):
-            figures = compiled(mesh, name, branches)
+            figures = compiled(mesh, name, suffixes)
             results.append(figures)
             print(
-                f"{name:>6}{' with branches' if branches else ''}: peak {figures['peak_gib']:.2f} "
+                f"{name:>6}{' with suffixes' if suffixes else ''}: peak {figures['peak_gib']:.2f} "
                 f"GiB a device{'' if figures['fits'] else ' (does not fit)'}, "
                 f"{figures.get('pallas_calls', 0)} Pallas calls, "
                 f"compiled in {figures['seconds']:.0f} s",

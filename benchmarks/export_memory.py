@@ -106,7 +106,7 @@ def write_run(directory: Path) -> None:
     model = nnx.eval_shape(make)
     shapes = {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
 
-    def parameters(leaf: mapping.Leaf, layer: int | None) -> np.ndarray:
+    def parameters(leaf: mapping.ParamSpec, layer: int | None) -> np.ndarray:
         shape = shapes[leaf.path] if layer is None else shapes[leaf.path][1:]
         return values(shape, ml_dtypes.bfloat16)
 
@@ -124,7 +124,7 @@ def write_run(directory: Path) -> None:
         "sft": {"lora_alpha": 2.0 * _RANK.value},
     }
     record = {"config": config, "inputs": {}, "fingerprint": "", "finished": True}
-    workdir.write_json(run / "sft" / "stage.json", record)
+    workdir.write_json(run / "sft" / "step.json", record)
 
 
 def main(argv):

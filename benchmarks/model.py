@@ -14,7 +14,7 @@ In float32 on the CPU; on a GPU in bfloat16 with float32 weights. What is printe
 
 - tokens/s of both (median over `--repeats`), their ratio, and the ratio of processor time, which
   tells more on a shared machine; model GFLOP/s (`models/flops.py`) of both
-- what the gap is made of: the step's matrix products alone, of the same shapes; the optimiser
+- what the gap is made of: the step's matrix products alone, of the same shapes; the optimizer
   alone; the rest
 - memory of the train step: by how much the resident memory of each process exceeds what it held
   with the weights loaded (ours: with what compiling left behind; on a GPU: all that is allocated),

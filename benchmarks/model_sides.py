@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PARTS = ("matmuls", "optimiser")  # of a train step, timed alone
+PARTS = ("matmuls", "optimizer")  # of a train step, timed alone
 
 VOCAB_QWEN, IMAGE_QWEN, START_QWEN, END_QWEN = 151936, 151655, 151652, 151653
 IMAGE_LLAVA = 49190
@@ -147,7 +147,7 @@ def matmul_shapes(name: str, config, case: Case) -> dict[tuple[int, int, int], i
 
 
 class Ours:
-    """This package's loader, loss, optimiser and compiled step."""
+    """This package's loader, loss, optimizer and compiled step."""
 
     def __init__(self, directory: str, name: str, case: Case):
         self.directory, self.name, self.case = directory, name, case
@@ -184,11 +184,11 @@ class Ours:
             optax.adamw(LEARNING_RATE, b2=BETA2, weight_decay=DECAY),
         )
         self.state, self.rest = TrainState.create(params, optimizer), rest
-        step = sft.make_step(graphdef, optimizer, verdicts=(0, 1), listwise_weight=0.0)
+        step = sft.make_step(graphdef, optimizer, yes_no_ids=(0, 1), listwise_weight=0.0)
 
         def loss(params, rest, batch):
             model = nnx.merge(graphdef, params, rest)
-            return sft.loss(model, batch, verdicts=(0, 1), listwise_weight=0.0)[0]
+            return sft.loss(model, batch, yes_no_ids=(0, 1), listwise_weight=0.0)[0]
 
         start = time.perf_counter()
         self.step = step.lower(self.state, rest, self.batch).compile()
@@ -228,7 +228,7 @@ class Ours:
     def forward(self) -> float:
         return float(self.loss(self.state.params, self.rest, self.batch))
 
-    def optimiser(self) -> None:
+    def optimizer(self) -> None:
         import jax
 
         if not hasattr(self, "gradients"):
@@ -325,7 +325,7 @@ class Theirs:
         with self.torch.no_grad():
             return float(self._loss())
 
-    def optimiser(self) -> None:
+    def optimizer(self) -> None:
         for parameter in self.model.parameters():
             if parameter.grad is None:
                 parameter.grad = parameter.detach().clone()

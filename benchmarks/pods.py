@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import app, flags
 
 from mmsrec_jax.hf import presets
-from mmsrec_jax.planning.report import utilisation
+from mmsrec_jax.planning.report import utilization
 from mmsrec_jax.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ FIRST = (
 )  # fmt: skip
 
 
-# Cases that do not fit with the optimiser on the chips.
+# Cases that do not fit with the optimizer on the chips.
 OFFLOADED = ("qwen2.5-vl-7b.sft-full.v5e-16",)
 
 
@@ -108,9 +108,9 @@ class Case:
         if self.training == "grpo":
             shards = self.mesh()["data"] * self.mesh()["fsdp"]
             rows = max(rows // (2 if rows > 128 else 1) // shards, 1) * shards
-            found += [f"--config.summariser.batch_size={rows}"]
-            found += [f"--config.summariser.micro_batch={8 * rows}"]
-            found += ["--config.summariser.gather_weights=True"]
+            found += [f"--config.summarizer.batch_size={rows}"]
+            found += [f"--config.summarizer.micro_batch={8 * rows}"]
+            found += ["--config.summarizer.gather_weights=True"]
         else:
             found += [f"--config.sft.batch_size={rows}"]
             found += [f"--config.sft.trainable={self.training.removeprefix('sft-')}"]
@@ -190,7 +190,7 @@ def _line(case: Case, name: str, step: dict, report: dict) -> str:
     seconds = step["seconds"]
     times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
     bound = step["bound"] if step["fits"] else "does not fit"
-    cells += [times, bound, f"{utilisation(step):.0%}", compiled]
+    cells += [times, bound, f"{utilization(step):.0%}", compiled]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -4,10 +4,11 @@
     (or: make real-tokenizer TOKENIZER=DIR DATA=DIR/ml-1m)
 
 TOKENIZER is a folder with a Qwen's tokenizer.json and tokenizer_config.json, DATA a data set of
-atomic files with images. For each item it compares the whole prompt that asks for a verdict: the
-head that all prompts share and the candidate's branch, as training and scoring put them together,
-against the processor's `__call__` on the text of the chat template and the picture. It prints how
-many prompts have the same ids and how many image slots they hold; exit status 1 if one differs.
+atomic files with images. For each item it compares the whole prompt that asks for a yes/no label:
+the head that all prompts share and the candidate's suffix, as training and scoring put them
+together, against the processor's `__call__` on the text of the chat template and the picture. It
+prints how many prompts have the same ids and how many image slots they hold; exit status 1 if one
+differs.
 """
 
 import collections
@@ -21,10 +22,10 @@ from absl import app, flags
 from PIL import Image
 
 from mmsrec_jax.data import atomic
-from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.processor import ImageProcessor
-from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
 from mmsrec_jax.prompts import Chat, tasks
 from mmsrec_jax.prompts.templates import FULL, IMAGE
 
@@ -57,7 +58,7 @@ def processor_of(name: str, tokens, images):
     return processor
 
 
-def compare(name: str, tokens, catalogue: Catalogue, chosen: np.ndarray) -> bool:
+def compare(name: str, tokens, catalog: Catalog, chosen: np.ndarray) -> bool:
     theirs = transformers.Qwen2VLImageProcessorPil(**PROCESSORS[name])
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_pretrained(directory)
@@ -71,7 +72,7 @@ def compare(name: str, tokens, catalogue: Catalogue, chosen: np.ndarray) -> bool
         vision_end_token_id=end,
         processor=images,
     )
-    items = Items(catalogue, Prompting(chat, FULL, images, fields=FIELDS))
+    items = ItemRenderer(catalog, PromptConfig(chat, FULL, images, fields=FIELDS))
     head, counts = chat.ids(chat.head), collections.Counter()
     for i in chosen:
         piece = items.candidate(i, _TEXT_TOKENS.value, counts)
@@ -84,7 +85,7 @@ def compare(name: str, tokens, catalogue: Catalogue, chosen: np.ndarray) -> bool
             add_generation_prompt=True,
             enable_thinking=False,
         )
-        picture = Image.fromarray(catalogue.image(i))
+        picture = Image.fromarray(catalog.image(i))
         expected = processor(text=[text], images=[picture])["input_ids"][0]
         counts["prompts"] += 1
         counts["same"] += np.array_equal(ours, expected)
@@ -104,10 +105,10 @@ def compare(name: str, tokens, catalogue: Catalogue, chosen: np.ndarray) -> bool
 def main(_) -> None:
     tokens = tokenizer.load(_TOKENIZER.value)
     source, _, _ = atomic.read(Path(_DATA.value), text_fields=FIELDS)
-    catalogue = Catalogue(source, source.ids, source.has_image)
-    pictured = np.flatnonzero(catalogue.has_image)
+    catalog = Catalog(source, source.ids, source.has_image)
+    pictured = np.flatnonzero(catalog.has_image)
     chosen = pictured[np.linspace(0, len(pictured) - 1, _ITEMS.value).astype(int)]
-    same = [compare(name, tokens, catalogue, chosen) for name in PROCESSORS]
+    same = [compare(name, tokens, catalog, chosen) for name in PROCESSORS]
     sys.exit(not all(same))
 
 

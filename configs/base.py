@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from mmsrec_jax.runtime.config_utils import choose
 
-HEADS = {  # variant = section below -> what it is
+SEQUENTIAL_MODELS = {  # variant = section below -> what it is
     "sasrec": "SASRec by itself",
     "bert4rec": "BERT4Rec by itself",
     "gru4rec": "GRU4Rec by itself",
@@ -26,17 +26,17 @@ HEADS = {  # variant = section below -> what it is
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    choose(variant, {"": "MMSRARec", **HEADS}, file="configs/base.py")
+    choose(variant, {"": "MMSRARec", **SEQUENTIAL_MODELS}, file="configs/base.py")
     config = ConfigDict()
-    config.method = "heads" if variant in HEADS else "mmsrarec"  # a head by itself, or MMSRARec
-    config.head = variant or "sasrec"  # the head by itself; in MMSRARec the one that retrieves
+    config.method = "sequential" if variant in SEQUENTIAL_MODELS else "mmsrarec"
+    config.sequential_model = variant or "sasrec"  # by itself, or to retrieve
     config.seed = 0  # of everything that is random: data, weights, order, negatives, sampling
 
     # Batches are packed in so many parts; processes share the parts, and a run goes on with any
     # number of processes that can. 0 = as many as there are processes at the start.
     config.input_shards = 0
 
-    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training stage's profile/
+    config.profile = ""  # "10:13" = a trace of steps 10 to 13, in every training step's profile/
 
     # A reference of its own for every field: setting one leaves the others.
     seed = functools.partial(config.get_oneway_ref, "seed")
@@ -69,8 +69,8 @@ def get_config(variant: str = "") -> ConfigDict:
     toyshop.num_items = 2500
     toyshop.num_groups = 10  # latent groups of items, each leading tastes somewhere
     toyshop.history = (6, 12)  # shortest and longest history
-    toyshop.pull = 0.4  # probability that a favourite follows the last item's group
-    toyshop.drift = 0.03  # probability that a favourite is redrawn
+    toyshop.pull = 0.4  # probability that a favorite follows the last item's group
+    toyshop.drift = 0.03  # probability that a favorite is redrawn
     toyshop.image_weight = 3.6  # logit of a match in what only pictures show
     toyshop.text_weight = 3.2  # logit of a match in what only texts name
     toyshop.popularity_sd = 0.3  # spread of the items' own logits
@@ -84,7 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.remat = "full"  # what is kept for the backward pass: "none" = all, "full", "dots"
     model.max_pixels = 0  # largest area of an image in pixels, 0 = as the directory says
     model.seed = seed()
-    model.scratch = scratch = ConfigDict()
+    model.tiny = scratch = ConfigDict()
     scratch.vocab_size = 1024  # at most
     scratch.hidden = 128
     scratch.layers = 3
@@ -128,7 +128,7 @@ def get_config(variant: str = "") -> ConfigDict:
     }  # shares
     warmup.noise = 0.3  # how careless the described keywords are: what stage 1 can improve
 
-    config.summariser = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards
+    config.summarizer = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards
     grpo.steps = 500  # rollouts
     grpo.batch_size = 64  # items in a rollout
     grpo.samples = 8  # summaries of an item
@@ -167,7 +167,7 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.log_every = 10
     grpo.seed = seed()
 
-    config.summaries = summaries = ConfigDict()  # keywords of the whole catalogue
+    config.summaries = summaries = ConfigDict()  # keywords of the whole catalog
     summaries.batch_size = 256
 
     config.sasrec = sasrec = _head(seed())
@@ -254,9 +254,9 @@ def get_config(variant: str = "") -> ConfigDict:
 def _head(seed) -> ConfigDict:
     head = ConfigDict()
     head.length = 50  # items
-    head.loss = "softmax"  # over the catalogue; "sampled_softmax" or "bce" (one negative)
+    head.loss = "softmax"  # over the catalog; "sampled_softmax" or "bce" (one negative)
     head.negatives = 256  # uniform items that a batch shares (sampled_softmax)
-    head.loss_chunk = 4096  # targets whose logits over the catalogue are in memory at once
+    head.loss_chunk = 4096  # targets whose logits over the catalog are in memory at once
     head.learning_rate = 1e-3
     head.warmup_steps = 100
     head.weight_decay = 0.01
@@ -272,7 +272,7 @@ def _head(seed) -> ConfigDict:
 
 def _content_head(seed, names) -> ConfigDict:
     head = _head(seed)
-    head.features = ConfigDict()  # .npy, one row per catalogue item; "" = made by config.model.path
+    head.features = ConfigDict()  # .npy, one row per catalog item; "" = made by config.model.path
     for name in names:
         head.features[name] = ""
     return head
@@ -289,13 +289,13 @@ def _sft(seed, shards) -> ConfigDict:
     sft.offload_optimizer = False  # its moments lie in the hosts' memory: less HBM, more transfers
     sft.length = 4096  # tokens of a row
     sft.patches = 8192  # vision patches of a row
-    sft.answers = 32  # verdicts of a row
+    sft.answers = 32  # yes/no labels of a row
     sft.targets = 256  # tokens with loss of a row
     sft.learning_rate = 1e-4  # peak; cosine to a tenth
     sft.warmup_steps = 100
     sft.weight_decay = 0.0
     sft.clip_norm = 1.0
-    sft.listwise_weight = 0.0  # of the softmax over a list's verdicts (ours, 0 = paper)
+    sft.listwise_weight = 0.0  # of the softmax over a list's yes/no labels (ours, 0 = paper)
     sft.input_shards = shards
     sft.workers = 8  # processes for each part of the batches, 0 = threads of the main one
     sft.checkpoint_every = 200

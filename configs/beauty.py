@@ -17,7 +17,7 @@ from mmsrec_jax.runtime.config_utils import choose
 
 
 def get_config(variant: str = ""):
-    choose(variant, {"": "7B on a v5e-64", **base.HEADS}, file="configs/beauty.py")
+    choose(variant, {"": "7B on a v5e-64", **base.SEQUENTIAL_MODELS}, file="configs/beauty.py")
     config = base.get_config(variant)
     with config.unlocked():
         config.data.root_help = (
@@ -58,7 +58,7 @@ def _pod(config):
         config.planning.model = "qwen2.5-vl-7b"
         config.prompts.update(fields=("title", "description"), text_tokens=128)
         # A v5e has no room for 7B undivided; with mesh.fsdp=16, mesh.tensor=4 it has: docs/pods.md.
-        config.summariser.update(
+        config.summarizer.update(
             batch_size=64, samples=8, micro_batch=512, patches=640, gather_weights=False
         )
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)

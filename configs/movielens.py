@@ -19,7 +19,7 @@ from mmsrec_jax.runtime.config_utils import choose
 _VARIANTS = {
     "": "a pretrained model, all users",
     "smoke": "two CPU cores, under 20 minutes",
-    **base.HEADS,
+    **base.SEQUENTIAL_MODELS,
 }
 
 
@@ -57,11 +57,11 @@ def _smoke(config):
             category_field=None,
             text_fields=("title", "year"),
         )
-        config.model.scratch.update(vocab_size=2048)
+        config.model.tiny.update(vocab_size=2048)
         config.prompts.update(fields=("title",), image_attributes=(), text_tokens=12, similar=3)
         config.warmup.update(steps=150, noise=0.0)
-        config.summariser.update(steps=20, prompt_length=40)
-        for head in base.HEADS:
+        config.summarizer.update(steps=20, prompt_length=40)
+        for head in base.SEQUENTIAL_MODELS:
             config[head].update(length=50, batch_size=32, steps=600, dropout=0.3)
         config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
         config.evaluation.update(users=300, length=768)

@@ -1,4 +1,4 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every stage, a few minutes on two CPU cores.
+"""MMSRARec on the toyshop: a tiny model from scratch, every step, a few minutes on two CPU cores.
 
 python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -28,14 +28,14 @@ def get_config(variant: str = ""):
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.warmup.noise = 0.15
-        config.summariser.update(
+        config.summarizer.update(
             steps=40, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
             checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl=0.02, distractors=7,
         )  # fmt: skip
-        config.summariser.weights.update(information=0.5, length=0.02, image=1.0, form=1.0)
+        config.summarizer.weights.update(information=0.5, length=0.02, image=1.0, form=1.0)
         config.summaries.batch_size = 100
-        for head in base.HEADS:
+        for head in base.SEQUENTIAL_MODELS:
             config[head].update(
                 length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
                 validation_rows=2000, learning_rate=2e-3, warmup_steps=50,

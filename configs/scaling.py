@@ -39,11 +39,11 @@ def get_config(variant: str = "size=128x3"):
         config.method = "scaling"
         config.data.source = "toyshop"
         config.data.toyshop.update(num_users=1500, num_items=600)
-        config.model.scratch.update(
+        config.model.tiny.update(
             hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, intermediate=intermediate,
         )  # fmt: skip
         names = ("vision_hidden", "vision_layers", "vision_heads", "vision_intermediate")
-        config.model.scratch.update(dict(zip(names, tower, strict=True)))
+        config.model.tiny.update(dict(zip(names, tower, strict=True)))
         if hidden <= _ON_CPU:
             config.model.update(dtype="float32", remat="none")
         config.prompts.update(templates="terse", history=3, fields=("title",), text_tokens=16)

@@ -1,7 +1,7 @@
 """Compares the systems of finished runs, user by user.
 
     python launch/evaluate.py --compare runs/a runs/b --baseline=sasrec --out=runs/comparison
-    python launch/evaluate.py --compare runs/a --foreign=ease=ease.parquet
+    python launch/evaluate.py --compare runs/a --external=ease=ease.parquet
 
 Prints every metric with paired-bootstrap intervals of the difference to the baseline, and writes
 CSV, JSON, LaTeX and a plot.
@@ -23,8 +23,8 @@ _TIES = flags.DEFINE_enum(
     ["pessimistic", "expected"],
     "Equal scores count against the model, or as chance would order them.",
 )
-_FOREIGN = flags.DEFINE_multi_string(
-    "foreign", [], "NAME=FILE: parquet or CSV of user, item, score by raw ids. Repeatable."
+_EXTERNAL = flags.DEFINE_multi_string(
+    "external", [], "NAME=FILE: parquet or CSV of user, item, score by raw ids. Repeatable."
 )
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the files, by default comparison/ in the first run."
@@ -48,7 +48,7 @@ def main(argv):
             ties=_TIES.value,
             resamples=_BOOTSTRAP.value,
             seed=_SEED.value,
-            foreign_files=_FOREIGN.value,
+            external_files=_EXTERNAL.value,
             out=Path(_OUT.value) if _OUT.value else runs[0] / "comparison",
         )
     )

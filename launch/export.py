@@ -15,8 +15,8 @@ from mmsrec_jax.runtime import startup
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
-_STAGE = flags.DEFINE_enum(
-    "stage", "sft", ["sft", "plain_sft", "summariser", "warmup"], "Whose model."
+_STEP = flags.DEFINE_enum(
+    "step", "sft", ["sft", "plain_sft", "summarizer", "warmup"], "Whose model."
 )
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "The adapters alone, in peft's format.")
 _MERGE = flags.DEFINE_bool("merge", False, "The whole model, adapters merged into it.")
@@ -35,7 +35,7 @@ def main(argv):
     export.export(
         Path(_WORKDIR.value).resolve(),
         Path(_OUT.value).resolve(),
-        stage=_STAGE.value,
+        step=_STEP.value,
         adapter_only=_ADAPTER_ONLY.value,
         merge=_MERGE.value,
         dtype=_DTYPE.value,

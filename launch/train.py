@@ -1,7 +1,7 @@
-"""Runs the stages of an experiment, skips those that are finished, resumes one that was killed.
+"""Runs the steps of an experiment, skips those that are finished, resumes one that was killed.
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
-    python launch/train.py --config=configs/beauty.py --workdir=runs/beauty --stages=sft,evaluate
+    python launch/train.py --config=configs/beauty.py --workdir=runs/beauty --steps=sft,evaluate
     python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 
 Any field of the config can be set on the command line: --config.sft.steps=200
@@ -20,15 +20,15 @@ from mmsrec_jax.runtime import interruption, processes, startup
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each stage.")
-_STAGES = flags.DEFINE_list("stages", None, "Run only these stages, e.g. sft,evaluate.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each step.")
+_STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluate.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    processes.initialise()
+    processes.initialize()
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     interruption.watch()
@@ -36,7 +36,7 @@ def main(argv):
     from mmsrec_jax import methods
 
     config = _CONFIG.value
-    methods.find(config.method).run(config, Path(_WORKDIR.value).resolve(), only=_STAGES.value)
+    methods.find(config.method).run(config, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
 
 
 if __name__ == "__main__":

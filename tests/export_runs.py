@@ -1,4 +1,4 @@
-"""Finished runs for the export tests: a stage as training leaves it, without the training."""
+"""Finished runs for the export tests: a step as training leaves it, without the training."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ import mmsrec_jax
 from mmsrec_jax.hf.exporting import Adapters
 from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
 from mmsrec_jax.models import lora
-from mmsrec_jax.runtime.workdir import Stage, run_stages
+from mmsrec_jax.runtime.workdir import Step, run_steps
 from mmsrec_jax.training import weights
 
 RANK, ALPHA = 2, 6.0
@@ -48,12 +48,12 @@ def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 
 
     start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
     config = {"model": start, "sft": _LORA}
-    run_stages(workdir, [Stage("sft", sft, config)])
+    run_steps(workdir, [Step("sft", sft, config)])
     return model
 
 
 def scratch_run(workdir: Path, base: Path):
-    """A run from scratch: shape in model/, warmed up as `base`, adapters for the summariser."""
+    """A run from scratch: shape in model/, warmed up as `base`, adapters for the summarizer."""
     model = trained_model(base, "lora")
     config = {"model": {"path": "", "dtype": "float32", "max_pixels": 0}}
 
@@ -64,15 +64,15 @@ def scratch_run(workdir: Path, base: Path):
     def warmup(directory):
         weights.save(directory / WEIGHTS, mmsrec_jax.load(base), nnx.Param)
 
-    def summariser(directory):
+    def summarizer(directory):
         weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
 
-    run_stages(
+    run_steps(
         workdir,
         [
-            Stage("model", shape, config),
-            Stage("warmup", warmup, config | {"warmup": _LORA}, ["model"]),
-            Stage("summariser", summariser, config | {"summariser": _LORA}, ["model", "warmup"]),
+            Step("model", shape, config),
+            Step("warmup", warmup, config | {"warmup": _LORA}, ["model"]),
+            Step("summarizer", summarizer, config | {"summarizer": _LORA}, ["model", "warmup"]),
         ],
     )
     return model

@@ -84,8 +84,8 @@ def run(model: MLLM, rows, *, adapters: bool = True) -> list[np.ndarray]:
     return [out[: len(row["tokens"])] for out, row in zip(hidden, rows, strict=False)]
 
 
-def example(rng, grids, words: int, branches=()) -> dict[str, np.ndarray]:
-    """Unpadded: one image per grid (patches high, wide), `words` random words, then branches."""
+def example(rng, grids, words: int, suffixes=()) -> dict[str, np.ndarray]:
+    """Unpadded: one image per grid (patches high, wide), `words` random words, then suffixes."""
     tokens, positions, patches, hw, image_ids, window_ids = [], [], [], [], [], []
     start = windows = 0
 
@@ -112,16 +112,16 @@ def example(rng, grids, words: int, branches=()) -> dict[str, np.ndarray]:
         say([END])
     patches = rng.integers(0, 256, (len(hw), 3 * PATCH**2), np.uint8)
     say(rng.integers(0, 60, words).tolist())
-    branch_ids, trunk = [0] * len(tokens), start
-    for number, length in enumerate(branches, 1):
-        start = trunk
+    suffix_ids, prefix = [0] * len(tokens), start
+    for number, length in enumerate(suffixes, 1):
+        start = prefix
         say(rng.integers(0, 60, length).tolist())
-        branch_ids += [number] * length
+        suffix_ids += [number] * length
     out = {
         "tokens": np.array(tokens, np.int32),
         "positions": np.array(positions, np.int32).T,
         "segment_ids": np.ones(len(tokens), np.int32),
-        "branch_ids": np.array(branch_ids, np.int32),
+        "suffix_ids": np.array(suffix_ids, np.int32),
     }
     if grids:
         out |= {

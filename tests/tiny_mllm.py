@@ -26,10 +26,10 @@ def model(seed: int = 0, *, tied: bool = False, vision: bool = True) -> MLLM:
         window_size=8,
     )  # fmt: skip
     config = MLLMConfig(text, tower if vision else None, IMAGE_TOKEN, 38, 39)
-    return randomised(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))), seed)
+    return randomized(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))), seed)
 
 
-def randomised(abstract: MLLM, seed: int) -> MLLM:
+def randomized(abstract: MLLM, seed: int) -> MLLM:
     """Weights straight from numpy: nothing to compile."""
     rng = np.random.default_rng(seed)
     graphdef, state = nnx.split(abstract)
@@ -52,7 +52,7 @@ def prompts(
         "tokens": np.zeros((rows, length), np.int32),
         "positions": np.zeros((rows, 3, length), np.int32),
         "segment_ids": np.zeros((rows, length), np.int32),
-        "branch_ids": np.zeros((rows, length), np.int32),
+        "suffix_ids": np.zeros((rows, length), np.int32),
     }
     if images:
         batch |= {
@@ -89,7 +89,7 @@ def extend(batch: dict[str, np.ndarray], row: int, tokens: list[int]) -> dict[st
     out["tokens"] = np.concatenate([batch["tokens"][row, :n], tokens]).astype(np.int32)[None]
     out["positions"] = np.concatenate([batch["positions"][row, :, :n], tail], axis=1)[None]
     out["segment_ids"] = np.ones_like(out["tokens"])
-    out["branch_ids"] = np.zeros_like(out["tokens"])
+    out["suffix_ids"] = np.zeros_like(out["tokens"])
     return out
 
 
@@ -109,10 +109,10 @@ def full_logprobs(
     model: MLLM, batch: dict[str, np.ndarray], row: int, tokens, *, length: int = 32
 ) -> np.ndarray:
     """float32[len(tokens) + 1, V]: next-token log-probs after the prompt and after each token, from
-    one plain forward without cache or branches (padded to `length`, so that it compiles once)."""
+    one plain forward without cache or suffixes (padded to `length`, so that it compiles once)."""
     sequence = extend(batch, row, list(tokens))
     n = sequence["tokens"].shape[1]
-    for name in ("tokens", "positions", "segment_ids", "branch_ids"):
+    for name in ("tokens", "positions", "segment_ids", "suffix_ids"):
         widths = [(0, 0)] * (sequence[name].ndim - 1) + [(0, length - n)]
         sequence[name] = np.pad(sequence[name], widths)
     return _forward(model)(sequence)[0, n - len(tokens) - 1 : n]

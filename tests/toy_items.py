@@ -5,13 +5,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.processor import ImageProcessor
-from mmsrec_jax.inputs.items import Prompting
+from mmsrec_jax.inputs.items import PromptConfig
 from mmsrec_jax.prompts import TEMPLATES, Chat, corpus
 
-COLOURS = ("red", "blue", "green")
+COLORS = ("red", "blue", "green")
 THINGS = ("mug", "lamp", "bag", "clock")
 PLACES = ("home", "work")
 NO_IMAGE, CORRUPT, BARE = 3, 5, 7
@@ -26,7 +26,7 @@ def items(count: int = 24) -> list[Item]:
         pixels = rng.integers(0, 256, (*SIZES[i % 3], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(png, "PNG")
         image = {NO_IMAGE: None, CORRUPT: b"not a picture"}.get(i, png.getvalue())
-        known = {"colour": COLOURS[i % 3], "thing": THINGS[i % 4], "place": PLACES[i % 2]}
+        known = {"colour": COLORS[i % 3], "thing": THINGS[i % 4], "place": PLACES[i % 2]}
         title, description = f"{known['thing']} number {i}", f"for {known['place']}"
         made.append(
             Item(
@@ -40,12 +40,12 @@ def items(count: int = 24) -> list[Item]:
     return made
 
 
-def catalogue(count: int = 24) -> Catalogue:
-    return Catalogue.from_items(items(count))
+def catalog(count: int = 24) -> Catalog:
+    return Catalog.from_items(items(count))
 
 
 def keywords(count: int = 24) -> list[str]:
-    return [f"{COLOURS[i % 3]}, {THINGS[i % 4]}, k{i}" for i in range(count)]
+    return [f"{COLORS[i % 3]}, {THINGS[i % 4]}, k{i}" for i in range(count)]
 
 
 def histories(users: int = 6, count: int = 24) -> Histories:
@@ -64,13 +64,13 @@ def train_rows(h: Histories) -> np.ndarray:
 
 
 def make_tokenizer(directory):
-    texts = [" " + word for word in COLOURS + THINGS + PLACES + ("number", "for")] * 4
+    texts = [" " + word for word in COLORS + THINGS + PLACES + ("number", "for")] * 4
     texts += [f" k{i}" for i in range(24)] + ["user", "assistant"] * 4
     texts += corpus(TEMPLATES["terse"]) * 4 + corpus(TEMPLATES["full"])
     return tokenizer.train(texts, 600, directory)
 
 
-def prompting(trained, templates: str = "terse", **options) -> Prompting:
+def prompt_config(trained, templates: str = "terse", **options) -> PromptConfig:
     start, image, end = trained.convert_tokens_to_ids(
         ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
     )
@@ -82,4 +82,4 @@ def prompting(trained, templates: str = "terse", **options) -> Prompting:
         vision_end_token_id=end,
         processor=processor,
     )
-    return Prompting(chat, TEMPLATES[templates], **{"processor": processor} | options)
+    return PromptConfig(chat, TEMPLATES[templates], **{"processor": processor} | options)

@@ -1,7 +1,7 @@
 """An MLLM for the toy items' tokenizer, small enough to compile in seconds."""
 
 from flax import nnx
-from tiny_mllm import randomised
+from tiny_mllm import randomized
 
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
@@ -22,7 +22,7 @@ def make(tokenizer, *, rank: int = 4, seed: int = 0) -> MLLM:
         ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
     )
     config = MLLMConfig(text, tower, image, start, end)
-    model = randomised(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))), seed)
+    model = randomized(nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0))), seed)
     if rank:
         lora.add(model, rank, alpha=2.0 * rank, rngs=nnx.Rngs(seed))
     return model

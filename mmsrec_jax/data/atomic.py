@@ -127,7 +127,7 @@ def read(
     if images_root is not None and not images:
         raise UserError(f"{images_root}: no images <item_id>.jpg, .jpeg, .png or .webp here")
     report.note("image files of no item, unused", len(images.keys() - set(items)))
-    catalogue = AtomicItems(
+    catalog = AtomicItems(
         items,
         {name: columns[name] for name in ordered_text},
         columns[category_field] if category_field else None,
@@ -138,7 +138,7 @@ def read(
     if rating_threshold is not None:
         kept = filters.at_least(histories, rating_threshold)
         histories = report.step(f"rated below {rating_threshold:g}", histories, kept)
-    return catalogue, histories, report
+    return catalog, histories, report
 
 
 def _histories(inter: "_Table", ids: list[str], report: Report) -> tuple[list[str], Histories]:

@@ -7,7 +7,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
-from mmsrec_jax.data.records import Catalogue, Histories, Split
+from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime.errors import UserError
 
@@ -50,18 +50,18 @@ def build(config: ConfigDict, directory: Path) -> None:
     else:
         raise UserError(f"config.data.source={config.source!r} is neither 'toyshop' nor 'atomic'")
     written = store.write(directory / _STORE, items, histories, image_name=image_name)
-    catalogue, histories = store.open(directory / _STORE)
-    report.finish(catalogue, histories, written)
+    catalog, histories = store.open(directory / _STORE)
+    report.finish(catalog, histories, written)
     report.split(split(config, histories))
     report.save(directory / _REPORT)
     for line in report.table().splitlines():
         logging.info("%s", line)
 
 
-def open_built(config: ConfigDict, directory: Path) -> tuple[Catalogue, Histories, Split]:
+def open_built(config: ConfigDict, directory: Path) -> tuple[Catalog, Histories, Split]:
     """What `build` prepared."""
-    catalogue, histories = store.open(directory / _STORE)
-    return catalogue, histories, split(config, histories)
+    catalog, histories = store.open(directory / _STORE)
+    return catalog, histories, split(config, histories)
 
 
 def fingerprint(directory: Path) -> str:

@@ -1,11 +1,11 @@
-"""Item features for heads that know content: any float matrix with one row per catalogue item."""
+"""Item features for heads that know content: any float matrix with one row per catalog item."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -19,7 +19,7 @@ def check(paths: Mapping[str, str], *, can_make: bool = False) -> None:
             continue
         if not path:
             raise UserError(
-                f"features.{name} is not set: give a .npy file with one row per catalogue item, or "
+                f"features.{name} is not set: give a .npy file with one row per catalog item, or "
                 "a model that makes it (config.model.path)"
             )
         if not Path(path).is_file():
@@ -29,7 +29,7 @@ def check(paths: Mapping[str, str], *, can_make: bool = False) -> None:
 def read(paths: Mapping[str, str], num_items: int) -> dict[str, np.ndarray]:
     """float32[items, width] by name, from `.npy` files.
 
-    Row i belongs to item i of the prepared catalogue: the items of NAME.item in their order, less
+    Row i belongs to item i of the prepared catalog: the items of NAME.item in their order, less
     those that filtering dropped. `data.store.open("RUN/data/store")[0].ids` lists their ids.
 
     Raises:
@@ -48,7 +48,7 @@ def write(path: Path, rows: np.ndarray) -> None:
     partial.replace(path)
 
 
-def standardised(rows: np.ndarray) -> np.ndarray:
+def standardized(rows: np.ndarray) -> np.ndarray:
     """Columns with mean 0 and deviation 1: float32[items, width] to the same.
 
     A row of zeros says that an item lacks the feature: it does not count, and stays (*ours*).
@@ -62,14 +62,14 @@ def standardised(rows: np.ndarray) -> np.ndarray:
     return np.where(known[:, None], scaled, 0).astype(np.float32)
 
 
-def categories(catalogue: Catalogue, separator: str | None) -> np.ndarray:
+def categories(catalog: Catalog, separator: str | None) -> np.ndarray:
     """Which categories each item has, float32[items, C] of 0 and 1; C = 0 when none has any.
 
     separator: between the categories of one item; None, every text is one category. In the order
     of the alphabet.
     """
     found = []
-    for item in catalogue:
+    for item in catalog:
         text = (item.category or "").strip()
         parts = [text] if separator is None else text.split(separator)
         found.append({part.strip() for part in parts} - {""})
@@ -91,8 +91,8 @@ def _read(name: str, path: str, num_items: int) -> np.ndarray:
         raise UserError(f"features.{name}={path}: not a matrix of numbers [items, width]")
     if len(found) != num_items:
         raise UserError(
-            f"features.{name}={path}: {len(found)} rows, but the catalogue has {num_items} items; "
-            "write one row per item, in the order of the prepared catalogue"
+            f"features.{name}={path}: {len(found)} rows, but the catalog has {num_items} items; "
+            "write one row per item, in the order of the prepared catalog"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: refused below
         found = found.astype(np.float32)

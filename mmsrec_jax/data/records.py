@@ -1,4 +1,4 @@
-"""What every later step sees of a data set: items, a catalogue of them, histories and a split."""
+"""What every later step sees of a data set: items, a catalog of them, histories and a split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ class Item:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
-class Catalogue:
+class Catalog:
     """Items by index. Picklable when `source` is; holds no text and no pixels itself.
 
     Args:
@@ -39,8 +39,8 @@ class Catalogue:
         self.has_image = np.asarray(has_image, dtype=bool)
 
     @classmethod
-    def from_items(cls, items: Iterable[Item]) -> "Catalogue":
-        """A catalogue in memory, for small or generated data."""
+    def from_items(cls, items: Iterable[Item]) -> "Catalog":
+        """A catalog in memory, for small or generated data."""
         items = list(items)
         return cls(items, [item.id for item in items], [item.image is not None for item in items])
 
@@ -52,7 +52,7 @@ class Catalogue:
 
     def __getitem__(self, i: int) -> Item:
         if not 0 <= i < len(self):  # IndexError also ends iteration
-            raise IndexError(f"item {i} of a catalogue of {len(self)}")
+            raise IndexError(f"item {i} of a catalog of {len(self)}")
         return self._source[i]
 
     @cached_property
@@ -78,7 +78,7 @@ class Catalogue:
 class Histories:
     """Interactions grouped by user, each user's in time order.
 
-    users: str[U]; offsets: int64[U+1]; items: int32[T] indices into the catalogue;
+    users: str[U]; offsets: int64[U+1]; items: int32[T] indices into the catalog;
     timestamps: float64[T], seconds since 1970, or positions 0, 1, 2, ... when `clock` is False;
     ratings: float32[T] or None. User u's interactions are rows offsets[u]:offsets[u+1].
     """

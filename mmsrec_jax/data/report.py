@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsrec_jax.data.records import Catalogue, Histories, Split
+from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.data.store import Written
 
 _SHOWN = 10  # corrupt images named on the screen; JSON has all
@@ -59,9 +59,9 @@ class Report:
         if count:
             self.notes[what] = int(count)
 
-    def finish(self, catalogue: Catalogue, histories: Histories, written: Written) -> None:
+    def finish(self, catalog: Catalog, histories: Histories, written: Written) -> None:
         """Records what is in the store."""
-        self.stored = describe(histories, len(catalogue))
+        self.stored = describe(histories, len(catalog))
         self.coverage = {
             **{f"text {name}": count for name, count in written.text.items()},
             **{f"attribute {name}": count for name, count in written.attributes.items()},
@@ -69,7 +69,7 @@ class Report:
             "image": written.images,
         }
         if len(histories.items):
-            share = catalogue.has_image[histories.items].mean()
+            share = catalog.has_image[histories.items].mean()
             self.image_share_of_interactions = float(share)
         self.corrupt_images = list(written.corrupt_images)
         self.fingerprint = written.fingerprint

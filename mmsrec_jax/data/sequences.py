@@ -1,4 +1,4 @@
-"""Item sequences as rectangles: outside the heads, ids are catalogue indices and -1 is padding."""
+"""Item sequences as rectangles: outside the heads, ids are catalog indices and -1 is padding."""
 
 import numpy as np
 

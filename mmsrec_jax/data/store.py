@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mmsrec_jax.data import images
-from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.runtime.errors import UserError
 
 FORMAT = 1
@@ -164,8 +164,8 @@ def write(
     return written
 
 
-def open(directory: str | Path) -> tuple[Catalogue, Histories]:
-    """The catalogue, read lazily, and the histories, in memory.
+def open(directory: str | Path) -> tuple[Catalog, Histories]:
+    """The catalog, read lazily, and the histories, in memory.
 
     Raises:
       UserError: the store is missing, of another format, or a file of it is missing or cut short.
@@ -173,12 +173,12 @@ def open(directory: str | Path) -> tuple[Catalogue, Histories]:
     directory = Path(directory).resolve()
     manifest = _checked_manifest(directory)
     index = pq.read_table(directory / "index.parquet")
-    catalogue = Catalogue(
+    catalog = Catalog(
         _StoredItems(directory),
         index["id"].to_numpy(zero_copy_only=False),
         index["has_image"].to_numpy(zero_copy_only=False),
     )
-    return catalogue, _read_histories(directory, manifest)
+    return catalog, _read_histories(directory, manifest)
 
 
 def fingerprint(directory: str | Path) -> str:

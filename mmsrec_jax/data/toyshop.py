@@ -1,6 +1,6 @@
 """Toyshop: a generated shop whose true choice probabilities are known (*ours*).
 
-Every item has attributes that only its picture shows (colour, pattern), attributes that only its
+Every item has attributes that only its picture shows (color, pattern), attributes that only its
 text names (material, occasion), and a latent group that neither shows. Shape, background and kind
 of product are visible, but no one's taste depends on them. A user's taste is one favourite value
 for each of the four factors. Given the taste, an item is chosen with probability proportional to
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from mmsrec_jax.data.records import Histories, Item
 
-COLOURS = {
+COLORS = {
     "red": (205, 45, 45),
     "blue": (45, 85, 205),
     "green": (40, 150, 70),
@@ -44,7 +44,7 @@ NAMED_ATTRIBUTES = ("colour", "pattern", "material", "occasion", "product")  # s
 IMAGE_FACTORS = ("colour", "pattern")
 TEXT_FACTORS = ("material", "occasion")
 VALUES = {
-    "colour": tuple(COLOURS),
+    "colour": tuple(COLORS),
     "pattern": PATTERNS,
     "shape": SHAPES,
     "background": tuple(BACKGROUNDS),
@@ -171,10 +171,10 @@ def generate(
         timestamps=1.6e9 + day * (arrival + 7 * steps) + rng.uniform(0, day, len(chosen)),
         ratings=None,
     )
-    catalogue = [
+    catalog = [
         _item(index, attributes, np.random.default_rng((seed, index))) for index in range(num_items)
     ]
-    return catalogue, histories, dataclasses.replace(world, tastes=tastes)
+    return catalog, histories, dataclasses.replace(world, tastes=tastes)
 
 
 def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
@@ -182,12 +182,12 @@ def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
     return rng.permutation(np.arange(groups, dtype=np.int32) % values)
 
 
-def draw(colour: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
+def draw(color: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
     """A product picture as PNG bytes; place, size and pattern phase vary with `rng`."""
     picture = Image.new("RGB", (_SIDE, _SIDE), BACKGROUNDS[background])
-    product = Image.new("RGB", (_SIDE, _SIDE), COLOURS[colour])
+    product = Image.new("RGB", (_SIDE, _SIDE), COLORS[color])
     pen = ImageDraw.Draw(product)
-    light = tuple(int(0.25 * c + 0.75 * 255) for c in COLOURS[colour])
+    light = tuple(int(0.25 * c + 0.75 * 255) for c in COLORS[color])
     period, phase = 16, int(rng.integers(0, 4))
     for start in range(phase - period, _SIDE + period, period):
         if pattern == "striped":

@@ -1,4 +1,4 @@
-"""The two rows of the toyshop that are known exactly: `oracle` and `attainable` (*ours*).
+"""The two rows of the toyshop that are known exactly: `oracle` and `bayes_optimal` (*ours*).
 
 The taste is a hidden Markov state with finitely many values, so its posterior given a history is
 exact: the forward algorithm. The transition after a choice depends on the chosen item's group.
@@ -52,7 +52,7 @@ class Truth:
             mean = np.tensordot(members / members.sum(), np.array(self._transitions), axes=1)
             self._transitions = [mean] * len(world.leads_to)
 
-    def attainable(self, history: np.ndarray) -> np.ndarray:
+    def bayes_optimal(self, history: np.ndarray) -> np.ndarray:
         """Probability of every item to be chosen next, given `history` int[n] and no more.
 
         The posterior mean over tastes: no recommender that sees only the history does better on
@@ -76,20 +76,20 @@ class Truth:
     def _filter(self, history: np.ndarray) -> tuple[np.ndarray, float]:
         """Predicted next choice [items] and the log likelihood of the history."""
         belief = np.full(len(self._utility), 1.0 / len(self._utility))
-        normaliser = self._utility.sum(1)
+        normalizer = self._utility.sum(1)
         log_likelihood = 0.0
         for item in history:
-            belief = belief * self._utility[:, item] / normaliser
+            belief = belief * self._utility[:, item] / normalizer
             total = belief.sum()
             log_likelihood += float(np.log(total))
             belief = (belief / total) @ self._transitions[self._world.groups[item]]
-            normaliser = normaliser - self._utility[:, item]
-        scores = (belief / normaliser) @ self._utility
+            normalizer = normalizer - self._utility[:, item]
+        scores = (belief / normalizer) @ self._utility
         scores[history] = 0.0
         return scores, log_likelihood
 
     def _transition(self, group: int) -> np.ndarray:
-        """[states, states]: each favourite follows the group, is redrawn, or stays."""
+        """[states, states]: each favorite follows the group, is redrawn, or stays."""
         pull, drift = self._world.pull, self._world.drift
         matrix = np.ones((1, 1))
         for column, size in zip(self._columns, self._sizes, strict=True):
@@ -99,12 +99,12 @@ class Truth:
         return matrix
 
 
-def attainable_scores(
+def bayes_optimal_scores(
     world: World, histories: Histories, rows: np.ndarray, observer: Observer | None = None
 ) -> np.ndarray:
     """float32[n, items] for rows int32[n, 2] of (user, position): history = all before it."""
     truth = Truth(world, observer)
-    return np.stack([truth.attainable(histories.of(u)[:p]) for u, p in rows]).astype(np.float32)
+    return np.stack([truth.bayes_optimal(histories.of(u)[:p]) for u, p in rows]).astype(np.float32)
 
 
 def oracle_scores(world: World, histories: Histories, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The floors of every table: random, popularity, last-item co-occurrence. Training data only."""
+"""The baselines of every table: random, popularity, last-item co-occurrence. Training data only."""
 
 import math
 
@@ -83,7 +83,7 @@ class Cooccurrence:
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: neighbouring integers to independent-looking 64 bits."""
+    """SplitMix64's finalizer: neighboring integers to independent-looking 64 bits."""
     with np.errstate(over="ignore"):
         x = x + _MIX
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -38,13 +38,13 @@ class Training:
 
 
 def coverage(top: np.ndarray, k: int, training: Training) -> float:
-    """Share of the catalogue in any row's first k (RecTools' CatalogCoverage, normalised)."""
+    """Share of the catalog in any row's first k (RecTools' CatalogCoverage, normalized)."""
     listed = top[:, :k]
     return len(np.unique(listed[listed >= 0])) / len(training.interactions)
 
 
 def gini(top: np.ndarray, k: int, training: Training) -> float:
-    """Gini index of how often each item of the catalogue is listed, the never listed included.
+    """Gini index of how often each item of the catalog is listed, the never listed included.
 
     0 when all are listed equally often, 1 - 1/items when one item fills every list (RecBole's
     GiniIndex).

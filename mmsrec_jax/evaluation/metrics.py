@@ -33,7 +33,7 @@ _GAINS = {
 class Ranks:
     """Per-row outcome of a ranking; every field is int32[n], `top` int32[n, K].
 
-    `users` and `targets` are indices into the histories and the catalogue, `ranks` counts from 1,
+    `users` and `targets` are indices into the histories and the catalog, `ranks` counts from 1,
     `candidates` is how many items competed (the target included), `ties` how many others scored
     exactly as the target. `top` holds the best items in order, of equal scores the lower index
     first, -1 where fewer were scored above -inf; K = 0 where no lists were kept.

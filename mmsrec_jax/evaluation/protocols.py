@@ -1,4 +1,4 @@
-"""What the target competes with: frozen sampled candidates, or the whole catalogue.
+"""What the target competes with: frozen sampled candidates, or the whole catalog.
 
 `sampled` draws the negatives once, hashes them and stores them beside the run, so that every system
 is scored on the same lists; the positive's place in its list is random, because a stable sort over
@@ -119,7 +119,7 @@ def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -
         negatives[bad] = rng.integers(0, num_items, int(bad.sum()))
         open_rows = np.flatnonzero(bad.any(1))
         bad[open_rows] = _unusable(negatives[open_rows], users[open_rows], known, num_items)
-    for row in np.flatnonzero(bad.any(1)):  # users who know nearly the whole catalogue
+    for row in np.flatnonzero(bad.any(1)):  # users who know nearly the whole catalog
         allowed = np.setdiff1d(np.arange(num_items), histories.of(int(users[row])))
         negatives[row] = rng.choice(allowed, n, replace=False)
 

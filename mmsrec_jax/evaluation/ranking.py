@@ -38,7 +38,7 @@ def full(
     progress: bool = True,
     top: int = 0,
 ) -> Ranks:
-    """Ranks each row's target in the whole catalogue; what the user had before does not compete.
+    """Ranks each row's target in the whole catalog; what the user had before does not compete.
 
     rows int32[R, 2] as in a Split. The target competes even when the user had it before. `top`: how
     many of the best items to keep of every row. The largest arrays on the device are [chunk, items]
@@ -83,7 +83,7 @@ def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
 def full_from_scores(
     name: str, scores: np.ndarray, histories, rows: np.ndarray, *, top: int = 0
 ) -> Ranks:
-    """`full` from ready scores of the whole catalogue: float[R, items], aligned with `rows`.
+    """`full` from ready scores of the whole catalog: float[R, items], aligned with `rows`.
 
     On the host, in the precision of `scores`.
     """

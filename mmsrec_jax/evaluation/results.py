@@ -52,7 +52,7 @@ class Results:
     """The ranks files of one run's folder.
 
     data, split: as in `Setting`. seed, config: the run's; of the config a digest without seeds is
-    stored, so that several seeds of one config are recognised.
+    stored, so that several seeds of one config are recognized.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def read_all(directory: Path) -> list[Result]:
     """Every ranks file in a folder, by name. Raises UserError when there is none."""
     paths = sorted(directory.glob("ranks-*.parquet"))
     if not paths:
-        raise UserError(f"{directory}: no ranks-*.parquet here; run the stage evaluation first")
+        raise UserError(f"{directory}: no ranks-*.parquet here; run the step evaluation first")
     return [read(path) for path in paths]
 
 

@@ -23,7 +23,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.workdir import finished
 
-POINT = "point.json"  # what a run leaves in its stage `validation`
+POINT = "point.json"  # what a run leaves in its step `validation`
 _HUBER = 1e-2  # of log L: beyond it a residual counts by its size, not its square
 _LEVEL = 0.95
 
@@ -77,10 +77,10 @@ def read(runs: Sequence[Path]) -> list[Point]:
         del held["sft"]["sft"]["learning_rate"]  # follows the width
         if first is None:
             first = held
-        for stage, config in held.items():
-            if config != first[stage]:
+        for step, config in held.items():
+            if config != first[step]:
                 raise UserError(
-                    f"{run}: the config of stage {stage} is not that of {runs[0]}; a study changes "
+                    f"{run}: the config of step {step} is not that of {runs[0]}; a study changes "
                     "the model alone"
                 )
         points.append(Point(run.name, **json.loads((run / "validation" / POINT).read_text())))

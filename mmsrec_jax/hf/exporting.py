@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.loading import FLOATING, INDEX, SINGLE, Tensors, has_tensors
-from mmsrec_jax.hf.mapping import Leaf
+from mmsrec_jax.hf.mapping import ParamSpec
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import MLLMConfig
@@ -37,7 +37,7 @@ _TOKENIZER_AND_PROCESSOR = (
 )  # fmt: skip
 
 # Our parameter of a leaf, for one layer if the leaf is stacked.
-Parameters = Callable[[Leaf, int | None], np.ndarray]
+Parameters = Callable[[ParamSpec, int | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def of_model(model: MLLM) -> Parameters:
         raise UserError("the model has adapters, which would be lost; lora.merge(model) first")
     state = {".".join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
-    def read(leaf: Leaf, layer: int | None) -> np.ndarray:
+    def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
         value = state[leaf.path][...]
         return np.asarray(value if layer is None else value[layer])
 
@@ -81,7 +81,7 @@ def of_directory(directory: Path) -> Parameters:
     """The parameters of a Hugging Face directory, read from its files one tensor at a time."""
     tensors, shapes = Tensors(directory), _shapes(_config(directory))
 
-    def read(leaf: Leaf, layer: int | None) -> np.ndarray:
+    def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
         shape = shapes[leaf.path] if layer is None else shapes[leaf.path][1:]
         tensor = tensors.read(leaf.name.format(layer), leaf.tensor_shape(shape))
         return leaf.read(tensor, shape)
@@ -92,7 +92,7 @@ def of_directory(directory: Path) -> Parameters:
 def merged(base: Parameters, adapters: Adapters) -> Parameters:
     """`base` with the adapters folded in: kernel + alpha / rank * a @ b, in float32."""
 
-    def read(leaf: Leaf, layer: int | None) -> np.ndarray:
+    def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
         value, linear = base(leaf, layer), leaf.path.removesuffix(".kernel")
         if linear == leaf.path or linear not in adapters.factors:
             return value
@@ -229,7 +229,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
     """Every tensor of the model; the layers of a parameter follow each other."""
     config = _config(base)
     held = Tensors(base) if has_tensors(base) else None
-    by_name: dict[str, list[Leaf]] = {}
+    by_name: dict[str, list[ParamSpec]] = {}
     for leaf in mapping.leaves(config):
         by_name.setdefault(leaf.name, []).append(leaf)
     shapes, plan, planned = _shapes(config), [], set()
@@ -260,7 +260,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
     return plan
 
 
-def _part(parameters: Parameters, leaf: Leaf, layer: int | None) -> np.ndarray:
+def _part(parameters: Parameters, leaf: ParamSpec, layer: int | None) -> np.ndarray:
     return leaf.write(parameters(leaf, layer))
 
 

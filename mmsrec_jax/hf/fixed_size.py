@@ -1,8 +1,8 @@
-"""Images to patches for towers that take one size: resize, centre crop, cut. In numpy, no jax.
+"""Images to patches for towers that take one size: resize, center crop, cut. In numpy, no jax.
 
 The arithmetic is that of the image processors of CLIP, SigLIP, ViT, LLaVA and InternVL (which cuts
 an image into several tiles of that size) in transformers, on their PIL backend. Patches stay uint8;
-normalisation belongs to the device.
+normalization belongs to the device.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class FixedSizeProcessor:
 
     An image is padded to a square (if `pad_to_square`, with the mean colour), resized to `resize`
     (height, width) or so that its shorter side is `shortest_edge` (if not None), and cropped to
-    `pixels` (height, width) around its centre. A pixel `p` in 0..255 enters the tower as
+    `pixels` (height, width) around its center. A pixel `p` in 0..255 enters the tower as
     `(p * rescale - mean) / std`.
 
     With `tiles` (least, most) other than (1, 1) it is resized to so many tiles of `pixels` as suit
@@ -104,7 +104,7 @@ class FixedSizeProcessor:
             raise UserError(
                 f"{path}: crop_size {pixels} exceeds what images are resized to; lower it"
             )
-        normalise = raw.get("do_normalize", True)
+        normalize = raw.get("do_normalize", True)
         processor = cls(
             patch_size=patch_size,
             pixels=pixels,
@@ -114,8 +114,8 @@ class FixedSizeProcessor:
             pad_to_square=bool(raw.get("do_pad")) and kind == "LlavaImageProcessor",
             resample=raw["resample"],
             rescale=raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0,
-            mean=tuple(map(float, raw["image_mean"])) if normalise else (0.0,) * 3,
-            std=tuple(map(float, raw["image_std"])) if normalise else (1.0,) * 3,
+            mean=tuple(map(float, raw["image_mean"])) if normalize else (0.0,) * 3,
+            std=tuple(map(float, raw["image_std"])) if normalize else (1.0,) * 3,
             tiles=_tiles(path, raw, kind) if raw.get("crop_to_patches") else (1, 1),
         )
         rows, columns = processor.patches

@@ -92,7 +92,7 @@ class Tensors:
             )
         if dtype not in FLOATING:
             raise UserError(
-                f"{self.described(name)} is stored as {dtype}; quantised checkpoints are not "
+                f"{self.described(name)} is stored as {dtype}; quantized checkpoints are not "
                 "read, fetch the model in bfloat16, float16 or float32"
             )
         path, on_disk = self._where[name]
@@ -169,7 +169,9 @@ def _check_names(
         )
 
 
-def _assemble(tensors: Tensors, leaf: mapping.Leaf, shape: tuple[int, ...], dtype) -> np.ndarray:
+def _assemble(
+    tensors: Tensors, leaf: mapping.ParamSpec, shape: tuple[int, ...], dtype
+) -> np.ndarray:
     host = np.empty(shape, dtype)
     layers = [(leaf.name, host)]
     if leaf.stacked:

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from mmsrec_jax.hf import families
-from mmsrec_jax.hf.families.base import Leaf, located
+from mmsrec_jax.hf.families.base import ParamSpec, located
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models.config import MLLMConfig
 
-__all__ = ["Leaf", "canonical", "config_from_hf", "ignored", "leaves", "module", "processor_of"]
+__all__ = [
+    "ParamSpec",
+    "canonical",
+    "config_from_hf",
+    "ignored",
+    "leaves",
+    "module",
+    "processor_of",
+]
 
 
-def leaves(config: MLLMConfig) -> Iterator[Leaf]:
+def leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     """Every parameter of `MLLM(config)`."""
     return families.find(config.family).leaves(config)
 

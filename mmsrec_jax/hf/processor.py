@@ -2,7 +2,7 @@
 
 The arithmetic is that of Qwen2-VL's image processor (arXiv:2409.12191, section 2.1) and of
 Qwen2.5-VL's window attention (arXiv:2502.13923, section 2.1.1), with two differences of form.
-Patches stay uint8 and hold one frame: normalisation and the repeated second frame of the temporal
+Patches stay uint8 and hold one frame: normalization and the repeated second frame of the temporal
 patch belong to the device. A window is an id per patch and not a permutation.
 """
 
@@ -56,7 +56,7 @@ class ImageProcessor:
         if raw.get("do_center_crop"):
             raise UserError(f"{path}: do_center_crop is not supported, set it to false")
         size = raw.get("size") or {}
-        normalise = raw.get("do_normalize", True)
+        normalize = raw.get("do_normalize", True)
         values = {
             "min_pixels": _first(
                 raw.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")
@@ -69,8 +69,8 @@ class ImageProcessor:
             "do_resize": raw.get("do_resize"),
             "resample": raw.get("resample"),
             "rescale": raw.get("rescale_factor") if raw.get("do_rescale", True) else 1.0,
-            "mean": _channels(raw.get("image_mean")) if normalise else (0.0,) * 3,
-            "std": _channels(raw.get("image_std")) if normalise else (1.0,) * 3,
+            "mean": _channels(raw.get("image_mean")) if normalize else (0.0,) * 3,
+            "std": _channels(raw.get("image_std")) if normalize else (1.0,) * 3,
             "window_size": raw.get("window_size", vision.get("window_size")),
         }
         processor = cls(**{name: value for name, value in values.items() if value is not None})

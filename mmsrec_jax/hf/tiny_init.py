@@ -26,7 +26,7 @@ def write_directory(
 ) -> None:
     """Writes tokenizer, config.json and preprocessor_config.json of a Qwen2.5-VL of any size.
 
-    Pixels are normalised by what `images` have: a new tower learns several times faster so than
+    Pixels are normalized by what `images` have: a new tower learns several times faster so than
     with the usual constants, which fit photographs.
 
     Args:
@@ -34,7 +34,7 @@ def write_directory(
         vision_hidden, vision_layers, vision_heads, vision_intermediate, patch_size, image_size
         (pixels per side: every image has about that area).
       texts: what the tokenizer is trained on.
-      images: uint8[height, width, 3], some of the catalogue's.
+      images: uint8[height, width, 3], some of the catalog's.
     """
     tokens = tokenizer.train(texts, config.vocab_size, directory)
     ids = [tokens.convert_tokens_to_ids(f"<|{name}|>") for name in _TOKENS]

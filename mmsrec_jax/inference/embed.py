@@ -36,7 +36,7 @@ def embed_items(
       patches: room for the vision patches of a prompt, 0 for prompts without images.
       counts: as in `pipeline.batches`.
     """
-    shard, shards = sharding.batch_share(mesh)
+    shard, shards = sharding.process_batch_shard(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,

@@ -4,7 +4,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmsrec_jax.inference.forward import Compute, per_row
-from mmsrec_jax.inference.yes_no import verdict_margins
+from mmsrec_jax.inference.yes_no import yes_no_margins
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.recommend import CandidateSource
 from mmsrec_jax.models.mllm import MLLM
@@ -12,12 +12,12 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
 
 
-def margins(verdicts: tuple[int, int]) -> Compute:
+def margins(yes_no_ids: tuple[int, int]) -> Compute:
     """What `candidate_scores` computes of each batch: ids (yes, no) to (model, batch) ->
     float32[B, C]."""
 
     def compute(model, batch):
-        return verdict_margins(model, model(batch), batch["answer_positions"], verdicts)
+        return yes_no_margins(model, model(batch), batch["answer_positions"], yes_no_ids)
 
     return compute
 
@@ -31,15 +31,15 @@ def candidate_scores(
     batch_size: int,
     patches: int,
     workers: int,
-    verdicts: tuple[int, int],
+    yes_no_ids: tuple[int, int],
     mesh: Mesh,
 ) -> np.ndarray:
     """logit(yes) - logit(no) of every candidate of every row: float32[rows, num_candidates].
 
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
-    is 0 or 1 in float32. A user's history is read once for all candidates, which are branches.
+    is 0 or 1 in float32. A user's history is read once for all candidates, which are suffixes.
     """
-    shard, shards = sharding.batch_share(mesh)
+    shard, shards = sharding.process_batch_shard(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -55,6 +55,6 @@ def candidate_scores(
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="users")
-    for index, values in per_row(model, dataset, margins(verdicts), progress=progress, mesh=mesh):
+    for index, values in per_row(model, dataset, margins(yes_no_ids), progress=progress, mesh=mesh):
         found[index] = values
     return found

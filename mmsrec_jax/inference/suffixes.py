@@ -1,4 +1,4 @@
-"""Continuations scored as branches on one shared prompt: images and prompt are encoded once."""
+"""Continuations scored as suffixes on one shared prompt: images and prompt are encoded once."""
 
 from typing import Any
 
@@ -9,36 +9,36 @@ from mmsrec_jax.inference.sampler import last_slots, next_positions
 from mmsrec_jax.models import token_logprobs
 
 
-def append_branches(
+def append_suffixes(
     batch: dict[str, jax.Array], tokens: jax.Array, lengths: jax.Array
 ) -> dict[str, jax.Array]:
-    """Rows of `batch` (one prompt each, right-padded) followed by C branches.
+    """Rows of `batch` (one prompt each, right-padded) followed by C suffixes.
 
     tokens: int32[B, C, T]; lengths: int32[B, C]. -> a batch of length L + C * (T + 1).
 
-    Every branch opens with a copy of the prompt's last token, which leaves the trunk, so that a
-    branch's first token is predicted from inside the branch as every other token is.
+    Every suffix opens with a copy of the prompt's last token, which leaves the prefix, so that a
+    suffix's first token is predicted from inside the suffix as every other token is.
     """
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
     rows = batch["tokens"].shape[0]
-    _, branches, steps = tokens.shape
+    _, suffixes, steps = tokens.shape
     at = jnp.arange(rows)
     last = last_slots(batch)
     position = next_positions(batch) - 1
     moved = batch["tokens"][at, last]
     inside = jnp.arange(steps + 1) <= lengths[..., None]
-    shape = (rows, branches, steps + 1)
+    shape = (rows, suffixes, steps + 1)
     opened = jnp.concatenate(
-        [jnp.broadcast_to(moved[:, None, None], (rows, branches, 1)), tokens], axis=-1
+        [jnp.broadcast_to(moved[:, None, None], (rows, suffixes, 1)), tokens], axis=-1
     )
     positions = jnp.broadcast_to(
         (position[:, None] + jnp.arange(steps + 1))[:, None, None], (rows, 3, *shape[1:])
     )
     segment = batch["segment_ids"][at, last]
-    ids = jnp.broadcast_to(jnp.arange(1, branches + 1)[None, :, None], shape)
+    ids = jnp.broadcast_to(jnp.arange(1, suffixes + 1)[None, :, None], shape)
 
-    def join(trunk, tail):
-        return jnp.concatenate([trunk, tail.reshape(rows, -1).astype(jnp.int32)], axis=1)
+    def join(prefix, tail):
+        return jnp.concatenate([prefix, tail.reshape(rows, -1).astype(jnp.int32)], axis=1)
 
     return batch | {
         "tokens": join(batch["tokens"], jnp.where(inside, opened, 0)),
@@ -49,11 +49,11 @@ def append_branches(
             batch["segment_ids"].at[at, last].set(0),
             jnp.where(inside, segment[:, None, None], 0),
         ),
-        "branch_ids": join(jnp.zeros_like(batch["tokens"]), ids),
+        "suffix_ids": join(jnp.zeros_like(batch["tokens"]), ids),
     }
 
 
-def branch_logprobs(
+def suffix_logprobs(
     model: Any,
     batch: dict[str, jax.Array],
     tokens: jax.Array,
@@ -63,12 +63,12 @@ def branch_logprobs(
 ) -> jax.Array:
     """float32[B, C, T]: log p(tokens[b, c, t] | prompt b, tokens[b, c, :t]), 0 past `lengths`.
 
-    One forward of length L + C * (T + 1); only the branches are unembedded, in chunks.
+    One forward of length L + C * (T + 1); only the suffixes are unembedded, in chunks.
     """
     rows, slots = batch["tokens"].shape
-    _, branches, steps = tokens.shape
-    joined = append_branches(batch, tokens, lengths)
+    _, suffixes, steps = tokens.shape
+    joined = append_suffixes(batch, tokens, lengths)
     hidden = model(joined, adapters=adapters)[:, slots:]
     scores = token_logprobs.token_logprobs(model, hidden, joined["tokens"][:, slots:])
-    scores = scores.reshape(rows, branches, steps + 1)[..., 1:]
+    scores = scores.reshape(rows, suffixes, steps + 1)[..., 1:]
     return jnp.where(jnp.arange(steps) < lengths[..., None], scores, 0.0)

@@ -17,7 +17,7 @@ from mmsrec_jax.runtime import interruption, processes, sharding
 from mmsrec_jax.runtime.arrays import to_devices
 
 
-def summarise(
+def summarize(
     model: MLLM,
     tokenizer: Any,
     source: SummarySource,
@@ -49,7 +49,7 @@ def summarise(
         gather_weights=gather_weights,
     )
     graphdef, state = nnx.split(model)
-    shard, shards = sharding.batch_share(mesh)
+    shard, shards = sharding.process_batch_shard(mesh)
     dataset = pipeline.batches(
         source,
         batch_size=batch_size,
@@ -83,7 +83,7 @@ def summarise(
 def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options: Any) -> Sampling:
     """Sampling of summaries: ends with the turn; never emits what stands for an image, nor rows of
     the embedding that only pad the vocabulary."""
-    stop = source.items.prompting.chat.stop_id
+    stop = source.items.prompt_config.chat.stop_id
     ends = {stop, tokenizer.eos_token_id} - {None}
     model_config = model.config
     image = (

@@ -1,4 +1,4 @@
-"""Candidates scored by the verdict: p(yes) / (p(yes) + p(no)) (MMSRARec, stage 3)."""
+"""Candidates scored by the yes/no label: p(yes) / (p(yes) + p(no)) (MMSRARec, stage 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,29 +7,29 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.sharding import constrain, weight
 
 
-def verdict_scores(
+def yes_no_scores(
     model: MLLM, batch: dict[str, jax.Array], yes_id: int, no_id: int, *, adapters: bool = True
 ) -> jax.Array:
     """float32[B, C] in [0, 1]: p(yes) / (p(yes) + p(no)); -inf where answer_positions is -1.
 
-    batch: MLLM rows plus answer_positions int32[B, C], the tokens whose next token is the verdict.
-    Pure and jit-friendly: one forward, and only two columns of the head at C positions.
+    batch: MLLM rows plus answer_positions int32[B, C], the tokens whose next token is the yes/no
+    label. Pure and jit-friendly: one forward, and only two columns of the head at C positions.
     """
     positions = batch["answer_positions"]
     hidden = model(batch, adapters=adapters)
-    # The normaliser over the vocabulary cancels in the ratio.
-    scores = jax.nn.sigmoid(verdict_margins(model, hidden, positions, (yes_id, no_id)))
+    # The normalizer over the vocabulary cancels in the ratio.
+    scores = jax.nn.sigmoid(yes_no_margins(model, hidden, positions, (yes_id, no_id)))
     return jnp.where(positions >= 0, scores, -jnp.inf)
 
 
-def verdict_margins(
-    model: MLLM, hidden: jax.Array, positions: jax.Array, verdicts: tuple[int, int]
+def yes_no_margins(
+    model: MLLM, hidden: jax.Array, positions: jax.Array, yes_no_ids: tuple[int, int]
 ) -> jax.Array:
     """float32[B, C] logit(yes) - logit(no) after hidden[b, positions[b, c]]; meaningless at -1.
 
-    verdicts: ids (yes, no).
+    yes_no_ids: ids (yes, no).
     """
-    text, (yes, no) = model.text, verdicts
+    text, (yes, no) = model.text, yes_no_ids
     head = text.embed.embedding[...].T if text.head is None else text.head.kernel[...]
     direction = head[:, yes].astype(jnp.float32) - head[:, no].astype(jnp.float32)
     direction = weight(direction, ("embed",), ("features",))

@@ -10,15 +10,15 @@ from mmsrec_jax.prompts import Piece
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """A sequence, or a trunk with branches laid out one after the other.
+    """A sequence, or a shared prefix with suffixes laid out one after the other.
 
     Attributes:
       tokens: int32[n], image slots expanded.
       loss_weights: float32[n], weight of each token as a target.
-      branch_ids: int32[n], 0 trunk, 1.. branches.
-      positions: int32[3, n], M-RoPE; every branch goes on from the trunk's end.
+      suffix_ids: int32[n], 0 prefix, 1.. suffixes.
+      positions: int32[3, n], M-RoPE; every suffix goes on from the prefix's end.
       images: `ImageProcessor.patchify` dicts in slot order.
-      answer_positions: int32[c], where the next token is the verdict; -1 = no such branch.
+      answer_positions: int32[c], where the next token is the yes/no label; -1 = no such suffix.
       labels: int32[c], 1 for yes.
       index: the row or item it was made of; -1 = filler that makes up a full batch.
       counts: what was left out or cut in making it.
@@ -26,7 +26,7 @@ class Example:
 
     tokens: np.ndarray
     loss_weights: np.ndarray
-    branch_ids: np.ndarray
+    suffix_ids: np.ndarray
     positions: np.ndarray
     images: tuple[dict, ...] = ()
     answer_positions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
@@ -55,7 +55,7 @@ def sequence(
     return Example(
         tokens=np.concatenate([prompt.tokens, answer]).astype(np.int32),
         loss_weights=np.concatenate([np.zeros(n, np.float32), np.ones(m, np.float32)]),
-        branch_ids=np.zeros(n + m, np.int32),
+        suffix_ids=np.zeros(n + m, np.int32),
         positions=np.concatenate([prompt.positions, after], axis=1),
         images=prompt.images,
         index=index,
@@ -63,45 +63,45 @@ def sequence(
     )
 
 
-def branched(
-    trunk: Piece,
-    branches: Sequence[Piece | None],
+def with_suffixes(
+    prefix: Piece,
+    suffixes: Sequence[Piece | None],
     labels: Sequence[int],
     *,
-    verdicts: tuple[int, int],
+    yes_no_ids: tuple[int, int],
     positive_weight: float,
     index: int = -1,
     counts: Mapping[str, int] | None = None,
 ) -> Example:
-    """A trunk and one branch per candidate, each followed by its verdict.
+    """A prefix and one suffix per candidate, each followed by its yes/no label.
 
-    branches: None where there is no such candidate; labels: 1 or 0 each; verdicts: ids of
+    suffixes: None where there is no such candidate; labels: 1 or 0 each; yes_no_ids: ids of
     (yes, no). A yes weighs `positive_weight`, a no weighs 1.
     """
-    yes, no = verdicts
-    tokens, positions, ids = [trunk.tokens], [trunk.positions], [np.zeros(len(trunk), np.int32)]
-    weights = [np.zeros(len(trunk), np.float32)]
-    images = list(trunk.images)
-    answers = np.full(len(branches), -1, np.int32)
-    offset = len(trunk)
-    for c, (branch, label) in enumerate(zip(branches, labels, strict=True)):
-        if branch is None:
+    yes, no = yes_no_ids
+    tokens, positions, ids = [prefix.tokens], [prefix.positions], [np.zeros(len(prefix), np.int32)]
+    weights = [np.zeros(len(prefix), np.float32)]
+    images = list(prefix.images)
+    answers = np.full(len(suffixes), -1, np.int32)
+    offset = len(prefix)
+    for c, (suffix, label) in enumerate(zip(suffixes, labels, strict=True)):
+        if suffix is None:
             continue
-        n = len(branch)
-        verdict = np.full((3, 1), branch.next_position, np.int32)
-        tokens += [branch.tokens, np.array([yes if label else no], np.int32)]
-        positions.append(np.concatenate([branch.positions, verdict], 1) + trunk.next_position)
+        n = len(suffix)
+        last = np.full((3, 1), suffix.next_position, np.int32)
+        tokens += [suffix.tokens, np.array([yes if label else no], np.int32)]
+        positions.append(np.concatenate([suffix.positions, last], 1) + prefix.next_position)
         ids.append(np.full(n + 1, c + 1, np.int32))
         weight = np.zeros(n + 1, np.float32)
         weight[n] = positive_weight if label else 1.0
         weights.append(weight)
-        images += branch.images
+        images += suffix.images
         answers[c] = offset + n - 1
         offset += n + 1
     return Example(
         tokens=np.concatenate(tokens),
         loss_weights=np.concatenate(weights),
-        branch_ids=np.concatenate(ids),
+        suffix_ids=np.concatenate(ids),
         positions=np.concatenate(positions, axis=1),
         images=tuple(images),
         answer_positions=answers,

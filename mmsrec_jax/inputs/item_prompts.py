@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.task_mix import limits
 from mmsrec_jax.prompts import tasks
 from mmsrec_jax.prompts.templates import IMAGE
@@ -23,14 +23,14 @@ class PerItem:
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        prompting: Prompting,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
         *,
         length: int,
         rows: np.ndarray | None,
     ):
-        self.items, self.length = Items(catalogue, prompting), length
-        self.rows = np.arange(len(catalogue)) if rows is None else np.asarray(rows)
+        self.items, self.length = ItemRenderer(catalog, prompt_config), length
+        self.rows = np.arange(len(catalog)) if rows is None else np.asarray(rows)
         if len(self.rows) == 0:
             raise UserError("there are no items to write prompts for")
 
@@ -41,8 +41,8 @@ class PerItem:
         return self.example(draw % len(self), draw)
 
     def _answered(self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray) -> Example:
-        chat = self.items.prompting.chat
-        for limit, last in limits(self.items.prompting.text_tokens):
+        chat = self.items.prompt_config.chat
+        for limit, last in limits(self.items.prompt_config.text_tokens):
             counts = Counter()
             image, text = self.items.image(i, counts), self.items.text(i, limit, counts)
             prompt = chat.encode(
@@ -60,15 +60,15 @@ class SummarySource(PerItem):
     rows: int[n] items, None = all. length: of the prompt.
     """
 
-    def __init__(self, catalogue, prompting, *, length: int, rows: np.ndarray | None = None):
-        super().__init__(catalogue, prompting, length=length, rows=rows)
+    def __init__(self, catalog, prompt_config, *, length: int, rows: np.ndarray | None = None):
+        super().__init__(catalog, prompt_config, length=length, rows=rows)
 
     def example(self, row: int, draw: int) -> Example:
         del draw
-        templates = self.items.prompting.templates
+        templates = self.items.prompt_config.templates
         return self._answered(
             int(self.rows[row]),
-            lambda text, has_image: tasks.summarise(templates, text, has_image),
+            lambda text, has_image: tasks.summarize(templates, text, has_image),
             _NONE,
         )
 
@@ -84,22 +84,22 @@ class ContentSource(PerItem):
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        prompting: Prompting,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
         *,
         length: int,
         content: str,
         rows: np.ndarray | None = None,
     ):
         if content == "text":
-            prompting = dataclasses.replace(prompting, processor=None)
-        super().__init__(catalogue, prompting, length=length, rows=rows)
+            prompt_config = dataclasses.replace(prompt_config, processor=None)
+        super().__init__(catalog, prompt_config, length=length, rows=rows)
         self._text = content != "image"
 
     def example(self, row: int, draw: int) -> Example:
         del draw
-        i, chat = int(self.rows[row]), self.items.prompting.chat
-        for limit, last in limits(self.items.prompting.text_tokens):
+        i, chat = int(self.rows[row]), self.items.prompt_config.chat
+        for limit, last in limits(self.items.prompt_config.text_tokens):
             counts = Counter()
             image = self.items.image(i, counts)
             text = self.items.text(i, limit, counts) if self._text else ""

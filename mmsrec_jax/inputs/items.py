@@ -1,4 +1,4 @@
-"""Items of a catalogue as words, patches and ready tokens, each made once per process."""
+"""Items of a catalog as words, patches and ready tokens, each made once per process."""
 
 import dataclasses
 import threading
@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from mmsrec_jax.data.images import ImageError
-from mmsrec_jax.data.records import Catalogue, Item
+from mmsrec_jax.data.records import Catalog, Item
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts import Chat, Piece, Templates, tasks
 from mmsrec_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompting:
+class PromptConfig:
     """How items are put to the model; training and scoring must use equal ones.
 
     Attributes:
@@ -37,43 +37,43 @@ class Prompting:
     image_cache_bytes: int = 256 * 2**20
 
 
-class Items:
+class ItemRenderer:
     """What prompts say of each item. Picklable; caches stay behind.
 
     keywords: per item, comma-separated; None or an empty string falls back to the text.
     """
 
     def __init__(
-        self, catalogue: Catalogue, prompting: Prompting, keywords: Sequence[str] | None = None
+        self, catalog: Catalog, prompt_config: PromptConfig, keywords: Sequence[str] | None = None
     ):
-        if keywords is not None and len(keywords) != len(catalogue):
+        if keywords is not None and len(keywords) != len(catalog):
             raise UserError(
-                f"{len(keywords)} keyword rows for {len(catalogue)} items; run the stage that "
-                "writes keywords again for this catalogue"
+                f"{len(keywords)} keyword rows for {len(catalog)} items; run the step that "
+                "writes keywords again for this catalog"
             )
-        self.catalogue, self.prompting, self.keywords = catalogue, prompting, keywords
-        self._images = _Cache(prompting.image_cache_bytes)
+        self.catalog, self.prompt_config, self.keywords = catalog, prompt_config, keywords
+        self._images = _Cache(prompt_config.image_cache_bytes)
         self._words = _Cache(16 * 2**20)
         self._attributes = _Cache(16 * 2**20)
-        self._pieces = _Cache(prompting.image_cache_bytes)
+        self._pieces = _Cache(prompt_config.image_cache_bytes)
 
     def __len__(self) -> int:
-        return len(self.catalogue)
+        return len(self.catalog)
 
     @property
     def patch_width(self) -> int:
         """Bytes of one vision patch, 0 for models without images."""
-        processor = self.prompting.processor
+        processor = self.prompt_config.processor
         return 0 if processor is None else 3 * processor.patch_size**2
 
     def words(self, i: int) -> str:
         """The item in a list: its keywords, else its text."""
 
         def make():
-            chat, templates = self.prompting.chat, self.prompting.templates
+            chat, templates = self.prompt_config.chat, self.prompt_config.templates
             if self.keywords is not None and self.keywords[i].strip():
                 return tasks.item_words(templates, chat.clean(self.keywords[i]))
-            text, _ = self._text(self.catalogue[i], self.prompting.list_fields)
+            text, _ = self._text(self.catalog[i], self.prompt_config.list_fields)
             return text
 
         return self._words.get(i, make, len)
@@ -82,8 +82,8 @@ class Items:
         """The item's attributes, cleaned for a prompt; a comma would end a keyword."""
 
         def make():
-            clean = self.prompting.chat.clean
-            found = self.catalogue[i].attributes.items()
+            clean = self.prompt_config.chat.clean
+            found = self.catalog[i].attributes.items()
             cleaned = {name: clean(value.replace(",", " ")) for name, value in found}
             return {name: value for name, value in cleaned.items() if value}
 
@@ -93,7 +93,7 @@ class Items:
         """The item's text fields in at most `limit` tokens; a cut is counted."""
         text, cut = self._words.get(
             (i, limit),
-            lambda: self._text(self.catalogue[i], self.prompting.fields, limit),
+            lambda: self._text(self.catalog[i], self.prompt_config.fields, limit),
             lambda value: len(value[0]),
         )
         counts["texts_cut"] += cut
@@ -101,13 +101,13 @@ class Items:
 
     def image(self, i: int, counts: Counter) -> dict | None:
         """Patches, None for models without images; a missing or unusable image is counted."""
-        processor = self.prompting.processor
+        processor = self.prompt_config.processor
         if processor is None:
             return None
 
         def make():
             try:
-                pixels = self.catalogue.image(i)
+                pixels = self.catalog.image(i)
                 return None if pixels is None else processor.patchify(pixels)
             except (ImageError, UserError):
                 return None
@@ -117,18 +117,18 @@ class Items:
         return image
 
     def candidate(self, i: int, limit: int, counts: Counter) -> Piece:
-        """The branch of a candidate up to its verdict."""
+        """The suffix of a candidate up to its yes/no label."""
 
         def make():
-            prompting, found = self.prompting, Counter()
+            prompt_config, found = self.prompt_config, Counter()
             image, text = self.image(i, found), self.text(i, limit, found)
-            if prompting.candidate_keywords and self.keywords and self.keywords[i].strip():
-                words, cut = prompting.chat.cut(self.words(i), limit)
+            if prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip():
+                words, cut = prompt_config.chat.cut(self.words(i), limit)
                 found["texts_cut"] += cut
-                text = prompting.templates.field_separator.join(filter(None, (text, words)))
-            question = tasks.candidate(prompting.templates, text, image is not None)
+                text = prompt_config.templates.field_separator.join(filter(None, (text, words)))
+            question = tasks.candidate(prompt_config.templates, text, image is not None)
             images = [] if image is None else [image]
-            return prompting.chat.encode(question + prompting.chat.middle, images), found
+            return prompt_config.chat.encode(question + prompt_config.chat.middle, images), found
 
         def size(value):
             piece, _ = value
@@ -141,12 +141,12 @@ class Items:
     def _text(
         self, item: Item, fields: Sequence[str], limit: int | None = None
     ) -> tuple[str, bool]:
-        chat, templates = self.prompting.chat, self.prompting.templates
+        chat, templates = self.prompt_config.chat, self.prompt_config.templates
         text = templates.field_separator.join(
             chat.clean(item.text[name]) for name in fields if item.text.get(name)
         )
         text = text or chat.clean(item.category or next(iter(item.text.values()), ""))
-        return chat.cut(text, self.prompting.text_tokens if limit is None else limit)
+        return chat.cut(text, self.prompt_config.text_tokens if limit is None else limit)
 
 
 class _Cache:

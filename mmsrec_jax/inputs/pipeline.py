@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from mmsrec_jax.inputs.example import Example, filler
-from mmsrec_jax.inputs.items import Items
+from mmsrec_jax.inputs.items import ItemRenderer
 from mmsrec_jax.runtime.errors import UserError
 
 MAX_SKIPPED_IN_A_ROW = 100
@@ -23,7 +23,7 @@ _COUNTING = threading.Lock()  # shards of one process are made in threads
 class Source(Protocol):
     """See `inputs.recommend`."""
 
-    items: Items
+    items: ItemRenderer
 
     def __len__(self) -> int: ...
     def example(self, row: int, draw: int) -> Example: ...
@@ -52,8 +52,8 @@ def batches(
       source: examples by row.
       batch_size: rows of all shards together; B is its share.
       length, patches, answers, targets: a row's room for tokens, vision patches (0 = batches
-        without image keys), verdicts (0 = without verdict keys) and tokens with loss (None =
-        half of `length`).
+        without image keys), yes/no labels (0 = without yes/no label keys) and tokens with loss
+        (None = half of `length`).
       seed: of the order of rows, another for each epoch.
       repeat: endless; otherwise one epoch.
       pack: several examples share a row, first fit over the rows of a batch, which is done when
@@ -68,10 +68,10 @@ def batches(
       tokens, segment_ids int32[B, L], positions int32[B, 3, L], loss_weights float32[B, L],
       target_positions int32[B, targets] (where the weights are, -1); patches uint8[B, P, D],
       patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P]; where there is room
-      for verdicts, which every branch ends in, branch_ids int32[B, L] and answer_positions (-1 =
-      none), labels int32[B, answers]: verdicts of the examples of a row one after the other, told
-      apart by the segment at their positions; without packing also index int32[B], the example's
-      row or item, -1 in empty rows.
+      for yes_no_ids, which every branch ends in, suffix_ids int32[B, L] and answer_positions (-1 =
+      none), labels int32[B, answers]: yes/no labels of the examples of a row one after the other,
+      told apart by the segment at their positions; without packing also index int32[B], the
+      example's row or item, -1 in empty rows.
 
     Raises:
       UserError: sizes that do not divide; while iterating, an example that fits no empty row and
@@ -133,7 +133,7 @@ def empty(
         "target_positions": np.full((rows, targets), -1, np.int32),
     }
     if answers:
-        batch["branch_ids"] = np.zeros((rows, length), np.int32)
+        batch["suffix_ids"] = np.zeros((rows, length), np.int32)
         batch["answer_positions"] = np.full((rows, answers), -1, np.int32)
         batch["labels"] = np.zeros((rows, answers), np.int32)
     if not pack:
@@ -282,7 +282,7 @@ class _RowsIterator(grain.DatasetIterator):
                 batch["segment_ids"][b, span] = segment
                 batch["loss_weights"][b, span] = example.loss_weights
                 if n := len(example.answer_positions):
-                    batch["branch_ids"][b, span] = example.branch_ids
+                    batch["suffix_ids"][b, span] = example.suffix_ids
                     at = example.answer_positions
                     batch["answer_positions"][b, answer : answer + n] = np.where(
                         at >= 0, at + start, -1

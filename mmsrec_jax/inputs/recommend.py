@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mmsrec_jax.data.records import Catalogue, Histories
+from mmsrec_jax.data.records import Catalog, Histories
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.task_mix import limits, shares
 from mmsrec_jax.prompts import Piece, tasks
 from mmsrec_jax.prompts.templates import LETTERS
@@ -27,20 +27,20 @@ RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Knowledge:
+class PromptContext:
     """What is known of items and users when a recommendation prompt is written.
 
     Attributes:
       keywords: comma-separated per item; None = raw text (ablation "no summaries").
-      neighbours: int32[n, k], next items of similar users aligned with the rows of the source,
+      neighbors: int32[n, k], next items of similar users aligned with the rows of the source,
         most similar first, -1 where there is none; None = no retrieval (ablation).
       train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
     """
 
-    catalogue: Catalogue
+    catalog: Catalog
     histories: Histories
     keywords: Sequence[str] | None = None
-    neighbours: np.ndarray | None = None
+    neighbors: np.ndarray | None = None
     train_end: np.ndarray | None = None
 
 
@@ -49,8 +49,8 @@ class _Recommend:
 
     def __init__(
         self,
-        knowledge: Knowledge,
-        prompting: Prompting,
+        context: PromptContext,
+        prompt_config: PromptConfig,
         rows: np.ndarray,
         *,
         length: int,
@@ -58,14 +58,14 @@ class _Recommend:
         similar: int,
         positive_weight: float,
     ):
-        neighbours = knowledge.neighbours
-        if neighbours is not None and len(neighbours) != len(rows):
+        neighbors = context.neighbors
+        if neighbors is not None and len(neighbors) != len(rows):
             raise UserError(
-                f"{len(neighbours)} rows of neighbours for {len(rows)} targets; run the retrieval "
-                "stage again for this split"
+                f"{len(neighbors)} rows of neighbors for {len(rows)} targets; run the retrieval "
+                "step again for this split"
             )
-        self.knowledge, self.rows, self.length = knowledge, np.asarray(rows), length
-        self.items = Items(knowledge.catalogue, prompting, knowledge.keywords)
+        self.context, self.rows, self.length = context, np.asarray(rows), length
+        self.items = ItemRenderer(context.catalog, prompt_config, context.keywords)
         self._history, self._similar = history, similar
         self._positive_weight = positive_weight
 
@@ -76,22 +76,22 @@ class _Recommend:
         return self.example(draw % len(self), draw)
 
     def pointwise(self, row: int, candidates: np.ndarray, target: int) -> Example:
-        """One trunk for the row's user and a branch per candidate (-1 = none)."""
-        chat = self.items.prompting.chat
-        for limit, last in limits(self.items.prompting.text_tokens):
+        """One prefix for the row's user and a suffix per candidate (-1 = none)."""
+        chat = self.items.prompt_config.chat
+        for limit, last in limits(self.items.prompt_config.text_tokens):
             counts = Counter()
-            branches = [
+            suffixes = [
                 None if c < 0 else self.items.candidate(int(c), limit, counts) for c in candidates
             ]
-            room = self.length - sum(len(branch) + 1 for branch in branches if branch is not None)
-            trunk = self._fit(row, lambda opening: chat.encode(chat.head + opening), room, counts)
-            if len(trunk) <= room or last:
+            room = self.length - sum(len(suffix) + 1 for suffix in suffixes if suffix is not None)
+            prefix = self._fit(row, lambda opening: chat.encode(chat.head + opening), room, counts)
+            if len(prefix) <= room or last:
                 break
-        return examples.branched(
-            trunk,
-            branches,
+        return examples.with_suffixes(
+            prefix,
+            suffixes,
             [int(c == target) for c in candidates],
-            verdicts=chat.verdicts,
+            yes_no_ids=chat.yes_no_ids,
             positive_weight=self._positive_weight,
             index=row,
             counts=counts,
@@ -100,14 +100,14 @@ class _Recommend:
     def _fit(self, row: int, encode: Callable[[str], Piece], room: int, counts: Counter) -> Piece:
         """`encode(sections)` in at most `room` tokens, as far as leaving out items can do it."""
         user, position = self.rows[row]
-        past = self.knowledge.histories.of(user)[:position]
+        past = self.context.histories.of(user)[:position]
         history = [self.items.words(int(i)) for i in past[max(0, len(past) - self._history) :]]
         similar = []
-        if self.knowledge.neighbours is not None:
-            found = self.knowledge.neighbours[row]
+        if self.context.neighbors is not None:
+            found = self.context.neighbors[row]
             similar = [self.items.words(int(i)) for i in found[found >= 0][: self._similar]]
         while True:
-            piece = encode(tasks.sections(self.items.prompting.templates, history, similar))
+            piece = encode(tasks.sections(self.items.prompt_config.templates, history, similar))
             if len(piece) <= room or not (history or similar):
                 return piece
             if len(history) > 1 or not similar:
@@ -133,8 +133,8 @@ class RecommendSource(_Recommend):
 
     def __init__(
         self,
-        knowledge: Knowledge,
-        prompting: Prompting,
+        context: PromptContext,
+        prompt_config: PromptConfig,
         rows: np.ndarray,
         *,
         length: int,
@@ -147,14 +147,14 @@ class RecommendSource(_Recommend):
     ):
         weight = float(negatives) if positive_weight is None else positive_weight
         super().__init__(
-            knowledge, prompting, rows,
+            context, prompt_config, rows,
             length=length, history=history, similar=similar, positive_weight=weight,
         )  # fmt: skip
         if len(rows) == 0:
             raise UserError("there are no training targets; the split left no user two items")
         if negatives + 1 > len(LETTERS) and tasks.get("rank"):
             raise UserError(f"negatives={negatives}: the rank task has {len(LETTERS)} letters")
-        if knowledge.keywords is None:
+        if context.keywords is None:
             tasks = {task: share for task, share in tasks.items() if task != "align"}
         self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
         self._seed, self._negatives = seed, negatives
@@ -163,7 +163,7 @@ class RecommendSource(_Recommend):
         rng = np.random.default_rng((self._seed, draw))
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         user, position = (int(v) for v in self.rows[row])
-        target = int(self.knowledge.histories.of(user)[position])
+        target = int(self.context.histories.of(user)[position])
         if task == "pointwise":
             return self.pointwise(row, self._candidates(rng, user, target), target)
         if task == "rank":
@@ -174,14 +174,14 @@ class RecommendSource(_Recommend):
 
     def _candidates(self, rng: np.random.Generator, user: int, target: int) -> np.ndarray:
         """int32[1 + negatives], the target at a random place."""
-        seen = self.knowledge.histories.of(user)
-        if self.knowledge.train_end is not None:
-            seen = seen[: self.knowledge.train_end[user]]
+        seen = self.context.histories.of(user)
+        if self.context.train_end is not None:
+            seen = seen[: self.context.train_end[user]]
         total, known = len(self.items), {target, *seen.tolist()}
         if total - len(known) < self._negatives:
             raise UserError(
-                f"user {self.knowledge.histories.users[user]}: {total - len(known)} items of the "
-                f"catalogue are left for {self._negatives} negatives; lower negatives"
+                f"user {self.context.histories.users[user]}: {total - len(known)} items of the "
+                f"catalog are left for {self._negatives} negatives; lower negatives"
             )
         chosen: list[int] = []
         if total > 4 * (len(known) + self._negatives):
@@ -223,7 +223,7 @@ class RecommendSource(_Recommend):
             question = tasks.align_item(self._templates, text, image is not None)
             return question, () if image is None else (image,)
 
-        full = self.items.prompting.text_tokens
+        full = self.items.prompt_config.text_tokens
         answer = (
             self.items.words(target) if to_keywords else self.items.text(target, full, Counter())
         )
@@ -232,10 +232,10 @@ class RecommendSource(_Recommend):
 
     def _answered(self, row: int, ask, answer: str, *, sections: bool) -> Example:
         """`ask(limit, counts) -> (question, images)`, after the sections if wanted."""
-        chat = self.items.prompting.chat
+        chat = self.items.prompt_config.chat
         answer_ids = np.append(chat.ids(answer), chat.stop_id)
         room = self.length - len(answer_ids)
-        for limit, last in limits(self.items.prompting.text_tokens):
+        for limit, last in limits(self.items.prompt_config.text_tokens):
             counts = Counter()
             question, images = ask(limit, counts)
 
@@ -249,7 +249,7 @@ class RecommendSource(_Recommend):
 
     @property
     def _templates(self):
-        return self.items.prompting.templates
+        return self.items.prompt_config.templates
 
 
 class CandidateSource(_Recommend):
@@ -261,8 +261,8 @@ class CandidateSource(_Recommend):
 
     def __init__(
         self,
-        knowledge: Knowledge,
-        prompting: Prompting,
+        context: PromptContext,
+        prompt_config: PromptConfig,
         rows: np.ndarray,
         candidates: np.ndarray,
         *,
@@ -271,7 +271,7 @@ class CandidateSource(_Recommend):
         similar: int = 3,
     ):
         super().__init__(
-            knowledge, prompting, rows,
+            context, prompt_config, rows,
             length=length, history=history, similar=similar, positive_weight=1.0,
         )  # fmt: skip
         if len(candidates) != len(rows):
@@ -281,6 +281,6 @@ class CandidateSource(_Recommend):
     def example(self, row: int, draw: int) -> Example:
         del draw
         user, position = self.rows[row]
-        items = self.knowledge.histories.of(user)
+        items = self.context.histories.of(user)
         target = int(items[position]) if position < len(items) else -2
         return self.pointwise(row, self._candidates[row], target)

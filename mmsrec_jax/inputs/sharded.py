@@ -20,7 +20,7 @@ class Sharded:
       shards: how many; 0 is one a process. More processes than shards cannot take part, so a run
         that may go on with more of them starts with more shards.
       share: `(index, count)`: which of how many equal parts of the shards this process makes, as
-        from `sharding.batch_share`.
+        from `sharding.process_batch_shard`.
 
     Raises:
       UserError: shards that the processes cannot share, here or in a stored position.

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mmsrec_jax.data.records import Catalogue
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_prompts import PerItem
-from mmsrec_jax.inputs.items import Items, Prompting
+from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.prompts import format_summary, parse_summary, tasks
 
@@ -28,7 +28,7 @@ _LISTED = 3  # items of either section of "match", at most
 class WarmupSource(PerItem):
     """What a model from scratch must know before stage 1: what images and texts show (*ours*).
 
-    "describe" answers the summarise prompt from the item's attributes, "see" does so from the image
+    "describe" answers the summarize prompt from the item's attributes, "see" does so from the image
     alone, "vqa" asks for one attribute, "retell" writes the text from a careless description.
     Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
     lists attributes (those of the image, of the text, or both) of items that resemble this one as
@@ -46,8 +46,8 @@ class WarmupSource(PerItem):
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        prompting: Prompting,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
         *,
         length: int,
         seed: int,
@@ -57,20 +57,20 @@ class WarmupSource(PerItem):
         negatives: int = 7,
         rows: np.ndarray | None = None,
     ):
-        super().__init__(catalogue, prompting, length=length, rows=rows)
+        super().__init__(catalog, prompt_config, length=length, rows=rows)
         self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
         self._negatives = negatives
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
         if "match" in self._tasks:
             self._names, self._codes = _attribute_codes(self.items)
-            described = [", ".join(self._known(i).values()) for i in range(len(catalogue))]
-            self._known_items = Items(catalogue, prompting, described)
+            described = [", ".join(self._known(i).values()) for i in range(len(catalog))]
+            self._known_items = ItemRenderer(catalog, prompt_config, described)
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
         i = int(self.rows[row])
-        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        chat, templates = self.items.prompt_config.chat, self.items.prompt_config.templates
         known = self._known(i)
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         if task == "retell":
@@ -90,25 +90,25 @@ class WarmupSource(PerItem):
             answer = self._description(rng, i, known, image_alone=alone)
 
             def ask(text, has_image):
-                return tasks.summarise(templates, "" if alone else text, has_image)
+                return tasks.summarize(templates, "" if alone else text, has_image)
 
         return self._answered(i, ask, np.append(chat.ids(answer), chat.stop_id))
 
     def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
-        chat, templates = self.items.prompting.chat, self.items.prompting.templates
+        chat, templates = self.items.prompt_config.chat, self.items.prompt_config.templates
         summary = parse_summary(self._description(rng, i, known))
         words = tasks.item_words(templates, ", ".join(summary.image + summary.text))
         if rng.random() < self._noise:
             words = ""
-        text = self.items.text(i, self.items.prompting.text_tokens, Counter())
+        text = self.items.text(i, self.items.prompt_config.text_tokens, Counter())
         answer = np.append(chat.ids(tasks.answer(templates, text)), chat.stop_id)
         question = tasks.align_words(templates, words)
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
     def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
-        prompting = self.items.prompting
-        chat, templates = prompting.chat, prompting.templates
+        prompt_config = self.items.prompt_config
+        chat, templates = prompt_config.chat, prompt_config.templates
         shown = [name for name in known if name in self._image_attributes]
         told = [name for name in known if name not in self._image_attributes]
         kinds = [names for names in (shown, told, [*known]) if names]
@@ -130,11 +130,11 @@ class WarmupSource(PerItem):
         rest = others[np.setdiff1d(np.flatnonzero(likeness < len(names)), alike[:count])]
         rest = rng.permutation(rest)[: self._negatives].tolist()
         candidates = rng.permutation([own, *rest]).tolist()
-        return examples.branched(
+        return examples.with_suffixes(
             chat.encode(chat.head + tasks.sections(templates, listed[:cut], listed[cut:])),
-            [self._known_items.candidate(i, prompting.text_tokens, counts) for i in candidates],
+            [self._known_items.candidate(i, prompt_config.text_tokens, counts) for i in candidates],
             [int(i == own) for i in candidates],
-            verdicts=chat.verdicts,
+            yes_no_ids=chat.yes_no_ids,
             positive_weight=1.0,  # the listwise term balances; the answers of other tasks count too
             index=own,
             counts=counts,
@@ -162,7 +162,7 @@ class WarmupSource(PerItem):
             if rng.random() < self._noise:
                 kept.append(kept[rng.integers(len(kept))])
             if rng.random() < self._noise:
-                fillers = self.items.prompting.templates.fillers
+                fillers = self.items.prompt_config.templates.fillers
                 filler = fillers[rng.integers(len(fillers))]
                 in_image, _ = kept[rng.integers(len(kept))]
                 kept.insert(int(rng.integers(len(kept) + 1)), (in_image, filler))
@@ -173,7 +173,7 @@ class WarmupSource(PerItem):
         )
 
     def _title_words(self, i: int) -> list[tuple[bool, str]]:
-        clean, item = self.items.prompting.chat.clean, self.items.catalogue[i]
+        clean, item = self.items.prompt_config.chat.clean, self.items.catalog[i]
         title = clean(item.text.get("title", "").replace(",", " ")).lower().split()
         words = [(False, word) for word in dict.fromkeys(title)]
         if item.category and self.items.image(i, Counter()) is not None:
@@ -181,7 +181,7 @@ class WarmupSource(PerItem):
         return words
 
 
-def _attribute_codes(items: Items) -> tuple[list[str], np.ndarray]:
+def _attribute_codes(items: ItemRenderer) -> tuple[list[str], np.ndarray]:
     """Attribute names, int32[items, names] equal where values are; -1 - item for no value."""
     found = [items.attributes(i) for i in range(len(items))]
     names = sorted({name for attributes in found for name in attributes})

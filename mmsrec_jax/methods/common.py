@@ -1,4 +1,4 @@
-"""What every method begins and ends with: data, one recommendation head, the table of ranks."""
+"""What every method begins and ends with: data, one sequential recommender, the table of ranks."""
 
 import functools
 from collections import Counter
@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build, item_features, splits
-from mmsrec_jax.data.toyshop_truth import attainable_scores, oracle_scores
+from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.results import Results
@@ -20,22 +20,22 @@ from mmsrec_jax.hf.mapping import config_from_hf, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
-from mmsrec_jax.inputs.items import Prompting
+from mmsrec_jax.inputs.items import PromptConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import interruption, processes, sharding, startup
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.workdir import Stage, run_stages, share
+from mmsrec_jax.runtime.workdir import Step, run_steps, share
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.base import CATEGORIES
-from mmsrec_jax.sequential.scorer import Head
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.training import metering
 from mmsrec_jax.training.state import param_dtype
 
 
 def check(config: ConfigDict) -> None:
-    """Stops early when the data, the model or the head that the config names are not there."""
+    """Stops early when the data, the model or the model that the config names are not there."""
     build.check(config.data)
     path, remedy = config.model.path, config.model.path_help
     if path and not Path(path).is_dir():
@@ -45,14 +45,14 @@ def check(config: ConfigDict) -> None:
             f"config.prompts.templates={config.prompts.templates!r} is none of "
             f"{', '.join(TEMPLATES)}"
         )
-    registry.find(config.head)
+    registry.find(config.sequential_model)
     item_features.check(_feature_paths(config), can_make=bool(path))
-    train.item_loss(config[config.head])
+    train.item_loss(config[config.sequential_model])
     metering.steps_to_trace(config.profile)
 
 
 class Experiment:
-    """One experiment: its config, its folder, and what stages read of each other's outputs."""
+    """One experiment: its config, its folder, and what steps read of each other's outputs."""
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
@@ -60,26 +60,26 @@ class Experiment:
 
     @classmethod
     def run(cls, config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-        """Runs the stages of `config` in `workdir`, or those named in `only`."""
+        """Runs the steps of `config` in `workdir`, or those named in `only`."""
         mesh = sharding.make_mesh(**config.mesh)
         startup.report_devices(mesh)
         share(workdir)
         startup.keep_compiled_programs(workdir / "compiled")
-        run_stages(workdir, cls(config, workdir, mesh).stages(), only)
+        run_steps(workdir, cls(config, workdir, mesh).steps(), only)
 
-    def stages(self) -> list[Stage]:
-        """Every stage with the config and the earlier stages that it depends on."""
+    def steps(self) -> list[Step]:
+        """Every step with the config and the earlier steps that it depends on."""
         raise NotImplementedError
 
-    def data_stage(self) -> Stage:
+    def data_step(self) -> Step:
         c = self.config.data
         settings = {"data": c.to_dict(), "files": build.source_files(c)}
-        return Stage("data", self.data, settings, alone=True)
+        return Step("data", self.data, settings, alone=True)
 
-    def head_stages(self) -> list[Stage]:
-        """Trains the head `config.head`, in the stage of its name; before it a stage that makes the
-        item features which it reads and which are not given."""
-        stages = []
+    def sequential_steps(self) -> list[Step]:
+        """Trains the model `config.sequential_model`, in the step of its name; before it a step
+        that makes the item features which it reads and which are not given."""
+        steps = []
         if self._features_to_make:
             settings = {
                 "features": self.config.features.to_dict(),
@@ -87,13 +87,23 @@ class Experiment:
                 "model": self.config.model.to_dict(),
                 "prompts": self.config.prompts.to_dict(),
             }
-            stages.append(Stage("features", self.make_features, settings, ["data"]))
-        inputs = ["data", *(stage.name for stage in stages)]
-        return [*stages, Stage(self.config.head, self.train_head, self.head_settings(), inputs)]
+            steps.append(Step("features", self.make_features, settings, ["data"]))
+        inputs = ["data", *(step.name for step in steps)]
+        return [
+            *steps,
+            Step(
+                self.config.sequential_model,
+                self.train_sequential,
+                self.sequential_settings(),
+                inputs,
+            ),
+        ]
 
-    def head_settings(self) -> dict:
-        """What a trained head depends on, for the record of a stage."""
-        settings = {self.config.head: self.config[self.config.head].to_dict()}
+    def sequential_settings(self) -> dict:
+        """What a trained model depends on, for the record of a step."""
+        settings = {
+            self.config.sequential_model: self.config[self.config.sequential_model].to_dict()
+        }
         given = {name: Path(path) for name, path in _feature_paths(self.config).items() if path}
         if given:
             settings["feature_files"] = {
@@ -101,45 +111,48 @@ class Experiment:
             }
         return settings
 
-    # --- what stages read -------------------------------------------------------------------------
+    # --- what steps read -------------------------------------------------------------------------
 
     @functools.cached_property
     def dataset(self):
-        """Catalogue, histories and split."""
+        """Catalog, histories and split."""
         return build.open_built(self.config.data, self.workdir / "data")
 
-    def head_options(self) -> dict:
-        """Arguments of `training.heads` that do not change from fold to fold."""
-        catalogue, histories, split = self.dataset
+    def sequential_options(self) -> dict:
+        """Arguments of `sequential.train` that do not change from fold to fold."""
+        catalog, histories, split = self.dataset
         return {
-            "kind": self.config.head,
-            "config": self.config[self.config.head],
+            "kind": self.config.sequential_model,
+            "config": self.config[self.config.sequential_model],
             "histories": histories,
             "split": split,
-            "num_items": len(catalogue),
+            "num_items": len(catalog),
             "features": self.item_features(),
             "mesh": self.mesh,
             "profile": self.profile,
         }
 
     def item_features(self) -> dict[str, np.ndarray]:
-        """float32[items, width] by name: what the head reads, standardised, and categories."""
-        catalogue, _, _ = self.dataset
-        kind, section = registry.find(self.config.head), self.config[self.config.head]
+        """float32[items, width] by name: what the model reads, standardized, and categories."""
+        catalog, _, _ = self.dataset
+        kind, section = (
+            registry.find(self.config.sequential_model),
+            self.config[self.config.sequential_model],
+        )
         paths = {
             name: path or str(self._made_features(name))
             for name, path in _feature_paths(self.config).items()
         }
         found = {}
-        for name, rows in item_features.read(paths, len(catalogue)).items():
+        for name, rows in item_features.read(paths, len(catalog)).items():
             if lacking := int((~rows.any(1)).sum()):
                 logging.warning(
                     "%s: %d of %d items have no %s features; theirs stay zero",
                     kind.name, lacking, len(rows), name,
                 )  # fmt: skip
-            found[name] = item_features.standardised(rows)
+            found[name] = item_features.standardized(rows)
         if CATEGORIES in kind.module.FEATURES:
-            labels = item_features.categories(catalogue, section.category_separator)
+            labels = item_features.categories(catalog, section.category_separator)
             if labels.size:
                 found[CATEGORIES] = labels
             else:
@@ -166,7 +179,7 @@ class Experiment:
         return tokenizer.load(self.model_path)
 
     @functools.cached_property
-    def prompting(self) -> Prompting:
+    def prompt_config(self) -> PromptConfig:
         """How this run puts items to the model."""
         c = self.config.prompts
         processor = processor_of(self.model_path)
@@ -175,7 +188,7 @@ class Experiment:
         marks = self.config.model.path != ""
         if self.config.model.max_pixels:
             processor = processor.limited(self.config.model.max_pixels)
-        return Prompting(
+        return PromptConfig(
             chat=Chat(
                 self.tokenizer,
                 image_token_id=ids.image_token_id,
@@ -204,8 +217,10 @@ class Experiment:
         startup.report_model(name, model)
         return model
 
-    def head(self) -> Head:
-        return Head.load(self.workdir / self.config.head / "head", self.mesh)
+    def recommender(self) -> SequentialRecommender:
+        return SequentialRecommender.load(
+            self.workdir / self.config.sequential_model / "model", self.mesh
+        )
 
     def test_rows(self) -> np.ndarray:
         """int32[n, 2]: the test targets that are evaluated."""
@@ -216,7 +231,7 @@ class Experiment:
             )
         return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
-    # --- stages -----------------------------------------------------------------------------------
+    # --- steps -----------------------------------------------------------------------------------
 
     def data(self, directory: Path) -> None:
         """Reads or generates, filters, splits, stores."""
@@ -224,9 +239,9 @@ class Experiment:
 
     def make_features(self, directory: Path) -> None:
         """Pooled hidden states of every item, `text.npy`, `image.npy`, `item.npy`: those that the
-        head reads and that are not given. A killed stage goes on with the next file."""
+        model reads and that are not given. A killed step goes on with the next file."""
         c = self.config.features
-        catalogue, _, _ = self.dataset
+        catalog, _, _ = self.dataset
         missing = processes.from_main(
             lambda: [n for n in self._features_to_make if not self._made_features(n).exists()]
         )
@@ -235,7 +250,7 @@ class Experiment:
         model = self.pretrained("features")
         for name in missing:
             source = ContentSource(
-                catalogue, self.prompting, length=self._prompt_length(name), content=name
+                catalog, self.prompt_config, length=self._prompt_length(name), content=name
             )
             counts = Counter()
             rows = embed_items(
@@ -254,23 +269,23 @@ class Experiment:
 
     def _prompt_length(self, content: str) -> int:
         """Of the longest prompt of text alone, which knows its room; else as the config says."""
-        length, chat = self.config.features.length, self.prompting.chat
+        length, chat = self.config.features.length, self.prompt_config.chat
         if content != "text":
             return length
-        return min(length, len(chat.ids(chat.head)) + self.prompting.text_tokens)
+        return min(length, len(chat.ids(chat.recommender)) + self.prompt_config.text_tokens)
 
-    def train_head(self, directory: Path) -> None:
+    def train_sequential(self, directory: Path) -> None:
         """The sequence model."""
         _, histories, _ = self.dataset
-        if registry.find(self.config.head).module.USES_TIMES and not histories.clock:
+        if registry.find(self.config.sequential_model).module.USES_TIMES and not histories.clock:
             logging.warning(
                 "%s reads the clock, but this data has none: positions stand for times",
-                self.config.head,
+                self.config.sequential_model,
             )
-        train.train(**self.head_options(), directory=directory)
+        train.train(**self.sequential_options(), directory=directory)
 
 
-class Scoreboard:
+class Leaderboard:
     """Ranks of every system under every protocol in `directory`, and the table made of them.
 
     What lies there already, of the same candidates, is not ranked again.
@@ -278,11 +293,11 @@ class Scoreboard:
 
     def __init__(self, experiment: Experiment, directory: Path):
         self._experiment, self._directory, self._found = experiment, directory, []
-        catalogue, self._histories, split = experiment.dataset
+        catalog, self._histories, split = experiment.dataset
         self._rows, c = experiment.test_rows(), experiment.config.evaluation
-        metrics.check_cutoffs(c.k, min(len(catalogue), 1 + c.negatives))
+        metrics.check_cutoffs(c.k, min(len(catalog), 1 + c.negatives))
         self.frozen = protocols.sampled(
-            self._histories, self._rows, n=c.negatives, seed=c.seed, num_items=len(catalogue)
+            self._histories, self._rows, n=c.negatives, seed=c.seed, num_items=len(catalog)
         )
         self.frozen.write(directory / "candidates.parquet")
         self._digests = {
@@ -298,13 +313,13 @@ class Scoreboard:
         )
 
     def systems(self) -> list[ranking.System]:
-        """The floors and the head: what ranks the whole catalogue."""
-        catalogue, histories, split = self._experiment.dataset
+        """The baselines and the model: what ranks the whole catalog."""
+        catalog, histories, split = self._experiment.dataset
         return [
-            baselines.Random(len(catalogue), self._experiment.config.evaluation.seed),
-            baselines.Popularity(histories, split, len(catalogue)),
-            baselines.Cooccurrence(histories, split, len(catalogue)),
-            self._experiment.head(),
+            baselines.Random(len(catalog), self._experiment.config.evaluation.seed),
+            baselines.Popularity(histories, split, len(catalog)),
+            baselines.Cooccurrence(histories, split, len(catalog)),
+            self._experiment.recommender(),
         ]
 
     def add(self, system: str, protocol: str, rank: Callable[[], Ranks]) -> None:
@@ -322,7 +337,7 @@ class Scoreboard:
         )
 
     def add_full(self, system: ranking.System) -> None:
-        """Ranks in the whole catalogue."""
+        """Ranks in the whole catalog."""
         self.add(
             system.name,
             protocols.FULL,
@@ -336,7 +351,7 @@ class Scoreboard:
         world = build.open_world(self._experiment.workdir / "data")
         if world is None:
             return
-        for name, scores_of in (("attainable", attainable_scores), ("oracle", oracle_scores)):
+        for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
             scores = scores_of(world, self._histories, self._rows)
             listed = np.take_along_axis(scores, self.frozen.items, axis=1)
             self.add(
@@ -369,20 +384,23 @@ class Scoreboard:
 def log_counts(name: str, counts: Counter, mesh: jax.sharding.Mesh) -> None:
     """One line for each thing that was counted while examples were made, by all processes.
 
-    Of processes that made the same part of the batches (`sharding.batch_share`) one counts.
+    Of processes that made the same part of the batches (`sharding.process_batch_shard`) one counts.
     """
-    part, _ = sharding.batch_share(mesh)
+    part, _ = sharding.process_batch_shard(mesh)
     counts = sum(map(Counter, dict(processes.gather([part, counts])).values()), Counter())
     for what, count in sorted(counts.items()):
         logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))
 
 
 def _feature_paths(config: ConfigDict) -> dict[str, str]:
-    """Files of the item features that the head reads; "" where none is given."""
-    readable, section = registry.contents(registry.find(config.head)), config[config.head]
+    """Files of the item features that the model reads; "" where none is given."""
+    readable, section = (
+        registry.contents(registry.find(config.sequential_model)),
+        config[config.sequential_model],
+    )
     if not readable:
         return {}
-    field = f"config.{config.head}.contents"
+    field = f"config.{config.sequential_model}.contents"
     for name in section.contents:
         choose_name(name, readable, what=field)
     if not section.contents or len(set(section.contents)) < len(section.contents):

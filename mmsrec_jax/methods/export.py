@@ -1,4 +1,4 @@
-"""A stage's model out of a run's folder: which files hold its base and what was trained of it."""
+"""A step's model out of a run's folder: which files hold its base and what was trained of it."""
 
 from pathlib import Path
 
@@ -11,30 +11,30 @@ from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.weights import Stored
 
-# stage -> the part of its config that says how it trained
-STAGES = {"sft": "sft", "plain_sft": "sft", "summariser": "summariser", "warmup": "warmup"}
+# step -> the part of its config that says how it trained
+STEPS = {"sft": "sft", "plain_sft": "sft", "summarizer": "summarizer", "warmup": "warmup"}
 
 
 def export(
     workdir: Path,
     out: Path,
     *,
-    stage: str = "sft",
+    step: str = "sft",
     adapter_only: bool = False,
     merge: bool = False,
     dtype: str | None = None,
     max_shard_bytes: int = exporting.MAX_SHARD_BYTES,
 ) -> None:
-    """Writes the model that `stage` of the run in `workdir` left to the new folder `out`.
+    """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
 
-    A stage that trained every weight gives a whole model. One that trained adapters gives the base
+    A step that trained every weight gives a whole model. One that trained adapters gives the base
     model with the adapters merged into it, or the adapters alone in peft's format. `dtype` None is
     the one that the run computed in, for adapters float32.
 
     Raises:
-      UserError: the stage has not finished, `out` is not empty, or flags do not fit the stage.
+      UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
     """
-    config = workdir_lib.finished(workdir, stage, same=("model", "warmup"))
+    config = workdir_lib.finished(workdir, step, same=("model", "warmup"))
     base = Path(config["model"]["path"] or workdir / "model")
     if not base.is_dir():
         raise UserError(
@@ -42,16 +42,16 @@ def export(
             "was started, or put the model back"
         )
     max_pixels = config["model"]["max_pixels"]
-    trained = Stored(workdir / stage / (ADAPTERS if stage == "summariser" else WEIGHTS))
-    adapters = _adapters(trained, config[STAGES[stage]])
+    trained = Stored(workdir / step / (ADAPTERS if step == "summarizer" else WEIGHTS))
+    adapters = _adapters(trained, config[STEPS[step]])
     if adapters is None and (merge or adapter_only):
         raise UserError(
-            f"stage {stage} of {workdir} trained every weight: there are no adapters; leave "
+            f"step {step} of {workdir} trained every weight: there are no adapters; leave "
             "--merge and --adapter_only out"
         )
     if adapters is not None and merge == adapter_only:
         raise UserError(
-            f"stage {stage} of {workdir} trained adapters: say --merge for a whole model or "
+            f"step {step} of {workdir} trained adapters: say --merge for a whole model or "
             "--adapter_only for adapters in peft's format"
         )
     if adapter_only:
@@ -71,11 +71,11 @@ def export(
             max_pixels=max_pixels,
             max_shard_bytes=max_shard_bytes,
         )
-    logging.info("export: %s of %s is in %s", stage, workdir, out)
+    logging.info("export: %s of %s is in %s", step, workdir, out)
 
 
 def _adapters(trained: Stored, config: dict) -> Adapters | None:
-    """The adapters among what a stage trained, None if it trained the weights themselves."""
+    """The adapters among what a step trained, None if it trained the weights themselves."""
     linears = [path.removesuffix(".lora_a") for path in trained if path.endswith(".lora_a")]
     if not linears:
         return None

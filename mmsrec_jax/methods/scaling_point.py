@@ -22,15 +22,15 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding, startup
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
-from mmsrec_jax.runtime.workdir import Stage
+from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft, weights
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs the stages of `config` in `workdir`, or those named in `only`.
+    """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
-      UserError: anything the user can put right, see the stages.
+      UserError: anything the user can put right, see the steps.
     """
     common.check(config)
     Run.run(config, workdir, only)
@@ -39,20 +39,20 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
 class Run(mmsrarec.Run):
     """One size of model."""
 
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Step]:
         c = self.config
         model = {"model": c.model.to_dict(), "prompts": c.prompts.to_dict()}
         use = {"images": c.use.images, "multitask": c.use.multitask}
-        stages, base = [self.data_stage()], ["data"]
+        steps, base = [self.data_step()], ["data"]
         if not c.model.path:
             settings = {**model, "images": c.use.images}
-            stages.append(Stage("model", self.model_directory, settings, base, alone=True))
+            steps.append(Step("model", self.model_directory, settings, base, alone=True))
             base = [*base, "model"]
         evaluation = {"evaluation": c.evaluation.to_dict()}
         return [
-            *stages,
-            Stage("sft", self.plain_sft, {**model, "use": use, "sft": sft.settings(c.sft)}, base),
-            Stage("validation", self.validation, evaluation, [*base, "sft"]),
+            *steps,
+            Step("sft", self.plain_sft, {**model, "use": use, "sft": sft.settings(c.sft)}, base),
+            Step("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 
     def base_model(self, name: str, trainable: str = "lora") -> MLLM:
@@ -73,9 +73,9 @@ class Run(mmsrarec.Run):
         weights.restore(self.workdir / "sft" / mmsrarec.WEIGHTS, model, kind, self.mesh)
         _, _, split = self.dataset
         targets = splits.subset(split.validation, evaluation.users, evaluation.seed)
-        shard, shards = sharding.batch_share(self.mesh)
+        shard, shards = sharding.process_batch_shard(self.mesh)
         dataset = pipeline.batches(
-            self._recommend_source(targets, with_knowledge=False),
+            self._recommend_source(targets, with_context=False),
             batch_size=evaluation.batch_size,
             length=c.length,
             patches=self._patches(c.patches),

@@ -1,6 +1,7 @@
-"""A recommendation head by itself: data -> head -> ranks beside random, popularity, co-occurrence.
+"""A sequential recommender by itself: data -> model -> ranks beside random, popularity,
+co-occurrence.
 
-The whole catalogue is the headline; frozen sampled candidates stand beside it.
+The whole catalog is the headline; frozen sampled candidates stand beside it.
 """
 
 from collections.abc import Sequence
@@ -9,39 +10,39 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmsrec_jax.methods import common
-from mmsrec_jax.runtime.workdir import Stage
+from mmsrec_jax.runtime.workdir import Step
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs the stages of `config` in `workdir`, or those named in `only`.
+    """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
-      UserError: anything the user can put right, see the stages.
+      UserError: anything the user can put right, see the steps.
     """
     common.check(config)
     Run.run(config, workdir, only)
 
 
 class Run(common.Experiment):
-    """One head on one data set."""
+    """One model on one data set."""
 
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Step]:
         c = self.config.evaluation
         settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
         return [
-            self.data_stage(),
-            *self.head_stages(),
-            Stage(
+            self.data_step(),
+            *self.sequential_steps(),
+            Step(
                 "evaluation",
                 self.evaluation,
                 {"evaluation": settings},
-                ["data", self.config.head],
+                ["data", self.config.sequential_model],
             ),
         ]
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
-        board = common.Scoreboard(self, directory)
+        board = common.Leaderboard(self, directory)
         systems = board.systems()
         for system in systems:
             board.add_full(system)

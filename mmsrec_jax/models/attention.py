@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models import splash
 from mmsrec_jax.models.layers import precision
-from mmsrec_jax.runtime.sharding import divided, per_device
+from mmsrec_jax.runtime.sharding import is_divisible, per_device
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 
@@ -37,12 +37,12 @@ class Layout(NamedTuple):
     """Where tokens stand. Each int32[B, L].
 
     segment_ids: 0 padding, 1.. examples packed in the row.
-    branch_ids: 0 trunk, c >= 1 branch c of the segment. None: all are trunk.
+    suffix_ids: 0 prefix, c >= 1 suffix c of the segment. None: all are prefix.
     slots: order for the causal rule.
     """
 
     segment_ids: jax.Array
-    branch_ids: jax.Array | None
+    suffix_ids: jax.Array | None
     slots: jax.Array
 
 
@@ -89,14 +89,14 @@ def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def visibility(query: Layout, key: Layout) -> jax.Array:
-    """bool[B, T, S]: same segment, at or before the query, in the trunk or the same branch."""
+    """bool[B, T, S]: same segment, at or before the query, in the prefix or the same suffix."""
     visible = same_segment(query.segment_ids, key.segment_ids) & (
         key.slots[:, None, :] <= query.slots[:, :, None]
     )
-    if key.branch_ids is None:
+    if key.suffix_ids is None:
         return visible
-    branch = key.branch_ids[:, None, :]
-    return visible & ((branch == 0) | (branch == query.branch_ids[:, :, None]))
+    suffix = key.suffix_ids[:, None, :]
+    return visible & ((suffix == 0) | (suffix == query.suffix_ids[:, :, None]))
 
 
 def causal(query: Layout, key: Layout | None, dtype) -> Visible:
@@ -105,7 +105,7 @@ def causal(query: Layout, key: Layout | None, dtype) -> Visible:
     key: None when queries are their own keys, in the order of their slots.
     """
     splashes = implementation(dtype, query.slots.shape[1]) == "splash"
-    if splashes and key is None and query.branch_ids is None:
+    if splashes and key is None and query.suffix_ids is None:
         return splash.Segments(query.segment_ids, causal=True)
     visible = visibility(query, query if key is None else key)
     return splash.pairs(visible) if splashes else visible
@@ -154,7 +154,7 @@ def attention(
         return _xla(q, k, v, visible)
 
     heads, kv_heads = axes
-    if not divided(k.shape[2], kv_heads):
+    if not is_divisible(k.shape[2], kv_heads):
         # A device that holds all kv heads but few query heads could not tell which belong together.
         k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
         kv_heads = heads

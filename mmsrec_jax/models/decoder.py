@@ -77,7 +77,7 @@ class Decoder(nnx.Module):
         x: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array,
-        branch_ids: jax.Array | None,
+        suffix_ids: jax.Array | None,
         *,
         deepstack: jax.Array | None = None,
         cache: cache_lib.KVCache | None,
@@ -85,7 +85,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, cache_lib.KVCache | None]:
         """Embeddings x [B, L, hidden] -> final-normed hidden states, and the cache after them.
 
-        positions int32[B, 3, L]; segment_ids, branch_ids int32[B, L], None without branches (on TPU
+        positions int32[B, 3, L]; segment_ids, suffix_ids int32[B, L], None without branches (on TPU
         the cheaper way). deepstack [K, B, L, hidden] is added to the outputs of the first K layers
         (DeepStack, arXiv 2406.04334).
         """
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
         indices = jnp.arange(self.config.layers)
 
         if cache is None:
-            visible = causal(Layout(segment_ids, branch_ids, slots), None, x.dtype)
+            visible = causal(Layout(segment_ids, suffix_ids, slots), None, x.dtype)
 
             def layer(block, x, index):
                 q, k, v = block.project(x, table, adapters)
@@ -104,16 +104,16 @@ class Decoder(nnx.Module):
             x = scan_layers(self.layers, layer, x, indices, remat=self.remat)
             return self.norm(x), None
 
-        if branch_ids is None:
-            branch_ids = jnp.zeros_like(segment_ids)
+        if suffix_ids is None:
+            suffix_ids = jnp.zeros_like(segment_ids)
         start = cache.length
-        cache = cache_lib.extend(cache, segment_ids, branch_ids)
+        cache = cache_lib.extend(cache, segment_ids, suffix_ids)
         key_slots = jnp.broadcast_to(
             jnp.arange(cache.segment_ids.shape[1]), cache.segment_ids.shape
         )
         visible = causal(
-            Layout(segment_ids, branch_ids, start + slots),
-            Layout(cache.segment_ids, cache.branch_ids, key_slots),
+            Layout(segment_ids, suffix_ids, start + slots),
+            Layout(cache.segment_ids, cache.suffix_ids, key_slots),
             cache.k.dtype,
         )
 

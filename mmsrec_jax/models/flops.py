@@ -1,8 +1,8 @@
 """Floating-point operations of a forward pass and of a train step, counted from the config.
 
-For model FLOPs utilisation (MFU: PaLM, arXiv 2204.02311, appendix B): what the model requires, over
+For model FLOPs utilization (MFU: PaLM, arXiv 2204.02311, appendix B): what the model requires, over
 what the hardware could have done in the time. Counted are matrix products, 2mnk for [m, k] x
-[k, n]; norms, activations, softmax, rope, lookups and the optimiser are not. What an implementation
+[k, n]; norms, activations, softmax, rope, lookups and the optimizer are not. What an implementation
 does beyond that (recomputation, padding) is not counted either; `recomputed` counts the former.
 """
 
@@ -87,7 +87,7 @@ def train_step(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -
 
 
 def recomputed(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> Flops:
-    """What rematerialisation adds to `train_step`: no part of MFU.
+    """What rematerialization adds to `train_step`: no part of MFU.
 
     The chunked loss computes logits twice. `config.remat` "full" computes the layers twice, but for
     the last product of each, which no gradient needs; "dots" their attention; "none" nothing.

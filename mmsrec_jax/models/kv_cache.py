@@ -18,14 +18,14 @@ class KVCache:
     """What the decoder remembers of B rows of S slots.
 
     k, v: [layers, B, S, kv_heads, head_dim].
-    segment_ids, branch_ids: int32[B, S]; segment 0 is an empty slot or padding.
+    segment_ids, suffix_ids: int32[B, S]; segment 0 is an empty slot or padding.
     length: int32[], the next slot to write, the same for all rows.
     """
 
     k: jax.Array
     v: jax.Array
     segment_ids: jax.Array
-    branch_ids: jax.Array
+    suffix_ids: jax.Array
     length: jax.Array
 
 
@@ -43,12 +43,12 @@ def repeat(cache: KVCache, n: int) -> KVCache:
         k=jnp.repeat(cache.k, n, axis=1),
         v=jnp.repeat(cache.v, n, axis=1),
         segment_ids=jnp.repeat(cache.segment_ids, n, axis=0),
-        branch_ids=jnp.repeat(cache.branch_ids, n, axis=0),
+        suffix_ids=jnp.repeat(cache.suffix_ids, n, axis=0),
         length=cache.length,
     )
 
 
-def extend(cache: KVCache, segment_ids: jax.Array, branch_ids: jax.Array) -> KVCache:
+def extend(cache: KVCache, segment_ids: jax.Array, suffix_ids: jax.Array) -> KVCache:
     """Claims the next T slots for tokens with ids int32[B, T]; k and v are still to be written.
 
     Raises:
@@ -62,7 +62,7 @@ def extend(cache: KVCache, segment_ids: jax.Array, branch_ids: jax.Array) -> KVC
     return dataclasses.replace(
         cache,
         segment_ids=jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, start),
-        branch_ids=jax.lax.dynamic_update_slice(cache.branch_ids, branch_ids, start),
+        suffix_ids=jax.lax.dynamic_update_slice(cache.suffix_ids, suffix_ids, start),
         length=cache.length + tokens,
     )
 

@@ -58,7 +58,7 @@ def add(
 
 def _factor(axes: Sequence[str]) -> tuple[str, ...]:
     """Logical axes of a factor. Without the kernel's embed axis FSDP divides another one of it: the
-    optimiser's moments of these factors are a few times their size."""
+    optimizer's moments of these factors are a few times their size."""
     if "embed" in axes:
         return tuple(axes)
     return tuple("lora_" + name if name in ("mlp", "head_dim") else name for name in axes)

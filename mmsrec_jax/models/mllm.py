@@ -22,7 +22,7 @@ class MLLM(nnx.Module):
     """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`.
 
     A batch is a dict of arrays: tokens, segment_ids int32[B, L], positions int32[B, 3, L],
-    branch_ids int32[B, L] unless there are no branches and, unless the batch is text only, patches
+    suffix_ids int32[B, L] unless there are no suffixes and, unless the batch is text only, patches
     uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
     """
 
@@ -54,7 +54,7 @@ class MLLM(nnx.Module):
             x,
             batch["positions"],
             batch["segment_ids"],
-            batch.get("branch_ids"),
+            batch.get("suffix_ids"),
             deepstack=deepstack,
             cache=cache,
             adapters=adapters,

@@ -1,9 +1,9 @@
 """Splash attention, JAX's flash attention kernel for TPU (FlashAttention-2, arXiv 2307.08691).
 
 The kernel knows a static mask (causal or full) and one segment id a token. That is all a packed row
-without branches needs. Branches are not: a token of a branch sees two groups, trunk and branch, and
-ids are only compared for equality. They take the kernel's other form, a mask of booleans, one per
-pair of tokens but not per head, from which blocks that nobody sees are skipped.
+without suffixes needs. Suffixes are not: a token of a suffix sees two groups, prefix and suffix,
+and ids are only compared for equality. They take the kernel's other form, a mask of booleans, one
+per pair of tokens but not per head, from which blocks that nobody sees are skipped.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.models.decoder import unembed
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime.sharding import constrain, divided, row_shards, weight
+from mmsrec_jax.runtime.sharding import constrain, is_divisible, num_batch_shards, weight
 
 
 def token_logprobs(
@@ -14,7 +14,7 @@ def token_logprobs(
     """log p(tokens[b, t] | hidden[b, t - 1]), 0 at t = 0.
 
     The logits of about `chunk` tokens a device exist at a time, in the backward pass too
-    (rematerialised).
+    (rematerialized).
 
     Args:
       hidden: [B, L, hidden] of `model`, final-normed.
@@ -27,7 +27,7 @@ def token_logprobs(
     steps = length - 1
     if steps == 0:
         return jnp.zeros((batch, length), jnp.float32)
-    shards = row_shards() if divided(batch, "batch") else 1
+    shards = num_batch_shards() if is_divisible(batch, "batch") else 1
     columns = max(1, chunk * shards // batch)  # whole columns keep the batch sharded
     count = -(-steps // columns)
     width = -(-steps // count)

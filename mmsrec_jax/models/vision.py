@@ -34,7 +34,7 @@ class PatchEmbed(nnx.Module):
             )
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """uint8[B, P, channels * patch_size**2] -> [B, P, hidden]; normalises the pixels."""
+        """uint8[B, P, channels * patch_size**2] -> [B, P, hidden]; normalizes the pixels."""
         pixels = self.config.patch_size**2
         mean = np.repeat(np.asarray(self.config.image_mean, np.float32), pixels)
         std = np.repeat(np.asarray(self.config.image_std, np.float32), pixels)

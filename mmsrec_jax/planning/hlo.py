@@ -1,6 +1,6 @@
 """Reads a compiled program: its collectives, the HBM it reads and writes, its large buffers.
 
-The text of optimised HLO is all that every compiler gives. What stands in a loop counts as often as
+The text of optimized HLO is all that every compiler gives. What stands in a loop counts as often as
 the loop turns: by `known_trip_count` where the compiler says it, else by the constant that the
 loop's condition compares with (a loop that may end early counts in full). Both branches of a
 conditional count.
@@ -95,7 +95,7 @@ class Collective:
 
 
 class Program:
-    """Computations of optimised HLO by name."""
+    """Computations of optimized HLO by name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}

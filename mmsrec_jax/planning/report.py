@@ -42,7 +42,7 @@ def run(
     Args:
       topology, slices: see `topologies.describe`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
-      quick: compile with the least optimisation, which training does not.
+      quick: compile with the least optimization, which training does not.
 
     Returns:
       Whether every step fits.
@@ -233,7 +233,7 @@ def table(found: dict[str, Any], limit: float) -> str:
     longest = found["seconds"][found["bound"]]
     lines.append(
         f"  roofline: {1e3 * longest:.1f} ms a step, {found['bound']}-bound "
-        f"({seconds} ms); at best {utilisation(found):.0%} MFU"
+        f"({seconds} ms); at best {utilization(found):.0%} MFU"
     )
     return "\n".join(lines)
 
@@ -242,7 +242,7 @@ def _size(count: float) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
-def utilisation(found: dict[str, Any]) -> float:
+def utilization(found: dict[str, Any]) -> float:
     """MFU that the roofline allows: what is computed again is time but no useful work."""
     useful = 1 - found["flops_repeated"] / found["flops"]
     return useful * found["seconds"]["compute"] / found["seconds"][found["bound"]]

@@ -1,4 +1,4 @@
-"""The compiled steps of an experiment with abstract arguments: nothing is ever materialised.
+"""The compiled steps of an experiment with abstract arguments: nothing is ever materialized.
 
 Each is the very function that training or ranking jits, traced for shapes with shardings.
 """
@@ -38,9 +38,9 @@ class Step:
     """A jitted function with what it is compiled for.
 
     arguments: positional, shapes with shardings.
-    kinds: the same arrays by what they are: parameters, optimiser, batch.
+    kinds: the same arrays by what they are: parameters, optimizer, batch.
     required, repeated: FLOPs of one call on all devices: by the model's arithmetic, and what is
-      computed again: by rematerialisation, and by devices along the tensor axis, each of which
+      computed again: by rematerialization, and by devices along the tensor axis, each of which
       has the whole vision tower.
     """
 
@@ -66,7 +66,7 @@ def model_config(config: ConfigDict) -> MLLMConfig:
     """
     name = model_name(config)
     if not name:
-        raw = tiny_init.hf_config(config.model.scratch, config.model.scratch.vocab_size)
+        raw = tiny_init.hf_config(config.model.tiny, config.model.tiny.vocab_size)
         found = mapping.config_from_hf(raw)
     elif (path := Path(name) / "config.json").is_file():
         found = mapping.config_from_hf(read_json(path))
@@ -100,9 +100,9 @@ class Steps:
         step = sft.make_step(
             graphdef,
             optimizer,
-            verdicts=_VERDICTS,
+            yes_no_ids=_VERDICTS,
             listwise_weight=c.listwise_weight,
-            rounds=sft.micro_batches(c, self.mesh),
+            num_microbatches=sft.num_microbatches(c, self.mesh),
             shardings=shardings,
             offload=c.offload_optimizer,
         )
@@ -119,7 +119,7 @@ class Steps:
 
     def rollout(self) -> Step:
         """Samples of stage 1: prefill, and as many decoding steps as there may be."""
-        c = self.config.summariser
+        c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
             samples=c.samples,
@@ -148,8 +148,8 @@ class Steps:
         )
 
     def grpo(self) -> Step:
-        """One update of stage 1 on judged samples."""
-        c = self.config.summariser
+        """One update of stage 1 on scored samples."""
+        c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
         completions = c.batch_size, c.samples, c.max_new_tokens
         drawn = self._arrays(
@@ -159,7 +159,7 @@ class Steps:
                 jax.ShapeDtypeStruct(completions[:2], jnp.int32),
             )
         )
-        judged = self._arrays(
+        scored = self._arrays(
             {
                 "advantages": jax.ShapeDtypeStruct(completions[:2], jnp.float32),
                 "reference": jax.ShapeDtypeStruct(completions, jnp.float32),
@@ -172,13 +172,13 @@ class Steps:
             c.batch_size * c.samples // c.micro_batch,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
-        branches = c.samples * (c.max_new_tokens + 1)
-        row, adapters = self._row(c, c.prompt_length + branches, branches), self._adapters(c)
+        suffixes = c.samples * (c.max_new_tokens + 1)
+        row, adapters = self._row(c, c.prompt_length + suffixes, suffixes), self._adapters(c)
         return Step(
             "grpo",
             update,
-            (state, frozen, batch, drawn, judged),
-            _kinds(state.params, frozen, state.opt_state, (batch, drawn, judged)),
+            (state, frozen, batch, drawn, scored),
+            _kinds(state.params, frozen, state.opt_state, (batch, drawn, scored)),
             *self._trained(c, row, adapters),
         )
 
@@ -215,7 +215,7 @@ class Steps:
         return (self.mesh.shape["tensor"] - 1) * tower
 
     def _grpo(self):
-        c = self.config.summariser
+        c = self.config.summarizer
         model = self._model("lora", c)
         graphdef, state, frozen, _ = place_abstract(
             model, "lora", grpo.make_optimizer(c), self.mesh
@@ -242,7 +242,7 @@ class Steps:
 
     def _batch(self, config: ConfigDict, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
         vision = self.shape.vision
-        shards = sharding.row_shards(self.mesh)
+        shards = sharding.num_batch_shards(self.mesh)
         if config.batch_size % shards:
             raise UserError(
                 f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
@@ -287,8 +287,8 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
 }
 
 
-def _kinds(trained, frozen, optimiser, batch) -> dict[str, Any]:
-    return {"parameters": (trained, frozen), "optimiser": optimiser, "batch": batch}
+def _kinds(trained, frozen, optimizer, batch) -> dict[str, Any]:
+    return {"parameters": (trained, frozen), "optimizer": optimizer, "batch": batch}
 
 
 def _total(parts: flops.Flops) -> int:

@@ -1,6 +1,6 @@
 """Everything that the methods say to the model, from words to tokens."""
 
-from mmsrec_jax.prompts.chat import Chat, Piece, verdict_ids
+from mmsrec_jax.prompts.chat import Chat, Piece, yes_no_ids
 from mmsrec_jax.prompts.summary import Summary, format_summary, parse_summary
 from mmsrec_jax.prompts.templates import FULL, TEMPLATES, TERSE, Templates, corpus
 
@@ -15,5 +15,5 @@ __all__ = [
     "corpus",
     "format_summary",
     "parse_summary",
-    "verdict_ids",
+    "yes_no_ids",
 ]

@@ -1,9 +1,9 @@
-"""Text to tokens: the tokenizer's chat template cut into parts that are tokenised separately.
+"""Text to tokens: the tokenizer's chat template cut into parts that are tokenized separately.
 
 A conversation of one question and one answer is `head + question + middle + answer + tail`. The
-trunk that candidates share is `head` and the beginning of the question; a branch is the rest of the
-question and `middle`. Cutting the text and not the tokens makes training and scoring agree to the
-token whatever the tokenizer merges.
+prefix that candidates share is `head` and the beginning of the question; a suffix is the rest of
+the question and `middle`. Cutting the text and not the tokens makes training and scoring agree to
+the token whatever the tokenizer merges.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.hf.processor import ImageProcessor
-from mmsrec_jax.prompts.templates import IMAGE, VERDICTS
+from mmsrec_jax.prompts.templates import IMAGE, YES_NO
 from mmsrec_jax.runtime.errors import UserError
 
 _QUESTION, _ANSWER = "\ue002", "\ue003"
@@ -92,7 +92,7 @@ class Chat:
         self._image_text = "".join(names)
         special = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])) or "$^")
-        self.verdicts = verdict_ids(tokenizer)
+        self.yes_no_ids = yes_no_ids(tokenizer)
         tail = self.ids(self.tail)
         if len(tail) == 0:
             raise UserError("the chat template must close the answer with a token")
@@ -138,13 +138,13 @@ class Chat:
         return Piece(tokens, positions, int(positions.max()) + 1, tuple(images))
 
 
-def verdict_ids(tokenizer: Any) -> tuple[int, int]:
+def yes_no_ids(tokenizer: Any) -> tuple[int, int]:
     """Ids (yes, no) of the answer's first token at the start of an answer.
 
     The paper's score is p(yes) / (p(yes) + p(no)) at this token. Raises UserError when both words
     begin with the same token.
     """
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in VERDICTS)
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in YES_NO)
     if yes == no:
-        raise UserError(f"the tokenizer begins {VERDICTS[0]!r} and {VERDICTS[1]!r} alike")
+        raise UserError(f"the tokenizer begins {YES_NO[0]!r} and {YES_NO[1]!r} alike")
     return yes, no

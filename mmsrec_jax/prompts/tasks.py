@@ -29,7 +29,7 @@ def sections(templates: Templates, history: Sequence[str], similar: Sequence[str
 
 
 def candidate(templates: Templates, text: str, has_image: bool) -> str:
-    """One candidate up to the verdict; with `sections` before it, a whole pointwise prompt."""
+    """One candidate up to the yes/no label; with `sections` before it, a whole pointwise prompt."""
     return templates.candidate.format(image=_image(templates, has_image), text=text)
 
 
@@ -64,13 +64,13 @@ def vqa(templates: Templates, attribute: str, text: str, has_image: bool) -> str
     )
 
 
-def summarise(templates: Templates, text: str, has_image: bool) -> str:
+def summarize(templates: Templates, text: str, has_image: bool) -> str:
     """Stage 1's prompt; answers have the form of `prompts.summary`."""
-    return templates.summarise.format(image=_image(templates, has_image), text=text)
+    return templates.summarize.format(image=_image(templates, has_image), text=text)
 
 
 def answer(templates: Templates, words: str) -> str:
-    """An answer in words; verdicts, letters and summaries stand as they are."""
+    """An answer in words; yes_no_ids, letters and summaries stand as they are."""
     return templates.answer.format(words=words)
 
 

@@ -8,7 +8,7 @@ pretrained models. Both have the same structure and go through the same builder.
 import dataclasses
 import string
 
-VERDICTS = ("yes", "no")
+YES_NO = ("yes", "no")
 LETTERS = string.ascii_uppercase
 IMAGE = "\ue001"  # private-use character that stands for an image until tokens are made
 
@@ -24,11 +24,11 @@ class Templates:
       image: how an image is introduced; left out where there is none.
       history, similar: opening sections of a recommendation prompt; `similar` is left out when
         nothing was retrieved.
-      candidate: what follows the sections for one candidate, up to the verdict.
+      candidate: what follows the sections for one candidate, up to the yes/no label.
       rank, rank_option: lettered candidates in one prompt.
-      next_keywords, align_item, align_words, vqa, summarise: questions of the other tasks.
+      next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
-      fillers: vague words that a careless summary contains; noise for the warm-up's targets.
+      fillers: vague words that a poor summary contains; noise for the warm-up's targets.
     """
 
     keyword_separator: str
@@ -45,7 +45,7 @@ class Templates:
     align_item: str
     align_words: str
     vqa: str
-    summarise: str
+    summarize: str
     answer: str
     fillers: tuple[str, ...]
 
@@ -65,7 +65,7 @@ TERSE = Templates(
     align_item="{image} {text}\nkeywords",
     align_words=" {words}\ntitle",
     vqa="{image} {text}\n{attribute}",
-    summarise="{image} {text}\nsummary",
+    summarize="{image} {text}\nsummary",
     answer=" {words}",
     fillers=("nice", "item", "good"),
 )
@@ -91,9 +91,9 @@ FULL = Templates(
     align_item="{image}Text: {text}\n\nWrite the keywords of this item.",
     align_words="Keywords: {words}\n\nWrite the title of the item that has these keywords.",
     vqa="{image}Text: {text}\n\nWhat is the {attribute} of this item? Answer in a few words.",
-    summarise=(
+    summarize=(
         "{image}Text: {text}\n\n"
-        "Summarise this item in a few keywords. Write what only the image shows and what the text "
+        "Summarize this item in a few keywords. Write what only the image shows and what the text "
         "says on separate lines, in exactly this form:\n"
         "image: keyword, keyword\ntext: keyword, keyword"
     ),
@@ -113,4 +113,4 @@ def corpus(templates: Templates) -> list[str]:
         for text in value if isinstance(value, tuple) else (value,):
             texts.append(text.format(**blank, letter="A").replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
-    return [*texts, *VERDICTS, *LETTERS, "image: a, a\ntext: a, a"]
+    return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

@@ -5,10 +5,10 @@ from the training set nearest by cosine; their next items become context.
 
 *Ours*: the knowledge base is every training prefix, so that "next item" is exact; one entry per
 distinct user, that user's nearest prefix; the query's own user is excluded; nothing of validation
-or test is in the base, and under a global-time split nothing at or after the query's time. A head
-has been trained on the very next items that training queries ask for, so neighbours of training
-queries hit more often than they will at test time; `neighbours` can therefore embed training
-queries with heads that have not seen their users (`fold_heads`), and `hit_rate` makes the
+or test is in the base, and under a global-time split nothing at or after the query's time. A model
+has been trained on the very next items that training queries ask for, so neighbors of training
+queries hit more often than they will at test time; `neighbors` can therefore embed training
+queries with models that have not seen their users (`fold_models`), and `hit_rate` makes the
 difference visible.
 """
 
@@ -25,8 +25,8 @@ from mmsrec_jax.data import sequences
 from mmsrec_jax.data.sequences import gather_ragged, targets
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.progress import Progress
-from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, row_shards
-from mmsrec_jax.sequential.scorer import pad_rows
+from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
+from mmsrec_jax.sequential.recommender import pad_rows
 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
@@ -34,7 +34,7 @@ _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itsel
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Aligned with the queries, nearest first; -1 (similarity -inf) where fewer than k qualify.
 
     items int32[n, k]: next items; users int32[n, k]: whose; similarity float32[n, k]: cosine.
@@ -59,18 +59,18 @@ class KnowledgeBase:
     times: np.ndarray
 
 
-def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
+def prefix_embeddings(recommender, histories, rows: np.ndarray) -> np.ndarray:
     """Unit-length embeddings of the history before each row's target: float32[n, D].
 
-    rows int32[n, 2] (user, position). With a causal head all prefixes of a user come from one
+    rows int32[n, 2] (user, position). With a causal model all prefixes of a user come from one
     forward pass over the sequence; with another each prefix is embedded by itself. Histories longer
-    than the head's window are read in windows that start every half window, so that a long prefix
+    than the model's window are read in windows that start every half window, so that a long prefix
     is seen with at least half a window of its latest items.
     """
     rows = np.asarray(rows, np.int64)
-    length = head.config.length
-    if not head.causal:
-        return _one_by_one(head, histories, rows)
+    length = recommender.config.length
+    if not recommender.causal:
+        return _one_by_one(recommender, histories, rows)
     stride = max(length // 2, 1)
     start = -(-np.maximum(rows[:, 1] - length, 0) // stride) * stride
     windows, window_of_row = np.unique(
@@ -85,7 +85,7 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
 
     order = np.argsort(window_of_row, kind="stable")
     chunk_of_row = window_of_row[order] // _ENCODE_ROWS
-    found = np.empty((len(rows), head.dim), np.float32)
+    found = np.empty((len(rows), recommender.dim), np.float32)
     for chunk, first in enumerate(range(0, len(windows), _ENCODE_ROWS)):
         part = slice(first, first + _ENCODE_ROWS)
         width = min(sequences.power_of_two(lengths[part][-1]), length)  # few compiled shapes
@@ -94,26 +94,26 @@ def prefix_embeddings(head, histories, rows: np.ndarray) -> np.ndarray:
         times = pad_rows(
             gather_ragged(histories.timestamps, starts, lengths[part], width), _ENCODE_ROWS
         )
-        states = processes.fetch(_unit(head.states(ids, times)))
+        states = processes.fetch(_unit(recommender.states(ids, times)))
         at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
         found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
     return found
 
 
-def _one_by_one(head, histories, rows):
-    found = np.empty((len(rows), head.dim), np.float32)
+def _one_by_one(recommender, histories, rows):
+    found = np.empty((len(rows), recommender.dim), np.float32)
     for start in range(0, len(rows), _EMBED_ROWS):
         part = slice(start, start + _EMBED_ROWS)
-        past = sequences.before(histories, rows[part], head.config.length)
-        times = sequences.times_before(histories, rows[part], head.config.length)
-        found[part] = _unit(head.embed(past, times))
+        past = sequences.before(histories, rows[part], recommender.config.length)
+        times = sequences.times_before(histories, rows[part], recommender.config.length)
+        found[part] = _unit(recommender.embed(past, times))
     return found
 
 
-def knowledge_base(head, histories, split) -> KnowledgeBase:
-    """Embeds every training prefix of the split with `head`."""
+def knowledge_base(recommender, histories, split) -> KnowledgeBase:
+    """Embeds every training prefix of the split with `model`."""
     return KnowledgeBase(
-        prefix_embeddings(head, histories, split.train),
+        prefix_embeddings(recommender, histories, split.train),
         np.asarray(split.train[:, 0], np.int32),
         targets(histories, split.train),
         row_times(histories, split.train),
@@ -136,20 +136,20 @@ def search(
     query_chunk: int = 1024,
     base_chunk: int = 8192,
     mesh: jax.sharding.Mesh | None = None,
-) -> Neighbours:
+) -> Neighbors:
     """Exact k nearest distinct users by cosine.
 
     Args:
       base: as from `knowledge_base`.
       embeddings: float32[n, D] of unit length.
-      users: int32[n], never among their own neighbours.
+      users: int32[n], never among their own neighbors.
       before: float64[n] or None; only entries with times < before qualify.
       distinct_items: also no next item twice: the nearest entry whose user and next item are both
         new, k times over. Costs k passes instead of one.
       query_chunk, base_chunk: the largest array is float32[query_chunk, base_chunk].
       mesh: the base is split over the mesh's batch axes; every device searches its own part.
     """
-    shards = 1 if mesh is None else row_shards(mesh)
+    shards = 1 if mesh is None else num_batch_shards(mesh)
     base_chunk = min(base_chunk, max(-(-len(base.users) // shards), 1))
     clock = np.unique(base.times)
     entries = {
@@ -185,41 +185,42 @@ def search(
     similarity, owners, items = (
         np.concatenate(column) for column in zip(empty, *parts, strict=True)
     )
-    return Neighbours(items, owners, similarity)
+    return Neighbors(items, owners, similarity)
 
 
-def neighbours(
-    head,
+def neighbors(
+    recommender,
     histories,
     split,
     rows: np.ndarray,
     *,
     k: int = 3,
-    fold_heads: Sequence = (),
+    fold_models: Sequence = (),
     folds: np.ndarray | None = None,
     distinct_items: bool = False,
     mesh: jax.sharding.Mesh | None = None,
-) -> Neighbours:
+) -> Neighbors:
     """Similar users' next items for rows of a split.
 
-    rows int32[n, 2]: training, validation and test rows in any mixture. Without `fold_heads` every
-    query and the base are embedded with `head` (*paper*). With them (*ours*), a row that is a
-    training target of user u is searched with `fold_heads[folds[u]]`, trained without u, and the
-    base embedded by that same head; validation and test rows still use `head`. Under a global-time
-    split an entry qualifies only if its next item was taken before the row's own target.
+    rows int32[n, 2]: training, validation and test rows in any mixture. Without `fold_models` every
+    query and the base are embedded with `model` (*paper*). With them (*ours*), a row that is a
+    training target of user u is searched with `fold_models[folds[u]]`, trained without u, and the
+    base embedded by that same model; validation and test rows still use `model`. Under a
+    global-time split an entry qualifies only if its next item was taken before the row's own
+    target.
     """
     rows = np.asarray(rows, np.int32)
     group = np.full(len(rows), -1)
-    if fold_heads:
+    if fold_models:
         training = rows[:, 1] < split.train_end[rows[:, 0]]
         group[training] = folds[rows[training, 0]]
-    found = Neighbours(
+    found = Neighbors(
         np.full((len(rows), k), -1, np.int32),
         np.full((len(rows), k), -1, np.int32),
         np.full((len(rows), k), -np.inf, np.float32),
     )
     for which in np.unique(group):
-        embedder = head if which < 0 else fold_heads[which]
+        embedder = recommender if which < 0 else fold_models[which]
         at = np.flatnonzero(group == which)
         part = search(
             knowledge_base(embedder, histories, split),
@@ -241,15 +242,15 @@ def assign_folds(num_users: int, folds: int, seed: int) -> np.ndarray:
 
 
 def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
-    """Share of queries whose own next item is among their neighbours' next items.
+    """Share of queries whose own next item is among their neighbors' next items.
 
-    items int32[n, k] as in Neighbours; wanted int32[n]. Compare it between training and validation
-    rows: a gap is what a model trained on these neighbours will miss at test time.
+    items int32[n, k] as in Neighbors; wanted int32[n]. Compare it between training and validation
+    rows: a gap is what a model trained on these neighbors will miss at test time.
     """
     return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
 
 
-def hit_rates(found: Neighbours, histories, split, rows: np.ndarray) -> dict[str, float]:
+def hit_rates(found: Neighbors, histories, split, rows: np.ndarray) -> dict[str, float]:
     """`hit_rate` of training, validation and test rows apart; parts without rows are absent."""
     wanted = targets(histories, rows)
     keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]

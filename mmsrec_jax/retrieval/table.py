@@ -1,4 +1,4 @@
-"""Neighbours on disk: one row per query in parquet."""
+"""Neighbors on disk: one row per query in parquet."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsrec_jax.retrieval.similar import Neighbours
+from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 
 
-def write(path: Path, rows: np.ndarray, found: Neighbours) -> None:
+def write(path: Path, rows: np.ndarray, found: Neighbors) -> None:
     """Columns user, position (of the query) and lists items, users, similarity; atomic."""
 
     def lists(values: np.ndarray) -> pa.Array:
@@ -28,13 +28,13 @@ def write(path: Path, rows: np.ndarray, found: Neighbours) -> None:
 
 
 def read_items(path: Path, rows: np.ndarray) -> np.ndarray:
-    """int32[n, k]: the neighbours' next items for the queries `rows` int32[n, 2].
+    """int32[n, k]: the neighbors' next items for the queries `rows` int32[n, 2].
 
     Raises:
       UserError: the file is missing or does not hold a query.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no neighbours here; run the stage retrieval first")
+        raise UserError(f"{path}: no neighbors here; run the step retrieval first")
     table = pq.read_table(path, columns=["user", "position", "items"])
     stored = _keys(np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1))
     items = table["items"].combine_chunks()
@@ -43,7 +43,7 @@ def read_items(path: Path, rows: np.ndarray) -> np.ndarray:
     wanted = _keys(rows)
     at = np.searchsorted(stored[order], wanted).clip(max=max(len(stored) - 1, 0))
     if len(wanted) and (not len(stored) or (stored[order][at] != wanted).any()):
-        raise UserError(f"{path}: not of these targets; run the stage retrieval again")
+        raise UserError(f"{path}: not of these targets; run the step retrieval again")
     return items[order[at]].astype(np.int32)
 
 

@@ -2,7 +2,7 @@
 
 One step is a rollout (G summaries for each of B items), its rewards and `updates_per_rollout`
 updates. The prompt and its image are encoded once per item, in sampling (a shared prefill), in
-training and for the reference (G branches on one prompt).
+training and for the reference (G suffixes on one prompt).
 """
 
 import os
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation
-from mmsrec_jax.inference.suffixes import branch_logprobs
+from mmsrec_jax.inference.suffixes import suffix_logprobs
 from mmsrec_jax.inference.summarize import make_sampling, prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
@@ -27,17 +27,17 @@ from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rl import policy_loss, reference
-from mmsrec_jax.rl.reward_inputs import Rescoring
+from mmsrec_jax.rl.reward_inputs import RewardInputs
 from mmsrec_jax.runtime import processes, sharding
 from mmsrec_jax.runtime.arrays import local_rows, to_devices
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.microbatch import mapped, summed
+from mmsrec_jax.runtime.microbatch import accumulate_gradients, map_microbatches
 from mmsrec_jax.runtime.sharding import constrain
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import place
 
-Judge = Callable[..., dict[str, jax.Array]]
+ScoreRollouts = Callable[..., dict[str, jax.Array]]
 
 
 def train(
@@ -69,7 +69,7 @@ def train(
     Raises:
       UserError: no adapters, sizes that split a group, or a reward that cannot be had.
     """
-    rounds = _check(config, model, source)
+    num_microbatches = _check(config, model, source)
     sampling = make_sampling(
         model,
         tokenizer,
@@ -95,9 +95,9 @@ def train(
             shards=shards,
         )
 
-    share = sharding.batch_share(mesh)
+    share = sharding.process_batch_shard(mesh)
     dataset = Sharded(batches, config.input_shards, share)
-    rescoring = Rescoring(
+    reward_inputs = RewardInputs(
         source.items,
         word_tokens=config.max_new_tokens,
         image_tokens=config.image_tokens,
@@ -107,8 +107,8 @@ def train(
     with jax.set_mesh(mesh):
         graphdef, state, frozen, shardings = place(model, "lora", optimizer, mesh)
         roll = make_rollout(graphdef, sampling, config.seed)
-        judge = make_judge(graphdef, config, rounds)
-        update = make_update(graphdef, optimizer, config, rounds, shardings=shardings)
+        judge = make_score_rollouts(graphdef, config, num_microbatches)
+        update = make_update(graphdef, optimizer, config, num_microbatches, shardings=shardings)
 
         counted = metering.ModelFlops(model, adapters=True)
 
@@ -117,13 +117,13 @@ def train(
             rows = batch.pop("index")
             rollout = roll(state.params, frozen, batch, rows, state.step)
             summaries = read(tokenizer, rollout)
-            texts = rescoring.arrays(local_rows(rows), summaries)
-            judged = judge(state.params, frozen, batch, rollout, to_devices(texts, mesh))
-            metrics = judged.pop("metrics") | count_words(summaries)
+            texts = reward_inputs.arrays(local_rows(rows), summaries)
+            scored = judge(state.params, frozen, batch, rollout, to_devices(texts, mesh))
+            metrics = scored.pop("metrics") | count_words(summaries)
             work = _work(counted, prompts, local_rows(rollout.lengths), config)
             metrics |= metering.amount(parts=share[1], **work)
             for epoch in range(config.updates_per_rollout):
-                state, update_metrics = update(state, frozen, batch, rollout, judged)
+                state, update_metrics = update(state, frozen, batch, rollout, scored)
                 if epoch == 0:  # before any update: what separates sampling from training
                     metrics["rollout/logprob_gap"] = update_metrics["logprob_gap"]
             del update_metrics["logprob_gap"]
@@ -201,7 +201,9 @@ def make_rollout(graphdef: nnx.GraphDef, sampling: sampler.Sampling, seed: int):
     return roll
 
 
-def make_judge(graphdef: nnx.GraphDef, config: Any, rounds: int) -> Judge:
+def make_score_rollouts(
+    graphdef: nnx.GraphDef, config: Any, num_microbatches: int
+) -> ScoreRollouts:
     """Jitted `(params, frozen, batch, rollout, texts) -> {advantages float32[B, G], reference
     float32[B, G, T] log-probs with adapters off, metrics}`."""
     weights = {name: float(config.weights[name]) for name in reference.PARTS}
@@ -217,12 +219,12 @@ def make_judge(graphdef: nnx.GraphDef, config: Any, rounds: int) -> Judge:
             reconstruction=config.reconstruction,
             center=config.center,
             distractors=config.distractors if weights["image"] else 0,
-            rounds=rounds,
+            num_microbatches=num_microbatches,
         )
         rewards = sum(weights[name] * part for name, part in parts.items())
-        log_probs = mapped(lambda a: branch_logprobs(model, *a, adapters=False), rounds)(
-            (batch, rollout.tokens, rollout.lengths)
-        )
+        log_probs = map_microbatches(
+            lambda a: suffix_logprobs(model, *a, adapters=False), num_microbatches
+        )((batch, rollout.tokens, rollout.lengths))
         return {
             "advantages": policy_loss.group_advantages(rewards, scale_by_std=config.scale_by_std),
             "reference": log_probs,
@@ -236,37 +238,38 @@ def make_update(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     config: Any,
-    rounds: int,
+    num_microbatches: int,
     *,
     shardings: Any = None,
 ):
-    """Jitted `(state, frozen, batch, rollout, judged) -> (state, metrics)`; the state is donated.
+    """Jitted `(state, frozen, batch, rollout, scored) -> (state, metrics)`; the state is donated.
 
-    Gradients of `rounds` micro-batches of whole groups are averaged before the one update.
+    Gradients of `num_microbatches` micro-batches of whole groups are averaged before the one
+    update.
     """
 
     def compute(params, frozen, part):
-        batch, rollout, judged = part
+        batch, rollout, scored = part
         model = nnx.merge(graphdef, params, frozen)
-        new = branch_logprobs(model, batch, rollout.tokens, rollout.lengths)
+        new = suffix_logprobs(model, batch, rollout.tokens, rollout.lengths)
         loss, metrics = policy_loss.policy_loss(
             new,
             rollout.logprobs,
-            judged["reference"],
-            judged["advantages"],
+            scored["reference"],
+            scored["advantages"],
             rollout.lengths,
             clip=config.clip,
             kl=config.kl,
         )
         return loss, metrics | {"loss": loss}
 
-    def update(state, frozen, batch, rollout, judged):
+    def update(state, frozen, batch, rollout, scored):
         def gradients(part):
             found, metrics = jax.grad(compute, has_aux=True)(state.params, frozen, part)
             return found, metrics
 
-        total = summed(gradients, rounds)((batch, rollout, judged))
-        found, metrics = jax.tree.map(lambda x: x / rounds, total)
+        total = accumulate_gradients(gradients, num_microbatches)((batch, rollout, scored))
+        found, metrics = jax.tree.map(lambda x: x / num_microbatches, total)
         metrics["gradient_norm"] = optax.global_norm(found)
         return state.apply(found, optimizer), metrics
 

@@ -11,10 +11,10 @@ def group_advantages(rewards: jax.Array, *, scale_by_std: bool) -> jax.Array:
 
     rewards: float32[B, G], G >= 2.
     """
-    centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    centered = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if not scale_by_std:
-        return centred
-    return centred / (jnp.std(rewards, axis=-1, keepdims=True, ddof=1) + 1e-6)
+        return centered
+    return centered / (jnp.std(rewards, axis=-1, keepdims=True, ddof=1) + 1e-6)
 
 
 def log_ratio(new: jax.Array, old: jax.Array) -> jax.Array:

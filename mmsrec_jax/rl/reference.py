@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from mmsrec_jax.inference.suffixes import branch_logprobs
+from mmsrec_jax.inference.suffixes import suffix_logprobs
 from mmsrec_jax.models.mllm import MLLM, PATCH_KEYS
 from mmsrec_jax.rl import rewards
-from mmsrec_jax.runtime.microbatch import mapped
+from mmsrec_jax.runtime.microbatch import map_microbatches
 
 PARTS = ("information", "reconstruction", "length", "image", "form")
 
@@ -20,23 +20,23 @@ def scores(
     reconstruction: str,
     center: bool,
     distractors: int,
-    rounds: int,
+    num_microbatches: int,
 ) -> dict[str, jax.Array]:
     """Every reward part of B x G summaries -> name -> float32[B, G]; see `rewards.parts`.
 
     Args:
       batch: the prompts, for their images.
-      texts: `rescoring.Rescoring.arrays`.
+      texts: `reward_inputs.RewardInputs.arrays`.
       length: what it counts, "keywords" (paper) or "tokens".
       reconstruction: "bounded" or "perplexity".
       center: see `rewards.information`.
       distractors: other images of the batch that a summary is told from, the next ones in it;
         0 = no image part.
-      rounds: the batch is worked through in so many parts, to bound memory.
+      num_microbatches: the batch is worked through in so many parts, to bound memory.
     """
-    rows = mapped(lambda texts: _read(model, texts), rounds)(texts)
+    rows = map_microbatches(lambda texts: _read(model, texts), num_microbatches)(texts)
     text_lengths = texts["text_lengths"]
-    judged = {
+    scored = {
         "information": rewards.information(
             rows["words"], rows["text"], texts["words_lengths"] > 0, text_lengths > 0, center=center
         ),
@@ -44,12 +44,12 @@ def scores(
         "form": texts["form"],
     }
     if reconstruction == "bounded":
-        judged["reconstruction"] = rewards.reconstruction(rows["nll"][:, :-1], rows["nll"][:, -1])
+        scored["reconstruction"] = rewards.reconstruction(rows["nll"][:, :-1], rows["nll"][:, -1])
     else:
-        judged["reconstruction"] = rewards.perplexity(rows["nll"][:, :-1], text_lengths)
+        scored["reconstruction"] = rewards.perplexity(rows["nll"][:, :-1], text_lengths)
     if distractors:
-        judged["image"] = _told_apart(model, batch, texts, distractors, rounds)
-    return judged
+        scored["image"] = _told_apart(model, batch, texts, distractors, num_microbatches)
+    return scored
 
 
 def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -59,7 +59,7 @@ def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
     ask = _plain(_flat(texts["ask"]), _flat(texts["ask_lengths"]))
     text = jnp.repeat(texts["text"], samples + 1, axis=0)[:, None]
     lengths = jnp.repeat(texts["text_lengths"], samples + 1)[:, None]
-    logprobs = branch_logprobs(model, ask, text, lengths, adapters=False)
+    logprobs = suffix_logprobs(model, ask, text, lengths, adapters=False)
     return {
         "words": words.reshape(rows, samples, -1),
         "text": _mean_states(model, texts["text"], texts["text_lengths"]),
@@ -68,9 +68,13 @@ def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _told_apart(
-    model: MLLM, batch: dict[str, jax.Array], texts: dict[str, jax.Array], distractors: int, rounds
+    model: MLLM,
+    batch: dict[str, jax.Array],
+    texts: dict[str, jax.Array],
+    distractors: int,
+    num_microbatches,
 ) -> jax.Array:
-    """Image j reads the image lines of items j, j - 1, ..., j - K as branches of one prompt."""
+    """Image j reads the image lines of items j, j - 1, ..., j - K as suffixes of one prompt."""
     rows, samples, steps = texts["image_line"].shape
     candidates = distractors + 1
 
@@ -78,7 +82,7 @@ def _told_apart(
         """[B, K + 1, ...]: x of rows b + sign * k."""
         return jnp.stack([jnp.roll(x, -sign * k, axis=0) for k in range(candidates)], axis=1)
 
-    trunk = {
+    prefix = {
         "tokens": texts["image_tokens"],
         "positions": texts["image_positions"],
         "segment_ids": texts["image_segments"],
@@ -88,9 +92,9 @@ def _told_apart(
     lengths = shifted(texts["image_line_lengths"], -1).reshape(rows, -1)
 
     def read(arguments):
-        return jnp.sum(branch_logprobs(model, *arguments, adapters=False), axis=-1)
+        return jnp.sum(suffix_logprobs(model, *arguments, adapters=False), axis=-1)
 
-    logprobs = mapped(read, rounds)((trunk, lines, lengths))
+    logprobs = map_microbatches(read, num_microbatches)((prefix, lines, lengths))
     # [j, k, g] is item j - k under image j; item i under image i + k is [i + k, k, g].
     logprobs = logprobs.reshape(rows, candidates, samples)
     own = jnp.stack([jnp.roll(logprobs[:, k], -k, axis=0) for k in range(candidates)], axis=-1)

@@ -5,27 +5,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmsrec_jax.inputs.items import Items
+from mmsrec_jax.inputs.items import ItemRenderer
 from mmsrec_jax.prompts import Summary, format_summary, tasks
 from mmsrec_jax.rl import rewards
 
 
-class Rescoring:
+class RewardInputs:
     """Builds the same static shapes for every batch of B items with G summaries each.
 
     Args:
-      items: texts, images and sentences of the catalogue.
+      items: texts, images and sentences of the catalog.
       word_tokens: room Tw for a summary's keywords; a longer one loses its tail.
       image_tokens: room Ti for its image line; what is beyond is not scored.
       prompt_length: room L for a prompt with an image and no text.
     """
 
-    def __init__(self, items: Items, *, word_tokens: int, image_tokens: int, prompt_length: int):
-        self._items, self._chat = items, items.prompting.chat
-        self._templates = items.prompting.templates
+    def __init__(
+        self, items: ItemRenderer, *, word_tokens: int, image_tokens: int, prompt_length: int
+    ):
+        self._items, self._chat = items, items.prompt_config.chat
+        self._templates = items.prompt_config.templates
         self._word_tokens, self._image_tokens = word_tokens, image_tokens
         self._prompt_length = prompt_length
-        self._text_tokens = items.prompting.text_tokens + 1  # an opening space may cost a token
+        self._text_tokens = items.prompt_config.text_tokens + 1  # an opening space may cost a token
         # Tokens may merge differently at the keywords' edges: a little more than the sum.
         self._ask_tokens = len(self._ask("")) + word_tokens + 4
 
@@ -47,7 +49,7 @@ class Rescoring:
     def _item(self, i: int, summaries: Sequence[Summary]) -> dict[str, np.ndarray]:
         chat, found = self._chat, Counter()
         image = self._items.image(i, found)
-        text = self._items.text(i, self._items.prompting.text_tokens, found)
+        text = self._items.text(i, self._items.prompt_config.text_tokens, found)
         words = [self._words(summary) for summary in summaries]
         out = {
             **_padded("words", [self._ids(w) for w in words], self._word_tokens),
@@ -65,7 +67,7 @@ class Rescoring:
         }
         described = _padded("text", [self._ids(text)], self._text_tokens)
         out |= {name: value[0] for name, value in described.items()}
-        question = tasks.summarise(self._templates, "", image is not None)
+        question = tasks.summarize(self._templates, "", image is not None)
         piece = chat.encode(chat.head + question + chat.middle, () if image is None else (image,))
         room = self._prompt_length - len(piece)
         return out | {

@@ -12,7 +12,7 @@ from mmsrec_jax.runtime import processes
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
-    """Writes through a temporary neighbour, so that a reader never sees half a file."""
+    """Writes through a temporary neighbor, so that a reader never sees half a file."""
     _write(Path(path), lambda partial: pq.write_table(table, partial))
 
 

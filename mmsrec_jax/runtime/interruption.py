@@ -1,7 +1,7 @@
 """SIGTERM ends a run in a safe place; the same command takes it up again.
 
 Schedulers send it some seconds before they take a machine away. A training loop saves and stops
-after the step under way. Elsewhere a run stops at once, for a stage that was stopped goes on where
+after the step under way. Elsewhere a run stops at once, for a step that was stopped goes on where
 it was. Of several processes any may get the signal: JAX's preemption service then names one place,
 of those that all of them pass, where all stop.
 """

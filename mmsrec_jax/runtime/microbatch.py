@@ -1,4 +1,4 @@
-"""Rows in sequential rounds on the device: less memory, the same result."""
+"""A batch worked through in microbatches on the device: less memory, the same result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,31 +7,35 @@ import jax
 import jax.numpy as jnp
 
 
-def split(tree: Any, rounds: int) -> Any:
-    """[B, ...] -> [rounds, B / rounds, ...]. Row b belongs to round b % rounds, so that every round
+def split(tree: Any, num_microbatches: int) -> Any:
+    """[B, ...] -> [N, B / N, ...]. Row b belongs to microbatch b % N, so that every microbatch
     takes as many rows from every device."""
-    return jax.tree.map(lambda x: x.reshape(-1, rounds, *x.shape[1:]).swapaxes(0, 1), tree)
+    return jax.tree.map(
+        lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), tree
+    )
 
 
-def mapped(function: Callable[[Any], Any], rounds: int) -> Callable[[Any], Any]:
-    """`function` over arrays with first axis B, in `rounds` calls of B / rounds rows."""
-    if rounds == 1:
+def map_microbatches(function: Callable[[Any], Any], num_microbatches: int) -> Callable[[Any], Any]:
+    """`function` over arrays with first axis B, in N calls of B / N rows."""
+    if num_microbatches == 1:
         return function
 
     def run(tree):
-        out = jax.lax.map(function, split(tree, rounds))
+        out = jax.lax.map(function, split(tree, num_microbatches))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
 
     return run
 
 
-def summed(function: Callable[[Any], Any], rounds: int) -> Callable[[Any], Any]:
-    """The sum of what `function` gives for `rounds` calls of B / rounds rows."""
-    if rounds == 1:
+def accumulate_gradients(
+    function: Callable[[Any], Any], num_microbatches: int
+) -> Callable[[Any], Any]:
+    """The sum of what `function` gives for N calls of B / N rows."""
+    if num_microbatches == 1:
         return function
 
     def run(tree):
-        parts = split(tree, rounds)
+        parts = split(tree, num_microbatches)
         out = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
 
         def add(total, part):

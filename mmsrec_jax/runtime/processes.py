@@ -24,7 +24,7 @@ _PATIENCE_MS = 7 * 24 * 3600 * 1000
 _exchanges = 0
 
 
-def initialise() -> None:
+def initialize() -> None:
     """Joins the other processes of this run, if there are any; call it before anything else.
 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`

@@ -76,7 +76,7 @@ def make_mesh(
 
 
 def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices along the network: neighbours on a mesh axis are neighbours in the machine.
+    """Devices along the network: neighbors on a mesh axis are neighbors in the machine.
 
     Several slices, between which the network is slow, are told apart on the first axis that they
     divide: replicas if there are any, else shards of the weights.
@@ -149,14 +149,14 @@ def _weight_backward(held, used, _, gradient):
 weight.defvjp(_weight_forward, _weight_backward)
 
 
-def row_shards(mesh: Mesh | None = None) -> int:
+def num_batch_shards(mesh: Mesh | None = None) -> int:
     """Over how many devices the rows of a batch are split; by default on the mesh in use (1 where
     there is none)."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
-def divided(size: int, logical: str) -> bool:
+def is_divisible(size: int, logical: str) -> bool:
     """Whether the mesh divides an axis of this size and name (True without a mesh)."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or _even(size, LOGICAL_AXES[logical], mesh)
@@ -184,8 +184,10 @@ def per_device(f: Callable, *arguments: tuple, out: Sequence[str | None]) -> jax
         for value, logical in arguments
     )
     # Kernels do not say along which mesh axes their results vary, hence no check of it.
-    mapped = jax.shard_map(f, in_specs=in_specs, out_specs=spec(values[0], out), check_vma=False)
-    return mapped(*values)
+    over_devices = jax.shard_map(
+        f, in_specs=in_specs, out_specs=spec(values[0], out), check_vma=False
+    )
+    return over_devices(*values)
 
 
 def _activation_spec(shape: Sequence[int], axes: Sequence[tuple[str, ...]], mesh) -> PartitionSpec:
@@ -254,7 +256,7 @@ def abstract(tree, where):
     )
 
 
-def batch_share(mesh: Mesh) -> tuple[int, int]:
+def process_batch_shard(mesh: Mesh) -> tuple[int, int]:
     """`(index, count)`: which part of the rows of a batch this process makes, of how many.
 
     Processes whose devices hold the same rows make the same part.
@@ -262,7 +264,7 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     Raises:
       UserError: the devices of two processes share some of their rows and not all.
     """
-    shards = row_shards(mesh)
+    shards = num_batch_shards(mesh)
     rows: dict[int, set[int]] = {}
     for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)

@@ -1,8 +1,8 @@
-"""What every recommendation head has in common: rows of items in, one vector a place out.
+"""What every sequential recommender has in common: rows of items in, one vector a place out.
 
-A kind of head is a file of this package with a config (`HeadConfig`), a module (`HeadModule`) and a
-line in `kinds.KINDS`. Training (`training.heads`) and scoring (`head.Head`) know no more of it than
-stands here.
+A kind of model is a file of this package with a config (`SequentialConfig`), a module
+(`SequentialModule`) and a line in `registry.MODELS`. Training (`sequential.train`) and scoring
+(`SequentialRecommender`) know no more of it than stands here.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from flax import nnx
 
 from mmsrec_jax.sequential.losses import ItemLoss
 
-CATEGORIES = "categories"  # the one feature that is made of the catalogue: float 0 or 1
+CATEGORIES = "categories"  # the one feature that is made of the catalog: float 0 or 1
 
 
 class Rows(NamedTuple):
     """Packed histories; every array is int32[B, L].
 
-    ids: item i of the catalogue is i + 1, padding is 0. segments: 0 padding, 1.. the sequence that
+    ids: item i of the catalog is i + 1, padding is 0. segments: 0 padding, 1.. the sequence that
     a token belongs to. positions: within the sequence, from 0. times: seconds since 1970 (positions
     where the data has no clock). targets: the next item, counted from 0; -1 where there is none.
     """
@@ -33,8 +33,8 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeadConfig:
-    """num_items: catalogue size; length: longest window of a history; features: (name, width) of
+class SequentialConfig:
+    """num_items: catalog size; length: longest window of a history; features: (name, width) of
     the frozen item features that it reads, in the order of the module's `FEATURES`."""
 
     num_items: int
@@ -46,18 +46,18 @@ class Features(nnx.Variable):
     """Frozen item features, float32[items, width]: stored with the weights, never trained."""
 
 
-def last_place(rows: Rows) -> jax.Array:
+def last_position(rows: Rows) -> jax.Array:
     """Where the last item of each row's one right-padded sequence stands: int32[B]."""
     return jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
 
 
-def take_place(x: jax.Array, places: jax.Array) -> jax.Array:
+def take_position(x: jax.Array, places: jax.Array) -> jax.Array:
     """One place of each row: [B, L, D] -> [B, 1, D]; places int32[B]."""
     return jnp.take_along_axis(x, places[:, None, None], 1)
 
 
-class HeadModule(nnx.Module):
-    """Base of all heads; built as `Module(config, rngs=rngs)`.
+class SequentialModule(nnx.Module):
+    """Base of all models; built as `Module(config, rngs=rngs)`.
 
     Weights are `nnx.Param`s; random numbers come in as keys, so that a module holds no generator.
 
@@ -78,7 +78,7 @@ class HeadModule(nnx.Module):
     USES_TIMES: ClassVar[bool] = False
     CAUSAL: ClassVar[bool] = True
 
-    def __init__(self, config: HeadConfig):
+    def __init__(self, config: SequentialConfig):
         self.config = config
         if config.features:
             self.features = nnx.Dict(
@@ -90,7 +90,7 @@ class HeadModule(nnx.Module):
         raise NotImplementedError
 
     def table(self) -> jax.Array:
-        """Output embeddings of the catalogue, float32[items, D]: scores = state @ table.T."""
+        """Output embeddings of the catalog, float32[items, D]: scores = state @ table.T."""
         raise NotImplementedError
 
     def bias(self) -> jax.Array | None:
@@ -102,12 +102,12 @@ class HeadModule(nnx.Module):
 
         Rows hold one right-padded sequence each and are at most `config.length` wide.
         """
-        return take_place(self(rows), last_place(rows))[:, 0]
+        return take_position(self(rows), last_position(rows))[:, 0]
 
     def loss(
         self, rows: Rows, key: jax.Array, item_loss: ItemLoss
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar that training minimises, and the parts of it worth a curve (scalars by name)."""
+        """Scalar that training minimizes, and the parts of it worth a curve (scalars by name)."""
         states = self(rows, key)
         negatives = jax.random.fold_in(key, 1)
         return item_loss(states, self.table(), rows.targets, negatives, self.bias()), {}

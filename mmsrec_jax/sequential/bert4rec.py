@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import HeadModule, Rows
+from mmsrec_jax.sequential.base import Rows, SequentialModule
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.transformer import (
     Transformer,
@@ -34,7 +34,7 @@ class BERT4RecConfig(TransformerConfig):
     last_rate: float = 0.1
 
 
-class BERT4Rec(HeadModule):
+class BERT4Rec(SequentialModule):
     """Sequence encoder; row 0 of the items is padding, the last row is the mask token."""
 
     NO_DECAY = (*Transformer.NO_DECAY, "item_bias", "transform_bias", "transform_norm")

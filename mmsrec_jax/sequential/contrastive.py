@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mmsrec_jax.sequential.base import Rows
 
 
-class Places(NamedTuple):
+class Positions(NamedTuple):
     """Drawn places of packed rows; every array has one entry a place, int32[N].
 
     at: index into the flattened [B, L]; known: bool, False where a batch has too few targets;
@@ -35,7 +35,7 @@ class Places(NamedTuple):
         return self.known & (self.targets[:, None] != self.targets)
 
 
-def draw_places(rows: Rows, count: int, key: jax.Array) -> Places:
+def draw_positions(rows: Rows, count: int, key: jax.Array) -> Positions:
     """At most `count` places with a target, uniformly without replacement (*ours*).
 
     The papers contrast the users of a batch, one prefix each. A packed row holds every prefix of
@@ -47,7 +47,7 @@ def draw_places(rows: Rows, count: int, key: jax.Array) -> Places:
     at = jax.lax.top_k(order, min(count, len(targets)))[1]
     batch, length = rows.ids.shape
     row = jnp.arange(batch)[:, None] * (length + 1)
-    return Places(at, targets[at] >= 0, targets[at], (row + rows.segments).reshape(-1)[at])
+    return Positions(at, targets[at] >= 0, targets[at], (row + rows.segments).reshape(-1)[at])
 
 
 def info_nce(

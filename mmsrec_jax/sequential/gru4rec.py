@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.sequential import dropout
-from mmsrec_jax.sequential.base import HeadConfig, HeadModule, Rows
+from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialModule
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig(HeadConfig):
+class GRU4RecConfig(SequentialConfig):
     """dim: width of the embedding; hidden: of the state of each layer."""
 
     dim: int = 64
@@ -25,8 +25,8 @@ class GRU4RecConfig(HeadConfig):
     dropout: float = 0.3
 
 
-class GRU4Rec(HeadModule):
-    """Sequence encoder; item i of the catalogue lives in row i + 1, row 0 is padding."""
+class GRU4Rec(SequentialModule):
+    """Sequence encoder; item i of the catalog lives in row i + 1, row 0 is padding."""
 
     NO_DECAY = ("bias", "state_bias", "out_bias")
 

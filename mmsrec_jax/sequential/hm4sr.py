@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax.sequential.base import CATEGORIES, HeadModule, Rows
-from mmsrec_jax.sequential.contrastive import draw_places, info_nce
+from mmsrec_jax.sequential.base import CATEGORIES, Rows, SequentialModule
+from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.transformer import (
     Transformer,
@@ -64,7 +64,7 @@ class HM4SRConfig(TransformerConfig):
     contrast: int = 1024
 
 
-class HM4SR(HeadModule):
+class HM4SR(SequentialModule):
     """Streams are stacked first: [S, ...], the id stream and then one for each content feature."""
 
     FEATURES = ("text", "image", CATEGORIES)
@@ -143,7 +143,7 @@ class HM4SR(HeadModule):
         encoded = self._encode(both, rows, dropout, (*streams, *streams[1:]))
         states, replaced = encoded[: len(x)], encoded[len(x) :]
 
-        places = draw_places(rows, c.contrast, drawn)
+        places = draw_positions(rows, c.contrast, drawn)
         next_ids = tables[0][jnp.maximum(places.targets, 0)]
         parts = {
             "items": item_loss(

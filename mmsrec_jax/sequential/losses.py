@@ -1,4 +1,4 @@
-"""How the states of a head are trained to point at items: full softmax, sampled softmax, BCE."""
+"""How the states of a model are trained to point at items: full softmax, sampled softmax, BCE."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ SOFTMAX, SAMPLED_SOFTMAX, BCE = "softmax", "sampled_softmax", "bce"
 class ItemLoss:
     """Mean loss of the targets, in nats.
 
-    kind: "softmax" over the catalogue; "sampled_softmax" over the target and `negatives` uniform
+    kind: "softmax" over the catalog; "sampled_softmax" over the target and `negatives` uniform
     items, drawn once a batch; "bce" with one uniform negative a target, as in the original SASRec.
-    chunk: targets whose logits over the catalogue are in memory at once ("softmax").
+    chunk: targets whose logits over the catalog are in memory at once ("softmax").
     """
 
     kind: str

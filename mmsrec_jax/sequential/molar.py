@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import HeadModule, Rows, last_place
-from mmsrec_jax.sequential.contrastive import draw_places, info_nce
+from mmsrec_jax.sequential.base import Rows, SequentialModule, last_position
+from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.sasrec import SASRec, SASRecConfig
 from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
@@ -41,7 +41,7 @@ class MolarConfig(TransformerConfig):
     contrast: int = 512
 
 
-class Molar(HeadModule):
+class Molar(SequentialModule):
     """The content-based model, and the ID-based one that only training asks."""
 
     FEATURES = ("item", "text", "image")
@@ -62,7 +62,7 @@ class Molar(HeadModule):
         self.outer_bias = nnx.Param(jnp.zeros(c.dim))
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.length, c.dim)))
         self.encoder = Transformer(c, rngs=rngs)
-        sizes = {name: getattr(c, name) for name in ("dim", "layers", "heads", "mlp_dim")}
+        sizes = {name: getattr(c, name) for name in ("dim", "layers", "sequential", "mlp_dim")}
         self.ids = SASRec(
             SASRecConfig(c.num_items, length=c.length, dropout=c.dropout, **sizes), rngs=rngs
         )
@@ -74,7 +74,7 @@ class Molar(HeadModule):
     def last(self, rows: Rows) -> jax.Array:
         """Content-based user embedding after the last item of each row, float32[B, D]."""
         x = self._inputs(self.table(), rows)
-        return self.encoder.at(x, causal_mask(rows), last_place(rows))
+        return self.encoder.at(x, causal_mask(rows), last_position(rows))
 
     def table(self) -> jax.Array:
         """What content says of the items, float32[items, D]."""
@@ -117,7 +117,7 @@ def align(
     content, id_based float[B, L, D]. Negatives are the other drawn places, less those of the same
     sequence, which are the same user (*ours*).
     """
-    places = draw_places(rows, count, key)
+    places = draw_positions(rows, count, key)
     content, id_based = places.of(content), places.of(id_based)
     rivals, known = places.other_sequences, places.known
     return info_nce(id_based, content, rivals, known, temperature) + info_nce(

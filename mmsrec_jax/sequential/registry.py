@@ -1,4 +1,4 @@
-"""The kinds of recommendation heads, one file each: a config and a module."""
+"""The kinds of sequential recommender, one file each: a config and a module."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,46 +7,46 @@ from typing import Any
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import bert4rec, gru4rec, hm4sr, molar, sasrec
-from mmsrec_jax.sequential.base import CATEGORIES, HeadConfig, HeadModule
+from mmsrec_jax.sequential.base import CATEGORIES, SequentialConfig, SequentialModule
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """A head by its parts; `name` is also that of its section in a config."""
+class SequentialModel:
+    """A model by its parts; `name` is also that of its section in a config."""
 
     name: str
-    config: type[HeadConfig]
-    module: type[HeadModule]
+    config: type[SequentialConfig]
+    module: type[SequentialModule]
 
 
 _ALL = (
-    Kind("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
-    Kind("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
-    Kind("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
-    Kind("molar", molar.MolarConfig, molar.Molar),
-    Kind("hm4sr", hm4sr.HM4SRConfig, hm4sr.HM4SR),
+    SequentialModel("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
+    SequentialModel("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
+    SequentialModel("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
+    SequentialModel("molar", molar.MolarConfig, molar.Molar),
+    SequentialModel("hm4sr", hm4sr.HM4SRConfig, hm4sr.HM4SR),
 )
-KINDS = {kind.name: kind for kind in _ALL}
+MODELS = {kind.name: kind for kind in _ALL}
 
 
-def find(name: str) -> Kind:
+def find(name: str) -> SequentialModel:
     """The kind of this name. Raises UserError that names the nearest one."""
-    return KINDS[choose_name(name, KINDS, what="config.head")]
+    return MODELS[choose_name(name, MODELS, what="config.sequential_model")]
 
 
-def contents(kind: Kind) -> frozenset[str]:
-    """The item features that it can read, less those that are made of the catalogue."""
+def contents(kind: SequentialModel) -> frozenset[str]:
+    """The item features that it can read, less those that are made of the catalog."""
     return frozenset(kind.module.FEATURES) - {CATEGORIES}
 
 
-def of(config: HeadConfig) -> Kind:
+def of(config: SequentialConfig) -> SequentialModel:
     """The kind that a config belongs to."""
-    return next(kind for kind in KINDS.values() if kind.config is type(config))
+    return next(kind for kind in MODELS.values() if kind.config is type(config))
 
 
 def configure(
     name: str, settings: Mapping[str, Any], num_items: int, features: Mapping[str, Any]
-) -> HeadConfig:
+) -> SequentialConfig:
     """The config of a kind from those of its fields that are in `settings`.
 
     features: float32[items, width] by name; of these the kind takes those that it can read.
@@ -64,12 +64,12 @@ def configure(
     return kind.config(num_items=num_items, features=widths, **chosen)
 
 
-def to_json(config: HeadConfig) -> dict[str, Any]:
+def to_json(config: SequentialConfig) -> dict[str, Any]:
     """What `from_json` reads."""
     return {"kind": of(config).name, **dataclasses.asdict(config)}
 
 
-def from_json(stored: Mapping[str, Any]) -> HeadConfig:
+def from_json(stored: Mapping[str, Any]) -> SequentialConfig:
     """The config that `to_json` wrote."""
     values = {name: _tuples(value) for name, value in stored.items() if name != "kind"}
     return find(stored["kind"]).config(**values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from mmsrec_jax.sequential.base import HeadModule, Rows, last_place
+from mmsrec_jax.sequential.base import Rows, SequentialModule, last_position
 from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
 
 
@@ -19,8 +19,8 @@ class SASRecConfig(TransformerConfig):
     """Transformer sizes."""
 
 
-class SASRec(HeadModule):
-    """Sequence encoder; item i of the catalogue lives in row i + 1, row 0 is padding."""
+class SASRec(SequentialModule):
+    """Sequence encoder; item i of the catalog lives in row i + 1, row 0 is padding."""
 
     NO_DECAY = Transformer.NO_DECAY
 
@@ -38,7 +38,7 @@ class SASRec(HeadModule):
 
     def last(self, rows: Rows) -> jax.Array:
         """State after the last item of each row, float32[B, D]."""
-        return self.encoder.at(self._inputs(rows), causal_mask(rows), last_place(rows))
+        return self.encoder.at(self._inputs(rows), causal_mask(rows), last_position(rows))
 
     def table(self) -> jax.Array:
         """The input embeddings, tied: float32[items, D]."""

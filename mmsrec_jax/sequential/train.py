@@ -1,4 +1,4 @@
-"""Trains a recommendation head and selects it on validation NDCG@10 over the full catalogue."""
+"""Trains a sequential recommender and selects it on validation NDCG@10 over the full catalog."""
 
 import dataclasses
 import functools
@@ -19,10 +19,9 @@ from mmsrec_jax.data.splits import subset
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.sharding import batch_sharding, replicated, row_shards
-from mmsrec_jax.sequential import registry
-from mmsrec_jax.sequential import scorer as heads
-from mmsrec_jax.sequential.base import HeadConfig, Rows
+from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
+from mmsrec_jax.sequential import recommender, registry
+from mmsrec_jax.sequential.base import Rows, SequentialConfig
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.state import TrainState
@@ -30,9 +29,9 @@ from mmsrec_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a compiled step depends on; heads of equal recipe (folds, seeds) share the step."""
+    """What a compiled step depends on; models of equal recipe (folds, seeds) share the step."""
 
-    head: HeadConfig
+    recommender: SequentialConfig
     loss: ItemLoss
     learning_rate: float
     warmup_steps: int
@@ -44,7 +43,7 @@ class Recipe:
 
 
 def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]) -> Recipe:
-    """How `train` trains a head of this kind and config; arguments as there."""
+    """How `train` trains a model of this kind and config; arguments as there."""
     return Recipe(
         registry.configure(kind, config, num_items, features),
         item_loss(config),
@@ -56,7 +55,7 @@ def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]
 
 @functools.cache
 def _optimizer(recipe):
-    kept = set(registry.of(recipe.head).module.NO_DECAY)
+    kept = set(registry.of(recipe.recommender).module.NO_DECAY)
     return optax.adamw(
         optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
         weight_decay=recipe.weight_decay,
@@ -65,7 +64,7 @@ def _optimizer(recipe):
 
 
 @flax.struct.dataclass
-class HeadState:
+class SequentialState:
     """What a resumed run needs: the weights in training, and how well they did on validation.
 
     best_ndcg float32[]; stale int32[]: validations since the best one.
@@ -87,16 +86,16 @@ def train(
     features: Mapping[str, np.ndarray] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     profile: metering.Steps | None = None,
-) -> heads.Head:
-    """Trains a head on every training target and returns the weights best on validation.
+) -> recommender.SequentialRecommender:
+    """Trains a model on every training target and returns the weights best on validation.
 
     Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits.
     Stops early after `config.patience` validations without a better NDCG@10; `config.steps` is
     rounded up to a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
 
     Args:
-      kind: a name in `registry.KINDS`.
-      config: fields of that kind's config, of `ItemLoss`, of the optimiser and of this loop.
+      kind: a name in `registry.MODELS`.
+      config: fields of that kind's config, of `ItemLoss`, of the optimizer and of this loop.
       features: float32[items, width] by name, for a kind that reads some.
       profile: steps to trace.
 
@@ -104,20 +103,23 @@ def train(
       UserError: no training target, no validation row, or a batch size the mesh cannot divide.
     """
     if not len(split.validation):
-        raise UserError("the split has no validation rows; a head is selected on validation NDCG")
-    if mesh is not None and config.batch_size % row_shards(mesh):
+        raise UserError("the split has no validation rows; a model is selected on validation NDCG")
+    if mesh is not None and config.batch_size % num_batch_shards(mesh):
         raise UserError(
-            f"batch_size {config.batch_size} does not divide over {row_shards(mesh)} data "
+            f"batch_size {config.batch_size} does not divide over {num_batch_shards(mesh)} data "
             "shards of the mesh; make it a multiple"
         )
     features = features or {}
     how = recipe(kind, config, num_items, features)
-    shape = how.head
+    shape = how.recommender
     key = jax.random.key(config.seed)
-    params, frozen = heads.init_params(shape, config.seed), heads.place_features(shape, features)
+    params, frozen = (
+        recommender.init_params(shape, config.seed),
+        recommender.place_features(shape, features),
+    )
     if mesh is not None:
         params, frozen = processes.put((params, frozen), replicated(mesh))
-    state = HeadState(
+    state = SequentialState(
         train=TrainState.create(params, how.optimizer),
         best_ndcg=jnp.float32(-1.0),
         stale=jnp.int32(0),
@@ -134,7 +136,7 @@ def train(
     validation = subset(split.validation, config.validation_rows, config.seed)
 
     def evaluate(state, _):
-        current = heads.Head(shape, state.train.params, frozen, mesh=mesh)
+        current = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
         ranks = ranking.full(current, histories, validation, progress=False)
         ranks = ranks.ranks.astype(np.int64)
         ndcg = metrics.ndcg(ranks, 10)
@@ -168,22 +170,22 @@ def train(
         config=config.to_dict(),
         profile=profile,
     )
-    trained = heads.Head(shape, state.train.params, frozen, mesh=mesh)
-    trained.save(Path(directory) / "head")
+    trained = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
+    trained.save(Path(directory) / "model")
     return trained
 
 
 def item_loss(config) -> ItemLoss:
-    """The loss that a head's section names. Raises UserError when there is none such."""
+    """The loss that a model's section names. Raises UserError when there is none such."""
     return ItemLoss(config.loss, config.negatives, config.loss_chunk)
 
 
 def train_folds(
     kind: str, config, histories, split, folds: np.ndarray, *, directory, **options
-) -> list[heads.Head]:
-    """One head per fold, trained and selected without that fold's users (*ours*).
+) -> list[recommender.SequentialRecommender]:
+    """One model per fold, trained and selected without that fold's users (*ours*).
 
-    folds int32[U] as from `retrieval.similar.assign_folds`. Each head gets a folder of its own;
+    folds int32[U] as from `retrieval.similar.assign_folds`. Each model gets a folder of its own;
     the rest as in `train`.
     """
     return [
@@ -210,7 +212,7 @@ def without(split, users: np.ndarray):
 
 
 def batches(
-    histories, split, config: HeadConfig, *, batch_size: int, seed: int
+    histories, split, config: SequentialConfig, *, batch_size: int, seed: int
 ) -> grain.IterDataset:
     """Endless packed batches: the fields of `Rows`, all int32[batch_size, length].
 
@@ -332,7 +334,7 @@ def step(recipe: Recipe, state: TrainState, features: nnx.State, batch, key: jax
     """One compiled update on a batch of `batches`; returns the state and scalars to log."""
 
     def loss(params):
-        module = heads.merge(recipe.head, params, features)
+        module = recommender.merge(recipe.recommender, params, features)
         return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)
 
     (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.sequential import dropout
-from mmsrec_jax.sequential.base import HeadConfig, Rows, take_place
+from mmsrec_jax.sequential.base import Rows, SequentialConfig, take_position
 
 
 @dataclass(frozen=True)
-class TransformerConfig(HeadConfig):
+class TransformerConfig(SequentialConfig):
     """Transformer sizes."""
 
     dim: int = 64
@@ -57,7 +57,7 @@ class Transformer(nnx.Module):
         weights = self._weights()
         x = self._layers(x, mask, jax.tree.map(lambda w: w[:-1], weights))
         last = jax.tree.map(lambda w: w[-1], weights)
-        x = _layer(take_place(x, places), x, take_place(mask, places), last, self.config)
+        x = _layer(take_position(x, places), x, take_position(mask, places), last, self.config)
         return norm(x, self.final_norm[...])[:, 0]
 
     def _weights(self):
@@ -71,7 +71,7 @@ class Transformer(nnx.Module):
         return jax.lax.scan(layer, x, (weights, keep))[0]
 
     def _dropout_masks(self, x, key):
-        """x after dropout; per layer bool[B, L, 2 D + heads L]: two residual masks, attention."""
+        """x after dropout; per layer bool[B, L, 2 D + models L]: two residual masks, attention."""
         c = self.config
         batch, length, dim = x.shape
         width = 2 * dim + c.heads * length

@@ -93,7 +93,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {steps} can be read for this model; "
-                "remove the directory to start this stage again"
+                "remove the directory to start this step again"
             )
         return None
 
@@ -113,7 +113,7 @@ class Checkpoints:
         except Exception as error:
             raise UserError(
                 f"{self.directory / str(best)}, the best checkpoint, cannot be read; remove "
-                f"{self.directory} to start this stage again"
+                f"{self.directory} to start this step again"
             ) from error
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, int]:

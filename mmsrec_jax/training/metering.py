@@ -41,8 +41,8 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 def amount(*, parts: int = 1, **work: float) -> dict[str, float]:
     """Work of one step (tokens, examples, flops) as metrics for `Meter`.
 
-    parts: of how many equal parts of a batch this one was counted (`sharding.batch_share`); the
-      others are taken to have as much work.
+    parts: of how many equal parts of a batch this one was counted
+      (`sharding.process_batch_shard`); the others are taken to have as much work.
     """
     return {_WORK + name: float(value) * parts for name, value in work.items()}
 
@@ -93,7 +93,7 @@ class ModelFlops:
 
 
 def _grids(batch: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
-    """Rows and columns of patches of every image; the patches of an image are neighbours."""
+    """Rows and columns of patches of every image; the patches of an image are neighbors."""
     if "patches" not in batch:
         return []
     ids = batch["patch_image_ids"]
@@ -174,7 +174,7 @@ class Meter:
             self._warned = True
             logging.warning(
                 "%s: the devices waited for data %.0f%% of the last %d steps; raise `workers` in "
-                "this stage's section of the config (a head has none: raise its batch_size)",
+                "this step's section of the config (a head has none: raise its batch_size)",
                 self._name, 100 * waiting, self._steps,
             )  # fmt: skip
 

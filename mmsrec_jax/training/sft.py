@@ -1,6 +1,6 @@
 """Supervised fine-tuning: warm-up and stage 3, cross-entropy on answer tokens only.
 
-The paper trains the verdict token; the listwise term is *ours*: softmax cross-entropy over the
+The paper trains the yes/no label token; the listwise term is *ours*: softmax cross-entropy over the
 candidates of one user with logit(yes) - logit(no) as their score, the quantity that ranks them.
 """
 
@@ -15,14 +15,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.yes_no import verdict_margins
+from mmsrec_jax.inference.yes_no import yes_no_margins
 from mmsrec_jax.models import flops
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.token_logprobs import token_logprobs
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.microbatch import summed
+from mmsrec_jax.runtime.microbatch import accumulate_gradients
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
@@ -39,7 +39,7 @@ def train(
     name: str,
     directory: str | os.PathLike,
     mesh: Mesh,
-    verdicts: tuple[int, int],
+    yes_no_ids: tuple[int, int],
     profile: metering.Steps | None = None,
 ) -> MLLM:
     """Trains `model` and returns it with the trained weights; resumes what `directory` holds.
@@ -53,7 +53,7 @@ def train(
         with the model that is returned.
       dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
       name: for progress lines.
-      verdicts: ids of (yes, no).
+      yes_no_ids: ids of (yes, no).
       profile: steps to trace.
 
     Raises:
@@ -67,15 +67,15 @@ def train(
         step = make_step(
             graphdef,
             optimizer,
-            verdicts=verdicts,
+            yes_no_ids=yes_no_ids,
             listwise_weight=config.listwise_weight,
-            rounds=micro_batches(config, mesh),
+            num_microbatches=num_microbatches(config, mesh),
             shardings=shardings,
             offload=config.offload_optimizer,
         )
 
         counted = metering.ModelFlops(model, adapters=config.trainable == "lora")
-        _, parts = sharding.batch_share(mesh)
+        _, parts = sharding.process_batch_shard(mesh)
 
         def step_fn(state, batch):
             work = metering.amount(parts=parts, **_work(counted, batch))
@@ -102,11 +102,11 @@ def train(
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """What the trained weights depend on; where the optimiser's moments lie does not count."""
+    """What the trained weights depend on; where the optimizer's moments lie does not count."""
     return {k: v for k, v in config.to_dict().items() if k != "offload_optimizer"}
 
 
-def micro_batches(config: Any, mesh: Mesh) -> int:
+def num_microbatches(config: Any, mesh: Mesh) -> int:
     """How many backward passes a step takes.
 
     Raises:
@@ -114,7 +114,7 @@ def micro_batches(config: Any, mesh: Mesh) -> int:
     """
     if not config.micro_batch:
         return 1
-    shards = sharding.row_shards(mesh)
+    shards = sharding.num_batch_shards(mesh)
     if config.batch_size % config.micro_batch or config.micro_batch % shards:
         raise UserError(
             f"micro_batch={config.micro_batch} must divide batch_size={config.batch_size} and be a "
@@ -156,25 +156,27 @@ def make_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     *,
-    verdicts: tuple[int, int],
+    yes_no_ids: tuple[int, int],
     listwise_weight: float,
-    rounds: int = 1,
+    num_microbatches: int = 1,
     shardings: Any = None,
     offload: bool = False,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated and keeps the
-    `shardings` given for it, with `offload` those of an offloaded optimiser. Gradients of `rounds`
-    parts of the batch are added up."""
+    `shardings` given for it, with `offload` those of an offloaded optimizer. Gradients of
+    `num_microbatches` parts of the batch are added up."""
 
     def compute(params, frozen, batch, counts):
         model = nnx.merge(graphdef, params, frozen)
-        return loss(model, batch, verdicts=verdicts, listwise_weight=listwise_weight, counts=counts)
+        return loss(
+            model, batch, yes_no_ids=yes_no_ids, listwise_weight=listwise_weight, counts=counts
+        )
 
     def step(state, frozen, batch):
         counts = count(batch)
         differentiate = jax.grad(compute, has_aux=True)
-        gradients, metrics = summed(
-            lambda part: differentiate(state.params, frozen, part, counts), rounds
+        gradients, metrics = accumulate_gradients(
+            lambda part: differentiate(state.params, frozen, part, counts), num_microbatches
         )(batch)
         metrics["gradient_norm"] = optax.global_norm(gradients)
         state = on_devices(state) if offload else state
@@ -187,7 +189,7 @@ def loss(
     model: MLLM,
     batch: Batch,
     *,
-    verdicts: tuple[int, int],
+    yes_no_ids: tuple[int, int],
     listwise_weight: float,
     counts: Counts | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -205,10 +207,10 @@ def loss(
     total = token_loss = jnp.sum(nll * weights) / counts["weight"]
     metrics = {"loss/tokens": token_loss}
     if "answer_positions" in batch:
-        scores = verdict_margins(model, hidden, batch["answer_positions"], verdicts)
-        listwise, verdict_metrics = _verdict_terms(scores, batch, counts)
+        scores = yes_no_margins(model, hidden, batch["answer_positions"], yes_no_ids)
+        listwise, yes_no_metrics = _yes_no_terms(scores, batch, counts)
         total = token_loss + listwise_weight * listwise
-        metrics |= {"loss/listwise": listwise, **verdict_metrics}
+        metrics |= {"loss/listwise": listwise, **yes_no_metrics}
     metrics["loss"] = total
     return total, metrics
 
@@ -255,7 +257,7 @@ def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array
     return -logprobs, _target_weights(batch)
 
 
-def _verdict_terms(
+def _yes_no_terms(
     scores: jax.Array, batch: Batch, counts: Counts
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Listwise loss over the candidates of each packed example, and accuracies."""
@@ -271,7 +273,7 @@ def _verdict_terms(
     yes = jnp.sum(positive & (scores > 0)) / lists
     no = jnp.sum(negative & (scores <= 0)) / counts["negatives"]
     return jnp.sum(jnp.where(positive, nll, 0.0)) / lists, {
-        "verdict/accuracy_yes": yes,
-        "verdict/accuracy_no": no,
-        "verdict/positive_first": jnp.sum(positive & first) / lists,
+        "yes/no label/accuracy_yes": yes,
+        "yes/no label/accuracy_no": no,
+        "yes/no label/positive_first": jnp.sum(positive & first) / lists,
     }

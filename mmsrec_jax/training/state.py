@@ -17,7 +17,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 @flax.struct.dataclass
 class TrainState:
-    """Trained weights and optimiser state.
+    """Trained weights and optimizer state.
 
     Frozen weights are no part of it: steps get them as a separate argument and checkpoints do
     not hold them. Random numbers are a function of (seed, step), so there is no key to store.
@@ -29,11 +29,11 @@ class TrainState:
 
     @classmethod
     def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """State at step 0; optimiser moments inherit the shardings of `params`."""
+        """State at step 0; optimizer moments inherit the shardings of `params`."""
         return cls(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
 
     def apply(self, gradients: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """One optimiser update."""
+        """One optimizer update."""
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         return TrainState(self.step + 1, optax.apply_updates(self.params, updates), opt_state)
 
@@ -49,7 +49,7 @@ def place(
     """`model` on `mesh`: its graph, the state at step 0 of what is `trainable` ("lora" or "full"),
     the frozen rest, and the shardings of the state.
 
-    offload: the optimiser's arrays lie in the hosts' memory; see `on_devices`.
+    offload: the optimizer's arrays lie in the hosts' memory; see `on_devices`.
 
     Raises:
       UserError: `trainable` selects nothing in `model`.
@@ -78,7 +78,7 @@ def place_abstract(
 
 
 def on_devices(state: TrainState) -> TrainState:
-    """The state with the optimiser's arrays in the devices' memory, inside a step that updates it
+    """The state with the optimizer's arrays in the devices' memory, inside a step that updates it
     and whose `out_shardings` send them back to the hosts."""
     return state.replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
 

@@ -1,4 +1,4 @@
-"""Weights that one stage leaves for the next, by parameter path, in orbax form."""
+"""Weights that one step leaves for the next, by parameter path, in orbax form."""
 
 import re
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
       UserError: nothing is there, or it is damaged or of another model.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory}: no weights here; run the stage that trains them first")
+        raise UserError(f"{directory}: no weights here; run the step that trains them first")
     state = nnx.state(model, kind)
     target = flatten(sharding.abstract(state, sharding.shardings(state, mesh)))
     try:
@@ -62,7 +62,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
     except Exception as error:
         raise UserError(
             f"{directory}: cannot be read for this model ({str(error).splitlines()[0]}); "
-            "run the stage that trains them again"
+            "run the step that trains them again"
         ) from error
     leaves = [loaded[name] for name in target]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
@@ -78,7 +78,7 @@ class Stored:
     def __init__(self, directory: Path):
         self.directory = directory.resolve()
         if not self.directory.is_dir():
-            raise UserError(f"{directory}: no weights here; run the stage that trains them first")
+            raise UserError(f"{directory}: no weights here; run the step that trains them first")
         self._stored = self._checked(lambda: ocp.pytree_metadata(self.directory).metadata)
         if self._stored is None:
             raise self._damaged("arrays are missing")
@@ -109,5 +109,5 @@ class Stored:
 
     def _damaged(self, reason: str) -> UserError:
         return UserError(
-            f"{self.directory}: cannot be read ({reason}); run the stage that trains them again"
+            f"{self.directory}: cannot be read ({reason}); run the step that trains them again"
         )

@@ -20,7 +20,7 @@ def test_parts_of_the_input_are_those_of_the_experiment_unless_set():
     config = base.get_config()
     config.input_shards = 4
     config.sft.input_shards = 8
-    parts = [config[name].input_shards for name in ("warmup", "summariser", "sft")]
+    parts = [config[name].input_shards for name in ("warmup", "summarizer", "sft")]
     assert parts == [4, 4, 8]
 
 

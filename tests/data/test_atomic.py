@@ -200,11 +200,11 @@ def test_from_files_to_a_reported_store(tmp_path):
     written = store.write(
         tmp_path / "d", items.select(kept), histories, image_name=items.image_name
     )
-    catalogue, histories = store.open(tmp_path / "d")
-    report.finish(catalogue, histories, written)
+    catalog, histories = store.open(tmp_path / "d")
+    report.finish(catalog, histories, written)
     report.split(splits.leave_one_out(histories))
-    assert catalogue.ids.tolist() == ["C", "A", "B", "ghost"]
-    assert [item.id for item in (catalogue[i] for i in histories.of(1))] == ["C", "A", "B"]
+    assert catalog.ids.tolist() == ["C", "A", "B", "ghost"]
+    assert [item.id for item in (catalog[i] for i in histories.of(1))] == ["C", "A", "B"]
 
     saved = json.loads(report.to_json())
     assert saved["dropped"][1] == {"why": "positives", "users": 0, "items": 0, "interactions": 1}
@@ -290,12 +290,12 @@ def test_real_data_with_many_missing_images_through_the_store(shared_data, tmp_p
     histories = report.step("users", histories, filters.subset_users(histories, 40, seed=0))
     histories, kept = filters.reindex(filters.break_ties(histories, seed=0))
     written = store.write(tmp_path / "d", items.select(kept), histories)
-    catalogue, stored = store.open(tmp_path / "d")
-    assert not written.corrupt_images and 0 < written.images < len(catalogue)
+    catalog, stored = store.open(tmp_path / "d")
+    assert not written.corrupt_images and 0 < written.images < len(catalog)
     np.testing.assert_array_equal(stored.timestamps, histories.timestamps)
-    for i in (0, len(catalogue) // 2, len(catalogue) - 1):
-        assert catalogue[i] == items[int(kept[i])]
-    some = int(np.flatnonzero(catalogue.has_image)[0])
-    assert catalogue.image(some).shape[2] == 3
+    for i in (0, len(catalog) // 2, len(catalog) - 1):
+        assert catalog[i] == items[int(kept[i])]
+    some = int(np.flatnonzero(catalog.has_image)[0])
+    assert catalog.image(some).shape[2] == 3
     split = splits.global_time(stored, validation_quantile=0.8, test_quantile=0.9)
     assert len(split.test) and stored.times(split.test[0, 0])[split.test[0, 1]] > 1e9

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmsrec_jax.data.records import Catalogue, Histories, Item, are_positions
+from mmsrec_jax.data.records import Catalog, Histories, Item, are_positions
 
 
 def test_rows_in_any_order_are_grouped_and_sorted_stably():
@@ -37,16 +37,16 @@ def test_inconsistent_lengths_are_refused():
         Histories(["a"], [0, 2], [1, 2, 3], [0, 1, 2])
 
 
-def test_catalogue_text_and_bounds():
-    catalogue = Catalogue.from_items(
+def test_catalog_text_and_bounds():
+    catalog = Catalog.from_items(
         [Item("é", {"title": "Red shoe", "brand": "Ü"}), Item("b"), Item("c", image=b"x")]
     )
-    assert catalogue.text(0) == "Red shoe. Ü"
-    assert catalogue.text(0, ["brand", "missing"]) == "Ü"
-    assert catalogue.text(1) == ""
-    assert catalogue.image(1) is None
-    assert catalogue.index == {"é": 0, "b": 1, "c": 2}
-    assert catalogue.has_image.tolist() == [False, False, True]
-    assert [item.id for item in catalogue] == ["é", "b", "c"]
+    assert catalog.text(0) == "Red shoe. Ü"
+    assert catalog.text(0, ["brand", "missing"]) == "Ü"
+    assert catalog.text(1) == ""
+    assert catalog.image(1) is None
+    assert catalog.index == {"é": 0, "b": 1, "c": 2}
+    assert catalog.has_image.tolist() == [False, False, True]
+    assert [item.id for item in catalog] == ["é", "b", "c"]
     with pytest.raises(IndexError):
-        catalogue[-1]
+        catalog[-1]

@@ -46,12 +46,12 @@ def copied(built, tmp_path):
 
 def test_round_trip(built):
     directory, written = built
-    catalogue, histories = store.open(directory)
-    assert list(catalogue) == ITEMS
-    assert catalogue.ids.tolist() == [item.id for item in ITEMS]
-    assert catalogue.has_image.tolist() == [True, False, True, True]
-    assert catalogue.image(0).tolist() == np.full((4, 6, 3), 10).tolist()
-    assert catalogue.image(1) is None
+    catalog, histories = store.open(directory)
+    assert list(catalog) == ITEMS
+    assert catalog.ids.tolist() == [item.id for item in ITEMS]
+    assert catalog.has_image.tolist() == [True, False, True, True]
+    assert catalog.image(0).tolist() == np.full((4, 6, 3), 10).tolist()
+    assert catalog.image(1) is None
     for name in ("users", "offsets", "items", "timestamps", "ratings"):
         expected, found = getattr(HISTORIES, name), getattr(histories, name)
         np.testing.assert_array_equal(found, expected)
@@ -82,9 +82,9 @@ def test_corrupt_images_are_counted_and_their_items_kept(tmp_path):
     written = store.write(tmp_path / "d", items, HISTORIES, image_name=lambda id: f"dir/{id}.jpg")
     assert [name for name, _ in written.corrupt_images] == ["dir/cut.jpg", "dir/junk.jpg"]
     assert all(reason for _, reason in written.corrupt_images)
-    catalogue, _ = store.open(tmp_path / "d")
-    assert catalogue[4] == Item("cut", {"title": "t"})
-    assert catalogue.has_image.tolist() == [True, False, True, True, False, False]
+    catalog, _ = store.open(tmp_path / "d")
+    assert catalog[4] == Item("cut", {"title": "t"})
+    assert catalog.has_image.tolist() == [True, False, True, True, False, False]
     assert written.images == 3
 
 
@@ -105,10 +105,10 @@ def test_fingerprint_follows_the_content(built, tmp_path):
     assert len(seen) == 4  # the first of the four is the same content again
 
 
-def test_catalogue_pickles_small_and_reads_on(built):
-    catalogue, _ = store.open(built[0])
-    assert catalogue[0] == ITEMS[0] and catalogue.index["no image"] == 1
-    data = pickle.dumps(catalogue)
+def test_catalog_pickles_small_and_reads_on(built):
+    catalog, _ = store.open(built[0])
+    assert catalog[0] == ITEMS[0] and catalog.index["no image"] == 1
+    data = pickle.dumps(catalog)
     assert len(data) < 2000
     assert list(pickle.loads(data)) == ITEMS
 
@@ -118,9 +118,9 @@ def item_summary(item: Item) -> np.ndarray:
 
 
 def test_grain_reads_by_index_in_worker_processes(built):
-    catalogue, _ = store.open(built[0])
-    assert catalogue[0] == ITEMS[0]  # opened here: the workers must open their own
-    dataset = grain.MapDataset.source(catalogue).shuffle(seed=0).map(item_summary)
+    catalog, _ = store.open(built[0])
+    assert catalog[0] == ITEMS[0]  # opened here: the workers must open their own
+    dataset = grain.MapDataset.source(catalog).shuffle(seed=0).map(item_summary)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     workers = grain.MultiprocessingOptions(num_workers=2, per_worker_buffer_size=1)
     found = sorted(row.tolist() for row in dataset.mp_prefetch(workers))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmsrec_jax.data import toyshop
-from mmsrec_jax.data.toyshop_truth import Observer, Truth, attainable_scores, oracle_scores
+from mmsrec_jax.data.toyshop_truth import Observer, Truth, bayes_optimal_scores, oracle_scores
 
 SMALL = dict(
     num_users=300, num_items=24, num_groups=3, history=(6, 9), pull=0.4, drift=0.1,
@@ -45,8 +45,8 @@ def test_text_tells_nothing_of_image_attributes_and_the_picture_shows_them(shop)
         assert not words & hidden
         assert item.attributes["material"] in words
         pixels = np.asarray(Image.open(io.BytesIO(item.image)).convert("RGB")).reshape(-1, 3)
-        own = np.array(toyshop.COLOURS[item.attributes["colour"]])
-        distances = [np.abs(pixels - np.array(c)).sum(1).min() for c in toyshop.COLOURS.values()]
+        own = np.array(toyshop.COLORS[item.attributes["colour"]])
+        distances = [np.abs(pixels - np.array(c)).sum(1).min() for c in toyshop.COLORS.values()]
         assert np.abs(pixels - own).sum(1).min() == min(distances) == 0
 
 
@@ -59,7 +59,7 @@ def test_attainable_is_how_often_users_with_that_history_choose(monkeypatch):
     first, second = divmod(int(pairs[counts.argmax()]), 24)
     followers = chosen[(chosen[:, 0] == first) & (chosen[:, 1] == second), 2]
     observed = np.bincount(followers, minlength=24)
-    expected = Truth(world).attainable(np.array([first, second])) * len(followers)
+    expected = Truth(world).bayes_optimal(np.array([first, second])) * len(followers)
     assert len(followers) > 2000 and expected.sum() == pytest.approx(len(followers), rel=1e-6)
     free = expected > 0
     assert free.sum() == 22 and observed[~free].sum() == 0
@@ -81,11 +81,11 @@ def test_every_signal_matters_and_no_observer_beats_the_oracle(shop):
     rows = np.array([(u, len(histories.of(u)) - 1) for u in range(300)])
     score = functools.partial(log_likelihood, rows=rows, histories=histories)
     oracle = score(oracle_scores(world, histories, rows))
-    full = score(attainable_scores(world, histories, rows))
+    full = score(bayes_optimal_scores(world, histories, rows))
     uniform = score(np.ones((300, 24), np.float32))
     assert oracle > full > uniform
     for lost in ("images", "texts", "groups", "order"):
-        assert score(attainable_scores(world, histories, rows, Observer(**{lost: False}))) < full
+        assert score(bayes_optimal_scores(world, histories, rows, Observer(**{lost: False}))) < full
 
 
 def test_oracle_probabilities_are_calibrated(shop):

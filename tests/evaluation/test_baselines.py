@@ -1,4 +1,5 @@
-"""The floors: random against its closed form, counts against loops, nothing but training data."""
+"""The baselines: random against its closed form, counts against loops, nothing but training
+data."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Ranks on disk: found again, refused when of something else, recognised across seeds."""
+"""Ranks on disk: found again, refused when of something else, recognized across seeds."""
 
 import numpy as np
 import pytest
@@ -50,5 +50,5 @@ def test_digest_sees_all_but_seeds():
 
 
 def test_an_empty_folder_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="no ranks-.*run the stage evaluation first"):
+    with pytest.raises(UserError, match="no ranks-.*run the step evaluation first"):
         results.read_all(tmp_path)

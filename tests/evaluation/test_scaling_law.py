@@ -60,15 +60,15 @@ def test_flops_are_summed_over_windows_of_any_length():
 
 
 def make_run(directory, flops, **sft):
-    stages = {
+    steps = {
         "data": {"data": {"seed": 0}},
         "sft": {"model": str(flops), "sft": {"steps": 5, "learning_rate": 1 / flops, **sft}},
         "validation": {"evaluation": {"users": 3}},
     }
-    for name, config in stages.items():
+    for name, config in steps.items():
         (directory / name).mkdir(parents=True)
         record = {"config": config, "inputs": {}, "fingerprint": name, "finished": True}
-        write_json(directory / name / "stage.json", record)
+        write_json(directory / name / "step.json", record)
     point = {"parameters": 1000, "flops": flops, "loss": law(flops), "targets": 3}
     write_json(directory / "validation" / scaling_law.POINT, point)
     return directory
@@ -83,7 +83,7 @@ def test_a_study_of_runs(tmp_path):
     assert found["predictions"][0]["loss"] == pytest.approx(law(1e18), rel=1e-4)
     assert (tmp_path / "out" / "scaling_law.svg").read_text().count("run") >= len(runs)
     other = make_run(tmp_path / "other", 1e16, steps=6)
-    with pytest.raises(UserError, match="other: the config of stage sft is not that of"):
+    with pytest.raises(UserError, match="other: the config of step sft is not that of"):
         scaling_law.read([*runs, other])
 
 

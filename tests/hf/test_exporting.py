@@ -133,10 +133,10 @@ def test_without_weights_to_follow_names_are_those_of_transformers(tmp_path):
 def test_write_undoes_read():
     rng = np.random.default_rng(0)
     for leaf, shape in (
-        (mapping.Leaf("o", "o", in_axes=2), (3, 4, 5)),
-        (mapping.Leaf("q", "q", in_axes=1), (3, 4, 5)),
-        (mapping.Leaf("b", "b", in_axes=0), (4, 5)),
-        (mapping.Leaf("conv", "conv"), (4, 3, 2)),
+        (mapping.ParamSpec("o", "o", in_axes=2), (3, 4, 5)),
+        (mapping.ParamSpec("q", "q", in_axes=1), (3, 4, 5)),
+        (mapping.ParamSpec("b", "b", in_axes=0), (4, 5)),
+        (mapping.ParamSpec("conv", "conv"), (4, 3, 2)),
     ):
         parameter = rng.normal(size=shape)
         tensor = leaf.write(parameter)

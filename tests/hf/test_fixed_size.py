@@ -46,8 +46,8 @@ def test_patches_equal_transformers(tmp_path, kind, size):
 
     mean, std = np.float32(ours.mean)[:, None], np.float32(ours.std)[:, None]
     pixels = result["patches"].astype(np.float32).reshape(-1, 3, 14 * 14)
-    normalised = (pixels * np.float32(ours.rescale) - mean) / std
-    for patch, (row, column) in zip(normalised, result["hw"], strict=True):
+    normalized = (pixels * np.float32(ours.rescale) - mean) / std
+    for patch, (row, column) in zip(normalized, result["hw"], strict=True):
         cut = expected[:, row * 14 : row * 14 + 14, column * 14 : column * 14 + 14]
         np.testing.assert_allclose(patch.reshape(3, 14, 14), cut, atol=1e-5)
 

@@ -221,7 +221,7 @@ def test_unsupported_settings_of_qwen3_vl(change, message):
 
 
 @pytest.mark.parametrize("dtype, stored", [("int8", "I8"), ("float8_e4m3fn", "F8_E4M3")])
-def test_quantised_tensor(directory, dtype, stored):
+def test_quantized_tensor(directory, dtype, stored):
     name = "model.layers.0.mlp.up_proj.weight"
     edit_tensors(directory, lambda t: t.update({name: np.zeros((40, 24), dtype)}))
     with pytest.raises(UserError, match=f"{name} is stored as {stored}; .* fetch the model in"):

@@ -51,9 +51,9 @@ def test_patches_equal_transformers(tmp_path, tower, size):
 
     pixels = result["patches"].astype(np.float32).reshape(-1, 3, ours.patch_size**2)
     mean, std = np.float32(ours.mean)[:, None], np.float32(ours.std)[:, None]
-    normalised = (pixels * np.float32(ours.rescale) - mean) / std
+    normalized = (pixels * np.float32(ours.rescale) - mean) / std
     frames = expected["pixel_values"].reshape(len(pixels), 3, 2, ours.patch_size**2)
-    np.testing.assert_allclose(normalised, frames[:, :, 0], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(normalized, frames[:, :, 0], atol=1e-6, rtol=0)
     np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
 
 

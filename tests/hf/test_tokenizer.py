@@ -10,9 +10,9 @@ import pytest
 from mmsrec_jax.hf import tokenizer as tok
 from mmsrec_jax.runtime.errors import UserError
 
-COLOURS = ["crimson", "turquoise", "amber", "violet", "ivory", "emerald"]
+COLORS = ["crimson", "turquoise", "amber", "violet", "ivory", "emerald"]
 THINGS = ["teapot", "lantern", "scarf", "puzzle", "kite", "drum"]
-TEXTS = [f"{thing}: a {colour} {thing}, yes" for colour in COLOURS for thing in THINGS] * 3
+TEXTS = [f"{thing}: a {colour} {thing}, yes" for colour in COLORS for thing in THINGS] * 3
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_special_tokens_are_single_and_come_first(trained):
 
 
 def test_words_of_the_corpus_are_single_tokens(trained):
-    for word in [" " + w for w in COLOURS + THINGS] + [" yes"]:
+    for word in [" " + w for w in COLORS + THINGS] + [" yes"]:
         assert len(trained.encode(word, add_special_tokens=False)) == 1, word
     assert len(trained) <= 700
 
@@ -40,7 +40,7 @@ def test_any_text_survives_the_round_trip(trained, text):
 
 
 def test_parts_concatenate(trained):
-    # prompts are tokenised in parts; nothing may be added at their ends
+    # prompts are tokenized in parts; nothing may be added at their ends
     assert trained.encode("a crimson") + trained.encode(" kite") == trained.encode("a crimson kite")
 
 

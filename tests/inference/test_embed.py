@@ -14,7 +14,7 @@ from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.runtime.sharding import make_mesh
 
-CATALOGUE = toy_items.catalogue(12)
+CATALOG = toy_items.catalog(12)
 IMAGE = "<|image_pad|>"
 
 
@@ -24,41 +24,41 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prompting(trained):
-    return toy_items.prompting(trained, fields=("title", "description"))
+def prompt_config(trained):
+    return toy_items.prompt_config(trained, fields=("title", "description"))
 
 
-def source(prompting, content, **options):
-    return ContentSource(CATALOGUE, prompting, **dict(length=40, content=content) | options)
+def source(prompt_config, content, **options):
+    return ContentSource(CATALOG, prompt_config, **dict(length=40, content=content) | options)
 
 
 @pytest.mark.parametrize("content", ["text", "image", "item"])
-def test_a_prompt_is_the_opening_and_the_item_itself(trained, prompting, content):
-    for i, example in enumerate(map(source(prompting, content).example, range(12), range(12))):
+def test_a_prompt_is_the_opening_and_the_item_itself(trained, prompt_config, content):
+    for i, example in enumerate(map(source(prompt_config, content).example, range(12), range(12))):
         slots = 0 if content == "text" or i in (NO_IMAGE, CORRUPT) else (1, 2, 4)[i % 3]
         image = f"<|vision_start|>{IMAGE * slots}<|vision_end|>" if slots else ""
-        text = "" if content == "image" else " ".join(CATALOGUE[i].text.values())
-        assert trained.decode(example.tokens) == prompting.chat.head + image + text
+        text = "" if content == "image" else " ".join(CATALOG[i].text.values())
+        assert trained.decode(example.tokens) == prompt_config.chat.head + image + text
         own = example.tokens[example.loss_weights > 0]
         assert trained.decode(own) == text
         assert example.index == i and len(example.images) == (slots > 0)
 
 
-def test_a_long_text_loses_its_tail_not_the_image(trained, prompting):
-    opening = len(prompting.chat.ids(prompting.chat.head))
-    example = source(prompting, "item", length=opening + 9).example(2, 2)  # 4 slots, 2 marks
+def test_a_long_text_loses_its_tail_not_the_image(trained, prompt_config):
+    opening = len(prompt_config.chat.ids(prompt_config.chat.head))
+    example = source(prompt_config, "item", length=opening + 9).example(2, 2)  # 4 slots, 2 marks
     assert (example.tokens == trained.convert_tokens_to_ids(IMAGE)).sum() == 4
     assert 0 < example.num_targets <= 3 and example.counts["texts_cut"] == 1
 
 
 @pytest.mark.parametrize("content", ["text", "image"])
-def test_features_are_the_mean_over_the_items_own_tokens(trained, prompting, content):
+def test_features_are_the_mean_over_the_items_own_tokens(trained, prompt_config, content):
     model = toy_model.make(trained, rank=0)
     graphdef, state = nnx.split(model)
     order, counts = np.array([7, 2, 3, 5, 0, 11, 4, 9, 8]), Counter()
     found = embed_items(
         model,
-        source(prompting, content, rows=order),
+        source(prompt_config, content, rows=order),
         name=content,
         batch_size=8,
         patches=16 if content == "image" else 0,
@@ -72,18 +72,18 @@ def test_features_are_the_mean_over_the_items_own_tokens(trained, prompting, con
     hidden = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch))
     slot = trained.convert_tokens_to_ids(IMAGE)
     for row in (0, 2, 3, 8):
-        example = source(prompting, content).example(int(order[row]), 0)
+        example = source(prompt_config, content).example(int(order[row]), 0)
         n = len(example)
         batch = {
             "tokens": np.zeros((1, 48), np.int32),
             "positions": np.zeros((1, 3, 48), np.int32),
             "segment_ids": np.zeros((1, 48), np.int32),
-            "branch_ids": np.zeros((1, 48), np.int32),
+            "suffix_ids": np.zeros((1, 48), np.int32),
         }
         batch["tokens"][0, :n], batch["positions"][0, :, :n] = example.tokens, example.positions
         batch["segment_ids"][0, :n] = 1
         if content == "image":
-            patches = np.zeros((1, 16, source(prompting, content).items.patch_width), np.uint8)
+            patches = np.zeros((1, 16, source(prompt_config, content).items.patch_width), np.uint8)
             batch |= {"patches": patches, "patch_hw": np.zeros((1, 16, 2), np.int32)}
             names = ("patch_image_ids", "patch_window_ids")
             batch |= {name: np.zeros((1, 16), np.int32) for name in names}

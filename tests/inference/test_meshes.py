@@ -15,7 +15,7 @@ from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inference.summarize import make_sampling, prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.recommend import CandidateSource, Knowledge
+from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.models import lora
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.runtime import sharding
@@ -41,7 +41,9 @@ def make_model(tokenizer):
 def rollout(tokenizer, mesh):
     model = make_model(tokenizer)
     source = SummarySource(
-        toy_items.catalogue(), toy_items.prompting(tokenizer, text_tokens=12), length=ROOM["length"]
+        toy_items.catalog(),
+        toy_items.prompt_config(tokenizer, text_tokens=12),
+        length=ROOM["length"],
     )
     sampling = make_sampling(
         model, tokenizer, source, samples=2, max_new_tokens=6,
@@ -62,13 +64,13 @@ def ranking(tokenizer, mesh):
     histories = toy_items.histories()
     rows = toy_items.train_rows(histories)[: BATCH + 3]  # the second batch is filled up
     lists = np.random.default_rng(0).permuted(np.tile(np.arange(24), (len(rows), 1)), axis=1)
-    knowledge = Knowledge(toy_items.catalogue(), histories, toy_items.keywords())
+    context = PromptContext(toy_items.catalog(), histories, toy_items.keywords())
     source = CandidateSource(
-        knowledge, toy_items.prompting(tokenizer), rows, lists[:, :CANDIDATES], length=128
+        context, toy_items.prompt_config(tokenizer), rows, lists[:, :CANDIDATES], length=128
     )
     return candidate_scores(
         make_model(tokenizer), source, name="toy", num_candidates=CANDIDATES, batch_size=BATCH,
-        patches=128, workers=0, verdicts=source.items.prompting.chat.verdicts, mesh=mesh,
+        patches=128, workers=0, yes_no_ids=source.items.prompt_config.chat.yes_no_ids, mesh=mesh,
     )  # fmt: skip
 
 

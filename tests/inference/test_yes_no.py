@@ -7,19 +7,19 @@ from mmsrec_jax.inference import suffixes, yes_no
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_verdicts_match_plain_sequences(tied):
-    """Each candidate alone behind the trunk, its full softmax, against branches in one forward."""
+def test_yes_nos_match_plain_sequences(tied):
+    """Each candidate alone behind the prefix, its full softmax, against suffixes in one forward."""
     model = tiny.model(tied=tied)
     texts = [[5, 6, 7], [8, 9, 10, 11, 12]]
     batch = tiny.prompts(texts, images=True, length=16)
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 38, (2, 3, 4)).astype(np.int32)
     lengths = np.array([[4, 2, 3], [1, 4, 4]])
-    joined = {k: np.asarray(v) for k, v in suffixes.append_branches(batch, tokens, lengths).items()}
-    # a branch's slots start after the trunk's 16 with a copy of the trunk's last token
+    joined = {k: np.asarray(v) for k, v in suffixes.append_suffixes(batch, tokens, lengths).items()}
+    # a suffix's slots start after the prefix's 16 with a copy of the prefix's last token
     joined["answer_positions"] = 16 + np.arange(3) * 5 + lengths
     joined["answer_positions"][1, 2] = -1
-    scores = np.asarray(jax.jit(lambda b: yes_no.verdict_scores(model, b, 30, 31))(joined))
+    scores = np.asarray(jax.jit(lambda b: yes_no.yes_no_scores(model, b, 30, 31))(joined))
     for row in range(2):
         for c in range(3):
             p = np.exp(tiny.full_logprobs(model, batch, row, tokens[row, c, : lengths[row, c]])[-1])
@@ -29,13 +29,13 @@ def test_verdicts_match_plain_sequences(tied):
             np.testing.assert_allclose(scores[row, c], expected, atol=1e-5)
 
 
-def test_branch_logprobs_match_plain_sequences():
+def test_suffix_logprobs_match_plain_sequences():
     model = tiny.model()
     batch = tiny.prompts([[5, 6, 7], [8, 9, 10, 11, 12]], images=True, length=16)
     rng = np.random.default_rng(1)
     tokens = rng.integers(3, 38, (2, 3, 4)).astype(np.int32)
     lengths = np.array([[4, 0, 3], [1, 4, 2]])
-    score = jax.jit(lambda b: suffixes.branch_logprobs(model, b, tokens, lengths))
+    score = jax.jit(lambda b: suffixes.suffix_logprobs(model, b, tokens, lengths))
     scores = np.asarray(score(batch))
     for row in range(2):
         for c in range(3):

@@ -10,5 +10,5 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def prompting(trained):
-    return toy_items.prompting(trained)
+def prompt_config(trained):
+    return toy_items.prompt_config(trained)

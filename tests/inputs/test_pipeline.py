@@ -9,7 +9,7 @@ import toy_items
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.pipeline import batches
-from mmsrec_jax.inputs.recommend import CandidateSource, Knowledge, RecommendSource
+from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import WarmupSource
 from mmsrec_jax.runtime import processes
@@ -17,14 +17,16 @@ from mmsrec_jax.runtime.errors import UserError
 
 HISTORIES = toy_items.histories()
 ROWS = toy_items.train_rows(HISTORIES)
-KNOWLEDGE = Knowledge(toy_items.catalogue(), HISTORIES, toy_items.keywords())
+KNOWLEDGE = PromptContext(toy_items.catalog(), HISTORIES, toy_items.keywords())
 MIX = {"pointwise": 1, "rank": 1, "next_keywords": 1, "align": 1}
 SHAPE = dict(batch_size=3, length=320, patches=160, answers=10, targets=60)
 
 
 @pytest.fixture(scope="module")
-def source(prompting):
-    return RecommendSource(KNOWLEDGE, prompting, ROWS, length=300, seed=0, tasks=MIX, negatives=3)
+def source(prompt_config):
+    return RecommendSource(
+        KNOWLEDGE, prompt_config, ROWS, length=300, seed=0, tasks=MIX, negatives=3
+    )
 
 
 def take(dataset, n):
@@ -66,7 +68,7 @@ def unpack(batch):
             yield (
                 tokens.tolist(),
                 batch["positions"][b][:, where].tolist(),
-                batch["branch_ids"][b, where].tolist(),
+                batch["suffix_ids"][b, where].tolist(),
                 batch["loss_weights"][b, where].tolist(),
                 batch["patches"][b, used].tolist(),
                 batch["patch_hw"][b, used].tolist(),
@@ -80,7 +82,7 @@ def flat(example):
     return (
         example.tokens.tolist(),
         example.positions.tolist(),
-        example.branch_ids.tolist(),
+        example.suffix_ids.tolist(),
         example.loss_weights.tolist(),
         [p for image in example.images for p in image["patches"].tolist()],
         [p for image in example.images for p in image["hw"].tolist()],
@@ -121,9 +123,9 @@ def test_restored_stream_goes_on_with_the_same_batches(source, workers):
         it.close()
 
 
-def test_epochs_and_seeds_differ(prompting):
+def test_epochs_and_seeds_differ(prompt_config):
     source = RecommendSource(
-        KNOWLEDGE, prompting, ROWS[:8], length=300, seed=0, tasks={"pointwise": 1}, negatives=3
+        KNOWLEDGE, prompt_config, ROWS[:8], length=300, seed=0, tasks={"pointwise": 1}, negatives=3
     )
     shape = dict(batch_size=8, length=300, patches=64, answers=4, pack=False)
     first, second = take(batches(source, **shape), 2)
@@ -136,8 +138,8 @@ def test_epochs_and_seeds_differ(prompting):
     assert other["index"].tolist() != first["index"].tolist()
 
 
-def test_processes_share_every_row_once(prompting):
-    source = SummarySource(toy_items.catalogue(), prompting, length=60)
+def test_processes_share_every_row_once(prompt_config):
+    source = SummarySource(toy_items.catalog(), prompt_config, length=60)
     options = dict(batch_size=10, length=60, patches=16, shuffle=False, repeat=False, pack=False)
     shares = [list(batches(source, **options, shard=p, shards=2)) for p in range(2)]
     assert [len(share) for share in shares] == [3, 3]  # 24 items, 30 rows
@@ -152,9 +154,9 @@ def test_processes_share_every_row_once(prompting):
                 np.testing.assert_array_equal(batch["tokens"][b, : len(expected)], expected)
 
 
-def test_two_processes_take_turns_in_an_endless_stream(prompting):
+def test_two_processes_take_turns_in_an_endless_stream(prompt_config):
     source = WarmupSource(
-        toy_items.catalogue(), prompting, length=80, seed=0, tasks={"describe": 1}
+        toy_items.catalog(), prompt_config, length=80, seed=0, tasks={"describe": 1}
     )
     options = dict(length=80, patches=16, targets=40, pack=False)
     one = take(batches(source, batch_size=4, **options), 14)
@@ -197,7 +199,7 @@ def joined(parts):
 
 
 def test_text_only(trained):
-    blind = toy_items.prompting(trained, processor=None)
+    blind = toy_items.prompt_config(trained, processor=None)
     source = CandidateSource(KNOWLEDGE, blind, ROWS[:3], np.arange(9).reshape(3, 3), length=200)
     options = dict(batch_size=2, length=200, answers=3, pack=False, shuffle=False, repeat=False)
     found = list(batches(source, **options))
@@ -208,7 +210,7 @@ def test_text_only(trained):
         batches(source, **options, patches=8)
 
 
-def test_what_does_not_fit_is_an_error_or_counted(source, prompting):
+def test_what_does_not_fit_is_an_error_or_counted(source, prompt_config):
     rows = dict(shuffle=False, repeat=False, pack=False)
     with pytest.raises(UserError, match=r"row \d+ needs patches"):
         list(batches(source, **SHAPE | {"patches": 4}, **rows))

@@ -156,7 +156,7 @@ def runs_beauty(script: str, processes: int):
             section = section[part]
         section[last] = type(section[last])(value)
     assert config.input_shards % processes == 0
-    for name in ("summariser", "sft"):
+    for name in ("summarizer", "sft"):
         assert config[name].batch_size % config[name].input_shards == 0
 
 
@@ -179,7 +179,7 @@ def test_processes_find_each_other(monkeypatch, environment, call):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    processes.initialise()
+    processes.initialize()
     assert calls == ([] if call is None else [call])
 
 
@@ -196,4 +196,4 @@ def test_half_an_environment_is_refused(monkeypatch, change, problem):
     for name, value in (PLAIN | change).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=problem):
-        processes.initialise()
+        processes.initialize()

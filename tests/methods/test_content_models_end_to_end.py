@@ -1,4 +1,4 @@
-"""The road of a content head: features made by a model or given, then the head."""
+"""The road of a content model: features made by a model or given, then the model."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.methods import common, sequential
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.sequential.scorer import Head
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 SMALL = dict(
     length=8,
@@ -42,7 +42,7 @@ def model_path(tmp_path, monkeypatch):
     """A directory as `config.model.path` names one, of a model with random weights."""
     path = tmp_path / "model"
     path.mkdir()
-    config = base.get_config().model.scratch
+    config = base.get_config().model.tiny
     config.update(hidden=16, heads=2, kv_heads=1, layers=1, intermediate=16)
     config.update(vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16)
     tiny_init.write_directory(path, config, corpus(TEMPLATES["full"]) * 4, [])
@@ -60,18 +60,18 @@ def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, ca
     config.model.update(path=str(model_path), dtype="float32")
     config.features.update(length=64, patches=256, batch_size=8, workers=0)
     config.prompts.update(fields=("title",), text_tokens=8)
-    stages = ["data", "features", "molar"]
-    run(config, tmp_path / "run", only=stages)
+    steps = ["data", "features", "molar"]
+    run(config, tmp_path / "run", only=steps)
     made = np.load(tmp_path / "run" / "features" / "item.npy")
     assert made.shape == (40, 16) and made.dtype == np.float32 and made.any(1).all()
-    head = Head.load(tmp_path / "run" / "molar" / "head")
-    assert head.config.features == (("item", 16),)
-    stored = np.asarray(head.features["features"]["item"][...])
+    recommender = SequentialRecommender.load(tmp_path / "run" / "molar" / "model")
+    assert recommender.config.features == (("item", 16),)
+    stored = np.asarray(recommender.features["features"]["item"][...])
     np.testing.assert_allclose(stored, (made - made.mean(0)) / made.std(0), atol=1e-3)
     caplog.clear()
-    run(config, tmp_path / "run", only=stages)
+    run(config, tmp_path / "run", only=steps)
     said = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("stage features is finished") for line in said)
+    assert any(line.startswith("step features is finished") for line in said)
     assert not any("begins" in line for line in said)
 
 
@@ -85,7 +85,7 @@ def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, 
     experiment = sequential.Run(config, tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
-    found = experiment.head_options()["features"]
+    found = experiment.sequential_options()["features"]
     assert list(found) == ["text", "categories"]
     wanted = (rows - rows.mean(0)) / rows.std(0)
     np.testing.assert_allclose(found["text"], wanted, rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, 
         np.testing.assert_array_equal(found["categories"][i], np.array(names) == item.category)
 
     none = np.zeros((40, 0), np.float32)
-    monkeypatch.setattr(common.features, "categories", lambda catalogue, separator: none)
+    monkeypatch.setattr(common.features, "categories", lambda catalog, separator: none)
     assert list(experiment.item_features()) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)
@@ -127,5 +127,5 @@ def test_variants_of_the_configs():
     for module in (base, beauty, movielens):
         for kind in ("molar", "hm4sr"):
             config = module.get_config(kind)
-            assert (config.method, config.head) == ("heads", kind)
+            assert (config.method, config.sequential_model) == ("sequential", kind)
     assert movielens.get_config("hm4sr").hm4sr.category_separator == " "

@@ -1,4 +1,4 @@
-"""A run's model by stage and flags, and the mistakes: one line each, and nothing written."""
+"""A run's model by step and flags, and the mistakes: one line each, and nothing written."""
 
 import json
 import os
@@ -52,21 +52,21 @@ def test_every_weight_trained(full, tmp_path):
 
 def test_adapters_on_a_model_from_scratch(tmp_path):
     model = export_runs.scratch_run(tmp_path / "run", GOLDEN)
-    export(tmp_path / "run", tmp_path / "base", stage="warmup")
+    export(tmp_path / "run", tmp_path / "base", step="warmup")
     same(mmsrec_jax.load(GOLDEN), tmp_path / "base")
-    export(tmp_path / "run", tmp_path / "merged", stage="summariser", merge=True)
+    export(tmp_path / "run", tmp_path / "merged", step="summarizer", merge=True)
     lora.merge(model)
     same(model, tmp_path / "merged", atol=1e-6)
-    export(tmp_path / "run", tmp_path / "peft", stage="summariser", adapter_only=True)
+    export(tmp_path / "run", tmp_path / "peft", step="summarizer", adapter_only=True)
     raw = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert raw["base_model_name_or_path"] is None and raw["r"] == export_runs.RANK
 
-    record = json.loads((tmp_path / "run" / "warmup" / "stage.json").read_text())
-    (tmp_path / "run" / "warmup" / "stage.json").write_text(
+    record = json.loads((tmp_path / "run" / "warmup" / "step.json").read_text())
+    (tmp_path / "run" / "warmup" / "step.json").write_text(
         json.dumps(record | {"fingerprint": "another"})
     )
-    with pytest.raises(UserError, match="stage warmup has run again since stage summariser"):
-        export(tmp_path / "run", tmp_path / "again", stage="summariser", merge=True)
+    with pytest.raises(UserError, match="step warmup has run again since step summarizer"):
+        export(tmp_path / "run", tmp_path / "again", step="summarizer", merge=True)
 
 
 def test_the_processor_keeps_the_bound_that_the_run_had(tmp_path):
@@ -95,22 +95,22 @@ def test_flags_that_do_not_fit_the_stage(adapted, full, tmp_path):
 
 
 def test_runs_that_have_no_such_model(adapted, tmp_path):
-    with pytest.raises(UserError, match="stage sft has not finished; run launch/train.py"):
+    with pytest.raises(UserError, match="step sft has not finished; run launch/train.py"):
         export(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="stage plain_sft has not finished"):
-        export(adapted[0], tmp_path / "out", stage="plain_sft")
+    with pytest.raises(UserError, match="step plain_sft has not finished"):
+        export(adapted[0], tmp_path / "out", step="plain_sft")
 
     workdir = Path(shutil.copytree(adapted[0], tmp_path / "run"))
-    record = json.loads((workdir / "sft" / "stage.json").read_text())
+    record = json.loads((workdir / "sft" / "step.json").read_text())
     record["config"]["model"]["path"] = str(tmp_path / "moved")
-    (workdir / "sft" / "stage.json").write_text(json.dumps(record))
+    (workdir / "sft" / "step.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="moved: the base model of .* is not there"):
         export(workdir, tmp_path / "out", merge=True)
 
     workdir = Path(shutil.copytree(adapted[0], tmp_path / "damaged"))
     for file in (workdir / "sft" / "weights").rglob("*manifest*"):
         file.unlink()
-    with pytest.raises(UserError, match="weights: cannot be read .* run the stage .* again"):
+    with pytest.raises(UserError, match="weights: cannot be read .* run the step .* again"):
         export(workdir, tmp_path / "out", merge=True)
     shutil.rmtree(workdir / "sft" / "weights")
     with pytest.raises(UserError, match="no weights here"):

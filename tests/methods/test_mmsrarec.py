@@ -1,4 +1,4 @@
-"""The whole road on a tiny shop, in real processes: killed in every stage, and once unbroken."""
+"""The whole road on a tiny shop, in real processes: killed in every step, and once unbroken."""
 
 import json
 import os
@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = (
-    "data", "model", "warmup", "summariser", "summaries", "sasrec", "retrieval", "plain_sft",
+STEPS = (
+    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft",
     "sft", "evaluation",
 )  # fmt: skip
-LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
+LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft")
 TINY = {
     "data.toyshop.num_users": 150, "data.toyshop.num_items": 60, "data.toyshop.num_groups": 3,
-    "model.scratch.hidden": 32, "model.scratch.layers": 2, "model.scratch.intermediate": 64,
-    "model.scratch.vision_hidden": 24, "model.scratch.vision_intermediate": 48,
+    "model.tiny.hidden": 32, "model.tiny.layers": 2, "model.tiny.intermediate": 64,
+    "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
     "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,
-    "warmup.batch_size": 4, "summariser.steps": 4, "summariser.batch_size": 4,
-    "summariser.samples": 2, "summariser.micro_batch": 8, "summariser.distractors": 2,
-    "summariser.max_new_tokens": 8, "summariser.checkpoint_every": 1, "summaries.batch_size": 8,
+    "warmup.batch_size": 4, "summarizer.steps": 4, "summarizer.batch_size": 4,
+    "summarizer.samples": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
+    "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
     "evaluation.users": 40, "evaluation.batch_size": 8,
@@ -52,10 +52,10 @@ def finish(process, tmp_path, workdir):
 
 
 def under_way(directory):
-    """The stage has begun and left something on the way: a checkpoint if it is one that trains."""
+    """The step has begun and left something on the way: a checkpoint if it is one that trains."""
     if directory.name in LOOPS:
         return any(path.name.isdigit() for path in directory.glob("checkpoints/*"))
-    return directory.is_dir() and any(p.name != "stage.json" for p in directory.iterdir())
+    return directory.is_dir() and any(p.name != "step.json" for p in directory.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +64,22 @@ def runs(tmp_path_factory):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, tmp_path), tmp_path, unbroken)
     killed = []
-    for stage in STAGES:
+    for step in STEPS:
         process = start(broken, tmp_path)
         deadline = time.monotonic() + 300
-        while process.poll() is None and not under_way(broken / stage):
+        while process.poll() is None and not under_way(broken / step):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
-            killed.append(stage)
+            killed.append(step)
     finish(start(broken, tmp_path), tmp_path, broken)
     return unbroken, broken, killed
 
 
 def test_killed_in_every_stage_ends_as_if_unbroken(runs):
     unbroken, broken, killed = runs
-    assert killed == list(STAGES)
+    assert killed == list(STEPS)
     assert json.loads((broken / "table.json").read_text()) == json.loads(
         (unbroken / "table.json").read_text()
     )
@@ -88,11 +88,11 @@ def test_killed_in_every_stage_ends_as_if_unbroken(runs):
     ).read_text()
     for ranks in (unbroken / "evaluation").glob("ranks-*.parquet"):
         assert pq.read_table(ranks).equals(pq.read_table(broken / "evaluation" / ranks.name))
-    for stage in ("warmup", "summariser", "sasrec", "plain_sft", "sft"):
+    for step in ("warmup", "summarizer", "sasrec", "plain_sft", "sft"):
         for run in (unbroken, broken):
-            steps = [row["step"] for row in metrics(run / stage)]
+            steps = [row["step"] for row in metrics(run / step)]
             assert steps == sorted(steps)
-        assert losses(broken / stage) == losses(unbroken / stage)
+        assert losses(broken / step) == losses(unbroken / step)
 
 
 def metrics(directory):
@@ -106,7 +106,7 @@ def losses(directory):
 def test_the_table_has_every_system_under_its_protocols(runs):
     rows = json.loads((runs[0] / "table.json").read_text())
     found = {(row["system"], row["protocol"]) for row in rows}
-    listed = {"random", "popularity", "cooccurrence", "sasrec", "attainable", "oracle"}
+    listed = {"random", "popularity", "cooccurrence", "sasrec", "bayes_optimal", "oracle"}
     assert found == {(name, p) for name in listed for p in ("sampled@20", "full")} | {
         ("plain_sft", "sampled@20"),
         ("mmsrarec", "sampled@20"),
@@ -115,7 +115,7 @@ def test_the_table_has_every_system_under_its_protocols(runs):
         assert row["users"] == 40 and row["seed"] == 0
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
-    assert score["oracle"] > score["attainable"] > score["random"]
+    assert score["oracle"] > score["bayes_optimal"] > score["random"]
 
 
 def test_every_item_has_one_summary(runs):
@@ -141,7 +141,7 @@ def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
         (["--config=configs/beauty.py"], "config.data.root is not set"),
         (["--config=configs/beauty.py", "--config.data.root=nowhere"], "nowhere: no such folder"),
         (["--config=configs/beauty.py", "--config.data.root=."], "config.model.path is not set"),
-        (["--config=configs/quickstart.py", "--stages=stf"], "no stage 'stf'"),
+        (["--config=configs/quickstart.py", "--steps=stf"], "no step 'stf'"),
         (["--config=configs/quickstart.py", "--config.mesh.tensor=3"], "does not divide"),
     ],
 )

@@ -18,19 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOPS = ("warmup", "summariser", "sasrec", "plain_sft", "sft")
+LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft")
 DEVICES = 8
 TINY = {
     "input_shards": 4,
     "data.toyshop.num_users": 100, "data.toyshop.num_items": 40, "data.toyshop.num_groups": 3,
-    "model.scratch.hidden": 32, "model.scratch.layers": 1, "model.scratch.intermediate": 32,
-    "model.scratch.vision_hidden": 24, "model.scratch.vision_layers": 1,
-    "model.scratch.vision_intermediate": 24, "prompts.text_tokens": 8,
+    "model.tiny.hidden": 32, "model.tiny.layers": 1, "model.tiny.intermediate": 32,
+    "model.tiny.vision_hidden": 24, "model.tiny.vision_layers": 1,
+    "model.tiny.vision_intermediate": 24, "prompts.text_tokens": 8,
     "warmup.steps": 6, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 3,
     "warmup.log_every": 1, "warmup.batch_size": 8, "warmup.learning_rate": 1e-3,
-    "summariser.steps": 2, "summariser.batch_size": 8, "summariser.samples": 2,
-    "summariser.micro_batch": 16, "summariser.distractors": 2, "summariser.max_new_tokens": 8,
-    "summariser.log_every": 1, "summaries.batch_size": 8, "sasrec.steps": 6,
+    "summarizer.steps": 2, "summarizer.batch_size": 8, "summarizer.samples": 2,
+    "summarizer.micro_batch": 16, "summarizer.distractors": 2, "summarizer.max_new_tokens": 8,
+    "summarizer.log_every": 1, "summaries.batch_size": 8, "sasrec.steps": 6,
     "sasrec.evaluate_every": 3, "sasrec.log_every": 1, "sasrec.batch_size": 8, "sasrec.dim": 8,
     "sft.steps": 3, "sft.warmup_steps": 1, "sft.checkpoint_every": 3, "sft.batch_size": 8,
     "sft.log_every": 1, "evaluation.users": 20, "evaluation.batch_size": 8,
@@ -87,7 +87,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def warmed_up(runs):
     """What one process does in the warm-up."""
-    Job(runs / "one", 1, "--stages=data,model,warmup").wait()
+    Job(runs / "one", 1, "--steps=data,model,warmup").wait()
     return runs / "one"
 
 
@@ -104,7 +104,7 @@ def taken_over(runs):
     job.processes[1].send_signal(signal.SIGTERM)
     stopped = job.wait()
     left = max(int(path.name) for path in (workdir / "warmup" / "checkpoints").iterdir())
-    Job(workdir, 1, "--stages=warmup").wait()
+    Job(workdir, 1, "--steps=warmup").wait()
     return workdir, left, stopped
 
 
@@ -153,9 +153,9 @@ def test_a_signal_to_one_stops_both_and_one_goes_on_with_the_data_of_two(warmed_
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stage", LOOPS)
-def test_the_curves_of_every_loop_are_those_of_one_process(one, several, stage):
-    assert_same_curves(metrics(several[0] / stage), metrics(one / stage))
+@pytest.mark.parametrize("step", LOOPS)
+def test_the_curves_of_every_loop_are_those_of_one_process(one, several, step):
+    assert_same_curves(metrics(several[0] / step), metrics(one / step))
 
 
 @pytest.mark.processes
@@ -177,18 +177,18 @@ def test_summaries_and_ranks_are_those_of_one_process(one, several):
 @pytest.mark.processes
 def test_all_write_checkpoints_and_one_everything_else(several):
     workdir, (main, *others) = several
-    assert "stage evaluation is finished" in main
+    assert "step evaluation is finished" in main
     ours = re.compile(r"\d\d:\d\d:\d\d (?!WARNING)")
     assert [line for said in others for line in said.splitlines() if ours.match(line)] == []
     assert not [path.name for path in workdir.iterdir() if path.name.startswith(".")]
-    for stage in LOOPS[1:]:
-        assert len(list((workdir / stage / "tensorboard").glob("events.*"))) == 1
-        last = max((workdir / stage / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for step in LOOPS[1:]:
+        assert len(list((workdir / step / "tensorboard").glob("events.*"))) == 1
+        last = max((workdir / step / "checkpoints").iterdir(), key=lambda path: int(path.name))
         written = {path.name for path in (last / "state").glob("ocdbt.process_*")}
         assert written == {f"ocdbt.process_{index}" for index in range(1 + len(others))}
 
 
 @pytest.mark.processes
 def test_four_processes_two_of_which_hold_the_same_rows(warmed_up, runs):
-    Job(runs / "pairs", 4, "--stages=data,model,warmup", "--config.mesh.tensor=4").wait()
+    Job(runs / "pairs", 4, "--steps=data,model,warmup", "--config.mesh.tensor=4").wait()
     assert_same_curves(metrics(runs / "pairs" / "warmup"), metrics(warmed_up / "warmup"))

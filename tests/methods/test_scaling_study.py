@@ -61,7 +61,7 @@ def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
     _, _, split = run.dataset
     targets = splits.subset(split.validation, config.evaluation.users, config.evaluation.seed)
     (batch,) = pipeline.batches(
-        run._recommend_source(targets, with_knowledge=False), batch_size=16,
+        run._recommend_source(targets, with_context=False), batch_size=16,
         length=config.sft.length, patches=config.sft.patches, answers=config.sft.answers,
         targets=config.sft.targets, shuffle=False, repeat=False, pack=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The road of a head by itself on a tiny shop: data, training, ranks and the table."""
+"""The road of a model by itself on a tiny shop: data, training, ranks and the table."""
 
 import dataclasses
 import json
@@ -30,15 +30,15 @@ def config():
 
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("heads") / "run"
+    workdir = tmp_path_factory.mktemp("sequential") / "run"
     methods.find(config.method).run(config, workdir)
     return workdir
 
 
-def test_every_system_is_ranked_in_the_catalogue_and_among_the_candidates(workdir):
+def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir):
     rows = json.loads((workdir / "table.json").read_text())
     protocols = ("full", "sampled@5")
-    wanted = {(name, p) for name in (*SYSTEMS, "attainable", "oracle") for p in protocols}
+    wanted = {(name, p) for name in (*SYSTEMS, "bayes_optimal", "oracle") for p in protocols}
     assert {(row["system"], row["protocol"]) for row in rows} == wanted
     assert rows[0]["protocol"] == "full"  # the headline comes first
     for name in SYSTEMS:
@@ -54,24 +54,24 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, capl
     caplog.set_level("INFO")
     methods.find(config.method).run(config, workdir)
     done = [record.getMessage() for record in caplog.records]
-    for stage in ("data", "sasrec", "evaluation"):
-        assert any(line.startswith(f"stage {stage} is finished") for line in done)
+    for step in ("data", "sasrec", "evaluation"):
+        assert any(line.startswith(f"step {step} is finished") for line in done)
     assert not any("begins" in line for line in done)
-    before = json.loads((workdir / "sasrec" / "stage.json").read_text())
+    before = json.loads((workdir / "sasrec" / "step.json").read_text())
     again = config.copy_and_resolve_references()
     again.sasrec.seed = 1
     methods.find(again.method).run(again, workdir, only=["data", "sasrec"])
-    after = json.loads((workdir / "sasrec" / "stage.json").read_text())
+    after = json.loads((workdir / "sasrec" / "step.json").read_text())
     assert before["fingerprint"] != after["fingerprint"] and after["finished"]
 
 
 @pytest.mark.parametrize("module", [base, beauty, movielens])
 def test_variants_of_the_configs_are_heads_by_name(module):
     assert module.get_config().method == "mmsrarec"
-    assert sorted(base.HEADS) == sorted(registry.KINDS)
-    for name, kind in registry.KINDS.items():
+    assert sorted(base.SEQUENTIAL_MODELS) == sorted(registry.MODELS)
+    for name, kind in registry.MODELS.items():
         config = module.get_config(name)
-        assert (config.method, config.head) == ("heads", name)
+        assert (config.method, config.sequential_model) == ("sequential", name)
         fields = {field.name for field in dataclasses.fields(kind.config)}
         assert fields - {"num_items", "features"} <= set(config[name])
 
@@ -83,23 +83,23 @@ def test_a_misspelt_variant_gets_the_nearest():
 
 def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
     config = quickstart.get_config()
-    config.head = "gru4rec"
+    config.sequential_model = "gru4rec"
     config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
     config.gru4rec.update(steps=4, evaluate_every=4, batch_size=8, dim=8, hidden=8)
     methods.find(config.method).run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
-    found = pq.read_table(tmp_path / "retrieval" / "neighbours.parquet")
-    assert found.num_rows > 150 and (tmp_path / "gru4rec" / "head" / "config.json").exists()
+    found = pq.read_table(tmp_path / "retrieval" / "neighbors.parquet")
+    assert found.num_rows > 150 and (tmp_path / "gru4rec" / "model" / "config.json").exists()
 
 
 def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
     wrong = config.copy_and_resolve_references()
-    wrong.head = "sasrek"
+    wrong.recommender = "sasrek"
     with pytest.raises(UserError, match="did you mean 'sasrec'"):
         methods.find(wrong.method).run(wrong, tmp_path / "run")
-    wrong.update(head="sasrec")
+    wrong.update(recommender="sasrec")
     wrong.sasrec.loss = "sofmax"
     with pytest.raises(UserError, match="loss='sofmax' is none of"):
         methods.find(wrong.method).run(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="config.method='head' is not known"):
-        methods.find("head")
+    with pytest.raises(UserError, match="config.method='model' is not known"):
+        methods.find("model")

@@ -24,29 +24,29 @@ IMPLEMENTATIONS = ("xla", "splash", "cudnn")
 
 @functools.cache
 def inputs():
-    """q, k, v and a cotangent; rows of segments with padding, branches in order and mixed."""
+    """q, k, v and a cotangent; rows of segments with padding, suffixes in order and mixed."""
     rng = np.random.default_rng(0)
     q, k, v, out = (
         rng.normal(size=(B, L, n, DIM)).astype(np.float32)
         for n in (HEADS, KV_HEADS, KV_HEADS, HEADS)
     )
     segments = np.array([[1] * 60 + [2] * 70 + [0] * 20, [0] * 3 + [3] * 140 + [1] * 7], np.int32)
-    branches = rng.integers(0, 4, (B, L)).astype(np.int32)
-    branches[0, :60] = np.repeat([0, 1, 2], 20)
-    return q, k, v, out, segments, branches
+    suffixes = rng.integers(0, 4, (B, L)).astype(np.int32)
+    suffixes[0, :60] = np.repeat([0, 1, 2], 20)
+    return q, k, v, out, segments, suffixes
 
 
 def seen(kind, query=None):
     """bool[B, T, L], by the definition, token by token; `query`: slots of the queries."""
-    *_, segments, branches = inputs()
+    *_, segments, suffixes = inputs()
     mask = np.zeros((B, L if query is None else len(query), L), bool)
     for b, i, s in np.ndindex(mask.shape):
         t = i if query is None else query[i]
-        own = branches[b, s] in (0, branches[b, t])
+        own = suffixes[b, s] in (0, suffixes[b, t])
         mask[b, i, s] = kind == "everything" or (
             segments[b, s] == segments[b, t] > 0
             and (kind == "sides" or s <= t)
-            and (kind != "branches" or own)
+            and (kind != "suffixes" or own)
         )
     return mask
 
@@ -70,25 +70,25 @@ def softmax_attention(q, k, v, mask, cotangent):
     return out, dq, dk, dv
 
 
-def visible(kind, segments, branches):
+def visible(kind, segments, suffixes):
     slots = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     if kind == "everything":
         return lib.everything(*segments.shape, jnp.float32)
     if kind == "sides":
         return within_segments(segments, jnp.float32)
-    branches = branches if kind == "branches" else None
-    return causal(Layout(segments, branches, slots), None, jnp.float32)
+    suffixes = suffixes if kind == "suffixes" else None
+    return causal(Layout(segments, suffixes, slots), None, jnp.float32)
 
 
 def run(kind, name, axes=("heads", "kv_heads")):
     """Outputs, 0 where nothing is seen, and gradients."""
-    q, k, v, cotangent, segments, branches = inputs()
+    q, k, v, cotangent, segments, suffixes = inputs()
     live = seen(kind).any(2)[..., None, None]
 
     @jax.jit
-    def both(q, k, v, segments, branches):
+    def both(q, k, v, segments, suffixes):
         def total(q, k, v):
-            out = attention(q, k, v, visible(kind, segments, branches), axes)
+            out = attention(q, k, v, visible(kind, segments, suffixes), axes)
             out = jnp.where(live, out, 0)
             return jnp.sum(out * cotangent), out
 
@@ -96,7 +96,7 @@ def run(kind, name, axes=("heads", "kv_heads")):
         return out, *gradients
 
     with lib.force(name):
-        return both(q, k, v, segments, branches)
+        return both(q, k, v, segments, suffixes)
 
 
 def assert_close(got, expected):
@@ -113,7 +113,7 @@ def expected(kind):
 @pytest.mark.parametrize(
     "kind, name",
     [
-        *itertools.product(["packed", "branches", "sides"], IMPLEMENTATIONS),
+        *itertools.product(["packed", "suffixes", "sides"], IMPLEMENTATIONS),
         *itertools.product(["everything"], ["xla", "cudnn"]),  # in splash: sides with one segment
     ],
 )
@@ -125,8 +125,8 @@ def test_matches_a_plain_softmax(kind, name):
     "kind, name, axes",
     [
         ("packed", "splash", ("heads", "kv_heads")),
-        ("branches", "splash", ("heads", "kv_heads")),
-        ("branches", "cudnn", ("heads", "kv_heads")),
+        ("suffixes", "splash", ("heads", "kv_heads")),
+        ("suffixes", "cudnn", ("heads", "kv_heads")),
         ("sides", "cudnn", ("vision_heads", "vision_heads")),
     ],
 )
@@ -139,14 +139,14 @@ def test_eight_devices_equal_one(kind, name, axes):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_queries_behind_their_keys(name):
     """A prefill into a cache: fewer queries than slots, empty slots, a query that sees nothing."""
-    q, k, v, cotangent, segments, branches = inputs()
+    q, k, v, cotangent, segments, suffixes = inputs()
     slots = np.arange(10, 145)
     asked = segments[:, slots].copy()
     asked[:, 20] = 9
-    mask = seen("branches", slots) & (asked == segments[:, slots])[..., None]
+    mask = seen("suffixes", slots) & (asked == segments[:, slots])[..., None]
     q, cotangent = (np.where(mask.any(2)[..., None, None], x[:, slots], 0) for x in (q, cotangent))
-    keys = Layout(segments, branches, np.broadcast_to(np.arange(L), segments.shape))
-    queries = Layout(asked, branches[:, slots], np.broadcast_to(slots, asked.shape))
+    keys = Layout(segments, suffixes, np.broadcast_to(np.arange(L), segments.shape))
+    queries = Layout(asked, suffixes[:, slots], np.broadcast_to(slots, asked.shape))
 
     @jax.jit
     def both(q, k, v, queries, keys):
@@ -162,9 +162,9 @@ def test_queries_behind_their_keys(name):
 
 
 def test_a_model_is_the_same_interpreted():
-    """Windows and whole images alternate in the tower's scan; a batch has branches or has none."""
+    """Windows and whole images alternate in the tower's scan; a batch has suffixes or has none."""
     rng = np.random.default_rng(0)
-    rows = [mb.example(rng, [(16, 12)], 40, branches=(40, 30)), mb.example(rng, [(4, 8)], 20)]
+    rows = [mb.example(rng, [(16, 12)], 40, suffixes=(40, 30)), mb.example(rng, [(4, 8)], 20)]
     batch = mb.batch(rows, 180, 224)
     graphdef, state = nnx.split(mb.model())
 
@@ -172,8 +172,8 @@ def test_a_model_is_the_same_interpreted():
         return nnx.merge(graphdef, state)(batch) * (batch["segment_ids"] > 0)[..., None]
 
     wanted = jax.jit(hidden)
-    straight = wanted(batch | {"branch_ids": np.zeros_like(batch["branch_ids"])})
-    batch_without = {key: x for key, x in batch.items() if key != "branch_ids"}
+    straight = wanted(batch | {"suffix_ids": np.zeros_like(batch["suffix_ids"])})
+    batch_without = {key: x for key, x in batch.items() if key != "suffix_ids"}
     with lib.force("splash"):
         got = jax.jit(lambda batches: [hidden(batch) for batch in batches])((batch, batch_without))
     np.testing.assert_allclose(got[0], wanted(batch), atol=1e-4)

@@ -66,7 +66,7 @@ def program(config: MLLMConfig, adapters: flops.Adapters | None = None):
 
     kind = nnx.Param if adapters is None else nnx.LoRAParam
     graphdef, trained, frozen = nnx.split(nnx.eval_shape(make), kind, ...)
-    batch = {key: jnp.zeros((1, ROW.length), jnp.int32) for key in ("tokens", "branch_ids")}
+    batch = {key: jnp.zeros((1, ROW.length), jnp.int32) for key in ("tokens", "suffix_ids")}
     batch |= {"segment_ids": jnp.ones((1, ROW.length), jnp.int32)}
     batch |= {"positions": jnp.zeros((1, 3, ROW.length), jnp.int32)}
     if ROW.grids and config.vision is not None:

@@ -1,4 +1,4 @@
-"""Packing, branches, images and flags of the model. Numbers against Hugging Face: tests/parity."""
+"""Packing, suffixes, images and flags of the model. Numbers against Hugging Face: tests/parity."""
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,14 @@ def test_packed_examples_equal_separate_ones():
     np.testing.assert_allclose(packed, np.concatenate(run(model, [one, two])), atol=ATOL)
 
 
-def test_branch_equals_trunk_and_branch_alone():
+def test_suffix_equals_prefix_and_suffix_alone():
     rng, model = np.random.default_rng(1), mb.model()
-    row = mb.example(rng, [(4, 4)], 6, branches=(3, 5, 2))
-    branch = row["branch_ids"]
+    row = mb.example(rng, [(4, 4)], 6, suffixes=(3, 5, 2))
+    suffix = row["suffix_ids"]
     (together,) = run(model, [row])
-    alone = [mb.select(row, (branch == 0) | (branch == c)) for c in (1, 2, 3)]
+    alone = [mb.select(row, (suffix == 0) | (suffix == c)) for c in (1, 2, 3)]
     for c, apart in enumerate(run(model, alone), 1):
-        np.testing.assert_allclose(together[branch == c], apart[(branch == 0).sum() :], atol=ATOL)
+        np.testing.assert_allclose(together[suffix == c], apart[(suffix == 0).sum() :], atol=ATOL)
 
 
 def test_images_fill_their_slots_in_order():
@@ -157,7 +157,7 @@ def test_batches_of_one_shape_compile_once():
     assert mb.forward._cache_size() == compiled
 
 
-def test_initialisation_is_fit_for_training():
+def test_initialization_is_fit_for_training():
     """Logits of order one, so the first loss is near that of a uniform guess."""
     model = MLLM(mb.config(), rngs=nnx.Rngs(0))
     gate, o = model.text.layers.gate.kernel[...], model.text.layers.o.kernel[...]

@@ -82,7 +82,7 @@ def test_a_whole_model(base, batch, trainable, tmp_path):
 def test_a_model_from_scratch(base, batch, tmp_path):
     """There are no files whose tensor names could be followed."""
     ours = export_runs.scratch_run(tmp_path / "run", base)
-    export(tmp_path / "run", tmp_path / "out", stage="summariser", merge=True)
+    export(tmp_path / "run", tmp_path / "out", step="summarizer", merge=True)
     assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
 
 

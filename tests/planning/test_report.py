@@ -38,7 +38,7 @@ def step(mesh):
 
     x, w = array((ROWS, WIDTH), "fsdp"), array((WIDTH, WIDTH), None, "tensor")
     function = jax.jit(lambda w, x: jnp.tanh(x @ w) @ w.T)
-    kinds = {"parameters": w, "optimiser": None, "batch": x}
+    kinds = {"parameters": w, "optimizer": None, "batch": x}
     return steps.Step("toy", function, (w, x), kinds, required=4 * ROWS * WIDTH**2)
 
 
@@ -109,7 +109,7 @@ def test_command_on_cpu(tmp_path):
             sys.executable, "launch/compile.py", "--config=configs/quickstart.py",
             "--topology=cpu:8", "--steps=rank", "--config.evaluation.batch_size=8",
             "--config.evaluation.length=128", "--config.evaluation.patches=32",
-            "--config.model.scratch.layers=1", f"--out={tmp_path / 'plan.json'}", *arguments,
+            "--config.model.tiny.layers=1", f"--out={tmp_path / 'plan.json'}", *arguments,
         ]  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         return subprocess.run(
@@ -178,7 +178,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
         else:
             assert large == []
             assert whole < 1.3 * size / (sizes[1] * sizes[2])
-        moments = report.held(step.kinds["optimiser"])
+        moments = report.held(step.kinds["optimizer"])
         assert moments == pytest.approx(2 * report.held(state.params), rel=1e-3)
 
 
@@ -192,7 +192,7 @@ def test_model_of_a_config(tmp_path):
     config.model.path = str(tmp_path)
     assert steps.model_config(config) == small and small.text.layers == 36
     scratch = quickstart.get_config()
-    assert steps.model_config(scratch).text.hidden == scratch.model.scratch.hidden
+    assert steps.model_config(scratch).text.hidden == scratch.model.tiny.hidden
     config.model.path = "qwen9"
     with pytest.raises(UserError, match="no folder with a config.json"):
         steps.model_config(config)

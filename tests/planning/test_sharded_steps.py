@@ -13,14 +13,14 @@ LAYERS, VISION_LAYERS, TOKENS = 5, 7, 11
 def make(sizes, trainable):
     """A model whose stacked kernels are a few MiB each, in rows that are short."""
     config = quickstart.get_config()
-    config.model.scratch.update(
+    config.model.tiny.update(
         vocab_size=2048, hidden=256, layers=LAYERS, heads=8, kv_heads=4, intermediate=1024,
         vision_hidden=128, vision_layers=VISION_LAYERS, vision_heads=4, vision_intermediate=512,
     )  # fmt: skip
     config.sft.update(
         trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=4, targets=16
     )
-    config.summariser.update(
+    config.summarizer.update(
         lora_rank=8, batch_size=8, samples=2, prompt_length=64, patches=16, max_new_tokens=TOKENS
     )
     config.model.remat = "full"
@@ -54,7 +54,7 @@ def test_weights_are_gathered_layer_by_layer_and_the_embedding_never(sizes, trai
 @pytest.mark.parametrize("once", [True, False])
 def test_weights_are_gathered_once_for_all_tokens(once):
     made = make((1, 4, 2), "lora")
-    made.config.summariser.gather_weights = once
+    made.config.summarizer.gather_weights = once
     step = made.rollout()
     with jax.set_mesh(made.mesh):
         program = hlo.Program(step.function.lower(*step.arguments).compile().as_text())

@@ -13,7 +13,7 @@ from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.fixed_size import FixedSizeProcessor
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.models.patches import mrope_positions
-from mmsrec_jax.prompts import Chat, verdict_ids
+from mmsrec_jax.prompts import Chat, yes_no_ids
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
 
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chat(trained):
-    return toy_items.prompting(trained).chat
+    return toy_items.prompt_config(trained).chat
 
 
 def test_marks_that_only_the_tokenizer_names(tmp_path):
@@ -121,8 +121,8 @@ def test_cut_is_a_prefix_of_at_most_so_many_tokens(chat, text):
         assert short == text if limit >= total else len(short) < len(text)
 
 
-def test_verdicts(trained):
-    yes, no = verdict_ids(trained)
+def test_yes_nos(trained):
+    yes, no = yes_no_ids(trained)
     assert trained.decode([yes]) == "yes" and trained.decode([no]) == "no"
 
     class Same:
@@ -130,7 +130,7 @@ def test_verdicts(trained):
             return [1, ord(text[0])]
 
     with pytest.raises(UserError, match="alike"):
-        verdict_ids(Same())
+        yes_no_ids(Same())
 
 
 def test_chat_is_picklable_and_needs_no_jax_in_a_worker(chat, tmp_path):

@@ -11,8 +11,8 @@ from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.sequential.recommender import SequentialRecommender, init_params
 from mmsrec_jax.sequential.sasrec import SASRecConfig
-from mmsrec_jax.sequential.scorer import Head, init_params
 
 ITEMS, USERS = 30, 40
 
@@ -31,9 +31,9 @@ def histories():
 
 
 @pytest.fixture(scope="module")
-def head():
+def recommender():
     config = SASRecConfig(ITEMS, length=8, dim=16, layers=1, heads=2, mlp_dim=16)
-    return Head(config, init_params(config, 0))
+    return SequentialRecommender(config, init_params(config, 0))
 
 
 class Stub:
@@ -94,7 +94,7 @@ def pairs(stub, histories, split, user, item, query):
 def test_own_user_is_excluded_and_the_rest_is_exact(histories, distinct_items):
     stub, split = Stub(0), splits.leave_one_out(histories)
     rows = np.concatenate([split.train[::7], split.validation, split.test])
-    got = similar.neighbours(
+    got = similar.neighbors(
         stub, histories, split, rows, k=3, distinct_items=distinct_items
     )  # fmt: skip
     own_would_have_won = 0
@@ -143,12 +143,12 @@ def test_distinct_items_equals_greedy_choice_when_nothing_ties():
 
 def test_nothing_of_validation_and_test_is_in_the_base(histories):
     stub, split = Stub(0), splits.leave_one_out(histories)
-    before = similar.neighbours(stub, histories, split, split.test, k=3)
+    before = similar.neighbors(stub, histories, split, split.test, k=3)
     items = histories.items.copy()
     last = histories.offsets[1:] - 1
     items[last] = (items[last] + 7) % ITEMS  # test targets of everybody
     changed = Histories(histories.users, histories.offsets, items, histories.timestamps)
-    after = similar.neighbours(stub, changed, split, split.test, k=3)
+    after = similar.neighbors(stub, changed, split, split.test, k=3)
     np.testing.assert_array_equal(before.items, after.items)
     base = similar.knowledge_base(stub, histories, split)
     wanted = [histories.of(u)[p] for u in range(USERS) for p in range(1, len(histories.of(u)) - 2)]
@@ -159,7 +159,7 @@ def test_global_time_allows_only_the_past(histories):
     stub = Stub(0)
     split = splits.global_time(histories, validation_quantile=0.7, test_quantile=0.85)
     rows = np.concatenate([split.train[::3], split.validation, split.test])
-    got = similar.neighbours(stub, histories, split, rows, k=3)
+    got = similar.neighbors(stub, histories, split, rows, k=3)
     future_would_have_won = 0
     for n, row in enumerate(rows):
         now = histories.times(row[0])[row[1]]
@@ -177,23 +177,23 @@ def test_global_time_allows_only_the_past(histories):
 
 def test_training_rows_use_the_head_that_has_not_seen_their_user(histories):
     split = splits.leave_one_out(histories)
-    full, fold_heads = Stub(0), [Stub(1), Stub(2)]
+    full, fold_models = Stub(0), [Stub(1), Stub(2)]
     folds = similar.assign_folds(USERS, 2, seed=0)
     assert np.bincount(folds).tolist() == [20, 20]
     rows = np.concatenate([split.train[::5], split.test])
-    got = similar.neighbours(
-        full, histories, split, rows, k=2, fold_heads=fold_heads, folds=folds
+    got = similar.neighbors(
+        full, histories, split, rows, k=2, fold_models=fold_models, folds=folds
     )  # fmt: skip
     for n, row in enumerate(rows):
         trained = row[1] < split.train_end[row[0]]
-        stub = fold_heads[folds[row[0]]] if trained else full
+        stub = fold_models[folds[row[0]]] if trained else full
         wanted = brute_force(stub, histories, split, row, 2, excluded=[row[0]])
         assert_equal_up_to_ties(got, n, wanted, histories, split, stub)
 
 
-def test_prefixes_in_one_pass_equal_prefixes_alone(histories, head):
+def test_prefixes_in_one_pass_equal_prefixes_alone(histories, recommender):
     rows = splits.leave_one_out(histories).train
-    got = similar.prefix_embeddings(head, histories, rows)
+    got = similar.prefix_embeddings(recommender, histories, rows)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-5)
     past = np.full((len(rows), 8), -1)
     for n, (user, position) in enumerate(rows):
@@ -202,7 +202,7 @@ def test_prefixes_in_one_pass_equal_prefixes_alone(histories, head):
             window = window[-(5 + (position - 1) % 4) :]
         past[n, : len(window)] = window
     assert (rows[:, 1] > 12).any()
-    alone = head.embed(past)
+    alone = recommender.embed(past)
     np.testing.assert_allclose(got, alone / np.linalg.norm(alone, axis=1)[:, None], atol=2e-5)
 
 
@@ -227,5 +227,5 @@ def test_hit_rates_of_each_part(histories):
     right = np.array([histories.of(u)[p] for u, p in rows])
     items = np.stack([np.full(len(rows), -1), right], 1)
     items[len(split.train) :: 2] = -1  # every other test row misses
-    rates = similar.hit_rates(similar.Neighbours(items, items, items), histories, split, rows)
+    rates = similar.hit_rates(similar.Neighbors(items, items, items), histories, split, rows)
     assert rates == {"train": 1.0, "test": 0.5}

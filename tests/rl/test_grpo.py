@@ -13,7 +13,7 @@ from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import summarise
+from mmsrec_jax.inference.summarize import summarize
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.models import lora
 from mmsrec_jax.rl import grpo, policy_loss
@@ -55,8 +55,8 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    prompting = toy_items.prompting(tokenizer, text_tokens=12)
-    return tokenizer, SummarySource(toy_items.catalogue(), prompting, length=48)
+    prompt_config = toy_items.prompt_config(tokenizer, text_tokens=12)
+    return tokenizer, SummarySource(toy_items.catalog(), prompt_config, length=48)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ class TokenBandit:
     TOKEN = 7
     SAMPLES, ROWS = 8, 4
 
-    def __init__(self, rounds: int, learning_rate: float = 3e-2):
+    def __init__(self, num_microbatches: int, learning_rate: float = 3e-2):
         model = tiny.model(3, vision=False)
         model = nnx.clone(model)
         lora.add(model, 4, alpha=8.0, rngs=nnx.Rngs(0))
@@ -85,7 +85,7 @@ class TokenBandit:
         self.state = TrainState.create(jax.tree.map(jnp.copy, self.params), optimizer)
         sampling = Sampling(self.SAMPLES, 6, (1,), 0, gather_weights=True)
         self.roll = grpo.make_rollout(self.graphdef, sampling, seed=0)
-        self.update = grpo.make_update(self.graphdef, optimizer, settings, rounds)
+        self.update = grpo.make_update(self.graphdef, optimizer, settings, num_microbatches)
 
     def rollout(self) -> tuple[Generation, jax.Array]:
         rows = np.arange(self.ROWS)
@@ -94,22 +94,22 @@ class TokenBandit:
 
     def step(self) -> float:
         out, rewards = self.rollout()
-        judged = {
+        scored = {
             "advantages": policy_loss.group_advantages(rewards, scale_by_std=True),
             "reference": out.logprobs,
         }
-        self.state, self.metrics = self.update(self.state, self.frozen, self.batch, out, judged)
+        self.state, self.metrics = self.update(self.state, self.frozen, self.batch, out, scored)
         return float(rewards.mean())
 
 
 def test_a_rewarded_token_becomes_frequent():
-    bandit = TokenBandit(rounds=1)
+    bandit = TokenBandit(num_microbatches=1)
     rewards = [bandit.step() for _ in range(25)]
     assert np.mean(rewards[:3]) < 0.15 < 0.6 < np.mean(rewards[-3:])
 
 
 def test_micro_batches_give_the_same_update():
-    whole, parts = TokenBandit(rounds=1), TokenBandit(rounds=2)
+    whole, parts = TokenBandit(num_microbatches=1), TokenBandit(num_microbatches=2)
     assert whole.step() == parts.step()
     for name in ("loss", "gradient_norm", "logprob_gap"):
         np.testing.assert_allclose(whole.metrics[name], parts.metrics[name], rtol=1e-4, atol=1e-6)
@@ -196,13 +196,13 @@ def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
     tokenizer, source = world
     model = toy_model.make(tokenizer)
     options = dict(patches=16, max_new_tokens=5, gather_weights=True, mesh=mesh)
-    found = list(summarise(model, tokenizer, source, batch_size=5, **options))
+    found = list(summarize(model, tokenizer, source, batch_size=5, **options))
     assert [item for item, _ in found] == list(range(24))  # 24 = 5 * 5 - 1: the last one is filler
     assert len({text for _, text in found}) > 3
     rest = SummarySource(
-        source.items.catalogue, source.items.prompting, length=48, rows=np.array([20, 3])
+        source.items.catalog, source.items.prompt_config, length=48, rows=np.array([20, 3])
     )
-    again = list(summarise(model, tokenizer, rest, batch_size=5, **options))
+    again = list(summarize(model, tokenizer, rest, batch_size=5, **options))
     assert again == [found[3], found[20]]
 
 

@@ -14,7 +14,7 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import parse_summary, tasks
 from mmsrec_jax.rl import reference
-from mmsrec_jax.rl.reward_inputs import Rescoring
+from mmsrec_jax.rl.reward_inputs import RewardInputs
 
 WRITTEN = [
     ["image: red, mug\ntext: home", "image: mug\ntext: work, number"],
@@ -28,8 +28,8 @@ INDEX = np.array([0, 1, 2, toy_items.NO_IMAGE])
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    prompting = toy_items.prompting(tokenizer, text_tokens=12)
-    source = SummarySource(toy_items.catalogue(), prompting, length=48, rows=INDEX)
+    prompt_config = toy_items.prompt_config(tokenizer, text_tokens=12)
+    source = SummarySource(toy_items.catalog(), prompt_config, length=48, rows=INDEX)
     dataset = pipeline.batches(
         source, batch_size=4, length=48, patches=16, shuffle=False, repeat=False, pack=False
     )
@@ -39,15 +39,15 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(world):
     source, batch, model = world
-    rescoring = Rescoring(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
-    texts = rescoring.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
+    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
+    texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
     graphdef, state = nnx.split(model)
 
     @jax.jit
     def run(state, batch, texts):
         return reference.scores(
             nnx.merge(graphdef, state), batch, texts, length="keywords",
-            reconstruction="bounded", center=True, distractors=2, rounds=2,
+            reconstruction="bounded", center=True, distractors=2, num_microbatches=2,
         )  # fmt: skip
 
     batch = {name: value for name, value in batch.items() if name != "index"}
@@ -60,7 +60,7 @@ def plain(piece) -> dict[str, np.ndarray]:
         "tokens": piece.tokens[None],
         "positions": piece.positions[None],
         "segment_ids": np.ones((1, n), np.int32),
-        "branch_ids": np.zeros((1, n), np.int32),
+        "suffix_ids": np.zeros((1, n), np.int32),
     }
     for image in piece.images:
         batch |= {
@@ -84,7 +84,7 @@ def log_likelihood(model, piece, ids) -> float:
 
 def test_reconstruction(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompting.chat, source.items.prompting.templates
+    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
     expected = np.zeros((4, 2))
     for b, i in enumerate(INDEX):
         text = source.items.text(int(i), 12, Counter())
@@ -104,7 +104,7 @@ def test_reconstruction(world, scored):
 
 def test_information(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompting.chat, source.items.prompting.templates
+    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda s, b: nnx.merge(graphdef, s)(b, adapters=False))
 
@@ -137,7 +137,7 @@ def test_information(world, scored):
 def test_image(world, scored):
     """Distractors are the next two items of the batch, cyclically; one of the four has no image."""
     source, _, model = world
-    chat, templates = source.items.prompting.chat, source.items.prompting.templates
+    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
     for b, i in enumerate(INDEX):
         for g, written in enumerate(WRITTEN[b]):
             line = "image: " + ", ".join(parse_summary(written).image)
@@ -148,7 +148,7 @@ def test_image(world, scored):
                 if other == toy_items.NO_IMAGE:
                     continue
                 image = source.items.image(other, Counter())
-                question = tasks.summarise(templates, "", True)
+                question = tasks.summarize(templates, "", True)
                 prompt = chat.encode(chat.head + question + chat.middle, (image,))
                 values.append(log_likelihood(model, prompt, ids))
             if i == toy_items.NO_IMAGE:
@@ -168,15 +168,15 @@ def test_length_and_form(scored):
 def test_everything_ignores_the_adapters(world, scored):
     """The reference is the model without adapters, whatever they have learned."""
     source, batch, model = world
-    rescoring = Rescoring(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
-    texts = rescoring.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
+    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
+    texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
     graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
     adapters = jax.tree.map(lambda x: x + 1.0, adapters)
     batch = {name: value for name, value in batch.items() if name != "index"}
     run = jax.jit(
         lambda a, r: reference.scores(
             nnx.merge(graphdef, a, r), batch, texts, length="keywords",
-            reconstruction="perplexity", center=True, distractors=2, rounds=1,
+            reconstruction="perplexity", center=True, distractors=2, num_microbatches=1,
         )
     )  # fmt: skip
     moved = run(adapters, rest)

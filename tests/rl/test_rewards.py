@@ -27,7 +27,7 @@ def test_information_is_the_cosine(center):
 
 
 def test_information_of_empty_summaries_and_items_without_text():
-    """They score -1 and 0, and do not move the means that the others are centred by."""
+    """They score -1 and 0, and do not move the means that the others are centered by."""
     rng = np.random.default_rng(1)
     summaries = rng.normal(size=(3, 4, 8)).astype(np.float32)
     texts = rng.normal(size=(3, 8)).astype(np.float32)

@@ -101,7 +101,7 @@ def gradients(mesh, adapters):
             linear.lora_b[...] = jnp.full(linear.lora_b.shape, 0.01)
     rng = np.random.default_rng(0)
     grids = [] if adapters else [(4, 4)]
-    rows = [mb.example(rng, grids, 3 + i, branches=(2, 3)) for i in range(8)]
+    rows = [mb.example(rng, grids, 3 + i, suffixes=(2, 3)) for i in range(8)]
     batch = mb.batch(rows, 24, 16)
     graphdef, params = nnx.split(model)
 
@@ -119,7 +119,7 @@ def gradients(mesh, adapters):
 
 
 @pytest.mark.parametrize(
-    "sizes, adapters", [((2, 2, 2), False), ((1, 4, 2), True)], ids=["branches", "adapters"]
+    "sizes, adapters", [((2, 2, 2), False), ((1, 4, 2), True)], ids=["suffixes", "adapters"]
 )
 def test_eight_devices_give_the_gradients_of_one(sizes, adapters, capfd):
     """Families: models/test_eight_devices.py."""

@@ -1,11 +1,11 @@
-"""Stages: skipped when finished, resumed when killed, run again when their config changed."""
+"""Steps: skipped when finished, resumed when killed, run again when their config changed."""
 
 import json
 
 import pytest
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.workdir import Stage, run_stages
+from mmsrec_jax.runtime.workdir import Step, run_steps
 
 
 class Killed(BaseException):
@@ -13,7 +13,7 @@ class Killed(BaseException):
 
 
 def make(calls, *, rate=0.1, fail=()):
-    def stage(name, config, inputs=()):
+    def step(name, config, inputs=()):
         def run(directory):
             calls.append(name)
             with (directory / "out.txt").open("a") as file:
@@ -21,49 +21,49 @@ def make(calls, *, rate=0.1, fail=()):
             if name in fail:
                 raise Killed
 
-        return Stage(name, run, config, inputs)
+        return Step(name, run, config, inputs)
 
     return [
-        stage("data", {"root": "here"}),
-        stage("train", {"rate": rate, "sizes": (1, 2)}, ["data"]),
-        stage("rank", {}, ["train"]),
+        step("data", {"root": "here"}),
+        step("train", {"rate": rate, "sizes": (1, 2)}, ["data"]),
+        step("rank", {}, ["train"]),
     ]
 
 
 def test_finished_stages_are_skipped(tmp_path):
     calls = []
-    run_stages(tmp_path, make(calls))
-    run_stages(tmp_path, make(calls))
+    run_steps(tmp_path, make(calls))
+    run_steps(tmp_path, make(calls))
     assert calls == ["data", "train", "rank"]
 
 
 def test_a_killed_stage_goes_on_in_its_folder(tmp_path):
     calls = []
     with pytest.raises(Killed):
-        run_stages(tmp_path, make(calls, fail={"train"}))
-    run_stages(tmp_path, make(calls))
+        run_steps(tmp_path, make(calls, fail={"train"}))
+    run_steps(tmp_path, make(calls))
     assert calls == ["data", "train", "train", "rank"]
     assert (tmp_path / "train" / "out.txt").read_text() == "xx"
 
 
 def test_a_changed_config_names_the_field_and_keeps_the_old_folder(tmp_path, caplog):
     calls = []
-    run_stages(tmp_path, make(calls))
+    run_steps(tmp_path, make(calls))
     with caplog.at_level("INFO"):
-        run_stages(tmp_path, make(calls, rate=0.2))
+        run_steps(tmp_path, make(calls, rate=0.2))
     assert calls == ["data", "train", "rank", "train", "rank"]
     assert any("rate: 0.1 -> 0.2" in r.getMessage() for r in caplog.records)
     assert (tmp_path / "train" / "out.txt").read_text() == "x"
-    kept = list((tmp_path / "superseded").glob("train-*/stage.json"))
+    kept = list((tmp_path / "superseded").glob("train-*/step.json"))
     assert len(kept) == 1 and json.loads(kept[0].read_text())["config"]["rate"] == 0.1
 
 
 def test_only_some_stages(tmp_path):
     calls = []
     with pytest.raises(UserError, match="rank needs train"):
-        run_stages(tmp_path, make(calls), ["data", "rank"])
+        run_steps(tmp_path, make(calls), ["data", "rank"])
     assert calls == ["data"]
-    run_stages(tmp_path, make(calls), ["train"])
+    run_steps(tmp_path, make(calls), ["train"])
     assert calls == ["data", "train"]
-    with pytest.raises(UserError, match="no stage 'rnak'.*data, train, rank"):
-        run_stages(tmp_path, make(calls), ["rnak"])
+    with pytest.raises(UserError, match="no step 'rnak'.*data, train, rank"):
+        run_steps(tmp_path, make(calls), ["rnak"])

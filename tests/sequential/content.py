@@ -1,4 +1,5 @@
-"""What the tests of both content heads share: tiny configs, weights away from zero, packed rows."""
+"""What the tests of both content models share: tiny configs, weights away from zero, packed
+rows."""
 
 import functools
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.base import Rows
-from mmsrec_jax.sequential.scorer import init_params, merge, place_features
+from mmsrec_jax.sequential.recommender import init_params, merge, place_features
 
 ITEMS, LENGTH = 20, 8
 SIZES = dict(length=LENGTH, dim=8, layers=1, heads=2, mlp_dim=12, dropout=0.0)
@@ -21,7 +22,7 @@ FEATURES = {
 
 @functools.cache
 def weights(kind: str, names: tuple[str, ...], **options):
-    """Config, weights (drawn by numpy: nothing to compile) and features of a head."""
+    """Config, weights (drawn by numpy: nothing to compile) and features of a model."""
     given = {name: FEATURES[name] for name in names}
     config = registry.configure(kind, SIZES | options, ITEMS, given)
     rng = np.random.default_rng(0)

@@ -8,7 +8,12 @@ import pytest
 from mmsrec_jax.sequential.base import Rows
 from mmsrec_jax.sequential.bert4rec import BERT4RecConfig
 from mmsrec_jax.sequential.losses import ItemLoss
-from mmsrec_jax.sequential.scorer import Head, init_params, merge, place_features
+from mmsrec_jax.sequential.recommender import (
+    SequentialRecommender,
+    init_params,
+    merge,
+    place_features,
+)
 
 CONFIG = BERT4RecConfig(
     num_items=20, length=8, dim=8, layers=2, heads=2, mlp_dim=12, dropout=0.3,
@@ -31,8 +36,8 @@ def encode(params):
 
 
 @pytest.fixture(scope="module")
-def head(params):
-    return Head(CONFIG, params)
+def recommender(params):
+    return SequentialRecommender(CONFIG, params)
 
 
 def module(params):
@@ -82,15 +87,15 @@ def numpy_states(params, tokens):
 
 
 @pytest.mark.parametrize("count", [0, 3, 7, 8, 11])
-def test_scores_are_those_of_a_mask_token_after_the_history(head, params, count):
+def test_scores_are_those_of_a_mask_token_after_the_history(recommender, params, count):
     items = np.random.default_rng(count).integers(0, 20, count)
     history = np.full((1, 12), -1)
     history[0, 1 : 1 + count] = items
     state = numpy_states(params, [*(items[-7:] + 1), MASK])[-1]  # the mask needs one place of 8
     table = np.asarray(params["items"][...], np.float64)[1:21]
     wanted = table @ state + np.asarray(params["item_bias"][...])
-    np.testing.assert_allclose(head.scores(history)[0], wanted, atol=1e-4)
-    np.testing.assert_allclose(head.embed(history)[0], state, atol=1e-4)
+    np.testing.assert_allclose(recommender.scores(history)[0], wanted, atol=1e-4)
+    np.testing.assert_allclose(recommender.embed(history)[0], state, atol=1e-4)
 
 
 def test_packed_sequences_are_read_both_ways_and_by_themselves(params, encode):
@@ -140,8 +145,8 @@ def test_the_loss_is_that_of_the_masked_items_and_of_nothing_else(params):
     assert abs(float(other - found)) > 1e-3
 
 
-def test_saved_head_scores_the_same(head, tmp_path):
-    head.save(tmp_path)
-    back, rows = Head.load(tmp_path), np.arange(12).reshape(2, 6)
+def test_saved_head_scores_the_same(recommender, tmp_path):
+    recommender.save(tmp_path)
+    back, rows = SequentialRecommender.load(tmp_path), np.arange(12).reshape(2, 6)
     assert back.config == CONFIG and not back.causal
-    np.testing.assert_array_equal(back.scores(rows), head.scores(rows))
+    np.testing.assert_array_equal(back.scores(rows), recommender.scores(rows))

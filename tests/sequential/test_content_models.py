@@ -1,4 +1,4 @@
-"""Both content heads: packing, causality, files, and that features teach what ids cannot."""
+"""Both content models: packing, causality, files, and that features teach what ids cannot."""
 
 import jax
 import numpy as np
@@ -7,18 +7,18 @@ from content import FEATURES, packed, weights
 from ml_collections import ConfigDict
 
 from mmsrec_jax.data import item_features, splits
-from mmsrec_jax.data.records import Catalogue, Histories, Item
+from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry, train
-from mmsrec_jax.sequential.scorer import Head, merge
+from mmsrec_jax.sequential.recommender import SequentialRecommender, merge
 
-KINDS = {"molar": ("item",), "hm4sr": ("text", "image", "categories")}
+MODELS = {"molar": ("item",), "hm4sr": ("text", "image", "categories")}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_packed_sequences_do_not_see_each_other_nor_the_future(kind):
-    config, params, frozen = weights(kind, KINDS[kind])
+    config, params, frozen = weights(kind, MODELS[kind])
     encode = jax.jit(lambda rows: merge(config, params, frozen)(rows)[0])
     first, second = [3, 1, 4], [1, 5, 9, 2]
     times = [[10**9, 10**9 + 60, 10**9 + 10**6], [5 * 10**8 + 7**i for i in range(4)]]
@@ -30,15 +30,15 @@ def test_packed_sequences_do_not_see_each_other_nor_the_future(kind):
     assert np.abs(changed[5:7] - both[5:7]).max(1).min() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_saved_head_scores_the_same(kind, tmp_path):
-    head = Head(*weights(kind, KINDS[kind]))
-    head.save(tmp_path)
-    back = Head.load(tmp_path)
-    assert back.config == head.config and back.name == kind
+    recommender = SequentialRecommender(*weights(kind, MODELS[kind]))
+    recommender.save(tmp_path)
+    back = SequentialRecommender.load(tmp_path)
+    assert back.config == recommender.config and back.name == kind
     past = np.array([[3, 1, 4, -1], [1, 5, 9, 2]])
     times = 1e9 + 1e5 * np.arange(8).reshape(2, 4)
-    np.testing.assert_array_equal(back.scores(past, times), head.scores(past, times))
+    np.testing.assert_array_equal(back.scores(past, times), recommender.scores(past, times))
 
 
 def test_a_content_head_without_content_says_what_it_reads():
@@ -68,7 +68,7 @@ def clustered():
     return histories, known, rng.permutation(known)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_learns_what_only_the_features_tell(kind, clustered, tmp_path):
     histories, known, shuffled = clustered
     split = splits.leave_one_out(histories)
@@ -82,37 +82,35 @@ def test_learns_what_only_the_features_tell(kind, clustered, tmp_path):
     )  # fmt: skip
     hits = []
     for name, rows in (("known", known), ("shuffled", shuffled)):
-        given = {part: rows for part in KINDS[kind] if part != "categories"}
-        head = train.train(
+        given = {part: rows for part in MODELS[kind] if part != "categories"}
+        recommender = train.train(
             kind, config, histories, split,
             num_items=180, directory=tmp_path / name, features=given,
         )  # fmt: skip
         for part in given:  # never trained
-            np.testing.assert_array_equal(head.features["features"][part][...], rows)
-        hits.append(metrics.hit_rate(ranking.full(head, histories, split.test).ranks, 30))
+            np.testing.assert_array_equal(recommender.features["features"][part][...], rows)
+        hits.append(metrics.hit_rate(ranking.full(recommender, histories, split.test).ranks, 30))
     assert hits[0] > 0.8 > 0.5 > hits[1]  # the items of a kind are 30, chance is 30 of 180
 
 
-def test_standardised_columns_and_items_without_the_feature():
+def test_standardized_columns_and_items_without_the_feature():
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(50, 4)) * [1, 100, 1e-3, 0] + [5, -2, 0, 7]).astype(np.float32)
     rows[[3, 8]] = 0
-    found = item_features.standardised(rows)
+    found = item_features.standardized(rows)
     assert found.dtype == np.float32 and not found[[3, 8]].any()
     known = np.delete(found, [3, 8], 0)
     np.testing.assert_allclose(known.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(known.std(0), [1, 1, 1, 0], atol=1e-4)
-    np.testing.assert_array_equal(item_features.standardised(rows[[3]]), rows[[3]])
+    np.testing.assert_array_equal(item_features.standardized(rows[[3]]), rows[[3]])
 
 
-def test_categories_come_from_the_catalogue():
+def test_categories_come_from_the_catalog():
     names = ["Drama War", "", None, " War ", "Comedy"]
-    catalogue = Catalogue.from_items(
-        [Item(id=str(i), category=name) for i, name in enumerate(names)]
-    )
+    catalog = Catalog.from_items([Item(id=str(i), category=name) for i, name in enumerate(names)])
     labels = [[0, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
-    np.testing.assert_array_equal(item_features.categories(catalogue, " "), labels)
+    np.testing.assert_array_equal(item_features.categories(catalog, " "), labels)
     whole = [[0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
-    np.testing.assert_array_equal(item_features.categories(catalogue, None), whole)
-    bare = Catalogue.from_items([Item(id="0")])
+    np.testing.assert_array_equal(item_features.categories(catalog, None), whole)
+    bare = Catalog.from_items([Item(id="0")])
     assert item_features.categories(bare, None).shape == (1, 0)

@@ -8,7 +8,7 @@ from mmsrec_jax.sequential import contrastive
 from mmsrec_jax.sequential.base import Rows
 
 info_nce = jax.jit(contrastive.info_nce)
-draw_places = jax.jit(contrastive.draw_places, static_argnums=1)
+draw_positions = jax.jit(contrastive.draw_positions, static_argnums=1)
 
 
 def rows(targets, segments):
@@ -53,10 +53,10 @@ def test_info_nce_of_orthogonal_keys_has_a_closed_form():
 def test_places_are_drawn_among_the_targets_once_each():
     targets = np.array([[3, 4, -1, 5], [-1, 3, 6, -1]])
     packed = rows(targets, [[1, 1, 0, 2], [0, 1, 1, 0]])
-    everyone = jax.tree.map(np.asarray, draw_places(packed, 100, jax.random.key(0)))
+    everyone = jax.tree.map(np.asarray, draw_positions(packed, 100, jax.random.key(0)))
     assert sorted(everyone.at[everyone.known].tolist()) == [0, 1, 3, 5, 6]
     np.testing.assert_array_equal(everyone.targets, targets.reshape(-1)[everyone.at])
-    drawn = [draw_places(packed, 3, jax.random.key(seed)) for seed in range(60)]
+    drawn = [draw_positions(packed, 3, jax.random.key(seed)) for seed in range(60)]
     counts = np.bincount(np.concatenate([places.at for places in drawn]), minlength=8)
     assert all(len(set(places.at.tolist())) == 3 for places in drawn)
     np.testing.assert_array_equal(counts == 0, targets.reshape(-1) < 0)

@@ -6,7 +6,12 @@ import pytest
 
 from mmsrec_jax.sequential.base import Rows
 from mmsrec_jax.sequential.gru4rec import GRU4RecConfig
-from mmsrec_jax.sequential.scorer import Head, init_params, merge, place_features
+from mmsrec_jax.sequential.recommender import (
+    SequentialRecommender,
+    init_params,
+    merge,
+    place_features,
+)
 
 CONFIG = GRU4RecConfig(num_items=20, length=9, dim=6, hidden=10, layers=2, dropout=0.4)
 
@@ -25,8 +30,8 @@ def encode(params):
 
 
 @pytest.fixture(scope="module")
-def head(params):
-    return Head(CONFIG, params)
+def recommender(params):
+    return SequentialRecommender(CONFIG, params)
 
 
 def module(params):
@@ -69,13 +74,13 @@ def test_the_state_begins_anew_with_every_packed_sequence(params, encode):
 
 
 @pytest.mark.parametrize("count", [1, 5, 9, 13])
-def test_scores_follow_the_latest_items(head, params, count):
+def test_scores_follow_the_latest_items(recommender, params, count):
     items = np.random.default_rng(count).integers(0, 20, count)
     history = np.full((1, 14), -1)
     history[0, :count] = items
     state = numpy_states(params, items[-9:])[-1]
     table = np.asarray(params["items"][...], np.float64)[1:]
-    np.testing.assert_allclose(head.scores(history)[0], table @ state, atol=1e-4)
+    np.testing.assert_allclose(recommender.scores(history)[0], table @ state, atol=1e-4)
 
 
 def test_dropout_only_with_a_key(encode):
@@ -85,8 +90,8 @@ def test_dropout_only_with_a_key(encode):
     assert np.abs(keyed[0] - encode(row([1, 2, 3]))[0, :3]).max() > 0.1
 
 
-def test_saved_head_scores_the_same(head, tmp_path):
-    head.save(tmp_path)
-    back, rows = Head.load(tmp_path), np.arange(12).reshape(2, 6)
+def test_saved_head_scores_the_same(recommender, tmp_path):
+    recommender.save(tmp_path)
+    back, rows = SequentialRecommender.load(tmp_path), np.arange(12).reshape(2, 6)
     assert back.config == CONFIG and back.causal
-    np.testing.assert_array_equal(back.scores(rows), head.scores(rows))
+    np.testing.assert_array_equal(back.scores(rows), recommender.scores(rows))

@@ -19,27 +19,27 @@ OPTIONS = dict(experts=3, interval_buckets=10, placeholder_rate=1.0)
 
 @pytest.fixture(scope="module")
 def run():
-    """All that the head says of rows, in numpy, from one program."""
-    head = module("hm4sr", NAMES, **OPTIONS)
+    """All that the model says of rows, in numpy, from one program."""
+    recommender = module("hm4sr", NAMES, **OPTIONS)
 
     @jax.jit
     def compiled(rows):
-        tables, time = head._tables(), head.time(rows)
-        x = head._inputs(tables, time, rows)
+        tables, time = recommender._tables(), recommender.time(rows)
+        x = recommender._inputs(tables, time, rows)
         return dict(
             tables=tables,
             time=time,
             inputs=x,
-            gates=head.interactive_gates(tables[:, rows.ids - 1]),
-            time_gates=head.temporal_gates(time),
-            loss=head.loss(rows, jax.random.key(0), ItemLoss("softmax")),
-            table=head.table(),
+            gates=recommender.interactive_gates(tables[:, rows.ids - 1]),
+            time_gates=recommender.temporal_gates(time),
+            loss=recommender.loss(rows, jax.random.key(0), ItemLoss("softmax")),
+            table=recommender.table(),
             # At a rate of 1 each item gives way, so that only the times are left of the history.
-            replaced=head._encode(
-                head._with_placeholders(x[1:], time, rows.ids >= 0), rows, None, (1, 2)
+            replaced=recommender._encode(
+                recommender._with_placeholders(x[1:], time, rows.ids >= 0), rows, None, (1, 2)
             ),
-            placed=head._with_placeholders(x[1:], time, rows.positions == 2),
-            states=head(rows),
+            placed=recommender._with_placeholders(x[1:], time, rows.positions == 2),
+            states=recommender(rows),
         )
 
     return lambda rows: types.SimpleNamespace(**jax.tree.map(np.asarray, compiled(rows)))
@@ -53,13 +53,15 @@ def said(run):
 @pytest.fixture(scope="module")
 def weights():
     """Its weights by name, in numpy."""
-    head = module("hm4sr", NAMES, **OPTIONS)
+    recommender = module("hm4sr", NAMES, **OPTIONS)
     names = (
         "items positions experts expert_bias gates gate_bias share intervals time_scale time_bias "
         "time_gate time_gate_bias time_experts placeholders placeholder_bias category_kernel "
         "category_bias"
     )
-    return types.SimpleNamespace(**{n: np.asarray(getattr(head, n)[...]) for n in names.split()})
+    return types.SimpleNamespace(
+        **{n: np.asarray(getattr(recommender, n)[...]) for n in names.split()}
+    )
 
 
 def softmax(x):
@@ -164,12 +166,12 @@ def test_placeholders_are_made_of_the_time_where_an_item_gives_way(said, weights
 
 
 def test_scores_are_the_sum_over_streams_and_one_content_is_enough():
-    head = module("hm4sr", ("text",))
+    recommender = module("hm4sr", ("text",))
 
     @jax.jit
     def compiled(rows):
-        _, parts = head.loss(rows, jax.random.key(0), ItemLoss("softmax"))
-        return head(rows), head.table(), head._tables(), parts
+        _, parts = recommender.loss(rows, jax.random.key(0), ItemLoss("softmax"))
+        return recommender(rows), recommender.table(), recommender._tables(), parts
 
     states, table, tables, parts = jax.tree.map(np.asarray, compiled(ROWS))
     assert table.shape == (ITEMS, 16) and "category" not in parts

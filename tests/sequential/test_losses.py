@@ -55,7 +55,7 @@ def test_logits_of_all_tokens_never_exist_at_once():
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 5000 * 4 / 10
 
 
-def test_sampled_softmax_over_the_whole_catalogue_is_the_full_softmax():
+def test_sampled_softmax_over_the_whole_catalog_is_the_full_softmax():
     hidden, table, targets = drawn()
 
     def sampled(hidden, table):

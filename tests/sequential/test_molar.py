@@ -9,7 +9,7 @@ from test_contrastive import by_loops
 
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.molar import align
-from mmsrec_jax.sequential.scorer import Head
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 CONTENTS = ("text", "image")
 ROWS = packed([3, 1, 4], [1, 5, 9])
@@ -18,14 +18,14 @@ run_align = jax.jit(align, static_argnums=4)
 
 @functools.cache
 def found():
-    """What the head says of two sequences, compiled once."""
-    head = module("molar", CONTENTS, alignment_weight=0.7, temperature=0.2)
+    """What the model says of two sequences, compiled once."""
+    recommender = module("molar", CONTENTS, alignment_weight=0.7, temperature=0.2)
 
     @jax.jit
     def run(rows, key):
-        loss, parts = head.loss(rows, key, ItemLoss("softmax"))
-        states = {"content": head(rows), "id": head.ids(rows)}
-        tables = {"content": head.table(), "id": head.ids.table()}
+        loss, parts = recommender.loss(rows, key, ItemLoss("softmax"))
+        states = {"content": recommender(rows), "id": recommender.ids(rows)}
+        tables = {"content": recommender.table(), "id": recommender.ids.table()}
         return loss, parts, states, tables
 
     return run(ROWS, jax.random.key(0))
@@ -70,10 +70,12 @@ def test_the_loss_is_both_models_softmax_and_the_alignment():
 def test_ids_reach_the_scores_through_training_alone():
     config, params, features = weights("molar", CONTENTS, alignment_weight=0.7, temperature=0.2)
     past = np.array([[3, 1, 4], [1, 5, 9]])
-    before = Head(config, params, features).scores(past)
+    before = SequentialRecommender(config, params, features).scores(past)
     assert before.shape == (2, ITEMS)
     other = jax.tree.map(lambda x: x, params)
     other["ids"] = jax.tree.map(lambda x: x + 1, params["ids"])
-    np.testing.assert_array_equal(Head(config, other, features).scores(past), before)
+    np.testing.assert_array_equal(
+        SequentialRecommender(config, other, features).scores(past), before
+    )
     swapped = jax.tree.map(lambda x: x[::-1], features)
-    assert np.abs(Head(config, params, swapped).scores(past) - before).max() > 0.01
+    assert np.abs(SequentialRecommender(config, params, swapped).scores(past) - before).max() > 0.01

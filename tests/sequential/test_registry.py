@@ -1,4 +1,5 @@
-"""Heads by name, features from files, and the one interface on a head with content and a clock."""
+"""Models by name, features from files, and the one interface on a model with content and a
+clock."""
 
 import json
 import re
@@ -18,14 +19,16 @@ from mmsrec_jax.data.sequences import seconds
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import recommender as recommender_lib
 from mmsrec_jax.sequential import registry, train
-from mmsrec_jax.sequential import scorer as head_lib
-from mmsrec_jax.sequential.base import HeadConfig, HeadModule, Rows
+from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialModule
 from mmsrec_jax.sequential.sasrec import SASRecConfig
 
 
 def test_a_misspelt_kind_gets_the_nearest():
-    with pytest.raises(UserError, match="config.head='sasrek' is not known; did you mean 'sasrec'"):
+    with pytest.raises(
+        UserError, match="config.sequential_model='sasrek' is not known; did you mean 'sasrec'"
+    ):
         registry.find("sasrek")
     with pytest.raises(UserError, match="there are: sasrec, bert4rec, gru4rec"):
         registry.find("transformer")
@@ -57,10 +60,10 @@ def test_the_last_state_is_that_of_a_pass_over_all_places(kind, names, layers):
     states = jax.jit(lambda: model(rows))()
     last = jax.jit(lambda: model.last(rows))()
     np.testing.assert_allclose(last, states[np.arange(4), counts - 1], rtol=1e-5, atol=1e-5)
-    assert registry.KINDS[kind].module.CAUSAL
+    assert registry.MODELS[kind].module.CAUSAL
 
 
-def test_features_are_read_in_the_order_of_the_catalogue(tmp_path):
+def test_features_are_read_in_the_order_of_the_catalog(tmp_path):
     rows = np.random.default_rng(0).normal(size=(6, 4))
     np.save(tmp_path / "text.npy", rows)
     np.save(tmp_path / "tags.npy", rows > 0)
@@ -75,7 +78,7 @@ def test_features_are_read_in_the_order_of_the_catalogue(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.ones((5, 3)), "5 rows, but the catalogue has 6 items"),
+        (np.ones((5, 3)), "5 rows, but the catalog has 6 items"),
         (np.ones(6), "not a matrix of numbers"),
         (np.full((6, 2), "a"), "not a matrix of numbers"),
         (np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1), "row 3 is not finite"),
@@ -104,11 +107,11 @@ def test_milliseconds_are_not_taken_for_seconds():
 
 
 @dataclass(frozen=True)
-class BagConfig(HeadConfig):
+class BagConfig(SequentialConfig):
     dim: int = 4
 
 
-class Bag(HeadModule):
+class Bag(SequentialModule):
     """Sums what a whole sequence is about, weighted by the weekday: every hook of the interface."""
 
     FEATURES, NO_DECAY = ("text",), ("scale",)
@@ -140,7 +143,7 @@ class Bag(HeadModule):
 
 @pytest.fixture
 def bag(monkeypatch):
-    monkeypatch.setitem(registry.KINDS, "bag", registry.Kind("bag", BagConfig, Bag))
+    monkeypatch.setitem(registry.MODELS, "bag", registry.SequentialModel("bag", BagConfig, Bag))
 
 
 @pytest.fixture(scope="module")
@@ -165,30 +168,35 @@ def test_a_head_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_pat
             validation_rows=0, log_every=1, seed=0,
         )
     )  # fmt: skip
-    head = train.train(
+    recommender = train.train(
         "bag", config, histories, split,
         num_items=9, directory=tmp_path, features={"text": text},
     )  # fmt: skip
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     weights = [line["weight"] for line in logged if "weight" in line]
-    assert weights[0] == 1 and weights[-1] < 1  # what `loss` returns is what is minimised
-    np.testing.assert_array_equal(head.features["features"]["text"][...], text)  # never trained
+    assert weights[0] == 1 and weights[-1] < 1  # what `loss` returns is what is minimized
+    np.testing.assert_array_equal(
+        recommender.features["features"]["text"][...], text
+    )  # never trained
 
     past = sequences.before(histories, split.test, 6)
     times = sequences.times_before(histories, split.test, 6)
-    kernel, scale = (np.asarray(head.params[name][...]) for name in ("map", "scale"))
+    kernel, scale = (np.asarray(recommender.params[name][...]) for name in ("map", "scale"))
     weekday = np.where(past >= 0, 1 + times // 86400 % 7, 0)
     wanted = scale * np.einsum("bl,bld->bd", weekday, (text @ kernel)[past])
-    np.testing.assert_allclose(head.embed(past, times), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(recommender.embed(past, times), wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        head.scores(past, times), wanted @ (text @ kernel).T + text[:, 0], rtol=1e-4, atol=1e-4
+        recommender.scores(past, times),
+        wanted @ (text @ kernel).T + text[:, 0],
+        rtol=1e-4,
+        atol=1e-4,
     )
-    back = head_lib.Head.load(tmp_path / "head")
-    assert back.config == head.config and back.name == "bag"
-    np.testing.assert_array_equal(back.scores(past, times), head.scores(past, times))
-    assert metrics.ndcg(ranking.full(head, histories, split.test).ranks, 9) > 0
+    back = recommender_lib.SequentialRecommender.load(tmp_path / "model")
+    assert back.config == recommender.config and back.name == "bag"
+    np.testing.assert_array_equal(back.scores(past, times), recommender.scores(past, times))
+    assert metrics.ndcg(ranking.full(recommender, histories, split.test).ranks, 9) > 0
 
-    embedded = similar.prefix_embeddings(head, histories, split.test)
+    embedded = similar.prefix_embeddings(recommender, histories, split.test)
     unit = wanted / np.linalg.norm(wanted, axis=1)[:, None]
     np.testing.assert_allclose(embedded, unit, atol=1e-4)
 

@@ -9,8 +9,13 @@ from mmsrec_jax.data.sequences import right_padded
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
 from mmsrec_jax.sequential.base import Rows
+from mmsrec_jax.sequential.recommender import (
+    SequentialRecommender,
+    init_params,
+    merge,
+    place_features,
+)
 from mmsrec_jax.sequential.sasrec import SASRecConfig
-from mmsrec_jax.sequential.scorer import Head, init_params, merge, place_features
 
 CONFIG = SASRecConfig(num_items=50, length=12, dim=16, layers=2, heads=2, mlp_dim=32, dropout=0.3)
 
@@ -28,8 +33,8 @@ def encode(params):
 
 
 @pytest.fixture(scope="module")
-def head(params):
-    return Head(CONFIG, params)
+def recommender(params):
+    return SequentialRecommender(CONFIG, params)
 
 
 def module(params):
@@ -82,26 +87,31 @@ def test_dropout_only_with_a_key(params, encode):
     assert abs(float((keep[0] & keep[1]).mean()) - 0.49) < 0.01  # layers draw independently
 
 
-def test_padding_and_window_rules(head):
+def test_padding_and_window_rules(recommender):
     long = np.random.default_rng(0).integers(0, 50, 20)
     rows = np.full((4, 20), -1)
     rows[0, :3] = rows[1, 17:] = rows[2, [2, 9, 11]] = [7, 1, 30]
     rows[3] = long
-    scores = np.asarray(head.scores(rows))
+    scores = np.asarray(recommender.scores(rows))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_array_equal(scores[0], scores[2])
-    short = head.scores(rows[:3])  # read in rows of 8, and in rows of 12 beside the long one
+    short = recommender.scores(rows[:3])  # read in rows of 8, and in rows of 12 beside the long one
     np.testing.assert_allclose(short, scores[:3], atol=1e-5)
-    latest = head.scores(long[None, -12:])
+    latest = recommender.scores(long[None, -12:])
     np.testing.assert_allclose(scores[3], latest[0], atol=1e-5)
-    assert scores.shape == (4, 50) and np.isfinite(np.asarray(head.scores(rows[:1] * 0 - 1))).all()
+    assert (
+        scores.shape == (4, 50)
+        and np.isfinite(np.asarray(recommender.scores(rows[:1] * 0 - 1))).all()
+    )
 
 
-def test_scores_are_embeddings_times_the_item_table(head, params):
+def test_scores_are_embeddings_times_the_item_table(recommender, params):
     rows = np.random.default_rng(0).integers(0, 50, (700, 5))  # more rows than one chunk
-    wanted = head.embed(rows) @ np.asarray(params["items"][...])[1:].T
-    np.testing.assert_allclose(head.scores(rows), wanted, atol=1e-5)
-    np.testing.assert_allclose(head.embed(rows[650:]), head.embed(rows)[650:], atol=1e-5)
+    wanted = recommender.embed(rows) @ np.asarray(params["items"][...])[1:].T
+    np.testing.assert_allclose(recommender.scores(rows), wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        recommender.embed(rows[650:]), recommender.embed(rows)[650:], atol=1e-5
+    )
 
 
 def test_right_padded_keeps_order_and_the_latest():
@@ -113,18 +123,18 @@ def test_right_padded_keeps_order_and_the_latest():
     np.testing.assert_array_equal(clock, np.where(moved < 0, -1, 1.4e9 + moved))
 
 
-def test_saved_head_scores_the_same(head, tmp_path):
-    head.save(tmp_path / "head")
-    back = Head.load(tmp_path / "head")
+def test_saved_head_scores_the_same(recommender, tmp_path):
+    recommender.save(tmp_path / "model")
+    back = SequentialRecommender.load(tmp_path / "model")
     rows = np.arange(30).reshape(5, 6)
     assert back.config == CONFIG
-    np.testing.assert_array_equal(back.scores(rows), head.scores(rows))
-    with pytest.raises(UserError, match="no saved head"):
-        Head.load(tmp_path)
+    np.testing.assert_array_equal(back.scores(rows), recommender.scores(rows))
+    with pytest.raises(UserError, match="no saved model"):
+        SequentialRecommender.load(tmp_path)
 
 
-def test_eight_devices_score_as_one(head, params):
+def test_eight_devices_score_as_one(recommender, params):
     rows = np.random.default_rng(0).integers(0, 50, (5, 6))
-    sharded = Head(CONFIG, params, mesh=make_mesh(2, 2, 2))
+    sharded = SequentialRecommender(CONFIG, params, mesh=make_mesh(2, 2, 2))
     assert len(sharded.params["items"][...].sharding.device_set) == 8
-    np.testing.assert_allclose(sharded.scores(rows), head.scores(rows), atol=1e-5)
+    np.testing.assert_allclose(sharded.scores(rows), recommender.scores(rows), atol=1e-5)

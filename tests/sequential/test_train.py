@@ -1,4 +1,4 @@
-"""The training loop of heads: what it feeds, that it learns, stops, resumes and shards exactly."""
+"""The training loop of models: what it feeds, that it learns, stops, resumes and shards exactly."""
 
 import json
 import time
@@ -124,15 +124,15 @@ def test_held_out_users_are_never_fed(histories, split):
     ],
 )
 def test_learns_a_circle(histories, split, tmp_path, kind, settings, least):
-    head = train.train(
+    recommender = train.train(
         kind, config(**settings), histories, split, num_items=ITEMS, directory=tmp_path
     )
-    found = ranking.full(head, histories, split.test)
+    found = ranking.full(recommender, histories, split.test)
     assert metrics.ndcg(found.ranks, 10) > least  # popularity: 0.51
-    back = train.heads.Head.load(tmp_path / "head")
-    np.testing.assert_array_equal(back.params["items"][...], head.params["items"][...])
-    embedded = similar.prefix_embeddings(head, histories, split.test)
-    unit = head.embed(before(histories, split.test, 12))
+    back = train.recommender.SequentialRecommender.load(tmp_path / "model")
+    np.testing.assert_array_equal(back.params["items"][...], recommender.params["items"][...])
+    embedded = similar.prefix_embeddings(recommender, histories, split.test)
+    unit = recommender.embed(before(histories, split.test, 12))
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
     short = split.test[:, 1] <= 12  # longer ones are embedded from a window of their own
     np.testing.assert_allclose(embedded[short], unit[short], atol=1e-4)
@@ -144,7 +144,7 @@ def test_weight_decay_leaves_biases_and_norms_alone():
 
     @jax.jit
     def decay():
-        params = jax.tree.map(jnp.ones_like, train.heads.init_params(shape, 0))
+        params = jax.tree.map(jnp.ones_like, train.recommender.init_params(shape, 0))
         state = train.TrainState.create(params, recipe.optimizer)
         for _ in range(2):  # the first is the warm-up's, at a rate of 0
             state = state.apply(jax.tree.map(jnp.zeros_like, params), recipe.optimizer)
@@ -206,13 +206,13 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
 
     full = ranking.full
 
-    def recording(head, *args, **kwargs):
-        seen.append(np.asarray(head.params["items"][...]).copy())
-        return full(head, *args, **kwargs)
+    def recording(recommender, *args, **kwargs):
+        seen.append(np.asarray(recommender.params["items"][...]).copy())
+        return full(recommender, *args, **kwargs)
 
     monkeypatch.setattr(metrics, "ndcg", scripted_ndcg)
     monkeypatch.setattr(ranking, "full", recording)
-    head = train.train(
+    recommender = train.train(
         "sasrec",
         config(evaluate_every=3, patience=3),
         histories,
@@ -221,7 +221,7 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
         directory=tmp_path,
     )
     assert len(seen) == 5  # the fifth is the third without improvement
-    np.testing.assert_array_equal(head.params["items"][...], seen[1])
+    np.testing.assert_array_equal(recommender.params["items"][...], seen[1])
     assert np.abs(seen[1] - seen[4]).max() > 1e-3
 
 

@@ -55,7 +55,7 @@ def run(directory, *, workers, seconds):
         state = update(state, to_devices(batch, mesh)["tokens"])
         return state, {"loss": state.astype(float)}
 
-    iterator = iter(Sharded(make, 2, sharding.batch_share(mesh)))
+    iterator = iter(Sharded(make, 2, sharding.process_batch_shard(mesh)))
     start = jax.device_put(np.int32(1), sharding.replicated(mesh))
     try:
         return loop.run(
@@ -69,7 +69,7 @@ def run(directory, *, workers, seconds):
 def main(argv):
     from mmsrec_jax.runtime import interruption, processes
 
-    processes.initialise()
+    processes.initialize()
     interruption.watch()
     try:
         run(Path(argv[1]), workers=2, seconds=0.2)

@@ -16,11 +16,11 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import Progress
-from mmsrec_jax.runtime.sharding import batch_sharding, batch_share, make_mesh
+from mmsrec_jax.runtime.sharding import batch_sharding, make_mesh, process_batch_shard
 from mmsrec_jax.training.checkpoints import Checkpoints
 
 directory = Path(sys.argv[1])
-processes.initialise()
+processes.initialize()
 values = np.random.default_rng(0).normal(size=4096).astype(np.float32)
 mesh = make_mesh()
 
@@ -77,7 +77,7 @@ class Rows(grouped.Numbers):
         return super().example(row, draw)
 
 
-source, (shard, shards) = Rows(), batch_share(mesh)
+source, (shard, shards) = Rows(), process_batch_shard(mesh)
 dataset = pipeline.batches(
     source, batch_size=12, length=1, shuffle=False, repeat=False, pack=False, shard=shard,
     shards=shards,

@@ -21,7 +21,7 @@ from mmsrec_jax.training import loop, metering
 def test_flops_are_those_of_the_rows(rank):
     rng = np.random.default_rng(0)
     grids = [[[(4, 4)], [(2, 6), (4, 4)]], [[]], [[(8, 4)]]]
-    rows = [mb.pack([mb.example(rng, one, 3, branches=(2,)) for one in row]) for row in grids]
+    rows = [mb.pack([mb.example(rng, one, 3, suffixes=(2,)) for one in row]) for row in grids]
     rows[1] |= {k: v[:0] for k, v in rows[0].items() if k.startswith("patch")}
     tokens = np.array([len(row["tokens"]) for row in rows])
     targets = np.array([2, 1, 0])

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.pipeline import batches
-from mmsrec_jax.inputs.recommend import Knowledge, RecommendSource
+from mmsrec_jax.inputs.recommend import PromptContext, RecommendSource
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
@@ -35,16 +35,16 @@ SHAPE = dict(batch_size=4, length=256, patches=96, answers=8, targets=48)
 
 
 @pytest.fixture(scope="module")
-def prompting(tmp_path_factory):
-    return toy_items.prompting(toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+def prompt_config(tmp_path_factory):
+    return toy_items.prompt_config(toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(scope="module")
-def source(prompting):
+def source(prompt_config):
     h = toy_items.histories()
-    knowledge = Knowledge(toy_items.catalogue(), h, toy_items.keywords())
+    context = PromptContext(toy_items.catalog(), h, toy_items.keywords())
     return RecommendSource(
-        knowledge, prompting, toy_items.train_rows(h), length=256, seed=0, negatives=3,
+        context, prompt_config, toy_items.train_rows(h), length=256, seed=0, negatives=3,
         tasks={"pointwise": 3, "next_keywords": 1},
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def log_softmax(logits):
 
 
 @pytest.fixture(scope="module")
-def forward(batch, prompting):
+def forward(batch, prompt_config):
     """model -> logits [B, L, V], loss, metrics; compiled once for all tests."""
 
     @jax.jit
@@ -84,15 +84,15 @@ def forward(batch, prompting):
         model = nnx.merge(graphdef, params)
         logits = model.unembed(model(batch))
         return logits, *sft.loss(
-            model, batch, verdicts=prompting.chat.verdicts, listwise_weight=0.5
+            model, batch, yes_no_ids=prompt_config.chat.yes_no_ids, listwise_weight=0.5
         )
 
     graphdef = nnx.graphdef(make_model())
     return lambda model: compute(nnx.state(model))
 
 
-def test_loss_is_that_of_plain_softmaxes(forward, batch, prompting):
-    yes, no = prompting.chat.verdicts
+def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
+    yes, no = prompt_config.chat.yes_no_ids
     logits, total, metrics = forward(make_model())
     logprobs, weights = log_softmax(logits), batch["loss_weights"]
     token = sum(
@@ -115,34 +115,37 @@ def test_loss_is_that_of_plain_softmaxes(forward, batch, prompting):
     assert len(lists) >= 4
     np.testing.assert_allclose(metrics["loss/listwise"], np.mean(lists), rtol=1e-4)
     np.testing.assert_allclose(total, token / weights.sum() + 0.5 * np.mean(lists), rtol=1e-4)
-    np.testing.assert_allclose(metrics["verdict/positive_first"], np.mean(first), atol=1e-6)
-    np.testing.assert_allclose(metrics["verdict/accuracy_yes"], np.mean(right[1]), atol=1e-6)
-    np.testing.assert_allclose(metrics["verdict/accuracy_no"], np.mean(right[0]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes/no label/positive_first"], np.mean(first), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes/no label/accuracy_yes"], np.mean(right[1]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes/no label/accuracy_no"], np.mean(right[0]), atol=1e-6)
 
 
 def test_equal_scores_are_not_first(forward):
     model = make_model()
     model.text.head.kernel[...] = jnp.zeros_like(model.text.head.kernel[...])
     _, _, metrics = forward(model)
-    assert metrics["verdict/positive_first"] == 0
+    assert metrics["yes/no label/positive_first"] == 0
     np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
 
 
-def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(batch, prompting):
+def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(
+    batch, prompt_config
+):
     """Rows hold unlike numbers of targets, and one has no list."""
     batch = {name: value.copy() for name, value in batch.items()}
     batch["target_positions"][1, 3:] = -1
     batch["answer_positions"][2] = -1
     mesh = sharding.make_mesh(data=2, fsdp=1, tensor=1, devices=jax.devices()[:2])
     found = {}
-    for rounds in (1, 2):
+    for num_microbatches in (1, 2):
         with jax.set_mesh(mesh):
             graphdef, state, frozen, shardings = place(make_model(), "full", optax.sgd(1.0), mesh)
             before = jax.device_get(state.params)
             step = sft.make_step(
-                graphdef, optax.sgd(1.0), verdicts=prompting.chat.verdicts, listwise_weight=0.5,
-                rounds=rounds, shardings=shardings,
+                graphdef, optax.sgd(1.0), yes_no_ids=prompt_config.chat.yes_no_ids,
+                listwise_weight=0.5,
+                num_microbatches=num_microbatches, shardings=shardings,
             )  # fmt: skip
             arguments = state, frozen, to_devices(batch, mesh)
             compiled = step.lower(*arguments).compile()
@@ -150,7 +153,7 @@ def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(b
             assert compiled.memory_analysis().alias_size_in_bytes >= held
             state, metrics = compiled(*arguments)
         gradients = jax.tree.map(lambda a, b: a - b, before, jax.device_get(state.params))
-        found[rounds] = gradients, jax.device_get(metrics)
+        found[num_microbatches] = gradients, jax.device_get(metrics)
     whole, parts = found[1], found[2]
     assert set(whole[1]) == set(parts[1])
     for name, value in whole[1].items():
@@ -161,15 +164,15 @@ def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(b
 
 
 @pytest.mark.parametrize("micro_batch", [3, 2, 8])
-def test_micro_batches_that_do_not_divide_are_refused(source, prompting, tmp_path, micro_batch):
+def test_micro_batches_that_do_not_divide_are_refused(source, prompt_config, tmp_path, micro_batch):
     with pytest.raises(UserError, match=f"micro_batch={micro_batch} must divide batch_size=4"):
-        train(source, prompting, tmp_path, micro_batch=micro_batch)
+        train(source, prompt_config, tmp_path, micro_batch=micro_batch)
 
 
-def train(source, prompting, directory, model=None, **changes):
+def train(source, prompt_config, directory, model=None, **changes):
     return sft.train(
         ConfigDict(CONFIG.to_dict() | changes), model or make_model(), batches(source, **SHAPE),
-        name="sft", directory=directory, verdicts=prompting.chat.verdicts,
+        name="sft", directory=directory, yes_no_ids=prompt_config.chat.yes_no_ids,
         mesh=sharding.make_mesh(data=2, fsdp=2, tensor=1, devices=jax.devices()[:4]),
     )  # fmt: skip
 
@@ -183,7 +186,7 @@ class Killed(Exception):
 
 
 def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
-    source, prompting, tmp_path, monkeypatch
+    source, prompt_config, tmp_path, monkeypatch
 ):
     compiled, make_step, run = [], sft.make_step, sft.loop.run
 
@@ -203,12 +206,12 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
         return run(state, step, iterator, **options)
 
     monkeypatch.setattr(sft, "make_step", make_step_once)
-    whole = train(source, prompting, tmp_path / "whole")
+    whole = train(source, prompt_config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(sft.loop, "run", run_and_die)
         with pytest.raises(Killed):
-            train(source, prompting, tmp_path / "killed")
-    again = train(source, prompting, tmp_path / "killed")
+            train(source, prompt_config, tmp_path / "killed")
+    again = train(source, prompt_config, tmp_path / "killed")
     for a, b in zip(leaves(whole, nnx.Param), leaves(again, nnx.Param), strict=True):
         np.testing.assert_array_equal(a, b)
     log = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -216,8 +219,8 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
     assert first["loss/tokens"] > 5 and last["loss/tokens"] < 3
 
 
-def test_an_optimiser_in_the_hosts_memory_makes_the_same_updates_and_resumes_there(
-    source, prompting, tmp_path, monkeypatch
+def test_an_optimizer_in_the_hosts_memory_makes_the_same_updates_and_resumes_there(
+    source, prompt_config, tmp_path, monkeypatch
 ):
     seen, run = [], sft.loop.run
 
@@ -228,7 +231,7 @@ def test_an_optimiser_in_the_hosts_memory_makes_the_same_updates_and_resumes_the
 
     def trained(name, **changes):
         options = dict(steps=4, checkpoint_every=2) | changes
-        return leaves(train(source, prompting, tmp_path / name, **options), nnx.Param)
+        return leaves(train(source, prompt_config, tmp_path / name, **options), nnx.Param)
 
     expected = trained("devices")
     monkeypatch.setattr(sft.loop, "run", run_and_look)
@@ -243,14 +246,14 @@ def test_an_optimiser_in_the_hosts_memory_makes_the_same_updates_and_resumes_the
         np.testing.assert_allclose(a, d, atol=1e-6)
 
 
-def test_adapters_alone_are_trained_and_learn(source, prompting, tmp_path):
+def test_adapters_alone_are_trained_and_learn(source, prompt_config, tmp_path):
     model = make_model()
     with pytest.raises(UserError, match="no such weights"):
-        train(source, prompting, tmp_path / "none", model, trainable="lora")
+        train(source, prompt_config, tmp_path / "none", model, trainable="lora")
     lora.add(model, rank=4, alpha=8, rngs=nnx.Rngs(1))
     frozen = nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam))
     before, adapters = leaves(model, frozen), leaves(model, nnx.LoRAParam)
-    trained = train(source, prompting, tmp_path / "lora", model, trainable="lora", steps=4)
+    trained = train(source, prompt_config, tmp_path / "lora", model, trainable="lora", steps=4)
     for a, b in zip(before, leaves(trained, frozen), strict=True):
         np.testing.assert_array_equal(a, b)
     moved = leaves(trained, nnx.LoRAParam)

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build
-from mmsrec_jax.data.records import Catalogue, Histories, Split
+from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.evaluation import beyond_accuracy, metrics, protocols, results, slices
 from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.comparison import bootstrap, external, presentation
@@ -40,7 +40,7 @@ class Entry:
 class Data:
     """The prepared data of the first run."""
 
-    catalogue: Catalogue
+    catalog: Catalog
     histories: Histories
     split: Split
     training: Training
@@ -54,27 +54,27 @@ def run(
     ties: str = metrics.PESSIMISTIC,
     resamples: int = bootstrap.RESAMPLES,
     seed: int = 0,
-    foreign_files: Sequence[str] = (),
+    external_files: Sequence[str] = (),
     out: Path,
 ) -> str:
     """Compares every system in `workdirs` and writes CSV, JSON, LaTeX and plots to `out`.
 
-    foreign_files: NAME=FILE, ranked under the protocols of the first run, on its data; their ranks
+    external_files: NAME=FILE, ranked under the protocols of the first run, on its data; their ranks
     lie in `out` too. Returns the tables for the screen.
 
     Raises:
       UserError: a run is not finished or cannot be compared with the first, the baseline is in
-        none, a cut-off is beyond what competes, or a foreign file is wrong.
+        none, a cut-off is beyond what competes, or a external file is wrong.
     """
     if not workdirs:
         raise UserError("no run to compare; name one or more finished workdirs")
     if resamples < 1:
         raise UserError(f"--bootstrap={resamples}: at least one resample is needed")
-    files = _foreign_names(foreign_files)
+    files = _external_names(external_files)
     runs = dict(zip(_names(workdirs), map(_results, workdirs), strict=True))
     data = _open_data(workdirs[0])
     for name, path in files.items():
-        runs[name] = _rank_foreign(name, path, workdirs[0], next(iter(runs.values())), data, out)
+        runs[name] = _rank_external(name, path, workdirs[0], next(iter(runs.values())), data, out)
     by_protocol = _by_protocol(runs)
     settings = {protocol: _common_setting(found) for protocol, found in by_protocol.items()}
     entries = {protocol: _entries(found) for protocol, found in by_protocol.items()}
@@ -123,13 +123,13 @@ def _results(workdir: Path) -> list[Result]:
 
 def _open_data(workdir: Path) -> Data:
     config = ConfigDict(workdir_lib.finished(workdir, "data")["data"])
-    catalogue, histories, split = build.open_built(config, workdir / "data")
-    training = Training.of(histories, split, len(catalogue))
-    return Data(catalogue, histories, split, training)
+    catalog, histories, split = build.open_built(config, workdir / "data")
+    training = Training.of(histories, split, len(catalog))
+    return Data(catalog, histories, split, training)
 
 
 def _by_protocol(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, Result]]]:
-    """Protocol -> (run, result), the full catalogue first."""
+    """Protocol -> (run, result), the full catalog first."""
     found: dict[str, list[tuple[str, Result]]] = {}
     first, *others = runs
     known = {result.setting.protocol for result in runs[first]}
@@ -168,7 +168,7 @@ def _common_setting(found: Sequence[tuple[str, Result]]) -> Setting:
         if not (same and np.array_equal(first.ranks.targets, result.ranks.targets)):
             raise UserError(
                 f"{result.path}: rows are not those of {first.path} although both say so; the file "
-                "is damaged, run the stage evaluation again"
+                "is damaged, run the step evaluation again"
             )
     return first.setting
 
@@ -218,22 +218,22 @@ def _check(baseline: str, cutoffs: Sequence[int], entries: Mapping[str, Sequence
         raise UserError(f"--baseline={baseline} is none of {', '.join(sorted(labels))}")
 
 
-# --- foreign results ------------------------------------------------------------------------------
+# --- external predictions -----------------------------------------------------------------------
 
 
-def _foreign_names(pairs: Sequence[str]) -> dict[str, Path]:
+def _external_names(pairs: Sequence[str]) -> dict[str, Path]:
     named = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not (name and equals and path) or name in named or "/" in name:
-            raise UserError(f"--foreign={pair}: write --foreign=NAME=FILE, each NAME once")
+            raise UserError(f"--external={pair}: write --external=NAME=FILE, each NAME once")
         named[name] = Path(path)
     return named
 
 
-def _rank_foreign(name, path, workdir, of_run: Sequence[Result], data: Data, out: Path):
-    """Results of a foreign file under every protocol of the run, written to `out`."""
-    scores = external.read(path, data.histories.users, data.catalogue.ids)
+def _rank_external(name, path, workdir, of_run: Sequence[Result], data: Data, out: Path):
+    """Results of a external file under every protocol of the run, written to `out`."""
+    scores = external.read(path, data.histories.users, data.catalog.ids)
     first = {result.setting.protocol: result for result in reversed(of_run)}
     found = []
     for protocol, result in sorted(first.items()):
@@ -255,7 +255,7 @@ def _rank_foreign(name, path, workdir, of_run: Sequence[Result], data: Data, out
             )  # fmt: skip
         file = out / f"ranks-{name}-{protocol}.parquet"
         results.write(
-            file, ranks, system=name, setting=result.setting, seed=0, config="foreign",
+            file, ranks, system=name, setting=result.setting, seed=0, config="external",
         )  # fmt: skip
         found.append(results.read(file))
     return found

@@ -96,7 +96,7 @@ def missing(scores: Scores, ranks: Ranks) -> int:
 
 def _read_columns(path: Path) -> pa.Table:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; --foreign=NAME=FILE takes a parquet or CSV file")
+        raise UserError(f"{path}: no such file; --external=NAME=FILE takes a parquet or CSV file")
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: is called neither *.parquet nor *.csv; convert or rename it")
     try:

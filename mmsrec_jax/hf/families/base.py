@@ -14,7 +14,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class ParamSpec:
     """One of our parameters and the tensors of Hugging Face it is made of.
 
     name: canonical tensor name; `{}` is the layer of a stacked parameter.
@@ -67,7 +67,7 @@ class Family:
 
     model_type: str
     config: Callable[[dict, Any], MLLMConfig]
-    leaves: Callable[[MLLMConfig], Iterator[Leaf]]
+    leaves: Callable[[MLLMConfig], Iterator[ParamSpec]]
     processor: Callable[[Path], Any]
     unused: Callable[[str, MLLMConfig], bool] = lambda name, config: False
 
@@ -131,29 +131,31 @@ def decoder_config(raw: dict, *, tied: bool | None, **fields: Any) -> DecoderCon
     )
 
 
-def decoder_leaves(text: DecoderConfig) -> Iterator[Leaf]:
+def decoder_params(text: DecoderConfig) -> Iterator[ParamSpec]:
     """Every parameter of `Decoder(text)`."""
     layer = "text.layers.{}."
-    yield Leaf("text.embed.embedding", "text.embed_tokens.weight")
-    yield Leaf("text.norm.scale", "text.norm.weight")
+    yield ParamSpec("text.embed.embedding", "text.embed_tokens.weight")
+    yield ParamSpec("text.norm.scale", "text.norm.weight")
     if not text.tied:
-        yield Leaf("text.head.kernel", "lm_head.weight", 1)
-    yield Leaf("text.layers.attn_norm.scale", layer + "input_layernorm.weight")
-    yield Leaf("text.layers.mlp_norm.scale", layer + "post_attention_layernorm.weight")
+        yield ParamSpec("text.head.kernel", "lm_head.weight", 1)
+    yield ParamSpec("text.layers.attn_norm.scale", layer + "input_layernorm.weight")
+    yield ParamSpec("text.layers.mlp_norm.scale", layer + "post_attention_layernorm.weight")
     for ours in "qkv":
         yield from linear(f"text.layers.{ours}", f"{layer}self_attn.{ours}_proj", text.qkv_bias)
     yield from linear("text.layers.o", layer + "self_attn.o_proj", bias=False, in_axes=2)
     if text.qk_norm:
         for ours in "qk":
-            yield Leaf(f"text.layers.{ours}_norm.scale", f"{layer}self_attn.{ours}_norm.weight")
+            yield ParamSpec(
+                f"text.layers.{ours}_norm.scale", f"{layer}self_attn.{ours}_norm.weight"
+            )
     for ours in ("gate", "up", "down"):
         yield from linear(f"text.layers.{ours}", f"{layer}mlp.{ours}_proj", bias=False)
 
 
 def linear(
     ours: str, theirs: str, bias: bool = True, in_axes: int = 1, part: tuple[int, int] = (0, 1)
-) -> Iterator[Leaf]:
+) -> Iterator[ParamSpec]:
     """The kernel and bias of a `Linear`."""
-    yield Leaf(ours + ".kernel", theirs + ".weight", in_axes, part)
+    yield ParamSpec(ours + ".kernel", theirs + ".weight", in_axes, part)
     if bias:
-        yield Leaf(ours + ".bias", theirs + ".bias", 0, part)
+        yield ParamSpec(ours + ".bias", theirs + ".bias", 0, part)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mmsrec_jax.hf.families import qwen_vl
-from mmsrec_jax.hf.families.base import Family, Leaf, need, only
+from mmsrec_jax.hf.families.base import Family, ParamSpec, need, only
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.models.config import ACTIVATIONS, MLLMConfig, VisionConfig
 
@@ -32,7 +32,7 @@ def _vision(raw: dict, text_hidden: int, processor: ImageProcessor) -> VisionCon
     )
 
 
-def _leaves(config: MLLMConfig) -> Iterator[Leaf]:
+def _leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     return qwen_vl.leaves(config, {"up": "fc1", "down": "fc2"}, qwen_vl.MERGER)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from mmsrec_jax.hf.families import qwen_vl
-from mmsrec_jax.hf.families.base import Family, Leaf, need, only, rope_fields
+from mmsrec_jax.hf.families.base import Family, ParamSpec, need, only, rope_fields
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.models.config import ACTIVATIONS, MLLMConfig, VisionConfig
 from mmsrec_jax.runtime.errors import UserError
@@ -63,14 +63,14 @@ def _vision(raw: dict, text_hidden: int, processor: ImageProcessor) -> VisionCon
     )
 
 
-def _leaves(config: MLLMConfig) -> Iterator[Leaf]:
+def _leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     yield from qwen_vl.leaves(config, {"up": "linear_fc1", "down": "linear_fc2"}, MERGER)
     if config.vision is None:
         return
-    yield Leaf("vision.positions.table", "visual.pos_embed.weight")
+    yield ParamSpec("vision.positions.table", "visual.pos_embed.weight")
     if config.vision.deepstack_indexes:
         theirs = "visual.deepstack_merger_list.{}"
-        yield from qwen_vl.merger_leaves("vision.deepstack", theirs, MERGER, bias=True)
+        yield from qwen_vl.merger_params("vision.deepstack", theirs, MERGER, bias=True)
 
 
 FAMILY = Family(

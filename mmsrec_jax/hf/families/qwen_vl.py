@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmsrec_jax.hf.families.base import (
-    Leaf,
+    ParamSpec,
     decoder_config,
-    decoder_leaves,
+    decoder_params,
     linear,
     need,
     only,
@@ -58,19 +58,19 @@ def patch_fields(raw: dict, processor: ImageProcessor) -> dict[str, Any]:
     }
 
 
-def leaves(config: MLLMConfig, mlp: dict[str, str], merger: dict[str, str]) -> Iterator[Leaf]:
+def leaves(config: MLLMConfig, mlp: dict[str, str], merger: dict[str, str]) -> Iterator[ParamSpec]:
     """Every parameter but those of position grid and DeepStack.
 
     `mlp` and `merger` give the names under `mlp.` of a block and under `visual.` by ours.
     """
-    yield from decoder_leaves(config.text)
+    yield from decoder_params(config.text)
     if config.vision is None:
         return
     bias = config.vision.norm == "layer"
     block = "visual.blocks.{}."
-    yield Leaf("vision.patch_embed.kernel", "visual.patch_embed.proj.weight")
+    yield ParamSpec("vision.patch_embed.kernel", "visual.patch_embed.proj.weight")
     if config.vision.patch_bias:
-        yield Leaf("vision.patch_embed.bias", "visual.patch_embed.proj.bias")
+        yield ParamSpec("vision.patch_embed.bias", "visual.patch_embed.proj.bias")
     yield from norm("vision.layers.attn_norm", block + "norm1", bias)
     yield from norm("vision.layers.mlp_norm", block + "norm2", bias)
     for index, ours in enumerate("qkv"):
@@ -78,18 +78,18 @@ def leaves(config: MLLMConfig, mlp: dict[str, str], merger: dict[str, str]) -> I
     yield from linear("vision.layers.o", block + "attn.proj", in_axes=2)
     for ours, theirs in mlp.items():
         yield from linear(f"vision.layers.{ours}", f"{block}mlp.{theirs}")
-    yield from merger_leaves("vision.merger", "visual.merger", merger, bias)
+    yield from merger_params("vision.merger", "visual.merger", merger, bias)
 
 
-def merger_leaves(ours: str, theirs: str, names: dict[str, str], bias: bool) -> Iterator[Leaf]:
+def merger_params(ours: str, theirs: str, names: dict[str, str], bias: bool) -> Iterator[ParamSpec]:
     """The parameters of a `Merger`; `bias` of its norm."""
     yield from norm(f"{ours}.norm", f"{theirs}.{names['norm']}", bias)
     for name in ("fc1", "fc2"):
         yield from linear(f"{ours}.{name}", f"{theirs}.{names[name]}")
 
 
-def norm(ours: str, theirs: str, bias: bool) -> Iterator[Leaf]:
+def norm(ours: str, theirs: str, bias: bool) -> Iterator[ParamSpec]:
     """The scale of a norm, and its bias where it has one."""
-    yield Leaf(ours + ".scale", theirs + ".weight")
+    yield ParamSpec(ours + ".scale", theirs + ".weight")
     if bias:
-        yield Leaf(ours + ".bias", theirs + ".bias")
+        yield ParamSpec(ours + ".bias", theirs + ".bias")

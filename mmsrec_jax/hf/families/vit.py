@@ -8,9 +8,9 @@ from typing import Any
 
 from mmsrec_jax.hf.families.base import (
     Family,
-    Leaf,
+    ParamSpec,
     decoder_config,
-    decoder_leaves,
+    decoder_params,
     linear,
     located,
     need,
@@ -226,18 +226,18 @@ _NAMES = {
 }
 
 
-def leaves(config: MLLMConfig) -> Iterator[Leaf]:
+def leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     """Every parameter of the decoder, the tower and the projector."""
-    yield from decoder_leaves(config.text)
+    yield from decoder_params(config.text)
     tower = config.vision
     names = _NAMES[tower.kind]
     block, ours = f"vision_tower.{names.block}", "vision.layers."
-    yield Leaf("vision.embeddings.patch_embed.kernel", f"vision_tower.{names.patch}.weight")
+    yield ParamSpec("vision.embeddings.patch_embed.kernel", f"vision_tower.{names.patch}.weight")
     if tower.patch_bias:
-        yield Leaf("vision.embeddings.patch_embed.bias", f"vision_tower.{names.patch}.bias")
-    yield Leaf("vision.embeddings.positions", f"vision_tower.{names.positions}")
+        yield ParamSpec("vision.embeddings.patch_embed.bias", f"vision_tower.{names.patch}.bias")
+    yield ParamSpec("vision.embeddings.positions", f"vision_tower.{names.positions}")
     if tower.class_token:
-        yield Leaf("vision.embeddings.class_token", f"vision_tower.{names.class_token}")
+        yield ParamSpec("vision.embeddings.class_token", f"vision_tower.{names.class_token}")
     if tower.pre_norm:
         yield from _norm("vision.pre_norm", "vision_tower.pre_layrnorm")  # their spelling
     for norm, theirs in zip(("attn_norm", "mlp_norm"), names.norms, strict=True):
@@ -250,7 +250,7 @@ def leaves(config: MLLMConfig) -> Iterator[Leaf]:
     yield from linear(ours + "down", block + "mlp.fc2")
     if tower.layer_scale:
         for scale, theirs in zip(("attn_scale", "mlp_scale"), names.scales, strict=True):
-            yield Leaf(ours + scale, block + theirs)
+            yield ParamSpec(ours + scale, block + theirs)
     if tower.merge > 1:
         yield from _norm("vision.projector.norm", "multi_modal_projector.layer_norm")
     for number in (1, 2):
@@ -258,9 +258,9 @@ def leaves(config: MLLMConfig) -> Iterator[Leaf]:
         yield from linear(f"vision.projector.fc{number}", theirs, tower.projector_bias)
 
 
-def _norm(ours: str, theirs: str) -> Iterator[Leaf]:
-    yield Leaf(ours + ".scale", theirs + ".weight")
-    yield Leaf(ours + ".bias", theirs + ".bias")
+def _norm(ours: str, theirs: str) -> Iterator[ParamSpec]:
+    yield ParamSpec(ours + ".scale", theirs + ".weight")
+    yield ParamSpec(ours + ".bias", theirs + ".bias")
 
 
 _UNUSED = re.compile(

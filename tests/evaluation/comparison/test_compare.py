@@ -19,7 +19,7 @@ from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.evaluation.results import Results
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.workdir import Stage, run_stages
+from mmsrec_jax.runtime.workdir import Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         config.sft.learning_rate = noise  # any field in which two configs differ
 
     def evaluation(directory):
-        catalogue, histories, split = build.open_built(config.data, workdir / "data")
+        catalog, histories, split = build.open_built(config.data, workdir / "data")
         rows = split.test
         frozen = protocols.sampled(histories, rows, n=negatives, seed=0, num_items=50)
         frozen.write(directory / "candidates.parquet")
@@ -58,11 +58,11 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
                 lambda s=system: ranking.full(s, histories, rows, top=max(k)),
             )  # fmt: skip
 
-    run_stages(
+    run_steps(
         workdir,
         [
-            Stage("data", lambda d: build.build(config.data, d), {"data": config.data.to_dict()}),
-            Stage("evaluation", evaluation, {"evaluation": config.evaluation.to_dict()}, ["data"]),
+            Step("data", lambda d: build.build(config.data, d), {"data": config.data.to_dict()}),
+            Step("evaluation", evaluation, {"evaluation": config.evaluation.to_dict()}, ["data"]),
         ],
     )
     return workdir
@@ -94,7 +94,7 @@ def test_every_number_of_two_runs(runs, tmp_path):
     assert {row["system"] for row in rows} == {"popularity", "taste:a", "taste:b"}
     assert {row["protocol"] for row in rows} == {"full", "sampled@20"}
     config = quickstart.get_config().data
-    catalogue, histories, split = build.open_built(config, runs["a"] / "data")
+    catalog, histories, split = build.open_built(config, runs["a"] / "data")
     training = Training.of(histories, split, 50)
     first, second = stored(runs["a"]), stored(runs["b"])
     parts = slices.slices(first, training, split)
@@ -156,13 +156,13 @@ def test_same_input_same_files(runs, tmp_path):
 
 def test_foreign_scores_stand_beside_the_runs(runs, tmp_path):
     """Popularity, written as another library would, ranks as popularity does."""
-    catalogue, histories, split = build.open_built(quickstart.get_config().data, runs["a"] / "data")
+    catalog, histories, split = build.open_built(quickstart.get_config().data, runs["a"] / "data")
     counts = Training.of(histories, split, 50).interactions
-    lines = [f"{u},{i},{counts[n]}" for u in histories.users for n, i in enumerate(catalogue.ids)]
+    lines = [f"{u},{i},{counts[n]}" for u in histories.users for n, i in enumerate(catalog.ids)]
     file = tmp_path / "theirs.csv"
     file.write_text("\n".join(["user,item,score", *lines]) + "\n")
     out = tmp_path / "out"
-    compare.run([runs["a"]], cutoffs=(5,), resamples=50, out=out, foreign_files=[f"theirs={file}"])
+    compare.run([runs["a"]], cutoffs=(5,), resamples=50, out=out, external_files=[f"theirs={file}"])
     rows = [row for row in rows_of(out) if row["system"] == "theirs" and row["baseline"]]
     assert {row["protocol"] for row in rows} == {"full", "sampled@20"}
     assert all(row["difference"] in (0, None) for row in rows)
@@ -201,8 +201,8 @@ def test_runs_that_differ_are_refused(runs, tmp_path):
         ({"cutoffs": (5, 60)}, "k=60 is more than the"),
         ({"cutoffs": (21, 22)}, "k=22 is more than the 21 items"),
         ({"resamples": 0}, "--bootstrap=0"),
-        ({"foreign_files": ["x"]}, "--foreign=x: write --foreign=NAME=FILE"),
-        ({"foreign_files": ["x=none.csv"]}, "none.csv: no such file"),
+        ({"external_files": ["x"]}, "--external=x: write --external=NAME=FILE"),
+        ({"external_files": ["x=none.csv"]}, "none.csv: no such file"),
     ],
 )
 def test_mistakes_are_named(runs, tmp_path, options, message):
@@ -213,7 +213,7 @@ def test_mistakes_are_named(runs, tmp_path, options, message):
 def test_unfinished_runs_are_named(runs, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such workdir"):
         compare.run([tmp_path / "nowhere"], out=tmp_path)
-    with pytest.raises(UserError, match="stage evaluation has not finished"):
+    with pytest.raises(UserError, match="step evaluation has not finished"):
         compare.run([tmp_path], out=tmp_path)
     with pytest.raises(UserError, match="a run is named twice"):
         compare.run([runs["a"], runs["a"]], out=tmp_path)

@@ -1,7 +1,7 @@
-"""Training and full-catalogue ranking of SASRec here and in RecBole on torch, in turn.
+"""Training and full-catalog ranking of SASRec here and in RecBole on torch, in turn.
 
     python3.11 -m venv DIR && DIR/bin/pip install -r benchmarks/recbole.txt
-    python benchmarks/heads.py --root=DATA/beauty --recbole_python=DIR/bin/python --out=heads.json
+    python benchmarks/heads.py --root=DATA/beauty --recbole_python=DIR/bin/python --out=models.json
 
 The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax cross-entropy,
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target
@@ -31,7 +31,7 @@ from absl import app, flags
 from configs import base
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation import metrics, ranking
-from mmsrec_jax.sequential import scorer as heads
+from mmsrec_jax.sequential import recommender
 from mmsrec_jax.sequential import train as training
 from mmsrec_jax.training.state import TrainState
 
@@ -39,7 +39,7 @@ _ROOT = flags.DEFINE_string("root", None, "Folder NAME with NAME.inter or NAME.i
 _PYTHON = flags.DEFINE_string("recbole_python", None, "A Python with benchmarks/recbole.txt.")
 _DIM = flags.DEFINE_integer("dim", 64, "Width; the inner layer has four times as much.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Transformer layers.")
-_HEADS = flags.DEFINE_integer("heads", 2, "Attention heads.")
+_HEADS = flags.DEFINE_integer("sequential", 2, "Attention models.")
 _LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and places of a row of ours.")
 _BATCH = flags.DEFINE_integer("batch", 2000, "Target positions of a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 4, "Batches timed together; 0: evaluation only.")
@@ -51,7 +51,7 @@ _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")
 def sizes() -> dict:
     return {
         "dim": _DIM.value, "mlp_dim": 4 * _DIM.value, "layers": _LAYERS.value,
-        "heads": _HEADS.value, "length": _LENGTH.value, "dropout": 0.5, "learning_rate": 1e-3,
+        "sequential": _HEADS.value, "length": _LENGTH.value, "dropout": 0.5, "learning_rate": 1e-3,
     }  # fmt: skip
 
 
@@ -64,15 +64,15 @@ class Ours:
             config.data.root = str(root)
             config.sasrec.update(**sizes(), batch_size=max(_BATCH.value // _LENGTH.value, 1))
         build.build(config.data, directory)
-        catalogue, self.histories, self.split = build.open_built(config.data, directory)
-        self.items, c = len(catalogue), config.sasrec
+        catalog, self.histories, self.split = build.open_built(config.data, directory)
+        self.items, c = len(catalog), config.sasrec
         self.recipe = training.recipe("sasrec", c, self.items, {})
-        self.features = heads.place_features(self.recipe.head, {})
-        params = heads.init_params(self.recipe.head, seed=0)
+        self.features = recommender.place_features(self.recipe.recommender, {})
+        params = recommender.init_params(self.recipe.recommender, seed=0)
         self.state, self.key = TrainState.create(params, self.recipe.optimizer), jax.random.key(0)
         self.batches = iter(
             training.batches(
-                self.histories, self.split, self.recipe.head, batch_size=c.batch_size, seed=0
+                self.histories, self.split, self.recipe.recommender, batch_size=c.batch_size, seed=0
             )
         )
 
@@ -91,7 +91,9 @@ class Ours:
 
     def evaluate(self) -> dict:
         start = time.perf_counter()
-        current = heads.Head(self.recipe.head, self.state.params, self.features)
+        current = recommender.SequentialRecommender(
+            self.recipe.recommender, self.state.params, self.features
+        )
         ranks = ranking.full(current, self.histories, self.split.test, progress=False, top=10)
         metrics.ndcg(ranks.ranks, 10), metrics.hit_rate(ranks.ranks, 10)
         return {"seconds": time.perf_counter() - start}

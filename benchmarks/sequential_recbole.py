@@ -19,7 +19,7 @@ from recbole.utils import init_seed
 
 
 class Side:
-    """RecBole's own data, model, optimiser and evaluation, on the folder of atomic files."""
+    """RecBole's own data, model, optimizer and evaluation, on the folder of atomic files."""
 
     def __init__(self, case: dict):
         torch.set_num_threads(case["threads"])
@@ -42,7 +42,7 @@ class Side:
                 "train_batch_size": case["batch"], "eval_batch_size": users,
                 "MAX_ITEM_LIST_LENGTH": case["length"], "hidden_size": case["dim"],
                 "inner_size": case["mlp_dim"], "n_layers": case["layers"],
-                "n_heads": case["heads"], "hidden_dropout_prob": case["dropout"],
+                "n_heads": case["sequential"], "hidden_dropout_prob": case["dropout"],
                 "attn_dropout_prob": case["dropout"], "learning_rate": case["learning_rate"],
                 "metrics": ["Recall", "NDCG"], "topk": [10], "valid_metric": "NDCG@10",
                 "use_gpu": False, "show_progress": False, "state": "ERROR",

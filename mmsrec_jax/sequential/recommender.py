@@ -1,4 +1,4 @@
-"""A trained head, ready to score: weights, configuration, and chunked scoring."""
+"""A trained model, ready to score: weights, configuration, and chunked scoring."""
 
 import functools
 import json
@@ -15,25 +15,25 @@ from safetensors.numpy import load_file, save_file
 from mmsrec_jax.data.sequences import power_of_two, right_padded, seconds
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.sharding import batch_sharding, replicated, row_shards
+from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
 from mmsrec_jax.sequential import registry
-from mmsrec_jax.sequential.base import Features, HeadConfig, HeadModule, Rows
+from mmsrec_jax.sequential.base import Features, Rows, SequentialConfig, SequentialModule
 
 _ROWS = 512  # histories encoded at a time: one compiled shape for any number of them
 _NARROWEST = 8  # a chunk of short histories is cut to the power of two that holds its longest
 
 
-class Head:
-    """A head of any kind with its weights; ids are catalogue indices, -1 is padding anywhere.
+class SequentialRecommender:
+    """A model of any kind with its weights; ids are catalog indices, -1 is padding anywhere.
 
     With a mesh, the rows of a chunk are split over its data axes and the weights are replicated.
-    `times` are seconds since 1970, float64[B, L] beside the histories; only heads that look at the
+    `times` are seconds since 1970, float64[B, L] beside the histories; only models that look at the
     clock read them.
     """
 
     def __init__(
         self,
-        config: HeadConfig,
+        config: SequentialConfig,
         params: nnx.State,
         features: nnx.State | None = None,
         *,
@@ -67,7 +67,7 @@ class Head:
     def states(self, ids: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
         """Embeddings after every item: right-padded int32[R, W] -> float32[R, W, dim], W <= length.
 
-        Of causal heads only. At most a few hundred rows at a time; used to embed all prefixes of a
+        Of causal models only. At most a few hundred rows at a time; used to embed all prefixes of a
         sequence in one pass.
         """
         return _encode(self.config, self.params, self.features, *self._place(ids, times))
@@ -88,11 +88,13 @@ class Head:
         os.replace(partial, directory / "config.json")
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None) -> "Head":
+    def load(
+        cls, directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+    ) -> "SequentialRecommender":
         """Reads what `save` wrote. Raises UserError when it is not there."""
         directory = Path(directory)
         if not (directory / "config.json").is_file():
-            raise UserError(f"{directory}: no saved head here; train it first")
+            raise UserError(f"{directory}: no saved model here; train it first")
         config = registry.from_json(json.loads((directory / "config.json").read_text()))
         stored = load_file(directory / "weights.safetensors")
         _, params, features = _abstract(config)
@@ -120,24 +122,24 @@ class Head:
         arrays = (np.asarray(ids), np.asarray(clock))
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, arrays)
-        rows = -(-len(ids) // row_shards(self.mesh)) * row_shards(self.mesh)
+        rows = -(-len(ids) // num_batch_shards(self.mesh)) * num_batch_shards(self.mesh)
         arrays = tuple(pad_rows(array, rows) for array in arrays)
         return processes.put(arrays, batch_sharding(self.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(config: HeadConfig, seed: int) -> nnx.State:
-    """Freshly initialised weights."""
+def init_params(config: SequentialConfig, seed: int) -> nnx.State:
+    """Freshly initialized weights."""
     return nnx.state(_build(config, nnx.Rngs(jax.random.key(seed))), nnx.Param)
 
 
-def place_features(config: HeadConfig, arrays: Mapping[str, np.ndarray]) -> nnx.State:
+def place_features(config: SequentialConfig, arrays: Mapping[str, np.ndarray]) -> nnx.State:
     """Features float32[items, width] by name, in the form in which a module holds them."""
     stored = {f"features.{name}": array for name, array in arrays.items()}
     return _filled(_abstract(config)[2], stored)
 
 
-def merge(config: HeadConfig, params: nnx.State, features: nnx.State) -> HeadModule:
+def merge(config: SequentialConfig, params: nnx.State, features: nnx.State) -> SequentialModule:
     """The module with these weights; for use inside compiled functions."""
     return nnx.merge(_abstract(config)[0], params, features)
 
