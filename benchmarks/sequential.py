@@ -67,12 +67,12 @@ class Ours:
         catalog, self.histories, self.split = build.open_built(config.data, directory)
         self.items, c = len(catalog), config.sasrec
         self.recipe = training.recipe("sasrec", c, self.items, {})
-        self.features = recommender.place_features(self.recipe.recommender, {})
-        params = recommender.init_params(self.recipe.recommender, seed=0)
+        self.features = recommender.place_features(self.recipe.model, {})
+        params = recommender.init_params(self.recipe.model, seed=0)
         self.state, self.key = TrainState.create(params, self.recipe.optimizer), jax.random.key(0)
         self.batches = iter(
             training.batches(
-                self.histories, self.split, self.recipe.recommender, batch_size=c.batch_size, seed=0
+                self.histories, self.split, self.recipe.model, batch_size=c.batch_size, seed=0
             )
         )
 
@@ -92,7 +92,7 @@ class Ours:
     def evaluate(self) -> dict:
         start = time.perf_counter()
         current = recommender.SequentialRecommender(
-            self.recipe.recommender, self.state.params, self.features
+            self.recipe.model, self.state.params, self.features
         )
         ranks = ranking.full(current, self.histories, self.split.test, progress=False, top=10)
         metrics.ndcg(ranks.ranks, 10), metrics.hit_rate(ranks.ranks, 10)

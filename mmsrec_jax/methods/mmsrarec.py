@@ -104,7 +104,7 @@ class Run(common.Experiment):
                 "similar": prompts["similar"],
                 **self.sequential_settings(),
             }
-            steps.append(Step("retrieval", self.retrieval, settings, ["data", c.recommender]))
+            steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context = [*context, "retrieval"]
         steps += [
             Step("plain_sft", self.plain_sft, plain, base),
@@ -113,7 +113,7 @@ class Run(common.Experiment):
                 "evaluation",
                 self.evaluation,
                 {"evaluation": c.evaluation.to_dict(), "prompts": prompts},
-                ["data", c.recommender, "plain_sft", "sft"],
+                ["data", c.sequential_model, "plain_sft", "sft"],
             ),
         ]
         return steps

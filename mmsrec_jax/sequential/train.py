@@ -31,7 +31,7 @@ from mmsrec_jax.training.state import TrainState
 class Recipe:
     """What a compiled step depends on; models of equal recipe (folds, seeds) share the step."""
 
-    recommender: SequentialConfig
+    model: SequentialConfig
     loss: ItemLoss
     learning_rate: float
     warmup_steps: int
@@ -55,7 +55,7 @@ def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]
 
 @functools.cache
 def _optimizer(recipe):
-    kept = set(registry.of(recipe.recommender).module.NO_DECAY)
+    kept = set(registry.of(recipe.model).module.NO_DECAY)
     return optax.adamw(
         optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
         weight_decay=recipe.weight_decay,
@@ -111,7 +111,7 @@ def train(
         )
     features = features or {}
     how = recipe(kind, config, num_items, features)
-    shape = how.recommender
+    shape = how.model
     key = jax.random.key(config.seed)
     params, frozen = (
         recommender.init_params(shape, config.seed),
@@ -334,7 +334,7 @@ def step(recipe: Recipe, state: TrainState, features: nnx.State, batch, key: jax
     """One compiled update on a batch of `batches`; returns the state and scalars to log."""
 
     def loss(params):
-        module = recommender.merge(recipe.recommender, params, features)
+        module = recommender.merge(recipe.model, params, features)
         return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)
 
     (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)

@@ -93,10 +93,10 @@ def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
 
 def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
     wrong = config.copy_and_resolve_references()
-    wrong.recommender = "sasrek"
+    wrong.sequential_model = "sasrek"
     with pytest.raises(UserError, match="did you mean 'sasrec'"):
         methods.find(wrong.method).run(wrong, tmp_path / "run")
-    wrong.update(recommender="sasrec")
+    wrong.update(sequential_model="sasrec")
     wrong.sasrec.loss = "sofmax"
     with pytest.raises(UserError, match="loss='sofmax' is none of"):
         methods.find(wrong.method).run(wrong, tmp_path / "run")
