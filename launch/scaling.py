@@ -6,7 +6,7 @@
     python launch/scaling.py runs/scaling/* --compiled=7b.json
 
 Prints the table, the law and its predictions, for compiled programs with step time and memory;
-writes scaling_law.json, .png and .svg.
+writes scaling.json, .png and .svg.
 """
 
 from pathlib import Path

@@ -62,7 +62,7 @@ class Molar(SequentialModule):
         self.outer_bias = nnx.Param(jnp.zeros(c.dim))
         self.positions = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (c.length, c.dim)))
         self.encoder = Transformer(c, rngs=rngs)
-        sizes = {name: getattr(c, name) for name in ("dim", "layers", "sequential", "mlp_dim")}
+        sizes = {name: getattr(c, name) for name in ("dim", "layers", "heads", "mlp_dim")}
         self.ids = SASRec(
             SASRecConfig(c.num_items, length=c.length, dropout=c.dropout, **sizes), rngs=rngs
         )

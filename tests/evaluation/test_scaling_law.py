@@ -79,9 +79,9 @@ def test_a_study_of_runs(tmp_path):
     text = scaling_law.study(runs[::-1], predict=[1e18], resamples=5, seed=0, out=tmp_path / "out")
     assert text.index("run0") < text.index("run6")  # by compute
     assert "alpha 0.3 " in text
-    found = json.loads((tmp_path / "out" / "scaling_law.json").read_text())
+    found = json.loads((tmp_path / "out" / "scaling.json").read_text())
     assert found["predictions"][0]["loss"] == pytest.approx(law(1e18), rel=1e-4)
-    assert (tmp_path / "out" / "scaling_law.svg").read_text().count("run") >= len(runs)
+    assert (tmp_path / "out" / "scaling.svg").read_text().count("run") >= len(runs)
     other = make_run(tmp_path / "other", 1e16, steps=6)
     with pytest.raises(UserError, match="other: the config of step sft is not that of"):
         scaling_law.read([*runs, other])

@@ -62,7 +62,7 @@ def test_chat_template_takes_strings_and_parts(trained):
 
 def test_same_texts_same_files_in_another_process(tmp_path):
     code = (
-        "import sys; from mmsrec_jax.models import tokenizer as t; "
+        "import sys; from mmsrec_jax.hf import tokenizer as t; "
         "from test_tokenizer import TEXTS; t.train(TEXTS, 400, sys.argv[1])"
     )
     for seed in ("1", "2"):

@@ -94,7 +94,7 @@ def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, 
         np.testing.assert_array_equal(found["categories"][i], np.array(names) == item.category)
 
     none = np.zeros((40, 0), np.float32)
-    monkeypatch.setattr(common.features, "categories", lambda catalog, separator: none)
+    monkeypatch.setattr(common.item_features, "categories", lambda catalog, separator: none)
     assert list(experiment.item_features()) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)

@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
     flags = [f"--config.{name}={value}" for name, value in TINY.items()]
     started = [
         subprocess.Popen(
-            [sys.executable, "launch/train.py", f"--config=configs/scaling_point.py:size={size}",
+            [sys.executable, "launch/train.py", f"--config=configs/scaling.py:size={size}",
              f"--workdir={folder / size}", *flags],
             cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
         )
@@ -88,7 +88,7 @@ def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
 
 def test_the_command_fits_the_runs(runs):
     done = subprocess.run(
-        [sys.executable, "launch/scaling_point.py", *runs[::-1], "--predict=1e12", "--resamples=5"],
+        [sys.executable, "launch/scaling.py", *runs[::-1], "--predict=1e12", "--resamples=5"],
         cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

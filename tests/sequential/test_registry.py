@@ -89,14 +89,14 @@ def test_features_are_read_in_the_order_of_the_catalog(tmp_path):
 def test_bad_features_name_file_and_row(tmp_path, content, message):
     path = tmp_path / "text.npy"
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(UserError, match=rf"item_features.text={re.escape(str(path))}: .*{message}"):
+    with pytest.raises(UserError, match=rf"features.text={re.escape(str(path))}: .*{message}"):
         item_features.read({"text": str(path)}, 6)
 
 
 def test_missing_features_stop_before_anything_is_read():
-    with pytest.raises(UserError, match="item_features.image is not set"):
+    with pytest.raises(UserError, match="features.image is not set"):
         item_features.check({"image": ""})
-    with pytest.raises(UserError, match="item_features.image=nowhere.npy: no such file"):
+    with pytest.raises(UserError, match="features.image=nowhere.npy: no such file"):
         item_features.check({"image": "nowhere.npy"})
 
 

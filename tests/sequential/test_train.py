@@ -173,12 +173,12 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
     monkeypatch.setattr(metrics, "ndcg", lambda ranks, k: 0.5)
     options = dict(steps=60, evaluate_every=4, patience=5, log_every=4)
 
-    def train(directory):
+    def trained(directory):
         return train.train(
             "sasrec", config(**options), histories, split, num_items=ITEMS, directory=directory
         )
 
-    unbroken = train(tmp_path / "unbroken")
+    unbroken = trained(tmp_path / "unbroken")
     full, calls = ranking.full, []
 
     def dies_in_its_fourth_validation(*args, **kwargs):
@@ -190,8 +190,8 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
 
     monkeypatch.setattr(ranking, "full", dies_in_its_fourth_validation)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed")
-    resumed = train(tmp_path / "killed")
+        trained(tmp_path / "killed")
+    resumed = trained(tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "unbroken")
     assert lines(tmp_path / "unbroken")[-1]["step"] == 24  # best at 4, five more without
     jax.tree.map(np.testing.assert_array_equal, resumed.params, unbroken.params)

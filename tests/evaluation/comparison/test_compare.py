@@ -21,7 +21,7 @@ from mmsrec_jax.evaluation.results import Results
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)):
