@@ -21,7 +21,7 @@ from mmsrec_jax.runtime import interruption, processes, sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.progress import Progress
 
-_compiled = functools.cache(sampler.compiled)
+_compiled = functools.lru_cache(maxsize=8)(sampler.compiled)
 
 
 class PromptSource(Source, Protocol):

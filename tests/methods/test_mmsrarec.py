@@ -85,7 +85,7 @@ def runs(tmp_path_factory):
     return unbroken, broken, killed
 
 
-def test_killed_in_every_stage_ends_as_if_unbroken(runs):
+def test_killed_in_every_step_ends_as_if_unbroken(runs):
     unbroken, broken, killed = runs
     assert killed == list(STEPS)
     assert json.loads((broken / "table.json").read_text()) == json.loads(
