@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build, item_features, splits
 from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
@@ -21,11 +20,12 @@ from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import interruption, processes, sharding, startup
-from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, run_steps, share
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.base import CATEGORIES
@@ -34,34 +34,24 @@ from mmsrec_jax.training import metering
 from mmsrec_jax.training.state import param_dtype
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Settings) -> None:
     """Stops early when the data, the model or the model that the config names are not there."""
     build.check(config.data)
-    path, remedy = config.model.path, config.model.path_help
-    if path and not Path(path).is_dir():
-        raise UserError(f"config.model.path={path}: no such folder. {remedy}".strip())
-    if config.prompts.templates not in TEMPLATES:
-        raise UserError(
-            f"config.prompts.templates={config.prompts.templates!r} is none of "
-            f"{', '.join(TEMPLATES)}"
-        )
-    registry.find(config.sequential_model)
-    item_features.check(_feature_paths(config), can_make=bool(path))
-    train.item_loss(config[config.sequential_model])
-    metering.steps_to_trace(config.profile)
+    config.model.check_path()
+    item_features.check(_feature_paths(config), can_make=bool(config.model.path))
 
 
 class Experiment:
     """One experiment: its config, its folder, and what steps read of each other's outputs."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
+    def __init__(self, config: Settings, workdir: Path, mesh: jax.sharding.Mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.profile = metering.steps_to_trace(config.profile)
 
     @classmethod
-    def run(cls, config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+    def run(cls, config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`."""
-        mesh = sharding.make_mesh(**config.mesh)
+        mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         share(workdir)
         startup.keep_compiled_programs(workdir / "compiled")
@@ -73,7 +63,7 @@ class Experiment:
 
     def data_step(self) -> Step:
         c = self.config.data
-        settings = {"data": c.to_dict(), "files": build.source_files(c)}
+        settings = {"data": as_dict(c), "files": build.source_files(c)}
         return Step("data", self.data, settings, alone=True)
 
     def sequential_steps(self) -> list[Step]:
@@ -82,10 +72,10 @@ class Experiment:
         steps = []
         if self._features_to_make:
             settings = {
-                "features": self.config.features.to_dict(),
+                "features": as_dict(self.config.features),
                 "contents": self._features_to_make,
-                "model": self.config.model.to_dict(),
-                "prompts": self.config.prompts.to_dict(),
+                "model": as_dict(self.config.model),
+                "prompts": as_dict(self.config.prompts),
             }
             steps.append(Step("features", self.make_features, settings, ["data"]))
         inputs = ["data", *(step.name for step in steps)]
@@ -101,9 +91,7 @@ class Experiment:
 
     def sequential_settings(self) -> dict:
         """What a trained model depends on, for the record of a step."""
-        settings = {
-            self.config.sequential_model: self.config[self.config.sequential_model].to_dict()
-        }
+        settings = {self.config.sequential_model: as_dict(self.config.sequential)}
         given = {name: Path(path) for name, path in _feature_paths(self.config).items() if path}
         if given:
             settings["feature_files"] = {
@@ -122,8 +110,7 @@ class Experiment:
         """Arguments of `sequential.train` that do not change from fold to fold."""
         catalog, histories, split = self.dataset
         return {
-            "kind": self.config.sequential_model,
-            "config": self.config[self.config.sequential_model],
+            "settings": self.config.sequential,
             "histories": histories,
             "split": split,
             "num_items": len(catalog),
@@ -137,7 +124,7 @@ class Experiment:
         catalog, _, _ = self.dataset
         kind, section = (
             registry.find(self.config.sequential_model),
-            self.config[self.config.sequential_model],
+            self.config.sequential,
         )
         paths = {
             name: path or str(self._made_features(name))
@@ -309,7 +296,7 @@ class Leaderboard:
             data=build.fingerprint(experiment.workdir / "data"),
             split=split.kind,
             seed=experiment.config.seed,
-            config=experiment.config.to_dict(),
+            config=as_dict(experiment.config),
         )
 
     def systems(self) -> list[ranking.System]:
@@ -392,19 +379,17 @@ def log_counts(name: str, counts: Counter, mesh: jax.sharding.Mesh) -> None:
         logging.info("%s: %s %s", name, f"{count:,}", what.replace("_", " "))
 
 
-def _feature_paths(config: ConfigDict) -> dict[str, str]:
+def _feature_paths(config: Settings) -> dict[str, str]:
     """Files of the item features that the model reads; "" where none is given."""
     readable, section = (
         registry.contents(registry.find(config.sequential_model)),
-        config[config.sequential_model],
+        config.sequential,
     )
     if not readable:
         return {}
     field = f"config.{config.sequential_model}.contents"
-    for name in section.contents:
-        choose_name(name, readable, what=field)
     if not section.contents or len(set(section.contents)) < len(section.contents):
         raise UserError(f"{field}={section.contents}: name one or more, each once")
     if "image" in section.contents and not config.use.images and not section.features.image:
         raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
-    return {name: section.features[name] for name in section.contents}
+    return {name: getattr(section.features, name) for name in section.contents}

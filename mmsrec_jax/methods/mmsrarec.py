@@ -5,6 +5,7 @@ data -> model -> warm-up -> summarizer (GRPO) -> summaries -> SASRec -> retrieva
 without pretrained weights (*ours*), the rest is the paper's.
 """
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -14,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation import ranking
@@ -27,25 +27,28 @@ from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, Recommen
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import WarmupSource
 from mmsrec_jax.methods import common
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import TEMPLATES, corpus, parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
 from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import processes, startup
-from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_text
 from mmsrec_jax.runtime.progress import track
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
 from mmsrec_jax.training import sft, weights
+from mmsrec_jax.training.sft import FineTuneSettings
 
 ADAPTERS, WEIGHTS = "adapters", "weights"  # what steps leave of the model
 
 
-def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
     """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
@@ -55,11 +58,9 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     Run.run(config, workdir, only)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Settings) -> None:
     """Stops early when what the config names is not there."""
     common.check(config)
-    if config.model.require_path and not config.model.path:
-        raise UserError(f"config.model.path is not set. {config.model.path_help}")
 
 
 class Run(common.Experiment):
@@ -67,12 +68,12 @@ class Run(common.Experiment):
 
     def steps(self) -> list[Step]:
         c = self.config
-        use, prompts = c.use.to_dict(), c.prompts.to_dict()
-        model = {"model": c.model.to_dict(), "prompts": prompts, "images": use["images"]}
+        use, prompts = as_dict(c.use), as_dict(c.prompts)
+        model = {"model": as_dict(c.model), "prompts": prompts, "images": use["images"]}
         listed = {
             "prompts": prompts,
             "use": use,
-            "sft": sft.settings(c.sft),
+            "sft": as_dict(c.sft),
             "model": model["model"],
         }
         plain = {**listed, "use": {"images": use["images"], "multitask": use["multitask"]}}
@@ -81,7 +82,7 @@ class Run(common.Experiment):
         if c.model.path:
             base = ["data"]
         else:
-            warmup = {**model, "warmup": sft.settings(c.warmup)}
+            warmup = {**model, "warmup": as_dict(c.warmup)}
             steps += [
                 Step("model", self.model_directory, model, ["data"], alone=True),
                 Step("warmup", self.warmup, warmup, base),
@@ -89,8 +90,8 @@ class Run(common.Experiment):
             base = [*base, "warmup"]
         context = []
         if use["summaries"]:
-            tuned = {**model, "summarizer": grpo.settings(c.summarizer)}
-            written = {"summaries": c.summaries.to_dict(), "rewards": use["rewards"]}
+            tuned = {**model, "summarizer": as_dict(c.summarizer)}
+            written = {"summaries": as_dict(c.summaries), "rewards": use["rewards"]}
             if use["rewards"]:
                 steps.append(Step("summarizer", self.summarizer, tuned, base))
                 context = ["summarizer"]
@@ -100,7 +101,7 @@ class Run(common.Experiment):
         steps += self.sequential_steps()
         if use["retrieval"]:
             settings = {
-                "retrieval": c.retrieval.to_dict(),
+                "retrieval": as_dict(c.retrieval),
                 "similar": prompts["similar"],
                 **self.sequential_settings(),
             }
@@ -112,7 +113,7 @@ class Run(common.Experiment):
             Step(
                 "evaluation",
                 self.evaluation,
-                {"evaluation": c.evaluation.to_dict(), "prompts": prompts},
+                {"evaluation": as_dict(c.evaluation), "prompts": prompts},
                 ["data", c.sequential_model, "plain_sft", "sft"],
             ),
         ]
@@ -137,7 +138,7 @@ class Run(common.Experiment):
     def _patches(self, count: int) -> int:
         return count if self.config.use.images else 0
 
-    def _batches(self, source, config: ConfigDict, counts: Counter) -> Sharded:
+    def _batches(self, source, config: FineTuneSettings, counts: Counter) -> Sharded:
         def make(shard, shards):
             return pipeline.batches(
                 source,
@@ -184,7 +185,7 @@ class Run(common.Experiment):
             self.prompt_config,
             length=c.length,
             seed=c.seed,
-            tasks=c.tasks.to_dict(),
+            tasks=c.tasks,
             image_attributes=self.config.prompts.image_attributes,
             noise=c.noise,
         )
@@ -203,11 +204,10 @@ class Run(common.Experiment):
 
     def summarizer(self, directory: Path) -> None:
         """Stage 1: GRPO with verifiable rewards."""
-        c = self.config.summarizer.copy_and_resolve_references()
+        c = self.config.summarizer
         model = self._with_adapters(self.base_model("summarizer"), c)
-        with c.unlocked():
-            c.patches = self._patches(c.patches)
-            c.weights.image = c.weights.image if self.config.use.images else 0.0
+        if not self.config.use.images:
+            c = dataclasses.replace(c, patches=0, weights={**c.weights, "image_contrastive": 0.0})
         model = grpo.train(
             c,
             model,
@@ -348,13 +348,13 @@ class Run(common.Experiment):
             rows,
             length=c.length,
             seed=c.seed,
-            tasks=c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0},
+            tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
             negatives=c.negatives,
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )
 
-    def _with_adapters(self, model: MLLM, config: ConfigDict) -> MLLM:
+    def _with_adapters(self, model: MLLM, config: FineTuneSettings | GRPOSettings) -> MLLM:
         lora.add(model, config.lora_rank, config.lora_alpha, rngs=nnx.Rngs(config.seed))
         return model
 

@@ -10,23 +10,24 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation.scaling_law import POINT, total_flops
 from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.methods import common, mmsrarec
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding, startup
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft, weights
 
 
-def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
     """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
@@ -41,17 +42,17 @@ class Run(mmsrarec.Run):
 
     def steps(self) -> list[Step]:
         c = self.config
-        model = {"model": c.model.to_dict(), "prompts": c.prompts.to_dict()}
+        model = {"model": as_dict(c.model), "prompts": as_dict(c.prompts)}
         use = {"images": c.use.images, "multitask": c.use.multitask}
         steps, base = [self.data_step()], ["data"]
         if not c.model.path:
             settings = {**model, "images": c.use.images}
             steps.append(Step("model", self.model_directory, settings, base, alone=True))
             base = [*base, "model"]
-        evaluation = {"evaluation": c.evaluation.to_dict()}
+        evaluation = {"evaluation": as_dict(c.evaluation)}
         return [
             *steps,
-            Step("sft", self.plain_sft, {**model, "use": use, "sft": sft.settings(c.sft)}, base),
+            Step("sft", self.plain_sft, {**model, "use": use, "sft": as_dict(c.sft)}, base),
             Step("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 
