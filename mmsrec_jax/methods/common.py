@@ -388,8 +388,6 @@ def _feature_paths(config: Settings) -> dict[str, str]:
     if not readable:
         return {}
     field = f"config.{config.sequential_model}.contents"
-    if not section.contents or len(set(section.contents)) < len(section.contents):
-        raise UserError(f"{field}={section.contents}: name one or more, each once")
     if "image" in section.contents and not config.use.images and not section.features.image:
         raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
     return {name: getattr(section.features, name) for name in section.contents}

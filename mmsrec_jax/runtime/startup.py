@@ -35,10 +35,10 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
         sys.exit(2)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
     try:
-        return flags.FLAGS(argv)
+        return known(argv)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     except (AttributeError, KeyError, TypeError) as error:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.sequential.losses import BCE, SAMPLED_SOFTMAX, SOFTMAX, ItemLoss
 
@@ -91,6 +92,18 @@ class SequentialSettings(Section):
     seed: int = setting(
         0, "Of the weights, the order, dropout and negatives.", follows="seed", low=0
     )
+
+
+@dataclass(frozen=True)
+class ContentSettings(SequentialSettings):
+    """Of a model that reads item features."""
+
+    contents: tuple[str, ...] = setting((), "Item features that are read.")
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if not self.contents or len(set(self.contents)) < len(self.contents):
+            raise UserError(f"{name}.contents={self.contents}: name one or more, each once")
 
 
 class Features(nnx.Variable):

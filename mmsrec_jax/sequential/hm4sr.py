@@ -32,6 +32,7 @@ from mmsrec_jax.runtime.settings import Section, group, setting, setting_like
 from mmsrec_jax.sequential.base import (
     CATEGORIES,
     FEATURE_FILE,
+    ContentSettings,
     Rows,
     SequentialConfig,
     SequentialModule,
@@ -87,7 +88,7 @@ class HM4SRFeatures(Section):
 
 
 @dataclass(frozen=True)
-class HM4SRSettings(SequentialSettings, HM4SRSizes):
+class HM4SRSettings(ContentSettings, HM4SRSizes):
     """HM4SR and its training."""
 
     weight_decay: float = setting_like(SequentialSettings, "weight_decay", 0.0)

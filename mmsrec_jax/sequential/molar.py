@@ -24,10 +24,10 @@ from flax import nnx
 from mmsrec_jax.runtime.settings import Section, group, setting, setting_like
 from mmsrec_jax.sequential.base import (
     FEATURE_FILE,
+    ContentSettings,
     Rows,
     SequentialConfig,
     SequentialModule,
-    SequentialSettings,
     last_position,
 )
 from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
@@ -65,7 +65,7 @@ class MolarFeatures(Section):
 
 
 @dataclass(frozen=True)
-class MolarSettings(SequentialSettings, MolarSizes):
+class MolarSettings(ContentSettings, MolarSizes):
     """Molar and its training."""
 
     contents: tuple[str, ...] = setting(
