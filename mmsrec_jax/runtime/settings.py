@@ -196,20 +196,28 @@ class Description(NamedTuple):
     doc: str
 
 
+def sections(cls: type[Section], name: str = "config") -> Iterator[tuple[str, type[Section]]]:
+    """Full name and class of a section and of those inside it, depth first, in order."""
+    yield name, cls
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from sections(hints[field.name], f"{name}.{field.name}")
+
+
 def describe(cls: type[Section], name: str = "config") -> Iterator[Description]:
-    """Every field of a settings class, depth first, in order; names begin with `name`."""
+    """The fields of one section in order, without those of the sections inside it."""
     hints, defaults = typing.get_type_hints(cls), cls()
     for field in dataclasses.fields(cls):
-        where, hint = f"{name}.{field.name}", hints[field.name]
+        hint, value = hints[field.name], getattr(defaults, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from describe(hint, where)
             continue
-        value = getattr(defaults, field.name)
         follows = field.metadata["follows"]
         default = f"config.{follows}" if follows else _shown(value)
         limits = str(field.metadata["limits"])
         if limits and isinstance(value, tuple | Mapping):
             limits = f"each {limits}"
+        where = f"{name}.{field.name}"
         yield Description(where, _type_name(hint), default, limits, field.metadata["doc"])
 
 

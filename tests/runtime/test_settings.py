@@ -15,6 +15,7 @@ from mmsrec_jax.runtime.settings import (
     from_config,
     from_record,
     group,
+    sections,
     setting,
     setting_like,
     to_config,
@@ -218,7 +219,9 @@ def test_limits_in_words():
 
 
 def test_descriptions_of_every_field_in_order():
-    found = {row.name: row for row in describe(Whole)}
+    parts = list(sections(Whole))
+    assert parts == [("config", Whole), ("config.inner", Inner), ("config.other", Other)]
+    found = {row.name: row for name, part in parts for row in describe(part, name)}
     assert list(found)[:2] == ["config.seed", "config.steps"]
     assert list(found)[-1] == "config.other.seed" and len(found) == 16
     rows = {name: tuple(row)[1:4] for name, row in found.items()}
