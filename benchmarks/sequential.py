@@ -1,7 +1,8 @@
 """Training and full-catalog ranking of SASRec here and in RecBole on torch, in turn.
 
     python3.11 -m venv DIR && DIR/bin/pip install -r benchmarks/recbole.txt
-    python benchmarks/sequential.py --root=DATA/beauty --recbole_python=DIR/bin/python --out=models.json
+    python benchmarks/sequential.py --root=DATA/beauty --recbole_python=DIR/bin/python \\
+        --out=sequential.json
 
 The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax cross-entropy,
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target

@@ -1,13 +1,14 @@
 """From settings to a prepared data set: read or generate, filter, split, store, report."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
-from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.data.records import Catalog, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.runtime.errors import UserError
@@ -92,10 +93,12 @@ def build(settings: DataSettings, directory: Path) -> None:
     Raises:
       UserError: bad input, see `atomic.read` and `splits`; or nothing is left after filtering.
     """
+    items: list[Item] | atomic.AtomicItems
+    image_name: Callable[[str], str] = str
     if settings.source == "toyshop":
         items, histories, world = toyshop.generate(settings.toyshop)
         world.save(directory / _WORLD)
-        report, image_name = Report(source="toyshop, generated"), str
+        report = Report(source="toyshop, generated")
         report.read = describe(histories, len(items))
     else:
         items, histories, report = _read_atomic(settings)

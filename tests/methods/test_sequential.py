@@ -1,4 +1,4 @@
-"""The road of a model by itself on a tiny shop: data, training, ranks and the table."""
+"""A sequential recommender by itself on a tiny shop: data, training, ranks and the table."""
 
 import json
 

@@ -65,7 +65,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         workdir,
         [
             Step("data", lambda d: build.build(settings.data, d), {"data": as_dict(settings.data)}),
-            Step("evaluation", evaluation, {"evaluation": config.evaluation.to_dict()}, ["data"]),
+            Step("evaluation", evaluation, {"evaluation": as_dict(settings.evaluation)}, ["data"]),
         ],
     )
     return workdir
