@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 _HERE = Path(__file__).resolve().parent
-_TABLE = flags.DEFINE_string("table", None, "table.json of a finished run of configs/quickstart.py.")
+_TABLE = flags.DEFINE_string("table", None, "table.json of a run of configs/quickstart.py.")
 _OUT = flags.DEFINE_string("out", str(_HERE), "Folder of the figures.")
 _PROTOCOL, _METRIC = "sampled@20", "hr@5"
 
@@ -39,7 +39,7 @@ def pipeline() -> Figure:
     _box(axes, 0, 22, 17, 11, "items", "image + text", ITEMS)
     _box(axes, 24, 22, 23, 11, "keywords", "written by the MLLM,\ntuned by GRPO", MODEL)
     _box(axes, 0, 4, 17, 11, "histories", "user, item, time", USERS)
-    _box(axes, 24, 4, 23, 11, "similar users", "nearest by SASRec,\nand what they chose next", USERS)
+    _box(axes, 24, 4, 23, 11, "similar users", "nearest by SASRec,\nand their next items", USERS)
     _box(axes, 54, 13, 23, 11, "prompt", "keywords of both, and a\ncandidate's image + text", ITEMS)
     _box(axes, 84, 13, 26, 11, "MLLM", "fine-tuned on 4 tasks:\np(yes) ranks candidates", RESULT)
     for start, end in (
@@ -65,8 +65,12 @@ def _box(
 ) -> None:
     axes.add_patch(
         FancyBboxPatch(
-            (x + 0.6, y + 0.6), width - 1.2, height - 1.2,
-            boxstyle="round,pad=0.4,rounding_size=1.4", facecolor=color, edgecolor="none",
+            (x + 0.6, y + 0.6),
+            width - 1.2,
+            height - 1.2,
+            boxstyle="round,pad=0.4,rounding_size=1.4",
+            facecolor=color,
+            edgecolor="none",
         )  # fmt: skip
     )
     center = x + width / 2

@@ -1,1 +1,1 @@
-""""""
+"""From raw files to a stored catalog, histories and splits."""

@@ -1,4 +1,4 @@
-"""Item sequences as rectangles: outside the heads, ids are catalog indices and -1 is padding."""
+"""Item sequences as padded arrays of catalog indices; -1 is padding."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that holds `count`: a width, so that few shapes are compiled."""
+    """The smallest power of two that is at least `count`, so that few shapes are compiled."""
     return 1 << max(int(count) - 1, 0).bit_length()
 
 

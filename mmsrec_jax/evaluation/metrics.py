@@ -108,7 +108,7 @@ def check_cutoffs(cutoffs: Sequence[int], candidates: int) -> None:
 
 
 def _gain(name, k, ranks, ties):
-    """Mean gain over the places ranks - ties .. ranks, all equally likely for the target."""
+    """Mean gain over the ranks ranks - ties .. ranks, all equally likely for the target."""
     total = np.concatenate([[0.0], np.cumsum(_GAINS[name](np.arange(1, k + 1)))])
     return (total[np.minimum(ranks, k)] - total[np.minimum(ranks - ties - 1, k)]) / (ties + 1)
 

@@ -1,1 +1,1 @@
-""""""
+"""Forward passes without gradients: sampling, scoring, embeddings."""

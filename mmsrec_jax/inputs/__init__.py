@@ -1,1 +1,1 @@
-""""""
+"""Training and scoring examples, and their static-shape batches."""

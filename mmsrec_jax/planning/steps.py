@@ -30,7 +30,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import param_dtype, place_abstract
 
-_VERDICTS = 0, 1  # which ids these are changes nothing that is compiled
+_YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Steps:
         step = sft.make_step(
             graphdef,
             optimizer,
-            yes_no_ids=_VERDICTS,
+            yes_no_ids=_YES_NO_IDS,
             listwise_weight=c.listwise_weight,
             num_microbatches=sft.num_microbatches(c, self.mesh),
             shardings=shardings,
@@ -118,7 +118,7 @@ class Steps:
         )
 
     def rollout(self) -> Step:
-        """Samples of stage 1: prefill, and as many decoding steps as there may be."""
+        """Summaries of stage 1: prefill, and the largest number of decoding steps."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
@@ -148,7 +148,7 @@ class Steps:
         )
 
     def grpo(self) -> Step:
-        """One update of stage 1 on scored samples."""
+        """One update of stage 1 on scored summaries."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
         completions = c.batch_size, c.samples, c.max_new_tokens
@@ -187,7 +187,7 @@ class Steps:
         c, tuned = self.config.evaluation, self.config.sft
         graphdef, state = nnx.split(self._model(tuned.trainable, tuned))
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
-        score = forward.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
+        score = forward.compiled(graphdef, scoring.margins(_YES_NO_IDS), self.mesh)
         batch = self._batch(
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
         )

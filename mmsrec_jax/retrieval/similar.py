@@ -1,4 +1,4 @@
-"""Similar users: whose history looks like this one, and what did they take next?
+"""Similar users: the nearest histories by cosine, and the items that followed them.
 
 *Paper* (MMSRARec, stage 2): embed each history with an ID-only sequence model, take the k = 3 users
 from the training set nearest by cosine; their next items become context.
@@ -111,7 +111,7 @@ def _one_by_one(recommender, histories, rows):
 
 
 def knowledge_base(recommender, histories, split) -> KnowledgeBase:
-    """Embeds every training prefix of the split with `model`."""
+    """Embeds every training prefix of the split with `recommender`."""
     return KnowledgeBase(
         prefix_embeddings(recommender, histories, split.train),
         np.asarray(split.train[:, 0], np.int32),
@@ -203,9 +203,9 @@ def neighbors(
     """Similar users' next items for rows of a split.
 
     rows int32[n, 2]: training, validation and test rows in any mixture. Without `fold_models` every
-    query and the base are embedded with `model` (*paper*). With them (*ours*), a row that is a
-    training target of user u is searched with `fold_models[folds[u]]`, trained without u, and the
-    base embedded by that same model; validation and test rows still use `model`. Under a
+    query and the base are embedded with `recommender` (*paper*). With them (*ours*), a row that is
+    a training target of user u is searched with `fold_models[folds[u]]`, trained without u, and the
+    base embedded by that same model; validation and test rows still use `recommender`. Under a
     global-time split an entry qualifies only if its next item was taken before the row's own
     target.
     """
@@ -245,7 +245,8 @@ def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
     """Share of queries whose own next item is among their neighbors' next items.
 
     items int32[n, k] as in Neighbors; wanted int32[n]. Compare it between training and validation
-    rows: a gap is what a model trained on these neighbors will miss at test time.
+    rows: if the training rate is higher, a model trained on these neighbors expects too much of
+    them.
     """
     return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
 

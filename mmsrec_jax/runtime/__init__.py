@@ -1,0 +1,1 @@
+"""What every run needs: files, processes, devices, settings, logs."""

@@ -1,1 +1,1 @@
-""""""
+"""Sequential recommenders: models, losses, training, scoring."""

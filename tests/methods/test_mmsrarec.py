@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from logged_metrics import explained, logged
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
@@ -116,6 +117,12 @@ def test_the_table_has_every_system_under_its_protocols(runs):
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
     assert score["oracle"] > score["bayes_optimal"] > score["random"]
+
+
+def test_every_logged_metric_is_explained(runs):
+    found = logged(runs[0])
+    assert {"loss/tokens", "reward/total", "validation/ndcg@10"} <= found
+    assert found <= explained()
 
 
 def test_every_item_has_one_summary(runs):

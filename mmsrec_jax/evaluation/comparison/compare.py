@@ -64,7 +64,7 @@ def run(
 
     Raises:
       UserError: a run is not finished or cannot be compared with the first, the baseline is in
-        none, a cut-off is beyond what competes, or a external file is wrong.
+        none, a cut-off is larger than the candidate list, or an external file is wrong.
     """
     if not workdirs:
         raise UserError("no run to compare; name one or more finished workdirs")
@@ -106,7 +106,7 @@ def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-    """Folder names where they tell the runs apart, else paths."""
+    """Folder names where they are all different, else paths."""
     resolved = [path.resolve() for path in workdirs]
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each workdir once")
@@ -232,7 +232,7 @@ def _external_names(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def _rank_external(name, path, workdir, of_run: Sequence[Result], data: Data, out: Path):
-    """Results of a external file under every protocol of the run, written to `out`."""
+    """Results of an external file under every protocol of the run, written to `out`."""
     scores = external.read(path, data.histories.users, data.catalog.ids)
     first = {result.setting.protocol: result for result in reversed(of_run)}
     found = []
