@@ -1,4 +1,4 @@
-"""The road of a content model: features made by a model or given, then the model."""
+"""The steps of a content model: features made by an MLLM or given, then the model."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def model_path(tmp_path, monkeypatch):
     return path
 
 
-def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, caplog):
+def test_an_mllm_makes_the_features_that_the_model_reads(model_path, tmp_path, caplog):
     caplog.set_level("INFO")
     config = tiny("molar")
     config.model.update(path=str(model_path), dtype="float32")
@@ -75,7 +75,7 @@ def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, ca
     assert not any("begins" in line for line in said)
 
 
-def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, monkeypatch):
+def test_given_features_and_categories_are_what_the_model_gets(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     config = tiny("hm4sr")
     rows = np.random.default_rng(0).normal(3, 2, size=(40, 5))

@@ -1,4 +1,4 @@
-"""The whole road on a tiny shop, in real processes: killed in every step, and once unbroken."""
+"""All steps on a tiny shop, in real processes: killed in every step, and once unbroken."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def runs(tmp_path_factory):
     return unbroken, broken, killed
 
 
-def test_killed_in_every_stage_ends_as_if_unbroken(runs):
+def test_killed_in_every_step_ends_as_if_unbroken(runs):
     unbroken, broken, killed = runs
     assert killed == list(STEPS)
     assert json.loads((broken / "table.json").read_text()) == json.loads(
