@@ -1,1 +1,1 @@
-"""From raw files to a stored catalog, histories and splits."""
+"""Readers and writers of data sets: atomic files, a store on disk, filters, splits, the toyshop."""

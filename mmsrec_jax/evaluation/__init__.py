@@ -1,1 +1,1 @@
-"""From scores to ranks, metrics, tables and comparisons of runs."""
+"""How well systems rank: protocols, ranks, metrics, tables, comparisons, scaling laws."""

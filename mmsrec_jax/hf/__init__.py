@@ -1,1 +1,1 @@
-"""Hugging Face directories: reading, writing, tokenizers, image processors."""
+"""Hugging Face directories in and out: configs, weights, tokenizers, image processors."""

@@ -1,1 +1,1 @@
-"""Forward passes without gradients: sampling, scoring, embeddings."""
+"""What a trained model is asked: text, scores, log-probabilities, embeddings."""

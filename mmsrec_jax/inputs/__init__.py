@@ -1,1 +1,1 @@
-"""Training and scoring examples, and their static-shape batches."""
+"""Examples to batches of static shapes; worker processes import these, and they no jax."""

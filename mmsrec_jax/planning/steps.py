@@ -19,7 +19,7 @@ from mmsrec_jax.hf import mapping, presets, tiny_init
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import prompts_of
+from mmsrec_jax.inference.texts import prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import MLLMConfig

@@ -1,1 +1,1 @@
-"""Similar users, found with a sequential recommender."""
+"""Similar users, and what they took next."""

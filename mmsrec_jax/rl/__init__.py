@@ -1,1 +1,1 @@
-"""GRPO on verifiable rewards (MMSRARec, stage 1)."""
+"""GRPO of the summarizer: rollouts, rewards, advantages, updates."""

@@ -1,1 +1,1 @@
-"""What every run needs: files, processes, devices, settings, logs."""
+"""What every step stands on: processes, sharding, files, progress, interruption, errors."""

@@ -1,1 +1,1 @@
-"""Sequential recommenders: models, losses, training, scoring."""
+"""Sequential recommenders whole: models, losses, training, scoring."""

@@ -37,7 +37,7 @@ def test_finished_steps_are_skipped(tmp_path):
     assert calls == ["data", "train", "rank"]
 
 
-def test_a_killed_step_continues_in_its_folder(tmp_path):
+def test_a_killed_step_goes_on_in_its_folder(tmp_path):
     calls = []
     with pytest.raises(Killed):
         run_steps(tmp_path, make(calls, fail={"train"}))

@@ -1,1 +1,1 @@
-"""Results of several runs side by side."""
+"""Systems of several runs side by side, and how sure a difference is."""
