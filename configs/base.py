@@ -131,7 +131,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.summarizer = grpo = ConfigDict()  # stage 1: GRPO on verifiable rewards
     grpo.steps = 500  # rollouts
     grpo.batch_size = 64  # items in a rollout
-    grpo.samples = 8  # summaries of an item
+    grpo.num_generations = 8  # summaries of an item
     grpo.prompt_length = 1024  # tokens of a prompt
     grpo.patches = 4096  # vision patches of a prompt
     grpo.image_tokens = 32  # tokens of the image's keywords that the image reward reads
@@ -140,10 +140,10 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.top_k = 0  # 0 = all
     grpo.top_p = 1.0
     grpo.gather_weights = True  # once per rollout, not per token; False where they do not fit
-    grpo.micro_batch = 64  # completions in one backward pass, a multiple of `samples`
+    grpo.micro_batch = 64  # completions in one backward pass, a multiple of num_generations
     grpo.updates_per_rollout = 1
-    grpo.clip = 0.2  # of the probability ratio
-    grpo.kl = 0.02  # weight of the divergence from the reference
+    grpo.clip_epsilon = 0.2  # of the probability ratio
+    grpo.kl_coef = 0.02  # weight of the divergence from the reference
     grpo.scale_by_std = True  # advantages divided by the group's standard deviation
     grpo.lora_rank = 16
     grpo.lora_alpha = 32.0
@@ -151,16 +151,16 @@ def get_config(variant: str = "") -> ConfigDict:
     grpo.warmup_steps = 20
     grpo.weight_decay = 0.0
     grpo.clip_norm = 1.0
-    grpo.weights = ConfigDict()  # of the reward's parts
-    grpo.weights.information = 1.0  # cosine of keywords and text (paper: alpha)
+    grpo.weights = ConfigDict()  # of the rewards, 0 = off
+    grpo.weights.semantic = 1.0  # cosine of keywords and text (paper: alpha)
     grpo.weights.reconstruction = 1.0  # how much of the text the keywords explain (paper: beta)
     grpo.weights.length = 0.02  # minus the number of keywords (paper: gamma)
-    grpo.weights.image = 0.2  # the image told from others by its keywords (ours, 0 = paper)
-    grpo.weights.form = 0.5  # parseable, without repetitions (ours)
+    grpo.weights.image_contrastive = 0.2  # its keywords fit the image, not others (ours, 0 = paper)
+    grpo.weights.format = 0.5  # parseable, without repetitions (ours)
     grpo.length = "keywords"  # what the length reward counts: "keywords" or "tokens"
     grpo.reconstruction = "bounded"  # or "perplexity", the paper's own
     grpo.center = True  # embeddings minus their mean in the batch
-    grpo.distractors = 7  # other images that an image's keywords are told from
+    grpo.distractors = 7  # other images that the image-contrastive reward compares with
     grpo.input_shards = shards()
     grpo.workers = 8
     grpo.checkpoint_every = 50

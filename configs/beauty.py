@@ -59,7 +59,7 @@ def _pod(config):
         config.prompts.update(fields=("title", "description"), text_tokens=128)
         # A v5e has no room for 7B undivided; with mesh.fsdp=16, mesh.tensor=4 it has: docs/pods.md.
         config.summarizer.update(
-            batch_size=64, samples=8, micro_batch=512, patches=640, gather_weights=False
+            batch_size=64, num_generations=8, micro_batch=512, patches=640, gather_weights=False
         )
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
         config.evaluation.update(length=6144, patches=12288, batch_size=64)

@@ -43,7 +43,7 @@ def summarize(
         model,
         tokenizer,
         source,
-        samples=1,
+        num_generations=1,
         max_new_tokens=max_new_tokens,
         temperature=0.0,
         gather_weights=gather_weights,

@@ -207,7 +207,8 @@ class Run(common.Experiment):
         model = self._with_adapters(self.base_model("summarizer"), c)
         with c.unlocked():
             c.patches = self._patches(c.patches)
-            c.weights.image = c.weights.image if self.config.use.images else 0.0
+            if not self.config.use.images:
+                c.weights.image_contrastive = 0.0
         model = grpo.train(
             c,
             model,

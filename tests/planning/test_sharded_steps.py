@@ -21,7 +21,12 @@ def make(sizes, trainable):
         trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=4, targets=16
     )
     config.summarizer.update(
-        lora_rank=8, batch_size=8, samples=2, prompt_length=64, patches=16, max_new_tokens=TOKENS
+        lora_rank=8,
+        batch_size=8,
+        num_generations=2,
+        prompt_length=64,
+        patches=16,
+        max_new_tokens=TOKENS,
     )
     config.model.remat = "full"
     return steps.Steps(config, steps.model_config(config), sharding.make_mesh(*sizes))
