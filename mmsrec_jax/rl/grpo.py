@@ -14,18 +14,19 @@ One step:
 A step's random numbers depend on (seed, step), so that a resumed run equals an unbroken one.
 """
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
@@ -45,6 +46,9 @@ from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, place
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -60,10 +64,13 @@ class Scored(NamedTuple):
     reference_logprobs: jax.Array
 
 
+Examples = tuple[Batch, Generation, Scored]
+
+
 def train(
     config: ConfigDict,
     model: MLLM,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     source: SummarySource,
     *,
     directory: str | os.PathLike,
@@ -92,23 +99,25 @@ def train(
         roll = make_rollout(graphdef, sampling, config.seed)
         score = make_score_rollouts(graphdef, rewards, config, num_microbatches)
         update = make_update(graphdef, optimizer, config, num_microbatches, shardings=shardings)
-        model_flops = metering.ModelFlops(model, adapters=True)
+        count_work = functools.partial(
+            metrics.of_work,
+            metering.ModelFlops(model, adapters=True),
+            updates=config.updates_per_rollout,
+            num_batch_shards=shard[1],
+        )
 
         def step(state: TrainState, prompts: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+            # 1. Rollout
             batch = to_devices(prompts_of(prompts), mesh)
             items = batch.pop("index")
             rollout = roll(state.params, frozen, batch, items, state.step)
+            # 2. Rewards and 3. advantages
             summaries = parse(tokenizer, rollout)
             inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
             scored, logged = score(state.params, frozen, batch, rollout, inputs)
             logged |= metrics.of_keywords(summaries)
-            logged |= metrics.of_work(
-                model_flops,
-                prompts,
-                local_rows(rollout.lengths),
-                updates=config.updates_per_rollout,
-                num_batch_shards=shard[1],
-            )
+            logged |= count_work(prompts, local_rows(rollout.lengths))
+            # 4. Update
             for epoch in range(config.updates_per_rollout):
                 state, updated = update(state, frozen, batch, rollout, scored)
                 gap = updated.pop("logprob_gap")
@@ -155,9 +164,8 @@ def make_score_rollouts(
             lambda a: suffix_logprobs(model, *a, adapters=False), num_microbatches
         )((batch, rollout.tokens, rollout.lengths))
         advantages = group_advantages(scores["total"], scale_by_std=config.scale_by_std)
-        return Scored(advantages, reference), metrics.of_rewards(scores) | metrics.of_rollout(
-            rollout
-        )
+        logged = metrics.of_rewards(scores) | metrics.of_rollout(rollout)
+        return Scored(advantages, reference), logged
 
     return score
 
@@ -175,10 +183,11 @@ def make_update(
     Gradients of `num_microbatches` micro-batches of whole groups are averaged before the one
     update.
     """
-    Part = tuple[Batch, Generation, Scored]
 
-    def loss_of(params: nnx.State, frozen: nnx.State, part: Part) -> tuple[jax.Array, Metrics]:
-        batch, rollout, scored = part
+    def loss_of(
+        params: nnx.State, frozen: nnx.State, examples: Examples
+    ) -> tuple[jax.Array, Metrics]:
+        batch, rollout, scored = examples
         model = nnx.merge(graphdef, params, frozen)
         loss, found = policy_loss(
             suffix_logprobs(model, batch, rollout.tokens, rollout.lengths),
@@ -195,9 +204,10 @@ def make_update(
         state: TrainState, frozen: nnx.State, batch: Batch, rollout: Generation, scored: Scored
     ) -> tuple[TrainState, Metrics]:
         chex.assert_tree_shape_prefix((rollout, scored), scored.advantages.shape)
+        chex.assert_type(list(scored), jnp.float32)
 
-        def gradients(part: Part) -> tuple[nnx.State, Metrics]:
-            return jax.grad(loss_of, has_aux=True)(state.params, frozen, part)
+        def gradients(examples: Examples) -> tuple[nnx.State, Metrics]:
+            return jax.grad(loss_of, has_aux=True)(state.params, frozen, examples)
 
         total = accumulate_gradients(gradients, num_microbatches)((batch, rollout, scored))
         found, means = jax.tree.map(lambda x: x / num_microbatches, total)

@@ -1,4 +1,4 @@
-"""What a step of GRPO logs. `docs/` has a line for each metric."""
+"""What a step of GRPO logs."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,13 +1,13 @@
 """Rollouts: prompts of items in, G summaries of each out."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chex
 import grain
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from mmsrec_jax.inference import sampler, summarize
 from mmsrec_jax.inference.sampler import Generation, Sampling
@@ -19,6 +19,9 @@ from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.runtime.arrays import local_rows
 from mmsrec_jax.runtime.sharding import constrain
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Batch = dict[str, jax.Array]
 
 
@@ -27,7 +30,7 @@ def prompt_batches(
 ) -> Sharded:
     """Prompts in random order, without end.
 
-    process_shard: `(index, count)`, which part of the rows of a batch this process makes.
+    process_shard: see `sharding.process_batch_shard`.
     """
 
     def batches(shard: int, shards: int) -> grain.IterDataset:
@@ -47,7 +50,7 @@ def prompt_batches(
 
 
 def make_sampling(
-    config: ConfigDict, model: MLLM, tokenizer: PreTrainedTokenizerBase, source: SummarySource
+    config: ConfigDict, model: MLLM, tokenizer: "PreTrainedTokenizerBase", source: SummarySource
 ) -> Sampling:
     """How `config` draws summaries."""
     return summarize.make_sampling(
@@ -84,7 +87,7 @@ def make_rollout(
     return roll
 
 
-def parse(tokenizer: PreTrainedTokenizerBase, rollout: Generation) -> list[list[Summary]]:
+def parse(tokenizer: "PreTrainedTokenizerBase", rollout: Generation) -> list[list[Summary]]:
     """The summaries of this process, B lists of G."""
     tokens, lengths = local_rows(rollout.tokens), local_rows(rollout.lengths)
     items, group = lengths.shape

@@ -110,11 +110,11 @@ def test_a_rewarded_token_becomes_frequent():
 
 
 def test_micro_batches_give_the_same_update():
-    whole, parts = TokenBandit(num_microbatches=1), TokenBandit(num_microbatches=2)
-    assert whole.step() == parts.step()
+    whole, divided = TokenBandit(num_microbatches=1), TokenBandit(num_microbatches=2)
+    assert whole.step() == divided.step()
     for name in ("loss", "gradient_norm", "logprob_gap"):
-        np.testing.assert_allclose(whole.metrics[name], parts.metrics[name], rtol=1e-4, atol=1e-6)
-    chex.assert_trees_all_close(whole.state.params, parts.state.params, atol=2e-4)
+        np.testing.assert_allclose(whole.metrics[name], divided.metrics[name], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(whole.state.params, divided.state.params, atol=2e-4)
 
 
 def traced_once(jit, names: set[str]):

@@ -1,4 +1,5 @@
-"""Rewards of summaries. A new one is a file here and its class in `REWARDS`."""
+"""Rewards of summaries. A new one is a file here, its class in `REWARDS`, and a weight in
+`config.summarizer.weights`."""
 
 from ml_collections import ConfigDict
 

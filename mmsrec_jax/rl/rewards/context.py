@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mmsrec_jax.inference.suffixes import suffix_logprobs
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.rl.rewards.inputs import RewardInputs, TokenRows
+from mmsrec_jax.rl.rewards.inputs import PaddedTexts, RewardInputs
 from mmsrec_jax.runtime.microbatch import map_microbatches
 
 Batch = dict[str, jax.Array]
@@ -31,7 +31,7 @@ class RewardContext:
         self._model, self._num_microbatches = model, num_microbatches
 
     def in_microbatches(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """`function` over arrays with first axis B, a few rows at a time, to bound memory."""
+        """`function` over arrays with first axis B, a few items at a time, to bound memory."""
         return map_microbatches(function, self._num_microbatches)
 
     def logprobs(self, prompts: Batch, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ class RewardContext:
     def keyword_states(self) -> jax.Array:
         """phi(W), float32[B, G, D], of the keywords of each summary."""
 
-        def read(keywords: TokenRows) -> jax.Array:
+        def read(keywords: PaddedTexts) -> jax.Array:
             rows, group, _ = keywords.tokens.shape
             return self._mean_states(flat(keywords)).reshape(rows, group, -1)
 
@@ -54,7 +54,7 @@ class RewardContext:
         """phi(text), float32[B, D], of the text of each item."""
         return self.in_microbatches(self._mean_states)(self.inputs.text)
 
-    def _mean_states(self, texts: TokenRows) -> jax.Array:
+    def _mean_states(self, texts: PaddedTexts) -> jax.Array:
         """phi (*ours*): float32[N, D], the mean of the last hidden states; 0 for an empty text."""
         batch = text_batch(texts)
         hidden = self._model(batch, adapters=False).astype(jnp.float32)
@@ -63,7 +63,7 @@ class RewardContext:
         return total / jnp.maximum(texts.lengths, 1)[:, None]
 
 
-def text_batch(texts: TokenRows) -> Batch:
+def text_batch(texts: PaddedTexts) -> Batch:
     """N texts of T tokens as rows of a batch without images."""
     rows, length = texts.tokens.shape
     slots = jnp.broadcast_to(jnp.arange(length), (rows, length))
@@ -74,6 +74,6 @@ def text_batch(texts: TokenRows) -> Batch:
     }
 
 
-def flat(texts: TokenRows) -> TokenRows:
+def flat(texts: PaddedTexts) -> PaddedTexts:
     """[B, G, ...] -> [B * G, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), texts)

@@ -12,7 +12,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import Summary, format_summary, tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
-from mmsrec_jax.rl.rewards.inputs import ItemSummaries, TokenRows, pad, stacked
+from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -64,7 +64,7 @@ class ImageContrastive(Reward):
         """The prompt of image j is read once, with the image lines of items j, j - 1, ..., j - K as
         its continuations."""
         own = context.inputs.own[self.name]
-        lines = TokenRows(own["lines"], own["lengths"])
+        lines = PaddedTexts(own["lines"], own["lengths"])
         rows, group = lines.lengths.shape
         candidates = self._distractors + 1
 

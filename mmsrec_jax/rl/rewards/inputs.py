@@ -16,8 +16,8 @@ Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
-class TokenRows:
-    """Texts of one padded length T: tokens int32[..., T], lengths int32[...]."""
+class PaddedTexts:
+    """Tokens int32[..., T] of texts, padded with 0 to one length, and their lengths int32[...]."""
 
     tokens: Array
     lengths: Array
@@ -34,8 +34,8 @@ class RewardInputs:
       own: what each reward prepared for itself: name of the reward -> name -> [B, ...].
     """
 
-    keywords: TokenRows
-    text: TokenRows
+    keywords: PaddedTexts
+    text: PaddedTexts
     has_image: Array
     own: dict[str, dict[str, Array]]
 
@@ -110,18 +110,18 @@ def shared_inputs(
     )
 
 
-def pad(rows: Iterable[np.ndarray], length: int) -> TokenRows:
-    """Rows of tokens int32[N, length]; what is longer loses its tail."""
-    rows = [row[:length] for row in rows]
-    out = np.zeros((len(rows), length), np.int32)
-    for r, row in enumerate(rows):
-        out[r, : len(row)] = row
-    return TokenRows(out, np.array([len(row) for row in rows], np.int32))
+def pad(texts: Iterable[np.ndarray], length: int) -> PaddedTexts:
+    """N texts, each int32[t], as tokens int32[N, length]; a longer one loses its tail."""
+    texts = [text[:length] for text in texts]
+    tokens = np.zeros((len(texts), length), np.int32)
+    for i, text in enumerate(texts):
+        tokens[i, : len(text)] = text
+    return PaddedTexts(tokens, np.array([len(text) for text in texts], np.int32))
 
 
-def stacked(rows: Iterable[TokenRows]) -> TokenRows:
-    """TokenRows with one more axis in front."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+def stacked(texts: Iterable[PaddedTexts]) -> PaddedTexts:
+    """One more axis in front."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *texts)
 
 
 _NOTHING = np.zeros(0, np.int32)

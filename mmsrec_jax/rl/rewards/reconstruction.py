@@ -12,7 +12,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext, flat, text_batch
-from mmsrec_jax.rl.rewards.inputs import ItemSummaries, TokenRows, pad, stacked
+from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
 from mmsrec_jax.runtime.errors import UserError
 
 FORMS = ("bounded", "perplexity")
@@ -46,16 +46,16 @@ class Reconstruction(Reward):
     def prepare(self, items: Sequence[ItemSummaries]) -> dict[str, np.ndarray]:
         """Questions for the item's text given each summary's keywords, the last one given none:
         questions int32[B, G + 1, P], lengths int32[B, G + 1]."""
-        rows = stacked(
+        questions = stacked(
             pad([self._fitting(words) for words in (*item.keywords, "")], self._room)
             for item in items
         )
-        return {"questions": rows.tokens, "lengths": rows.lengths}
+        return {"questions": questions.tokens, "lengths": questions.lengths}
 
     def score(self, context: RewardContext) -> jax.Array:
         own, text = context.inputs.own[self.name], context.inputs.text
 
-        def negative_log_likelihood(rows: tuple[TokenRows, TokenRows]) -> jax.Array:
+        def negative_log_likelihood(rows: tuple[PaddedTexts, PaddedTexts]) -> jax.Array:
             """float32[b, G + 1], in nats."""
             questions, text = rows
             count, asked, _ = questions.tokens.shape
@@ -64,7 +64,7 @@ class Reconstruction(Reward):
             logprobs = context.logprobs(text_batch(flat(questions)), tokens, lengths)
             return -jnp.sum(logprobs, axis=(1, 2)).reshape(count, asked)
 
-        questions = TokenRows(own["questions"], own["lengths"])
+        questions = PaddedTexts(own["questions"], own["lengths"])
         nll = context.in_microbatches(negative_log_likelihood)((questions, text))
         if self._form == "bounded":
             return share_explained(nll[:, :-1], nll[:, -1])
