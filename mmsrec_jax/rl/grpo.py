@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.inference.summarize import prompts_of
+from mmsrec_jax.inference.texts import prompts_of
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import metrics

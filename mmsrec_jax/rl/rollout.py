@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax.inference import sampler, summarize
+from mmsrec_jax.inference import sampler, texts
 from mmsrec_jax.inference.sampler import Generation, Sampling
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
@@ -53,7 +53,7 @@ def make_sampling(
     config: ConfigDict, model: MLLM, tokenizer: "PreTrainedTokenizerBase", source: SummarySource
 ) -> Sampling:
     """How `config` draws summaries."""
-    return summarize.make_sampling(
+    return texts.make_sampling(
         model,
         tokenizer,
         source,

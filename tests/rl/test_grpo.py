@@ -14,7 +14,6 @@ from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import summarize
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.models import lora
 from mmsrec_jax.prompts import Summary
@@ -244,20 +243,6 @@ def test_a_new_reward_is_a_class_and_an_entry(world, mesh, tmp_path, monkeypatch
         "reward/semantic", "reward/vowels", "reward/total", "reward/groups_without_spread",
     }  # fmt: skip
     assert len(read) == 2  # of keywords and of texts, once for both rewards
-
-
-def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
-    tokenizer, source = world
-    model = toy_model.make(tokenizer)
-    options = dict(patches=16, max_new_tokens=5, gather_weights=True, mesh=mesh)
-    found = list(summarize(model, tokenizer, source, batch_size=5, **options))
-    assert [item for item, _ in found] == list(range(24))  # 24 = 5 * 5 - 1: the last one is filler
-    assert len({text for _, text in found}) > 3
-    rest = SummarySource(
-        source.items.catalog, source.items.prompt_config, length=48, rows=np.array([20, 3])
-    )
-    again = list(summarize(model, tokenizer, rest, batch_size=5, **options))
-    assert again == [found[3], found[20]]
 
 
 @pytest.mark.parametrize(
