@@ -1,4 +1,4 @@
-"""The road of a content model: features made by a model or given, then the model."""
+"""Sequential recommenders with item content: features made by a model or given, then trained."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,11 @@ import pytest
 from configs import base, beauty, movielens
 from mmsrec_jax import methods
 from mmsrec_jax.hf import tiny_init
-from mmsrec_jax.methods import common, sequential
+from mmsrec_jax.methods import base_model, features, sequential
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 SMALL = dict(
@@ -34,7 +36,8 @@ def tiny(kind):
 
 
 def run(config, workdir, **options):
-    methods.find(config.method).run(config, workdir, **options)
+    settings = from_config(Settings, config)
+    methods.find(settings.method).run(settings, workdir, **options)
 
 
 @pytest.fixture
@@ -42,19 +45,20 @@ def model_path(tmp_path, monkeypatch):
     """A directory as `config.model.path` names one, of a model with random weights."""
     path = tmp_path / "model"
     path.mkdir()
-    config = base.get_config().model.tiny
-    config.update(hidden=16, heads=2, kv_heads=1, layers=1, intermediate=16)
-    config.update(vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16)
-    tiny_init.write_directory(path, config, corpus(TEMPLATES["full"]) * 4, [])
+    sizes = tiny_init.TinySettings(
+        hidden=16, heads=2, kv_heads=1, layers=1, intermediate=16,
+        vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16,
+    )  # fmt: skip
+    tiny_init.write_directory(path, sizes, corpus(TEMPLATES["full"]) * 4, [])
 
     def load(path, dtype, mesh, **_):
         return tiny_init.init(path, dtype=dtype, seed=0, mesh=mesh)
 
-    monkeypatch.setattr(common.loading, "load", load)
+    monkeypatch.setattr(base_model.loading, "load", load)
     return path
 
 
-def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, caplog):
+def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_path, caplog):
     caplog.set_level("INFO")
     config = tiny("molar")
     config.model.update(path=str(model_path), dtype="float32")
@@ -75,14 +79,14 @@ def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, ca
     assert not any("begins" in line for line in said)
 
 
-def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, monkeypatch):
+def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     config = tiny("hm4sr")
     rows = np.random.default_rng(0).normal(3, 2, size=(40, 5))
     np.save(tmp_path / "text.npy", rows)
     config.hm4sr.contents = ("text",)
     config.hm4sr.features.text = str(tmp_path / "text.npy")
-    experiment = sequential.Run(config, tmp_path, None)
+    experiment = sequential.Sequential(from_config(Settings, config), tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
     found = experiment.sequential_options()["features"]
@@ -94,8 +98,8 @@ def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, 
         np.testing.assert_array_equal(found["categories"][i], np.array(names) == item.category)
 
     none = np.zeros((40, 0), np.float32)
-    monkeypatch.setattr(common.item_features, "categories", lambda catalog, separator: none)
-    assert list(experiment.item_features()) == ["text"]
+    monkeypatch.setattr(features.item_features, "categories", lambda catalog, separator: none)
+    assert list(experiment.sequential_options()["features"]) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)
 
@@ -108,7 +112,7 @@ def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="features.text=nowhere.npy: no such file"):
         run(config, tmp_path / "run")
     config.hm4sr.contents = ("text", "sound")
-    with pytest.raises(UserError, match="config.hm4sr.contents='sound' is not known"):
+    with pytest.raises(UserError, match="config.hm4sr.contents=.*must each be one of"):
         run(config, tmp_path / "run")
     config.hm4sr.update(contents=("image",), features={"image": ""})
     config.use.images = False
