@@ -1,7 +1,8 @@
 """Training and full-catalog ranking of SASRec here and in RecBole on torch, in turn.
 
     python3.11 -m venv DIR && DIR/bin/pip install -r benchmarks/recbole.txt
-    python benchmarks/sequential.py --root=DATA/beauty --recbole_python=DIR/bin/python --out=x.json
+    python benchmarks/sequential.py --root=DATA/beauty --recbole_python=DIR/bin/python \\
+        --out=sequential.json
 
 The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax cross-entropy,
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target
@@ -28,11 +29,11 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from configs import base
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.sequential import recommender
 from mmsrec_jax.sequential import train as training
+from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.state import TrainState
 
 _ROOT = flags.DEFINE_string("root", None, "Folder NAME with NAME.inter or NAME.inter.gz.")
@@ -59,14 +60,12 @@ class Ours:
     """The library's own data, compiled step and ranking."""
 
     def __init__(self, root: Path, directory: Path):
-        config = base.get_config("sasrec").copy_and_resolve_references()
-        with config.unlocked():
-            config.data.root = str(root)
-            config.sasrec.update(**sizes(), batch_size=max(_BATCH.value // _LENGTH.value, 1))
-        build.build(config.data, directory)
-        catalog, self.histories, self.split = build.open_built(config.data, directory)
-        self.items, c = len(catalog), config.sasrec
-        self.recipe = training.recipe("sasrec", c, self.items, {})
+        data = build.DataSettings(root=str(root))
+        c = SASRecSettings(**sizes(), batch_size=max(_BATCH.value // _LENGTH.value, 1))
+        build.build(data, directory)
+        catalog, self.histories, self.split = build.open_built(data, directory)
+        self.items = len(catalog)
+        self.recipe = training.recipe(c, self.items, {})
         self.features = recommender.place_features(self.recipe.model, {})
         params = recommender.init_params(self.recipe.model, seed=0)
         self.state, self.key = TrainState.create(params, self.recipe.optimizer), jax.random.key(0)

@@ -1,4 +1,4 @@
-"""RecBole's SASRec as a server for benchmarks/sequential.py, in a Python that has RecBole.
+"""RecBole's SASRec as a server for `benchmarks/sequential.py`, in a Python that has RecBole.
 
 RecBole 1.2.1 needs numpy 1, JAX numpy 2, hence two environments. Calls are words, one a line of
 standard input; answers are JSON, one a line of standard output.

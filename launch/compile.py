@@ -37,13 +37,15 @@ _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    from mmsrec_jax.methods.settings import Settings
     from mmsrec_jax.planning import report
+    from mmsrec_jax.runtime.settings import from_config
 
     config = _CONFIG.value
     if _MODEL.value:
         config.model.path = _MODEL.value
     fits = report.run(
-        config,
+        from_config(Settings, config),
         topology=_TOPOLOGY.value,
         slices=_SLICES.value,
         steps=_STEPS.value,

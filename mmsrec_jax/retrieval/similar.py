@@ -26,6 +26,7 @@ from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import gather_ragged, targets
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
 from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
@@ -35,6 +36,19 @@ _Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
+
+
+@dataclass(frozen=True)
+class RetrievalSettings(Section):
+    """Stage 2: similar users."""
+
+    folds: int = setting(
+        1,
+        "Above 1: training queries are embedded by models that never saw their user (ours).",
+        low=1,
+    )
+    distinct_items: bool = setting(False, "No next item is given twice (ours).")
+    seed: int = setting(0, "Of the assignment of users to folds.", follows="seed", low=0)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What every sequential recommender has in common: rows of items in, one vector per position
 out.
 
-A kind of model is a file of this package with a config (`SequentialConfig`), a module
-(`SequentialModule`) and a line in `registry.MODELS`. Training (`sequential.train`) and scoring
+A kind of model is a file of this package with its sizes (`Sizes`), a config (these and
+`SequentialConfig`), settings (these and `SequentialSettings`), a module (`SequentialModule`) and a
+line in `registry.MODELS`. Training (`sequential.train`) and scoring
 (`SequentialRecommender`) use only what this file declares.
 """
 
@@ -13,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.losses import ItemLoss
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.sequential.losses import BCE, SAMPLED_SOFTMAX, SOFTMAX, ItemLoss
 
+FEATURE_FILE = "A .npy, one row per item of the prepared catalog. Empty: `model.path` makes it."
 CATEGORIES = "categories"  # the one feature that is made of the catalog: float 0 or 1
 
 
@@ -34,13 +38,73 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SequentialConfig:
-    """num_items: catalog size; length: longest window of a history; features: (name, width) of
-    the frozen item features that it reads, in the order of the module's `FEATURES`."""
+class Sizes(Section):
+    """What the settings of a model and its config have in common."""
+
+    length: int = setting(50, "Latest items of a history that are read.", low=1)
+
+
+@dataclass(frozen=True)
+class CatalogShape:
+    """num_items: catalog size; features: (name, width) of the frozen item features that the model
+    reads, in the order of the module's `FEATURES`."""
 
     num_items: int
     features: tuple[tuple[str, int], ...] = ()
-    length: int = 50
+
+
+@dataclass(frozen=True)
+class SequentialConfig(Sizes, CatalogShape):
+    """What a module is built from and compiled for; hashable."""
+
+
+@dataclass(frozen=True)
+class SequentialSettings(Section):
+    """How a model is trained; the settings of each model add its sizes to these."""
+
+    loss: str = setting(
+        SOFTMAX,
+        "Softmax over the catalog, sampled softmax, or binary cross-entropy with one negative.",
+        choices=(SOFTMAX, SAMPLED_SOFTMAX, BCE),
+    )
+    negatives: int = setting(
+        ItemLoss.negatives, "Uniformly drawn items that a batch shares (sampled_softmax).", low=1
+    )
+    loss_chunk: int = setting(
+        ItemLoss.chunk,
+        "Targets whose logits are in memory at once (softmax).",
+        low=1,
+    )
+    learning_rate: float = setting(1e-3, "Constant after the warm-up (AdamW).", low=0)
+    warmup_steps: int = setting(100, "Steps until the learning rate is reached.", low=0)
+    weight_decay: float = setting(0.01, "Of AdamW; biases and norms are left alone.", low=0)
+    batch_size: int = setting(128, "Rows of `length` items into which histories are packed.", low=1)
+    steps: int = setting(
+        10_000, "Most updates, rounded up to a multiple of `evaluate_every`.", low=1
+    )
+    evaluate_every: int = setting(200, "Steps between two validations.", low=1)
+    patience: int = setting(
+        10, "Training ends after so many validations without a better NDCG@10.", low=1
+    )
+    validation_rows: int = setting(
+        0, "Size of a random subset of the validation targets. 0 is all.", low=0
+    )
+    log_every: int = setting(100, "Steps between two lines of metrics.", low=1)
+    seed: int = setting(
+        0, "Of the weights, the order, dropout and negatives.", follows="seed", low=0
+    )
+
+
+@dataclass(frozen=True)
+class ContentSettings(SequentialSettings):
+    """Of a model that reads item features."""
+
+    contents: tuple[str, ...] = setting((), "Item features that are read.")
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if not self.contents or len(set(self.contents)) < len(self.contents):
+            raise UserError(f"{name}.contents={self.contents}: name one or more, each once")
 
 
 class Features(nnx.Variable):

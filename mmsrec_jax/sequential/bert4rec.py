@@ -15,11 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import Rows, SequentialModule
+from mmsrec_jax.runtime.settings import setting, setting_like
+from mmsrec_jax.sequential.base import (
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+)
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.transformer import (
     Transformer,
-    TransformerConfig,
+    TransformerSizes,
     identity_norms,
     norm,
     same_segment,
@@ -27,11 +33,24 @@ from mmsrec_jax.sequential.transformer import (
 
 
 @dataclass(frozen=True)
-class BERT4RecConfig(TransformerConfig):
-    """mask_rate: of training items; last_rate: of sequences that lose their last item alone."""
+class BERT4RecSizes(TransformerSizes):
+    mask_rate: float = setting(0.2, "Share of the training items that are masked.", low=0, high=1)
+    last_rate: float = setting(
+        0.1, "Share of the training sequences whose last item alone is masked.", low=0, high=1
+    )
 
-    mask_rate: float = 0.2
-    last_rate: float = 0.1
+
+@dataclass(frozen=True)
+class BERT4RecConfig(BERT4RecSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class BERT4RecSettings(SequentialSettings, BERT4RecSizes):
+    """BERT4Rec and its training."""
+
+    # Small, because chunks without a masked item cost nothing.
+    loss_chunk: int = setting_like(SequentialSettings, "loss_chunk", 512)
 
 
 class BERT4Rec(SequentialModule):

@@ -20,7 +20,7 @@ class ItemLoss:
     """
 
     kind: str
-    negatives: int = 0
+    negatives: int = 256
     chunk: int = 4096
 
     def __post_init__(self) -> None:

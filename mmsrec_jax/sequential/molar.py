@@ -22,24 +22,58 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import Rows, SequentialModule, last_position
+from mmsrec_jax.runtime.settings import Section, group, setting, setting_like
+from mmsrec_jax.sequential.base import (
+    FEATURE_FILE,
+    ContentSettings,
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    last_position,
+)
 from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.sasrec import SASRec, SASRecConfig
-from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
+from mmsrec_jax.sequential.transformer import Transformer, TransformerSizes, causal_mask
 
 
 @dataclass(frozen=True)
-class MolarConfig(TransformerConfig):
-    """Sizes of both sequence models; `mlp_dim` is also the width of the adapter.
+class MolarSizes(TransformerSizes):
+    """Of both sequence models; `mlp_dim` is also the width of the adapter."""
 
-    alignment_weight: the paper's alpha; temperature: its tau; contrast: users of a batch, each at
-    one time, that the alignment tells apart.
-    """
+    dropout: float = setting_like(TransformerSizes, "dropout", 0.3)
+    alignment_weight: float = setting(
+        0.1, "Of the alignment in the loss; the paper's alpha.", low=0
+    )
+    temperature: float = setting(0.1, "Of the alignment; the paper's tau.", above=0)
+    contrast: int = setting(
+        512, "Users of a batch, each at one time, that the alignment tells apart.", low=1
+    )
 
-    alignment_weight: float = 0.1
-    temperature: float = 0.1
-    contrast: int = 512
+
+@dataclass(frozen=True)
+class MolarConfig(MolarSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class MolarFeatures(Section):
+    """Files of item features."""
+
+    item: str = setting("", FEATURE_FILE)
+    text: str = setting("", FEATURE_FILE)
+    image: str = setting("", FEATURE_FILE)
+
+
+@dataclass(frozen=True)
+class MolarSettings(ContentSettings, MolarSizes):
+    """Molar and its training."""
+
+    contents: tuple[str, ...] = setting(
+        ("item",), "Item features that are read; \"item\" is text and image in one.",
+        choices=("item", "text", "image"),
+    )  # fmt: skip
+    features: MolarFeatures = group(MolarFeatures)
 
 
 class Molar(SequentialModule):

@@ -6,19 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import setting
 from mmsrec_jax.sequential import dropout
-from mmsrec_jax.sequential.base import Rows, SequentialConfig, take_position
+from mmsrec_jax.sequential.base import Rows, Sizes, take_position
 
 
 @dataclass(frozen=True)
-class TransformerConfig(SequentialConfig):
-    """Transformer sizes."""
+class TransformerSizes(Sizes):
+    """Sizes of the transformer over a history."""
 
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    mlp_dim: int = 256
-    dropout: float = 0.2
+    dim: int = setting(64, "Width of the item embeddings and of the states.", low=1)
+    layers: int = setting(2, "Transformer layers.", low=1)
+    heads: int = setting(2, "Attention heads; they divide `dim`.", low=1)
+    mlp_dim: int = setting(256, "Width of the MLP in each layer.", low=1)
+    dropout: float = setting(
+        0.2, "Of the input, of both residual branches and of the attention weights.",
+        low=0, below=1,
+    )  # fmt: skip
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if self.dim % self.heads:
+            raise UserError(f"{name}.heads={self.heads}: must divide dim={self.dim}")
 
 
 class Transformer(nnx.Module):
@@ -26,7 +36,7 @@ class Transformer(nnx.Module):
 
     NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerSizes, *, rngs: nnx.Rngs):
         self.config = c = config
         kernel = nnx.initializers.xavier_uniform(batch_axis=0)
         self.qkv = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, 3 * c.dim)))
@@ -117,7 +127,7 @@ def _layer(
     seen: jax.Array,
     mask: jax.Array,
     w: dict[str, jax.Array],
-    c: TransformerConfig,
+    c: TransformerSizes,
     keep: jax.Array | None = None,
 ) -> jax.Array:
     """x [B, Q, D] after one layer, in which it attends to `seen` [B, L, D]; mask bool[B, Q, L]."""
@@ -133,7 +143,7 @@ def _attend(
     q: jax.Array,
     kv: jax.Array,
     mask: jax.Array,
-    config: TransformerConfig,
+    config: TransformerSizes,
     keep: jax.Array | None,
 ) -> jax.Array:
     (batch, queries, _), length = q.shape, kv.shape[1]
