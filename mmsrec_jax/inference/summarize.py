@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -68,9 +67,8 @@ def summarize(
         try:
             for batch in iterator:
                 interruption.stop_if_requested()
-                placed = to_devices(prompts_of(batch), mesh)
-                rows = placed.pop("index")
-                out = run(state, {}, placed, rows, jax.random.key(0))
+                prompts, rows = to_devices((batch.model_inputs(), batch.index), mesh)
+                out = run(state, {}, prompts, rows, jax.random.key(0))
                 texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
                 items = processes.fetch(rows).tolist()
                 for item, text in sorted(zip(items, texts, strict=True)):
@@ -83,7 +81,7 @@ def summarize(
 def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options: Any) -> Sampling:
     """Sampling of summaries: ends with the turn; never emits what stands for an image, nor rows of
     the embedding that only pad the vocabulary."""
-    stop = source.items.prompt_config.chat.stop_id
+    stop = source.renderer.prompt_config.chat.stop_id
     ends = {stop, tokenizer.eos_token_id} - {None}
     model_config = model.config
     image = (
@@ -98,9 +96,3 @@ def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options:
         suppress=(*(i for i in image if i is not None), *unused),
         **options,
     )
-
-
-def prompts_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model and the sampler read of a batch of prompts."""
-    unused = ("loss_weights", "target_positions", "answer_positions", "labels")
-    return {name: value for name, value in batch.items() if name not in unused}

@@ -20,7 +20,7 @@ from mmsrec_jax.hf.mapping import config_from_hf, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
-from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import interruption, processes, sharding, startup
@@ -258,7 +258,7 @@ class Experiment:
                 source,
                 name=name,
                 batch_size=c.batch_size,
-                patches=c.patches if source.items.patch_width else 0,
+                patches=c.patches if source.renderer.patch_width else 0,
                 workers=c.workers,
                 mesh=self.mesh,
                 counts=counts,

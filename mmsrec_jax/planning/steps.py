@@ -19,9 +19,9 @@ from mmsrec_jax.hf import mapping, presets, tiny_init
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import prompts_of
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import grpo
@@ -106,7 +106,7 @@ class Steps:
             shardings=shardings,
             offload=c.offload_optimizer,
         )
-        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)
+        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets)
         row = self._row(c, c.length, c.targets)
         adapters = self._adapters(c) if c.trainable == "lora" else None
         return Step(
@@ -189,7 +189,7 @@ class Steps:
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
         score = forward.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
         batch = self._batch(
-            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
+            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, packed=False
         )
         adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
         parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)
@@ -220,12 +220,8 @@ class Steps:
         graphdef, state, frozen, _ = place_abstract(
             model, "lora", grpo.make_optimizer(c), self.mesh
         )
-        batch = self._batch(
-            c, length=c.prompt_length, answers=0, targets=c.prompt_length // 2, pack=False
-        )
-        batch = prompts_of(batch)
-        index = batch.pop("index")
-        return graphdef, state, frozen, batch, index
+        batch = self._batch(c, length=c.prompt_length, targets=c.prompt_length // 2, packed=False)
+        return graphdef, state, frozen, batch.model_inputs(), batch.index
 
     def _model(self, trainable: str, adapters: ConfigDict) -> MLLM:
         dtype, held = self.config.model.dtype, "float32"
@@ -240,7 +236,7 @@ class Steps:
 
         return nnx.eval_shape(make)
 
-    def _batch(self, config: ConfigDict, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, config: ConfigDict, **sizes: Any) -> Batch:
         vision = self.shape.vision
         shards = sharding.num_batch_shards(self.mesh)
         if config.batch_size % shards:
@@ -248,13 +244,13 @@ class Steps:
                 f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
                 "on this mesh (data * fsdp); make it a multiple"
             )
-        batch = pipeline.empty(
+        room = Room(
             config.batch_size,
             patches=self._patches(config),
             patch_width=0 if vision is None else vision.channels * vision.patch_size**2,
             **sizes,
         )
-        return self._arrays(batch)
+        return self._arrays(room.empty())
 
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))

@@ -19,11 +19,12 @@ from jax.sharding import Mesh
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.inference.summarize import make_sampling, prompts_of
+from mmsrec_jax.inference.summarize import make_sampling
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rl import policy_loss, reference
@@ -98,7 +99,7 @@ def train(
     share = sharding.process_batch_shard(mesh)
     dataset = Sharded(batches, config.input_shards, share)
     reward_inputs = RewardInputs(
-        source.items,
+        source.renderer,
         word_tokens=config.max_new_tokens,
         image_tokens=config.image_tokens,
         prompt_length=source.length,
@@ -113,8 +114,7 @@ def train(
         counted = metering.ModelFlops(model, adapters=True)
 
         def step_fn(state, prompts):
-            batch = to_devices(prompts_of(prompts), mesh)
-            rows = batch.pop("index")
+            batch, rows = to_devices((prompts.model_inputs(), prompts.index), mesh)
             rollout = roll(state.params, frozen, batch, rows, state.step)
             summaries = read(tokenizer, rollout)
             texts = reward_inputs.arrays(local_rows(rows), summaries)
@@ -149,7 +149,7 @@ def train(
 
 
 def _work(
-    counted: metering.ModelFlops, prompts: dict[str, np.ndarray], lengths: np.ndarray, config: Any
+    counted: metering.ModelFlops, prompts: Batch, lengths: np.ndarray, config: Any
 ) -> dict[str, int]:
     """A summary is an example. Sampling and the reference each pass once over a prompt and its
     summaries; what the rewards read is not counted.
@@ -157,7 +157,7 @@ def _work(
     lengths: int[B, G], of the summaries.
     """
     written = lengths.sum(axis=1)
-    tokens = np.sum(prompts["segment_ids"] > 0, axis=1) + written
+    tokens = np.sum(prompts.segment_ids > 0, axis=1) + written
     once = counted(flops.forward, tokens, written, prompts)
     update = counted(flops.train_step, tokens, written, prompts)
     return {
@@ -346,7 +346,7 @@ def _check(config: Any, model: MLLM, source: SummarySource) -> int:
     ):
         if config[name] not in allowed:
             raise UserError(f"grpo.{name}={config[name]!r} is none of {allowed}")
-    if config.weights["image"] and not source.items.patch_width:
+    if config.weights["image"] and not source.renderer.patch_width:
         raise UserError("grpo.weights.image: the prompts have no images; set it to 0")
     if config.weights["image"] and not 1 <= config.distractors < config.batch_size:
         raise UserError(

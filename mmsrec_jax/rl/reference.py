@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.models.mllm import MLLM, PATCH_KEYS
+from mmsrec_jax.models.batch import Batch, text_rows
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import rewards
 from mmsrec_jax.runtime.microbatch import map_microbatches
 
@@ -13,7 +14,7 @@ PARTS = ("information", "reconstruction", "length", "image", "form")
 
 def scores(
     model: MLLM,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     texts: dict[str, jax.Array],
     *,
     length: str,
@@ -56,7 +57,7 @@ def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """phi of words [B, G, D] and text [B, D]; nll [B, G + 1], -log p(text | keywords)."""
     rows, samples, _ = texts["words"].shape
     words = _mean_states(model, _flat(texts["words"]), _flat(texts["words_lengths"]))
-    ask = _plain(_flat(texts["ask"]), _flat(texts["ask_lengths"]))
+    ask = text_rows(_flat(texts["ask"]), _flat(texts["ask_lengths"]))
     text = jnp.repeat(texts["text"], samples + 1, axis=0)[:, None]
     lengths = jnp.repeat(texts["text_lengths"], samples + 1)[:, None]
     logprobs = suffix_logprobs(model, ask, text, lengths, adapters=False)
@@ -69,7 +70,7 @@ def _read(model: MLLM, texts: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def _told_apart(
     model: MLLM,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     texts: dict[str, jax.Array],
     distractors: int,
     num_microbatches,
@@ -82,12 +83,12 @@ def _told_apart(
         """[B, K + 1, ...]: x of rows b + sign * k."""
         return jnp.stack([jnp.roll(x, -sign * k, axis=0) for k in range(candidates)], axis=1)
 
-    prefix = {
-        "tokens": texts["image_tokens"],
-        "positions": texts["image_positions"],
-        "segment_ids": texts["image_segments"],
-        **{key: batch[key] for key in PATCH_KEYS},
-    }
+    prefix = Batch(
+        tokens=texts["image_tokens"],
+        positions=texts["image_positions"],
+        segment_ids=texts["image_segments"],
+        images=batch.images,
+    )
     lines = shifted(texts["image_line"], -1).reshape(rows, -1, steps)
     lengths = shifted(texts["image_line_lengths"], -1).reshape(rows, -1)
 
@@ -101,21 +102,11 @@ def _told_apart(
     return rewards.image(own, shifted(texts["has_image"], 1))
 
 
-def _plain(tokens: jax.Array, lengths: jax.Array) -> dict[str, jax.Array]:
-    """Text tokens int32[N, T] as a batch."""
-    slots = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return {
-        "tokens": tokens,
-        "positions": jnp.broadcast_to(slots[:, None], (tokens.shape[0], 3, tokens.shape[1])),
-        "segment_ids": (slots < lengths[:, None]).astype(jnp.int32),
-    }
-
-
 def _mean_states(model: MLLM, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """phi: float32[N, D], the mean of the last hidden states; 0 for an empty text."""
-    batch = _plain(tokens, lengths)
+    batch = text_rows(tokens, lengths)
     hidden = model(batch, adapters=False).astype(jnp.float32)
-    inside = batch["segment_ids"][..., None] > 0
+    inside = batch.segment_ids[..., None] > 0
     return jnp.sum(jnp.where(inside, hidden, 0.0), 1) / jnp.maximum(lengths, 1)[:, None]
 
 

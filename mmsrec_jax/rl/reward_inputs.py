@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmsrec_jax.inputs.items import ItemRenderer
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.prompts import Summary, format_summary, tasks
 from mmsrec_jax.rl import rewards
 

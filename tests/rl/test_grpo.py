@@ -200,7 +200,7 @@ def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
     assert [item for item, _ in found] == list(range(24))  # 24 = 5 * 5 - 1: the last one is filler
     assert len({text for _, text in found}) > 3
     rest = SummarySource(
-        source.items.catalog, source.items.prompt_config, length=48, rows=np.array([20, 3])
+        source.renderer.catalog, source.renderer.prompt_config, length=48, rows=np.array([20, 3])
     )
     again = list(summarize(model, tokenizer, rest, batch_size=5, **options))
     assert again == [found[3], found[20]]

@@ -8,10 +8,12 @@ import pytest
 import toy_items
 import toy_model
 from flax import nnx
-from tiny_mllm import full_logprobs
+from tiny_mllm import full_logprobs, prompt
 
 from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.batch import Room, collate
 from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.prompts import parse_summary, tasks
 from mmsrec_jax.rl import reference
 from mmsrec_jax.rl.reward_inputs import RewardInputs
@@ -39,7 +41,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(world):
     source, batch, model = world
-    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
+    reward_inputs = RewardInputs(source.renderer, word_tokens=12, image_tokens=9, prompt_length=48)
     texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
     graphdef, state = nnx.split(model)
 
@@ -50,30 +52,15 @@ def scored(world):
             reconstruction="bounded", center=True, distractors=2, num_microbatches=2,
         )  # fmt: skip
 
-    batch = {name: value for name, value in batch.items() if name != "index"}
+    batch = batch.model_inputs()
     return jax.tree.map(np.asarray, run(state, batch, texts))
 
 
-def plain(piece) -> dict[str, np.ndarray]:
+def plain(piece, length: int | None = None) -> Batch:
+    """One row of `length` tokens, by default unpadded."""
     n = len(piece.tokens)
-    batch = {
-        "tokens": piece.tokens[None],
-        "positions": piece.positions[None],
-        "segment_ids": np.ones((1, n), np.int32),
-        "suffix_ids": np.zeros((1, n), np.int32),
-    }
-    for image in piece.images:
-        batch |= {
-            "patches": np.zeros((1, 16, 48), np.uint8),
-            "patch_hw": np.zeros((1, 16, 2), np.int32),
-            "patch_image_ids": np.zeros((1, 16), np.int32),
-            "patch_window_ids": np.zeros((1, 16), np.int32),
-        }
-        k = len(image["hw"])
-        batch["patches"][0, :k] = image["patches"]
-        batch["patch_hw"][0, :k] = image["hw"]
-        batch["patch_image_ids"][0, :k] = batch["patch_window_ids"][0, :k] = 1
-    return batch
+    room = Room(1, length or n, 1, patches=16 if piece.images else 0, patch_width=48)
+    return collate([[prompt(piece.tokens, piece.positions, piece.images)]], room).model_inputs()
 
 
 def log_likelihood(model, piece, ids) -> float:
@@ -84,10 +71,10 @@ def log_likelihood(model, piece, ids) -> float:
 
 def test_reconstruction(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     expected = np.zeros((4, 2))
     for b, i in enumerate(INDEX):
-        text = source.items.text(int(i), 12, Counter())
+        text = source.renderer.text(int(i), 12, Counter())
         ids = chat.ids(tasks.answer(templates, text))
 
         def nll(words, ids=ids):
@@ -104,19 +91,16 @@ def test_reconstruction(world, scored):
 
 def test_information(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda s, b: nnx.merge(graphdef, s)(b, adapters=False))
 
     def phi(text):
         piece = chat.encode(tasks.answer(templates, text))
         n = len(piece.tokens)
-        batch = plain(piece)
-        for name in batch:
-            batch[name] = np.pad(batch[name], [(0, 0)] * (batch[name].ndim - 1) + [(0, 16 - n)])
-        return np.asarray(forward(state, batch))[0, :n].mean(0)
+        return np.asarray(forward(state, plain(piece, 16)))[0, :n].mean(0)
 
-    texts = np.stack([phi(source.items.text(int(i), 12, Counter())) for i in INDEX])
+    texts = np.stack([phi(source.renderer.text(int(i), 12, Counter())) for i in INDEX])
     words = {
         (b, g): phi(templates.keyword_separator.join(parse_summary(t).keywords))
         for b, row in enumerate(WRITTEN)
@@ -137,7 +121,7 @@ def test_information(world, scored):
 def test_image(world, scored):
     """Distractors are the next two items of the batch, cyclically; one of the four has no image."""
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     for b, i in enumerate(INDEX):
         for g, written in enumerate(WRITTEN[b]):
             line = "image: " + ", ".join(parse_summary(written).image)
@@ -147,7 +131,7 @@ def test_image(world, scored):
                 other = int(INDEX[(b + k) % 4])
                 if other == toy_items.NO_IMAGE:
                     continue
-                image = source.items.image(other, Counter())
+                image = source.renderer.image(other, Counter())
                 question = tasks.summarize(templates, "", True)
                 prompt = chat.encode(chat.head + question + chat.middle, (image,))
                 values.append(log_likelihood(model, prompt, ids))
@@ -168,11 +152,11 @@ def test_length_and_form(scored):
 def test_everything_ignores_the_adapters(world, scored):
     """The reference is the model without adapters, whatever they have learned."""
     source, batch, model = world
-    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
+    reward_inputs = RewardInputs(source.renderer, word_tokens=12, image_tokens=9, prompt_length=48)
     texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
     graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
     adapters = jax.tree.map(lambda x: x + 1.0, adapters)
-    batch = {name: value for name, value in batch.items() if name != "index"}
+    batch = batch.model_inputs()
     run = jax.jit(
         lambda a, r: reference.scores(
             nnx.merge(graphdef, a, r), batch, texts, length="keywords",
