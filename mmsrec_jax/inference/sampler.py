@@ -136,7 +136,9 @@ def generate(
     )(row_keys).reshape(-1)
     ends = jnp.array(sampling.eos_ids, jnp.int32)
 
-    def emit(step, hidden, done, out: Generation):
+    def emit(
+        step: jax.Array | int, hidden: jax.Array, done: jax.Array, out: Generation
+    ) -> tuple[jax.Array, jax.Array, Generation]:
         keys = jax.vmap(lambda row: jax.random.fold_in(row, step))(row_keys)
         drawn = draw(model.unembed(hidden)[:, 0], keys, sampling)
         token = jnp.where(done, sampling.pad_id, drawn[0])
@@ -145,7 +147,7 @@ def generate(
         ended = done | jnp.any(token[:, None] == ends, axis=-1)
         return token, ended, Generation(*arrays, lengths=out.lengths + ~done)
 
-    def step_once(carry):
+    def step_once(carry: tuple) -> tuple:
         step, cache, token, done, out = carry
         position = jnp.broadcast_to((offset + step - 1)[:, None, None], (token.shape[0], 3, 1))
         token_batch = Batch(token[:, None], position, segment)
@@ -174,7 +176,9 @@ def compiled(graphdef: nnx.GraphDef, sampling: Sampling) -> Callable[..., Genera
     """`generate` as one jitted function of (trainable, frozen, batch, rows, key)."""
 
     @jax.jit
-    def run(trainable, frozen, batch, rows, key) -> Generation:
+    def run(
+        trainable: nnx.State, frozen: nnx.State, batch: Batch, rows: jax.Array, key: jax.Array
+    ) -> Generation:
         return generate(nnx.merge(graphdef, trainable, frozen), batch, rows, key, sampling)
 
     return run

@@ -69,6 +69,7 @@ def collate(rows: Sequence[Sequence[Example]], room: Room) -> Batch:
     rows: `room.rows` of them, whose examples fit; an empty one is all padding.
     """
     batch = room.empty()
+    assert batch.loss_weights is not None and batch.target_positions is not None
     for b, row in enumerate(rows):
         start = answer = 0
         for segment, example in enumerate(row, 1):
@@ -78,6 +79,8 @@ def collate(rows: Sequence[Sequence[Example]], room: Room) -> Batch:
             batch.segment_ids[b, span] = segment
             batch.loss_weights[b, span] = example.loss_weights
             if n := len(example.answer_positions):
+                assert batch.suffix_ids is not None, "a room without answers"
+                assert batch.answer_positions is not None and batch.labels is not None
                 at = example.answer_positions
                 batch.suffix_ids[b, span] = example.suffix_ids
                 batch.answer_positions[b, answer : answer + n] = np.where(at >= 0, at + start, -1)

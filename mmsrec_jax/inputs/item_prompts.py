@@ -1,5 +1,6 @@
 """Prompts whose rows are items."""
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from mmsrec_jax.runtime.errors import UserError
 _NONE = np.zeros(0, np.int32)
 
 
-class PerItem:
+class PerItem(abc.ABC):
     """Sources whose rows are items."""
 
     def __init__(
@@ -40,10 +41,13 @@ class PerItem:
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 
+    @abc.abstractmethod
+    def example(self, row: int, draw: int) -> Example: ...
+
     def _answered(self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray) -> Example:
         chat = self.renderer.prompt_config.chat
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
-            counts = Counter()
+            counts: Counter[str] = Counter()
             image, text = self.renderer.image(i, counts), self.renderer.text(i, limit, counts)
             prompt = chat.encode(
                 chat.head + ask(text, image is not None) + chat.middle,
@@ -60,7 +64,14 @@ class SummarySource(PerItem):
     rows: int[n] items, None = all. length: of the prompt.
     """
 
-    def __init__(self, catalog, prompt_config, *, length: int, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
+        *,
+        length: int,
+        rows: np.ndarray | None = None,
+    ):
         super().__init__(catalog, prompt_config, length=length, rows=rows)
 
     def example(self, row: int, draw: int) -> Example:
@@ -100,7 +111,7 @@ class ContentSource(PerItem):
         del draw
         i, chat = int(self.rows[row]), self.renderer.prompt_config.chat
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
-            counts = Counter()
+            counts: Counter[str] = Counter()
             image = self.renderer.image(i, counts)
             text = self.renderer.text(i, limit, counts) if self._text else ""
             opening = chat.head if image is None else chat.head + IMAGE

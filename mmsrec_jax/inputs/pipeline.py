@@ -115,7 +115,8 @@ def _end_with_the_run(worker: int, workers: int) -> None:
     """Of a run that was killed, workers would wait forever for someone to take their examples."""
 
     def wait() -> None:
-        multiprocessing.parent_process().join()
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -6,6 +6,7 @@ each epoch draws fresh negatives and noise. An example is kept within `length` t
 similar users' items, least similar first; then the latest history item; then the tails of texts.
 """
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ class PromptContext:
     train_end: np.ndarray | None = None
 
 
-class _Recommend:
+class _Recommend(abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
     def __init__(
@@ -78,11 +79,14 @@ class _Recommend:
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 
+    @abc.abstractmethod
+    def example(self, row: int, draw: int) -> Example: ...
+
     def pointwise(self, row: int, candidates: np.ndarray, target: int) -> Example:
         """One prefix for the row's user and a suffix per candidate (-1 = none)."""
         chat, sections = self.renderer.prompt_config.chat, self.sections(row)
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
-            counts = Counter()
+            counts: Counter[str] = Counter()
             suffixes = [
                 None if c < 0 else self.renderer.candidate(int(c), limit, counts)
                 for c in candidates
@@ -241,7 +245,7 @@ class RecommendSource(_Recommend):
         answer_ids = np.append(chat.ids(answer), chat.stop_id)
         room = self.length - len(answer_ids)
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
-            counts = Counter()
+            counts: Counter[str] = Counter()
             question, images = ask(limit, counts)
 
             def encode(opening: str, question: str = question, images: Images = images) -> Piece:

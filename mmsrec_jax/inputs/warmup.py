@@ -107,7 +107,8 @@ class WarmupSource(PerItem):
         shown = [name for name in known if name in self._image_attributes]
         told = [name for name in known if name not in self._image_attributes]
         kinds = [names for names in (shown, told, [*known]) if names]
-        names, counts = kinds[rng.integers(len(kinds))], Counter()
+        names = kinds[rng.integers(len(kinds))]
+        counts: Counter[str] = Counter()
 
         def words(i: int) -> str:
             attributes = self.renderer.attributes(i)

@@ -5,8 +5,8 @@ pytrees and checks their shapes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def fields_of(batch: Batch | Patches, prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Patches):
             yield from fields_of(value, f"{name}.")
         elif value is not None:
-            yield name, value, field.type.__metadata__[0]
+            yield name, value, get_args(field.type)[1]
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -97,7 +97,7 @@ def concatenate(parts: Sequence[Batch]) -> Batch:
     return Batch(*_columns(parts, join))
 
 
-def _columns(parts: Sequence, join) -> Iterator:
+def _columns(parts: Sequence, join: Callable[[Sequence], Array | Patches | None]) -> Iterator:
     for field in dataclasses.fields(parts[0]):
         yield join([getattr(part, field.name) for part in parts])
 

@@ -1,7 +1,5 @@
 """Batches as JAX sees them: pytrees, checked where compiled functions begin."""
 
-import re
-
 import chex
 import jax
 
@@ -9,8 +7,6 @@ from mmsrec_jax.models.batch import Batch, Patches, fields_of
 
 for _struct in (Patches, Batch):
     jax.tree_util.register_dataclass(_struct)
-
-_SPEC = re.compile(r"(\w+)\[(.*)\]")
 
 
 def check_shapes(batch: Batch, *needed: str) -> None:
@@ -27,7 +23,7 @@ def check_shapes(batch: Batch, *needed: str) -> None:
             raise AssertionError(f"batch.{name} is None")
     for name, array, spec in fields_of(batch):
         message = f"batch.{name} must be {spec}"
-        dtype, dims = _SPEC.fullmatch(spec).groups()
+        dtype, _, dims = spec.removesuffix("]").partition("[")
         names = dims.split(", ")
         chex.assert_rank(array, len(names), custom_message=message)
         known = [int(dim) if dim.isdigit() else sizes.get(dim) for dim in names]

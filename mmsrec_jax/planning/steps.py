@@ -28,7 +28,7 @@ from mmsrec_jax.rl import grpo
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
-from mmsrec_jax.training.state import param_dtype, place_abstract
+from mmsrec_jax.training.state import TrainState, param_dtype, place_abstract
 
 _VERDICTS = 0, 1  # which ids these are changes nothing that is compiled
 
@@ -202,7 +202,9 @@ class Steps:
             c.batch_size * self._tower_again(parts),
         )
 
-    def _trained(self, config: ConfigDict, row: flops.Row, adapters) -> tuple[int, int]:
+    def _trained(
+        self, config: ConfigDict, row: flops.Row, adapters: flops.Adapters | None
+    ) -> tuple[int, int]:
         """Required and repeated FLOPs of a training step on rows like `row`."""
         parts = flops.train_step(self.shape, row, adapters)
         again = flops.recomputed(self.shape, row, adapters)
@@ -214,7 +216,8 @@ class Steps:
         tower = sum(parts.get(part, 0) for part in ("tower", "tower_attention", "connector"))
         return (self.mesh.shape["tensor"] - 1) * tower
 
-    def _grpo(self):
+    def _grpo(self) -> tuple[nnx.GraphDef, TrainState, nnx.State, Batch, jax.ShapeDtypeStruct]:
+        """Model, prompts and their items."""
         c = self.config.summarizer
         model = self._model("lora", c)
         graphdef, state, frozen, _ = place_abstract(
@@ -228,7 +231,7 @@ class Steps:
         if model_name(self.config):
             held = param_dtype(trainable, dtype)
 
-        def make():
+        def make() -> MLLM:
             model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
             if trainable == "lora":
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
@@ -283,7 +286,7 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
 }
 
 
-def _kinds(trained, frozen, optimizer, batch) -> dict[str, Any]:
+def _kinds(trained: Any, frozen: Any, optimizer: Any, batch: Any) -> dict[str, Any]:
     return {"parameters": (trained, frozen), "optimizer": optimizer, "batch": batch}
 
 
