@@ -1,5 +1,6 @@
 """One forward pass over the rows of a source: an array for each row."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import grain
@@ -18,6 +19,7 @@ from mmsrec_jax.runtime.progress import Progress
 Compute = Callable[[MLLM, Batch], jax.Array]
 
 
+@functools.lru_cache(maxsize=8)
 def compiled(
     graphdef: nnx.GraphDef, compute: Compute, mesh: Mesh
 ) -> Callable[[nnx.State, Batch], tuple[jax.Array, jax.Array]]:

@@ -1,6 +1,7 @@
 """The multimodal language model: vision features fill the image slots of a decoder."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ TOWERS = {VisionConfig: Vision, VitConfig: Vit}
 
 class MLLM(nnx.Module):
     """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`."""
+
+    processor: Any  # of images; hf.loading puts the one of the directory here
 
     def __init__(
         self,
