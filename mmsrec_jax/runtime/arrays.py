@@ -12,7 +12,7 @@ Tree = TypeVar("Tree")
 
 
 def to_devices(batch: Tree, mesh: Mesh) -> Tree:
-    """A pytree of arrays: the rows of this process become rows of global arrays."""
+    """A tree of arrays: the rows of this process as rows of global arrays."""
     rows = sharding.batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
