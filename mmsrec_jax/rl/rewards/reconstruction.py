@@ -58,7 +58,9 @@ class Reconstruction(Reward):
             count, asked, _ = questions.tokens.shape
             tokens = jnp.repeat(text.tokens, asked, axis=0)[:, None]
             lengths = jnp.repeat(text.lengths, asked)[:, None]
-            logprobs = context.logprobs(text_rows(*flat(questions)), tokens, lengths)
+            asking = flat(questions)
+            prompts = text_rows(asking.tokens, asking.lengths)
+            logprobs = context.logprobs(prompts, tokens, lengths)
             return -jnp.sum(logprobs, axis=(1, 2)).reshape(count, asked)
 
         questions = PaddedTexts(own["questions"], own["lengths"])
