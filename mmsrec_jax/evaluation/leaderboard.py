@@ -1,5 +1,6 @@
 """Ranks of every system under every protocol, and the table made of them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,17 @@ class Leaderboard:
             return
         for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
             scores = scores_of(world, self._histories, self._targets)
-            self.add_scores(name, lambda s=scores: np.take_along_axis(s, self.frozen.items, axis=1))
-            self._add(
+            of_candidates = functools.partial(np.take_along_axis, scores, self.frozen.items, 1)
+            in_catalog = functools.partial(
+                ranking.full_from_scores,
                 name,
-                protocols.FULL,
-                lambda n=name, s=scores: ranking.full_from_scores(
-                    n, s, self._histories, self._targets, top=max(self._cutoffs)
-                ),
+                scores,
+                self._histories,
+                self._targets,
+                top=max(self._cutoffs),
             )
+            self.add_scores(name, of_candidates)
+            self._add(name, protocols.FULL, in_catalog)
 
     def finish(self, *paths: Path) -> None:
         """Writes the table to `table.json` beside the ranks and to `paths`, and logs it."""

@@ -92,7 +92,7 @@ def make(
     for name in missing:
         length = _prompt_length(c.length, prompt_config, name)
         source = ContentSource(catalog, prompt_config, length=length, content=name)
-        counts = Counter()
+        counts: Counter[str] = Counter()
         rows = embed_items(
             model,
             source,
