@@ -1,6 +1,5 @@
 """Ranks of every system under every protocol, and the table made of them."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,18 +102,18 @@ class Leaderboard:
         if world is None:
             return
         for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
-            scores = scores_of(world, self._histories, self._targets)
-            of_candidates = functools.partial(np.take_along_axis, scores, self.frozen.items, 1)
-            in_catalog = functools.partial(
-                ranking.full_from_scores,
-                name,
-                scores,
-                self._histories,
-                self._targets,
-                top=max(self._cutoffs),
-            )
-            self.add_scores(name, of_candidates)
-            self._add(name, protocols.FULL, in_catalog)
+            self._add_known(name, scores_of(world, self._histories, self._targets))
+
+    def _add_known(self, name: str, scores: np.ndarray) -> None:
+        """Both protocols from scores of the whole catalog, float[n, items]."""
+        self.add_scores(name, lambda: np.take_along_axis(scores, self.frozen.items, axis=1))
+        self._add(
+            name,
+            protocols.FULL,
+            lambda: ranking.full_from_scores(
+                name, scores, self._histories, self._targets, top=max(self._cutoffs)
+            ),
+        )
 
     def finish(self, *paths: Path) -> None:
         """Writes the table to `table.json` beside the ranks and to `paths`, and logs it."""

@@ -8,7 +8,7 @@ from absl import logging
 from mmsrec_jax.runtime import processes, sharding
 
 
-def log_counts(name: str, counts: Counter[str], mesh: jax.sharding.Mesh) -> None:
+def log_counts(name: str, counts: Counter, mesh: jax.sharding.Mesh) -> None:
     """One line for each thing that was counted while examples were made, by all processes.
 
     Of processes that made the same part of the batches (`sharding.process_batch_shard`) one counts.

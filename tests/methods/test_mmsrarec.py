@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from logged_metrics import explained, logged
 
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.ranking import read_ranks
@@ -32,7 +33,7 @@ TINY = {
     "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
     "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,
     "warmup.batch_size": 4, "summarizer.steps": 4, "summarizer.batch_size": 4,
-    "summarizer.samples": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
+    "summarizer.num_generations": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
@@ -124,6 +125,12 @@ def test_the_table_has_every_system_under_its_protocols(runs):
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
     assert score["oracle"] > score["bayes_optimal"] > score["random"]
+
+
+def test_every_logged_metric_is_explained(runs):
+    found = logged(runs[0])
+    assert {"loss/tokens", "reward/total", "validation/ndcg@10"} <= found
+    assert found <= explained()
 
 
 def test_every_item_has_one_summary(runs):
