@@ -55,6 +55,7 @@ def embed_items(
     )
 
     def pooled(model: MLLM, batch: Batch) -> jax.Array:
+        assert batch.loss_weights is not None
         own = batch.loss_weights > 0
         if batch.images is not None:
             own |= (batch.tokens == model.config.image_token_id) & (batch.segment_ids > 0)

@@ -28,6 +28,7 @@ def compiled(
 
     def run(state: nnx.State, batch: Batch) -> tuple[jax.Array, jax.Array]:
         check_shapes(batch, "index")
+        assert batch.index is not None
         return batch.index, compute(nnx.merge(graphdef, state), batch)
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))

@@ -118,8 +118,8 @@ def generate(
       sampling: what to compile for.
     """
     if sampling.gather_weights:
-        graphdef, decoder, rest = nnx.split(model, nnx.PathContains("text"), ...)
-        model = nnx.merge(graphdef, sharding.gathered(decoder), rest)
+        graphdef, decoder, *rest = nnx.split(model, nnx.PathContains("text"), ...)
+        model = nnx.merge(graphdef, sharding.gathered(decoder), *rest)
     count, length = batch.tokens.shape
     chex.assert_shape(rows, (count,))
     group, steps = sampling.num_generations, sampling.max_new_tokens
@@ -143,9 +143,11 @@ def generate(
         drawn = draw(model.unembed(hidden)[:, 0], keys, sampling)
         token = jnp.where(done, sampling.pad_id, drawn[0])
         values = (token, *(jnp.where(done, 0.0, value) for value in drawn[1:]))
-        arrays = (a.at[:, step].set(v) for a, v in zip(out[:4], values, strict=True))
+        tokens, logprobs, sampled, entropies = (
+            a.at[:, step].set(v) for a, v in zip(out[:4], values, strict=True)
+        )
         ended = done | jnp.any(token[:, None] == ends, axis=-1)
-        return token, ended, Generation(*arrays, lengths=out.lengths + ~done)
+        return token, ended, Generation(tokens, logprobs, sampled, entropies, out.lengths + ~done)
 
     def step_once(carry: tuple) -> tuple:
         step, cache, token, done, out = carry

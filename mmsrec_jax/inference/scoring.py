@@ -24,6 +24,7 @@ def margins(yes_no_ids: tuple[int, int]) -> Compute:
 
     def compute(model: MLLM, batch: Batch) -> jax.Array:
         check_shapes(batch, "suffix_ids", "answer_positions")
+        assert batch.answer_positions is not None
         return yes_no_margins(model, model(batch), batch.answer_positions, yes_no_ids)
 
     return compute

@@ -19,6 +19,7 @@ def yes_no_scores(
     """
     check_shapes(batch, "answer_positions")
     positions = batch.answer_positions
+    assert positions is not None
     hidden = model(batch, adapters=adapters)
     # The normalizer over the vocabulary cancels in the ratio.
     scores = jax.nn.sigmoid(yes_no_margins(model, hidden, positions, (yes_id, no_id)))

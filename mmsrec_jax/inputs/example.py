@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Example:
     loss_weights: np.ndarray
     suffix_ids: np.ndarray
     positions: np.ndarray
-    images: tuple[dict, ...] = ()
+    images: tuple[Mapping[str, Any], ...] = ()
     answer_positions: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     index: int = -1

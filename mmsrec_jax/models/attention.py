@@ -11,7 +11,7 @@ backward pass of every implementation needs, the quadratic one's too.
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import jax
@@ -96,6 +96,7 @@ def visibility(query: Layout, key: Layout) -> jax.Array:
     )
     if key.suffix_ids is None:
         return visible
+    assert query.suffix_ids is not None, "keys and queries have suffixes, or neither has"
     suffix = key.suffix_ids[:, None, :]
     return visible & ((suffix == 0) | (suffix == query.suffix_ids[:, :, None]))
 
@@ -144,13 +145,15 @@ def attention(
     Returns:
       [B, T, heads, head_dim] in the dtype of v. Rows that see nothing are finite and meaningless.
     """
+    fused: Callable[..., jax.Array]
     if isinstance(visible, splash.Segments | splash.Pairs):
 
-        def fused(
+        def fused_splash(
             q: jax.Array, k: jax.Array, v: jax.Array, visible: splash.Segments | splash.Pairs
         ) -> jax.Array:
             return splash.attention(q, k, v, visible, interpret=platform() != "tpu")
 
+        fused = fused_splash
     elif implementation(k.dtype, q.shape[1]) == "cudnn":
         fused = _cudnn
     else:
@@ -207,5 +210,5 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) 
         for x, pad in ((q.astype(k.dtype), spare[0]), (k, spare[1]), (v, spare[1]))
     )
     mask = jnp.pad(visible, [*spare[0], spare[1][1]])[:, None]
-    name = "cudnn" if platform() == "gpu" else "xla"
+    name: Literal["cudnn", "xla"] = "cudnn" if platform() == "gpu" else "xla"
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=name)[:, :queries]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class Decoder(nnx.Module):
         param_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
-        common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        common: dict[str, Any] = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat, self.dtype = config, remat, dtype
         self.embed = Embed(config, **common)
         self.layers = Block(
@@ -129,8 +130,8 @@ class Decoder(nnx.Module):
         )
 
         def cached_layer(
-            block: Block, carry: tuple[jax.Array, ...], index: jax.Array
-        ) -> tuple[jax.Array, ...]:
+            block: Block, carry: tuple[jax.Array, jax.Array, jax.Array], index: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             x, all_k, all_v = carry
             q, k, v = block.project(x, table, adapters)
             all_k, k = cache_lib.write(all_k, index, start, k)

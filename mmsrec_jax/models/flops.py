@@ -81,7 +81,7 @@ def train_step(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -
         passes |= {"decoder": 2, "head": 2}
         passes |= {part: 1 for part in ("tower", "tower_attention", "connector") if part in passes}
     parts = {part: passes[part] * n for part, n in forward(config, row, adapters).items()}
-    if row.grids and adapters is None:
+    if row.grids and adapters is None and config.vision is not None:
         parts["tower"] -= _patch_embed(config.vision, row.grids)
     return parts
 
@@ -107,7 +107,7 @@ def recomputed(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -
             rank = adapters.rank * ("down" in adapters.targets)
             down = 2 * row.length * rank * text.hidden
             again["adapters"] = parts["adapters"] - text.layers * down
-        if trained_tower:
+        if trained_tower and config.vision is not None:
             again["tower"] = parts["tower"] - _patch_embed(config.vision, row.grids)
             again["tower"] -= _tower_down(config.vision, row.grids)
     return again
@@ -134,6 +134,7 @@ def _attention(pairs: int, heads: int, head_dim: int) -> int:
 
 def _tower(config: MLLMConfig, grids: Sequence[tuple[int, int]]) -> Flops:
     vision, out = config.vision, config.text.hidden
+    assert vision is not None, "images have a tower"
     hidden, tokens = vision.hidden, _tower_tokens(vision, grids)
     maps = 3 if isinstance(vision, VisionConfig) and vision.gated else 2
     layer = 2 * tokens * hidden * (4 * hidden + maps * vision.intermediate)

@@ -67,14 +67,15 @@ class Linear(nnx.Module):
                 jnp.zeros((*stack, *out_shape), param_dtype),
                 logical_axes=(*stack_axes, *axes[self.in_ndim :]),
             )
-        self.lora_a, self.lora_b = nnx.data(None), nnx.data(None)
+        self.lora_a: nnx.LoRAParam | None = nnx.data(None)
+        self.lora_b: nnx.LoRAParam | None = nnx.data(None)
         self.lora_scale = 0.0
 
     def __call__(self, x: jax.Array, *, adapters: bool = False) -> jax.Array:
         y = self._dot(x, self.kernel, self.in_ndim)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
-        if adapters and self.lora_a is not None:
+        if adapters and self.lora_a is not None and self.lora_b is not None:
             low = self._dot(x, self.lora_a, self.in_ndim)
             y = y + self._dot(low, self.lora_b, 1) * self.lora_scale
         return y
@@ -122,7 +123,8 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+Norm = RMSNorm | LayerNorm
+NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -167,7 +169,9 @@ class Block(nnx.Module):
     ):
         embed, head, mlp = (prefix + name for name in ("embed", "heads", "mlp"))
         residual = 1 / math.sqrt(2 * layers)  # keeps the residual stream at variance one
-        common = dict(layers=layers, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        common: dict[str, Any] = dict(
+            layers=layers, rngs=rngs, param_dtype=param_dtype, dtype=dtype
+        )
 
         def project(n: int, axis: str) -> Linear:
             axes = (embed, axis, "head_dim")
@@ -182,8 +186,8 @@ class Block(nnx.Module):
             project(kv_heads, kv_axis),
             project(kv_heads, kv_axis),
         )
-        self.q_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
-        self.k_norm = nnx.data(make_norm(head_dim) if qk_norm else None)
+        self.q_norm: Norm | None = nnx.data(make_norm(head_dim) if qk_norm else None)
+        self.k_norm: Norm | None = nnx.data(make_norm(head_dim) if qk_norm else None)
         self.o = Linear(
             (heads, head_dim),
             (hidden,),
@@ -192,7 +196,8 @@ class Block(nnx.Module):
             gain=residual,
             **common,
         )
-        self.activation, self.gate = _ACTIVATIONS[activation], nnx.data(None)
+        self.activation = _ACTIVATIONS[activation]
+        self.gate: Linear | None = nnx.data(None)
         if gated:
             self.gate = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
         self.up = Linear((hidden,), (intermediate,), (embed, mlp), bias=bias, **common)
@@ -216,7 +221,7 @@ class Block(nnx.Module):
         """
         y = self.attn_norm(x)
         q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope_lib.apply(q, rope), rope_lib.apply(k, rope)

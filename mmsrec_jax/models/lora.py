@@ -73,6 +73,7 @@ def adapted(model: MLLM) -> dict[str, Linear]:
 def merge(model: MLLM) -> None:
     """Folds the adapters into the kernels and removes them, in place."""
     for linear in adapted(model).values():
+        assert linear.lora_a is not None and linear.lora_b is not None, "see `adapted`"
         linear.kernel[...] = _folded(
             linear.kernel[...], linear.lora_a[...], linear.lora_b[...], linear.lora_scale
         )

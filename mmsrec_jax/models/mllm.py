@@ -1,7 +1,7 @@
 """The multimodal language model: vision features fill the image slots of a decoder."""
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class MLLM(nnx.Module):
         dtype: DTypeLike = "float32",
     ):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        common = dict(
+        common: dict[str, Any] = dict(
             remat=config.remat, rngs=rngs, param_dtype=jnp.dtype(param_dtype), dtype=self.dtype
         )
         self.text = Decoder(config.text, **common)
@@ -46,6 +46,12 @@ class MLLM(nnx.Module):
             tower = TOWERS[type(config.vision)]
             self.vision = tower(config.vision, config.text.hidden, gain=gain, **common)
 
+    @overload
+    def __call__(self, batch: Batch, *, cache: None = None, adapters: bool = True) -> jax.Array: ...
+    @overload
+    def __call__(
+        self, batch: Batch, *, cache: KVCache, adapters: bool = True
+    ) -> tuple[jax.Array, KVCache]: ...
     def __call__(
         self, batch: Batch, *, cache: KVCache | None = None, adapters: bool = True
     ) -> jax.Array | tuple[jax.Array, KVCache]:

@@ -8,7 +8,7 @@ per pair of tokens but not per head, from which blocks that nobody sees are skip
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ def attention(
     interpret: run the kernel as plain JAX, on any platform.
     """
     length = q.shape[1]
+    shared: Any
     if isinstance(visible, Segments):
         row, shared = _segments_row(visible.causal, interpret), visible.ids
     else:
@@ -109,7 +110,8 @@ def _pairs_row(sizes: kernel_lib.BlockSizes, interpret: bool) -> Callable[..., j
             mask_function=None,
             interpret=interpret,
         )
-        return kernel(q, k, v)
+        out: Any = kernel(q, k, v)  # one array: nothing else is saved
+        return out
 
     return row
 

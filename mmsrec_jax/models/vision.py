@@ -2,6 +2,7 @@
 (2511.21631) over rows of packed images."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ class PositionGrid(nnx.Module):
             for i in (0, 1)
             for j in (0, 1)
         ]
-        return sum(taps).astype(self.dtype)
+        return sum(taps[1:], taps[0]).astype(self.dtype)
 
 
 class Merger(nnx.Module):
@@ -116,7 +117,9 @@ class Merger(nnx.Module):
         dtype: DTypeLike,
     ):
         wide = config.hidden * config.merge**2
-        common = dict(layers=layers, bias=True, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        common: dict[str, Any] = dict(
+            layers=layers, bias=True, rngs=rngs, param_dtype=param_dtype, dtype=dtype
+        )
         self.wide, self.wide_norm = wide, wide_norm
         self.norm = NORMS[config.norm](
             wide if wide_norm else config.hidden,
@@ -148,10 +151,11 @@ class Vision(nnx.Module):
         param_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
-        common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        common: dict[str, Any] = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat = config, remat
         self.patch_embed = PatchEmbed(config, **common)
-        self.positions, self.deepstack = nnx.data(None), nnx.data(None)
+        self.positions: PositionGrid | None = nnx.data(None)
+        self.deepstack: Merger | None = nnx.data(None)
         if config.position_grid:
             self.positions = PositionGrid(config.position_grid, config.hidden, **common)
         self.layers = Block(
@@ -221,5 +225,6 @@ class Vision(nnx.Module):
         x, kept = scan_layers(self.layers, layer, (x, kept), inputs, remat=self.remat)
         if kept is None:
             return self.merger(x), None
+        assert self.deepstack is not None, "taps have a merger each"
         graphdef, state = nnx.split(self.deepstack)
         return self.merger(x), jax.vmap(lambda s, x: nnx.merge(graphdef, s)(x))(state, kept[:taps])

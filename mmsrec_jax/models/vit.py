@@ -2,6 +2,7 @@
 (2304.07193) and InternViT (2312.14238), with the projector of LLaVA or InternVL."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class Projector(nnx.Module):
         dtype: DTypeLike,
     ):
         wide = config.hidden * config.merge**2 * len(config.feature_layers)
-        common = dict(
+        common: dict[str, Any] = dict(
             layers=None, bias=config.projector_bias, rngs=rngs, param_dtype=param_dtype, dtype=dtype
         )
         self.norm = nnx.data(None)
@@ -129,7 +130,7 @@ class Vit(nnx.Module):
         param_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
-        common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
+        common: dict[str, Any] = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat = config, remat
         self.embeddings = Embeddings(config, **common)
         self.pre_norm = nnx.data(None)
@@ -187,7 +188,8 @@ class Vit(nnx.Module):
         x = constrain(self.embeddings(patches), "batch", "length", "features")
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        visible = everything(*x.shape[:2], x.dtype)
+        rows, length, _ = x.shape
+        visible = everything(rows, length, x.dtype)
 
         def layer(block: Block, x: jax.Array, _: None) -> jax.Array:
             q, k, v = block.project(x, None, False)

@@ -194,17 +194,18 @@ class Steps:
         graphdef, state, frozen, batch, _ = self._grpo()
         completions = c.batch_size, c.num_generations, c.max_new_tokens
         drawn = self._arrays(
-            Generation(
-                jax.ShapeDtypeStruct(completions, jnp.int32),
-                *(jax.ShapeDtypeStruct(completions, jnp.float32) for _ in range(3)),
-                jax.ShapeDtypeStruct(completions[:2], jnp.int32),
+            jax.eval_shape(
+                lambda: Generation(
+                    tokens=jnp.zeros(completions, jnp.int32),
+                    logprobs=jnp.zeros(completions),
+                    sampling_logprobs=jnp.zeros(completions),
+                    entropies=jnp.zeros(completions),
+                    lengths=jnp.zeros(completions[:2], jnp.int32),
+                )
             )
         )
         scored = self._arrays(
-            grpo.Scored(
-                jax.ShapeDtypeStruct(completions[:2], jnp.float32),
-                jax.ShapeDtypeStruct(completions, jnp.float32),
-            )
+            jax.eval_shape(lambda: grpo.Scored(jnp.zeros(completions[:2]), jnp.zeros(completions)))
         )
         update = grpo.make_update(
             graphdef,
@@ -257,7 +258,7 @@ class Steps:
         tower = sum(parts.get(part, 0) for part in ("tower", "tower_attention", "connector"))
         return (self.mesh.shape["tensor"] - 1) * tower
 
-    def _grpo(self) -> tuple[nnx.GraphDef, TrainState, nnx.State, Batch, jax.ShapeDtypeStruct]:
+    def _grpo(self) -> tuple[nnx.GraphDef, TrainState, nnx.State, Batch, Any]:
         """Model, prompts and their items."""
         c = self.config.summarizer
         model = self._model("lora", c)
@@ -308,6 +309,7 @@ class Steps:
         if not patches:
             return flops.Row(length, targets)
         vision = self.shape.vision
+        assert vision is not None, "patches need a tower"
         pixels = self.config.model.max_pixels or ImageProcessor().max_pixels
         most = min(patches, max(vision.merge**2, pixels // vision.patch_size**2))
         height = vision.merge * (math.isqrt(most) // vision.merge)

@@ -8,7 +8,7 @@ the token whatever the tokenizer merges.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class Piece:
     tokens: np.ndarray
     positions: np.ndarray
     next_position: int
-    images: tuple[dict, ...] = ()
+    images: tuple[Mapping[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -119,7 +119,7 @@ class Chat:
         """int32[n] of text without images."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def encode(self, text: str, images: Sequence[dict] = ()) -> Piece:
+    def encode(self, text: str, images: Sequence[Mapping[str, Any]] = ()) -> Piece:
         """Text with one `IMAGE` mark per image as a piece."""
         if text.count(IMAGE) != len(images):
             raise ValueError(f"{text.count(IMAGE)} image marks for {len(images)} images")

@@ -17,7 +17,7 @@ A step's random numbers depend on (seed, step), so that a resumed run equals an 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import chex
 import jax
@@ -106,6 +106,8 @@ def train(
         )
 
         def step(state: TrainState, prompts: Batch) -> tuple[TrainState, Metrics]:
+            logged: dict[str, Any]
+            assert prompts.index is not None, "every prompt is of an item"
             # 1. Rollout
             batch, items = to_devices((prompts.model_inputs(), prompts.index), mesh)
             rollout = roll(state.params, frozen, batch, items, state.step)
@@ -113,8 +115,8 @@ def train(
             summaries = parse(tokenizer, rollout)
             inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
             scored, logged = score(state.params, frozen, batch, rollout, inputs)
-            logged |= metrics.of_keywords(summaries)
-            logged |= count_work(prompts, local_rows(rollout.lengths))
+            work = count_work(prompts, local_rows(rollout.lengths))
+            logged = {**logged, **metrics.of_keywords(summaries), **work}
             # 4. Update
             for epoch in range(config.updates_per_rollout):
                 state, updated = update(state, frozen, batch, rollout, scored)

@@ -64,10 +64,10 @@ class ModelFlops:
 
     def __init__(self, model: MLLM, *, adapters: bool):
         adapted = lora.adapted(model) if adapters else {}
-        ranks = [linear.lora_a.shape[-1] for linear in adapted.values()]
+        ranks = [x.lora_a.shape[-1] for x in adapted.values() if x.lora_a is not None]
         self._config = model.config
         self._adapters = flops.Adapters(ranks[0], tuple(adapted)) if ranks else None
-        self._of_image = functools.cache(self._of_image)
+        self._cached = functools.cache(self._of_image)
 
     def __call__(
         self,
@@ -84,7 +84,7 @@ class ModelFlops:
             self._sum(count, flops.Row(int(length), int(read)))
             for length, read in zip(tokens, targets, strict=True)
         )
-        return total + sum(self._of_image(count, grid) for grid in _grids(batch.images))
+        return total + sum(self._cached(count, grid) for grid in _grids(batch.images))
 
     def _of_image(self, count: Callable[..., flops.Flops], grid: tuple[int, int]) -> int:
         return self._sum(count, flops.Row(0, 0, [grid]))
@@ -193,9 +193,9 @@ def _compilations() -> list[float]:
     """Seconds of every compilation from now on, cached programs among them; grows."""
     seconds: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
-            seconds.append(duration)
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
@@ -240,7 +240,7 @@ class Trace:
             self._begun = self._running = True
 
     def after(self, step: int, metrics: Mapping[str, Any]) -> None:
-        if self._running and step == self._steps[1]:
+        if self._steps and self._running and step == self._steps[1]:
             jax.block_until_ready(metrics)
             self._end()
 
@@ -254,4 +254,5 @@ class Trace:
     def _end(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
-        logging.info("trace of steps %d to %d: %s", *self._steps, self._directory)
+        first, last = self._steps or (0, 0)
+        logging.info("trace of steps %d to %d: %s", first, last, self._directory)

@@ -116,7 +116,7 @@ class WarmupSettings(FineTuneSettings):
 def train(
     settings: FineTuneSettings,
     model: MLLM,
-    dataset: Iterable[Any],
+    dataset: Iterable[Batch],
     *,
     name: str,
     directory: str | os.PathLike,
@@ -160,7 +160,7 @@ def train(
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
-        iterator = iter(dataset)
+        iterator: Any = iter(dataset)  # closed below: a Grain iterator
         try:
             state = loop.run(
                 state,
@@ -198,6 +198,7 @@ def num_microbatches(settings: FineTuneSettings, mesh: Mesh) -> int:
 
 def _work(counted: metering.ModelFlops, batch: Batch) -> dict[str, int]:
     tokens = np.sum(batch.segment_ids > 0, axis=1)
+    assert batch.target_positions is not None
     targets = np.sum(batch.target_positions >= 0, axis=1)
     return metering.of_rows(batch.segment_ids) | {
         "flops": counted(flops.train_step, tokens, targets, batch)
@@ -306,18 +307,21 @@ def count(batch: Batch) -> Counts:
 
 def _target_weights(batch: Batch) -> jax.Array:
     positions = batch.target_positions
+    assert positions is not None and batch.loss_weights is not None
     weights = jnp.take_along_axis(batch.loss_weights, jnp.maximum(positions, 1), axis=1)
     return jnp.where(positions >= 0, weights, 0.0)
 
 
 def _labelled(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """bool[B, C] each: the candidate is positive, negative."""
+    assert batch.answer_positions is not None and batch.labels is not None
     there = batch.answer_positions >= 0
     return there & (batch.labels == 1), there & (batch.labels == 0)
 
 
 def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """-log p and weight of the tokens at target_positions, float32[B, A] each."""
+    assert batch.target_positions is not None
     at = jnp.maximum(batch.target_positions, 1)
     targets = jnp.take_along_axis(batch.tokens, at, axis=1)
     before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
@@ -334,6 +338,7 @@ def _yes_no_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Listwise loss over the candidates of each packed example, and accuracies."""
     positions = batch.answer_positions
+    assert positions is not None
     there = positions >= 0
     group = jnp.take_along_axis(batch.segment_ids, jnp.maximum(positions, 0), axis=1)
     together = there[:, :, None] & there[:, None, :] & (group[:, :, None] == group[:, None, :])

@@ -12,7 +12,7 @@ import numpy as np
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.prompts import Summary, tasks
 
-Array = jax.Array | np.ndarray
+Array = Any  # numpy on the host, jax in compiled functions
 
 
 @flax.struct.dataclass
@@ -70,7 +70,8 @@ def read_items(
     index: int[B], items; summaries: G for each; word_tokens: room Tw for a summary's keywords, a
     longer one loses its tail.
     """
-    config, uncounted = renderer.prompt_config, Counter()
+    config = renderer.prompt_config
+    uncounted: Counter[str] = Counter()
 
     def keywords(summary: Summary) -> str:
         words = config.chat.clean(", ".join(summary.keywords))

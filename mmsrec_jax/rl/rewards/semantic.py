@@ -62,7 +62,8 @@ def cosine(
     """
     chex.assert_equal_shape_prefix([keywords, has_keywords], 2)
     chex.assert_shape(texts, (keywords.shape[0], keywords.shape[2]))
-    keyword_mean = text_mean = 0.0
+    keyword_mean: jax.Array | float = 0.0
+    text_mean: jax.Array | float = 0.0
     if center:
         keyword_mean = _mean(keywords, has_keywords)
         text_mean = _mean(texts, has_text)

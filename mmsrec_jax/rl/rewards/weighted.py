@@ -63,5 +63,6 @@ class WeightedRewards:
         scores = {name: reward.score(context) for name, reward in self._rewards.items()}
         chex.assert_shape(list(scores.values()), inputs.keywords.lengths.shape)
         chex.assert_type(list(scores.values()), jnp.float32)
-        total = sum(self._weights[name] * s for name, s in scores.items() if self._weights[name])
+        counted = [self._weights[name] * s for name, s in scores.items() if self._weights[name]]
+        total = sum(counted, jnp.zeros(()))
         return scores | {"total": total}
