@@ -42,6 +42,14 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     assert config.is_locked
 
 
+@pytest.mark.parametrize("experiment", [base, beauty, movielens])
+def test_a_variant_is_a_sequential_model_by_itself(experiment):
+    assert experiment.get_config().method == "mmsrarec"
+    for name in base.SEQUENTIAL_MODELS:
+        config = experiment.get_config(name)
+        assert (config.method, config.sequential_model) == ("sequential", name)
+
+
 def test_the_base_is_the_defaults():
     assert from_config(Settings, base.get_config()) == Settings()
 

@@ -121,6 +121,7 @@ def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
     config.hm4sr.contents = ()
     with pytest.raises(UserError, match="config.hm4sr.contents=.*name one or more, each once"):
         run(config, tmp_path / "run")
+    config.hm4sr.contents = ("image",)
     config.model.path = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="config.model.path=.*no such folder"):
         run(config, tmp_path / "run")
