@@ -7,7 +7,7 @@
 The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax cross-entropy,
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target
 a row of its own, with its whole history; here a row holds whole sequences side by side and every
-place is a target. An epoch has the same targets on both sides, which is checked. Timed are
+position is a target. An epoch has the same targets on both sides, which is checked. Timed are
 `--batches` of each, `--repeats` times in turn after one that is dropped, in which ours compiles; an
 epoch is that rate over all targets. Evaluation ranks every test user's target among all items and
 finds the ten best, from histories on the host to metrics: ours `ranking.full`, theirs
@@ -41,7 +41,7 @@ _PYTHON = flags.DEFINE_string("recbole_python", None, "A Python with benchmarks/
 _DIM = flags.DEFINE_integer("dim", 64, "Width; the inner layer has four times as much.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Transformer layers.")
 _HEADS = flags.DEFINE_integer("heads", 2, "Attention heads.")
-_LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and places of a row of ours.")
+_LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and positions of a row of ours.")
 _BATCH = flags.DEFINE_integer("batch", 2000, "Target positions of a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 4, "Batches timed together; 0: evaluation only.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each kind, after one that is dropped.")

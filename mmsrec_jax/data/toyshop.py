@@ -200,7 +200,7 @@ def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
 
 
 def draw(color: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
-    """A product picture as PNG bytes; place, size and pattern phase vary with `rng`."""
+    """A product image as PNG bytes; position, size and pattern phase vary with `rng`."""
     picture = Image.new("RGB", (_SIDE, _SIDE), BACKGROUNDS[background])
     product = Image.new("RGB", (_SIDE, _SIDE), COLORS[color])
     pen = ImageDraw.Draw(product)

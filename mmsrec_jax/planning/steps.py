@@ -158,7 +158,7 @@ class Steps:
         )
 
     def rollout(self) -> Step:
-        """Samples of stage 1: prefill, and as many decoding steps as there may be."""
+        """Summaries of stage 1: prefill, and the largest number of decoding steps."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
@@ -188,7 +188,7 @@ class Steps:
         )
 
     def grpo(self) -> Step:
-        """One update of stage 1 on scored samples."""
+        """One update of stage 1 on scored summaries."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
         completions = c.batch_size, c.samples, c.max_new_tokens

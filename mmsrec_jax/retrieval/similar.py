@@ -1,4 +1,4 @@
-"""Similar users: whose history looks like this one, and what did they take next?
+"""Similar users: the nearest histories by cosine, and the items that followed them.
 
 *Paper* (MMSRARec, stage 2): embed each history with an ID-only sequence model, take the k = 3 users
 from the training set nearest by cosine; their next items become context.
@@ -271,7 +271,8 @@ def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
     """Share of queries whose own next item is among their neighbors' next items.
 
     items int32[n, k] as in Neighbors; wanted int32[n]. Compare it between training and validation
-    rows: a gap is what a model trained on these neighbors will miss at test time.
+    rows: if the training rate is higher, a model trained on these neighbors expects too much of
+    them.
     """
     return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
 

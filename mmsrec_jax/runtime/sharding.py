@@ -103,8 +103,8 @@ def make_mesh(
 def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices along the network: neighbors on a mesh axis are neighbors in the machine.
 
-    Several slices, between which the network is slow, are told apart on the first axis that they
-    divide: replicas if there are any, else shards of the weights.
+    Several slices, between which the network is slow, are divided along the first axis whose size
+    they divide: replicas if there are any, else shards of the weights.
     """
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
@@ -274,7 +274,7 @@ def shardings(state: Any, mesh: AnyMesh, *, without: str | None = None) -> Any:
 def gathered(state: T) -> T:
     """NNX state whose weights are no longer divided by FSDP, while tracing; without a mesh a no-op.
 
-    For loops that use all of them in every turn.
+    For loops that use all of them in every iteration.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

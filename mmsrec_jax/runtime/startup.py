@@ -85,7 +85,7 @@ class PlainFormatter(standard_logging.Formatter):
 def keep_compiled_programs(directory: Path) -> None:
     """Stores compiled programs, so that a resumed run does not compile again.
 
-    `JAX_COMPILATION_CACHE_DIR`, when set, names another place.
+    `JAX_COMPILATION_CACHE_DIR`, when set, names another folder.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -1,9 +1,10 @@
-"""What every sequential recommender has in common: rows of items in, one vector a place out.
+"""What every sequential recommender has in common: rows of items in, one vector per position
+out.
 
 A kind of model is a file of this package with its sizes (`Sizes`), a config (these and
 `SequentialConfig`), settings (these and `SequentialSettings`), a module (`SequentialModule`) and a
 line in `registry.MODELS`. Training (`sequential.train`) and scoring
-(`SequentialRecommender`) know no more of it than stands here.
+(`SequentialRecommender`) use only what this file declares.
 """
 
 from dataclasses import dataclass
@@ -115,9 +116,9 @@ def last_position(rows: Rows) -> jax.Array:
     return jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
 
 
-def take_position(x: jax.Array, places: jax.Array) -> jax.Array:
-    """One place of each row: [B, L, D] -> [B, 1, D]; places int32[B]."""
-    return jnp.take_along_axis(x, places[:, None, None], 1)
+def take_position(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """One position of each row: [B, L, D] -> [B, 1, D]; positions int32[B]."""
+    return jnp.take_along_axis(x, positions[:, None, None], 1)
 
 
 class SequentialModule(nnx.Module):
@@ -132,7 +133,7 @@ class SequentialModule(nnx.Module):
       SHIFTED: training rows end one item early and carry that shift as `targets` (next item).
         False: rows hold every training item, `targets` is -1 throughout, the module masks.
       USES_TIMES: it reads `Rows.times`; elsewhere they are 0.
-      CAUSAL: the state at a place does not depend on later ones, so that one pass embeds every
+      CAUSAL: the state at a position does not depend on later ones, so that one pass embeds every
         prefix of a sequence.
     """
 
@@ -171,7 +172,7 @@ class SequentialModule(nnx.Module):
     def loss(
         self, rows: Rows, key: jax.Array, item_loss: ItemLoss
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar that training minimizes, and the parts of it worth a curve (scalars by name)."""
+        """Scalar that training minimizes, and its parts for the log (scalars by name)."""
         states = self(rows, key)
         negatives = jax.random.fold_in(key, 1)
         return item_loss(states, self.table(), rows.targets, negatives, self.bias()), {}

@@ -6,7 +6,7 @@ use, where the mask token follows the history. Output layer with an item bias, e
 a layer norm after the GELU, as in the authors' code.
 
 *Ours:* pre-norm layers, as in RecTools; positions count from the end of the sequence, so that the
-mask token after a history always has the place that a masked last item has in training.
+mask token after a history always has the position that a masked last item has in training.
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ class BERT4Rec(SequentialModule):
     def last(self, rows: Rows) -> jax.Array:
         """State of a mask token after each history, float32[B, D].
 
-        A history that fills the window makes room by its first item.
+        Of a history that fills the window, the first item is left out.
         """
         counts = (rows.ids > 0).sum(1)
         full = counts == self.config.length
@@ -115,7 +115,7 @@ class BERT4Rec(SequentialModule):
         """Loss of the masked items."""
         masked = self.draw_masks(rows, jax.random.fold_in(key, 1))
         states = self(rows._replace(ids=jnp.where(masked, self.mask_token, rows.ids)), key)
-        # Masked places come first, so that the loss skips whole chunks of others.
+        # Masked positions come first, so that the loss skips whole chunks of others.
         order = jnp.argsort(~masked.reshape(-1), stable=True)
         targets = jnp.where(masked, rows.ids - 1, -1).reshape(-1)[order]
         states = states.reshape(len(order), -1)[order]

@@ -1,4 +1,4 @@
-"""GRU4Rec (Hidasi et al. 2016), trained by cross-entropy at every place of the sequence.
+"""GRU4Rec (Hidasi et al. 2016), trained by cross-entropy at every position.
 
 Embedding, GRU layers, a linear map back to the width of the embedding, which also scores (tied:
 the constrained embedding of Hidasi & Karatzoglou 2018). Dropout before every layer and after the
@@ -88,7 +88,7 @@ class GRU(nnx.Module):
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
         """float32[B, L, width] -> float32[B, L, hidden].
 
-        first bool[B, L]: where a sequence begins, and the state with it, at zero.
+        first bool[B, L]: where a sequence begins; its state begins at zero.
         """
         hidden = self.state.shape[0]
         inputs = x @ self.input[...] + self.bias[...]

@@ -9,11 +9,12 @@ Beside the softmax over items: contrast of the id stream with the next item's id
 categories from the three embeddings of each item (CP), and contrast of the text and image streams
 with themselves after some items gave way to placeholders made of their times (PCL).
 
-*Ours:* pre-norm transformers over packed rows, where every place is a user at that time; a sample
-of these places is contrasted; placeholders are drawn for each item alone instead of a fixed number
-a sequence; rivals with the same target are left out of a contrast (the code counts each as exp(0)),
-and in PCL those of the same sequence; time is counted in days, because float32 has no seconds of
-this century; one of text and image may be missing. Items without a category do not count in CP.
+*Ours:* pre-norm transformers over packed rows, where every position is a user at that time; a
+sample of these positions is contrasted; placeholders are drawn for each item alone instead of a
+fixed number a sequence; negatives with the same target are left out of a contrast (the code counts
+each as exp(0)), and in PCL those of the same sequence; time is counted in days, because float32
+has no seconds of this century; one of text and image may be missing. Items without a category do
+not count in CP.
 
 Where the data has no clock (`Rows.times` are positions), all intervals are 1 and the days are
 almost 0: the temporal mixture is the same for every item but the first.

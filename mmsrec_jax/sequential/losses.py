@@ -1,4 +1,4 @@
-"""How the states of a model are trained to point at items: full softmax, sampled softmax, BCE."""
+"""How the states of a model are trained to predict items: full softmax, sampled softmax, BCE."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""Molar (Luo et al., arXiv 2412.18176): content decides, an ID-based model lends what users share.
+"""Molar (Luo et al., arXiv 2412.18176): content scores items, an ID-based model aligns
+users.
 
 The paper's: items are what an MLLM says of them (section 3.3); a sequence model over these vectors
 gives the content-based user embedding, which is scored against the items' vectors (3.4); an
@@ -9,10 +10,10 @@ the scores through this alignment alone. `loss="bce"`, one negative a target, is
 
 *Ours:* the MLLM is frozen, its pooled hidden states pass a two-layer adapter in place of the
 paper's fine-tuning of the MLLM (three tasks, then both losses); the sequence model is a causal
-transformer from scratch instead of an LLM without its word embeddings, so that every place of a
-sequence is a user at that time and no [User] token is needed; the ID-based model, of whose training
-the paper says nothing, is trained along on the same targets; alpha and the temperature, which the
-paper does not give.
+transformer from scratch instead of an LLM without its word embeddings, so that every position
+of a sequence is a user at that time and no [User] token is needed; the ID-based model, whose
+training the paper does not describe, is trained on the same targets at the same time; alpha and the
+temperature, which the paper does not give.
 """
 
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class MolarSettings(ContentSettings, MolarSizes):
 
 
 class Molar(SequentialModule):
-    """The content-based model, and the ID-based one that only training asks."""
+    """The content-based model, and the ID-based one, which only training uses."""
 
     config: MolarConfig
     FEATURES = ("item", "text", "image")
@@ -149,8 +150,8 @@ def align(
 ) -> jax.Array:
     """Equation 4 over at most `count` users, scalar: both directions of InfoNCE, added.
 
-    content, id_based float[B, L, D]. Negatives are the other drawn places, less those of the same
-    sequence, which are the same user (*ours*).
+    content, id_based float[B, L, D]. Negatives are the other drawn positions, except those of the
+    same sequence, which are the same user (*ours*).
     """
     places = draw_positions(rows, count, key)
     content, id_based = places.of(content), places.of(id_based)

@@ -45,7 +45,7 @@ def find(name: str) -> SequentialModel:
 
 
 def contents(kind: SequentialModel) -> frozenset[str]:
-    """The item features that it can read, less those that are made of the catalog."""
+    """The item features that it can read, except those made from the catalog."""
     return frozenset(kind.module.FEATURES) - {CATEGORIES}
 
 

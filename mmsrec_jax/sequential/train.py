@@ -245,11 +245,12 @@ class PackedSequences:
 
     A sequence longer than a row is cut from its end into windows, so that every training target
     occurs exactly once. Which window lengths share a row is decided once (best fit, longest first);
-    which windows of those lengths take the places is drawn anew in every epoch. Rows are filled up
-    with empty ones to a multiple of `multiple`.
+    which windows of those lengths fill the rows is drawn anew in every epoch. Empty rows make
+    their number a multiple of `multiple`.
 
-    With `shifted`, a place's target is the next item and a sequence's last item is a target only;
-    without, every item has a place and there are no targets. Without `times` these are 0.
+    With `shifted`, the target of a position is the next item, and a sequence's last item is only a
+    target; without, every item has a position and there are no targets. Without `times` these are
+    0.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class PackedSequences:
         self._items, self._length, self._seed = histories.items, length, seed
         self._shifted = shifted
         self._times = seconds(histories.timestamps) if times else None
-        # A lone training interaction teaches nothing, to neither kind of row.
+        # A single training interaction has no target and no history: neither kind of row uses it.
         tokens = np.where(np.asarray(train_end) > 1, np.asarray(train_end) - shifted, 0)
         starts, lengths = _windows(histories.offsets[:-1], tokens, length)
         if not len(lengths):

@@ -32,7 +32,7 @@ class TransformerSizes(Sizes):
 
 
 class Transformer(nnx.Module):
-    """Layers with stacked weights and a norm at the end; who sees whom is the caller's mask."""
+    """Layers with stacked weights and a final norm; the caller gives the attention mask."""
 
     NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
 
@@ -51,23 +51,24 @@ class Transformer(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """float32[B, L, D] -> float32[B, L, D].
 
-        mask bool[B, L, L]: [b, q, k] lets place q see place k. key: dropout of the input, of both
-        residual branches and of the attention weights; None for no dropout.
+        mask bool[B, L, L]: [b, q, k]: position q sees position k. key: dropout of the input, of
+        both residual connections and of the attention weights; None for no dropout.
         """
         keep = None
         if key is not None and self.config.dropout > 0:
             x, keep = self._dropout_masks(x, key)
         return norm(self._layers(x, mask, self._weights(), keep), self.final_norm[...])
 
-    def at(self, x: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
-        """The states of `self(x, mask)` at one place of each row: float32[B, D], places int32[B].
+    def at(self, x: jax.Array, mask: jax.Array, positions: jax.Array) -> jax.Array:
+        """States of `self(x, mask)` at one position of each row: float32[B, D]; positions int32[B].
 
-        The last layer has no other queries and needs the others' keys and values only.
+        In the last layer this position is the only query; the others give keys and values.
         """
         weights = self._weights()
         x = self._layers(x, mask, jax.tree.map(lambda w: w[:-1], weights))
         last = jax.tree.map(lambda w: w[-1], weights)
-        x = _layer(take_position(x, places), x, take_position(mask, places), last, self.config)
+        mask = take_position(mask, positions)
+        x = _layer(take_position(x, positions), x, mask, last, self.config)
         return norm(x, self.final_norm[...])[:, 0]
 
     def _weights(self) -> dict[str, jax.Array]:
@@ -99,12 +100,12 @@ class Transformer(nnx.Module):
 
 
 def same_segment(segments: jax.Array) -> jax.Array:
-    """bool[B, L, L]: which places of packed rows belong to one sequence; segments int32[B, L]."""
+    """bool[B, L, L]: which positions belong to one sequence; segments int32[B, L]."""
     return segments[:, :, None] == segments[:, None, :]
 
 
 def causal_mask(rows: Rows) -> jax.Array:
-    """bool[B, L, L]: a place sees itself and what stands before it in its sequence."""
+    """bool[B, L, L]: a position sees itself and earlier positions of its sequence."""
     steps = jnp.arange(rows.segments.shape[1])
     return same_segment(rows.segments) & (steps[:, None] >= steps[None, :])
 

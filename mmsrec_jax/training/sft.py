@@ -339,7 +339,7 @@ def _yes_no_terms(
     yes = jnp.sum(positive & (scores > 0)) / lists
     no = jnp.sum(negative & (scores <= 0)) / counts["negatives"]
     return jnp.sum(jnp.where(positive, nll, 0.0)) / lists, {
-        "yes/no label/accuracy_yes": yes,
-        "yes/no label/accuracy_no": no,
-        "yes/no label/positive_first": jnp.sum(positive & first) / lists,
+        "yes_no/accuracy_yes": yes,
+        "yes_no/accuracy_no": no,
+        "yes_no/positive_first": jnp.sum(positive & first) / lists,
     }

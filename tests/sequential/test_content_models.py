@@ -32,7 +32,7 @@ def test_packed_sequences_do_not_see_each_other_nor_the_future(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_saved_head_scores_the_same(kind, tmp_path):
+def test_saved_model_scores_the_same(kind, tmp_path):
     recommender = SequentialRecommender(*weights(kind, MODELS[kind]))
     recommender.save(tmp_path)
     back = SequentialRecommender.load(tmp_path)
@@ -42,7 +42,7 @@ def test_saved_head_scores_the_same(kind, tmp_path):
     np.testing.assert_array_equal(back.scores(past, times), recommender.scores(past, times))
 
 
-def test_a_content_head_without_content_says_what_it_reads():
+def test_a_content_model_without_content_says_what_it_reads():
     with pytest.raises(UserError, match="molar reads item features: give it one of image, item"):
         registry.configure(MolarSettings(), 20, {})
     with pytest.raises(UserError, match="hm4sr reads item features: give it one of image, text"):

@@ -56,7 +56,7 @@ def test_a_config_survives_json():
         ("hm4sr", ("text",), 2),
     ],
 )
-def test_the_last_state_is_that_of_a_pass_over_all_places(kind, names, layers):
+def test_the_last_state_is_that_of_a_pass_over_all_positions(kind, names, layers):
     model = content.module(kind, names, layers=layers)
     counts = np.array([1, 3, 7, content.LENGTH])
     rows = [content.packed(list(range(n, 2 * n)), times=[90_000 * np.arange(n)]) for n in counts]
@@ -173,7 +173,7 @@ def histories():
     )
 
 
-def test_a_head_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_path):
+def test_a_model_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_path):
     split = splits.leave_one_out(histories)
     text = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
     settings = BagSettings(
@@ -213,7 +213,7 @@ def test_a_head_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_pat
     np.testing.assert_allclose(embedded, unit, atol=1e-4)
 
 
-def test_rows_of_a_head_that_masks_hold_every_training_item_and_its_time(bag, histories):
+def test_rows_of_a_model_that_masks_hold_every_training_item_and_its_time(bag, histories):
     split = splits.leave_one_out(histories)
     config = registry.configure(BagSettings(length=6), 9, {"text": np.zeros((9, 3))})
     stream = iter(train.batches(histories, split, config, batch_size=1, seed=0))

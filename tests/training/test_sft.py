@@ -113,16 +113,16 @@ def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
     assert len(lists) >= 4
     np.testing.assert_allclose(metrics["loss/listwise"], np.mean(lists), rtol=1e-4)
     np.testing.assert_allclose(total, token / weights.sum() + 0.5 * np.mean(lists), rtol=1e-4)
-    np.testing.assert_allclose(metrics["yes/no label/positive_first"], np.mean(first), atol=1e-6)
-    np.testing.assert_allclose(metrics["yes/no label/accuracy_yes"], np.mean(right[1]), atol=1e-6)
-    np.testing.assert_allclose(metrics["yes/no label/accuracy_no"], np.mean(right[0]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/positive_first"], np.mean(first), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/accuracy_yes"], np.mean(right[1]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/accuracy_no"], np.mean(right[0]), atol=1e-6)
 
 
 def test_equal_scores_are_not_first(forward):
     model = make_model()
     model.text.head.kernel[...] = jnp.zeros_like(model.text.head.kernel[...])
     _, _, metrics = forward(model)
-    assert metrics["yes/no label/positive_first"] == 0
+    assert metrics["yes_no/positive_first"] == 0
     np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
 

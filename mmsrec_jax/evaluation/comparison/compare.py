@@ -106,7 +106,7 @@ def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-    """Folder names where they tell the runs apart, else paths."""
+    """Folder names where they are all different, else paths."""
     resolved = [path.resolve() for path in workdirs]
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each workdir once")

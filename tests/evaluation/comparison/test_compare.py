@@ -156,7 +156,7 @@ def test_same_input_same_files(runs, tmp_path):
         assert path.read_bytes() == (tmp_path / "y" / path.name).read_bytes(), path.name
 
 
-def test_foreign_scores_stand_beside_the_runs(runs, tmp_path):
+def test_external_scores_stand_beside_the_runs(runs, tmp_path):
     """Popularity, written as another library would, ranks as popularity does."""
     catalog, histories, split = build.open_built(build.DataSettings(), runs["a"] / "data")
     counts = Training.of(histories, split, 50).interactions
