@@ -24,7 +24,6 @@ MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
 LONG_FUNCTIONS = {  # still to be split
     "benchmarks/real_llava.py:main",
-    "mmsrec_jax/rl/grpo.py:train",
     "mmsrec_jax/sequential/train.py:train",
 }
 

@@ -16,7 +16,7 @@ class Sampling:
     """What the sampler compiles for; hashable.
 
     Attributes:
-      samples: continuations G of every prompt; they share its prefill.
+      num_generations: continuations G of every prompt; they share its prefill.
       max_new_tokens: T, an upper bound; the loop stops earlier once every row has ended.
       eos_ids: any of them ends a continuation; the ending token belongs to it.
       pad_id: fills the slots after the end.
@@ -28,7 +28,7 @@ class Sampling:
       suppress: tokens never emitted (image slots: a sampled one would ask for a picture).
     """
 
-    samples: int
+    num_generations: int
     max_new_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
@@ -103,7 +103,7 @@ def draw(
 def generate(
     model: Any, batch: dict[str, jax.Array], rows: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Generation:
-    """Continues every prompt of `batch` `sampling.samples` times; pure, made to be jitted.
+    """Continues every prompt of `batch` `sampling.num_generations` times; pure, made to be jitted.
 
     Args:
       model: an MLLM; its adapters are on.
@@ -117,17 +117,17 @@ def generate(
         graphdef, decoder, rest = nnx.split(model, nnx.PathContains("text"), ...)
         model = nnx.merge(graphdef, sharding.gathered(decoder), rest)
     count, length = batch["tokens"].shape
-    samples, steps = sampling.samples, sampling.max_new_tokens
+    group, steps = sampling.num_generations, sampling.max_new_tokens
     cache = kv_cache.init(model.config, count, length + steps, model.dtype)
     hidden, cache = model(batch, cache=cache)
-    cache = kv_cache.repeat(cache, samples)
+    cache = kv_cache.repeat(cache, group)
     last = last_slots(batch)
-    hidden = jnp.repeat(hidden[jnp.arange(count), last][:, None], samples, axis=0)
-    offset = jnp.repeat(next_positions(batch), samples)
-    segment = jnp.repeat(batch["segment_ids"][jnp.arange(count), last], samples)[:, None]
+    hidden = jnp.repeat(hidden[jnp.arange(count), last][:, None], group, axis=0)
+    offset = jnp.repeat(next_positions(batch), group)
+    segment = jnp.repeat(batch["segment_ids"][jnp.arange(count), last], group)[:, None]
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     row_keys = jax.vmap(
-        lambda row: jax.vmap(lambda sample: jax.random.fold_in(row, sample))(jnp.arange(samples))
+        lambda row: jax.vmap(lambda sample: jax.random.fold_in(row, sample))(jnp.arange(group))
     )(row_keys).reshape(-1)
     ends = jnp.array(sampling.eos_ids, jnp.int32)
 
@@ -152,7 +152,7 @@ def generate(
         token, done, out = emit(step, hidden, done, out)
         return step + 1, cache, token, done, out
 
-    total = count * samples
+    total = count * group
     blank = jnp.zeros((total, steps), jnp.float32)
     out = Generation(
         jnp.full((total, steps), sampling.pad_id, jnp.int32),
@@ -166,7 +166,7 @@ def generate(
     carry = jax.lax.while_loop(
         lambda carry: (carry[0] < steps) & ~jnp.all(carry[3]), step_once, carry
     )
-    return jax.tree.map(lambda a: a.reshape(count, samples, *a.shape[1:]), carry[4])
+    return jax.tree.map(lambda a: a.reshape(count, group, *a.shape[1:]), carry[4])
 
 
 def compiled(graphdef: nnx.GraphDef, sampling: Sampling):

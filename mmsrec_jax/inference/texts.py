@@ -112,7 +112,7 @@ def generate(
         model,
         tokenizer,
         source,
-        samples=1,
+        num_generations=1,
         max_new_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature,
         top_k=decoding.top_k,

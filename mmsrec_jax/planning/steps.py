@@ -26,6 +26,7 @@ from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
@@ -162,7 +163,7 @@ class Steps:
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
-            samples=c.samples,
+            num_generations=c.num_generations,
             max_new_tokens=c.max_new_tokens,
             eos_ids=(0,),
             pad_id=0,
@@ -172,11 +173,11 @@ class Steps:
             suppress=(self.shape.image_token_id,),
             gather_weights=c.gather_weights,
         )
-        roll = grpo.make_rollout(graphdef, sampling, c.seed)
+        roll = make_rollout(graphdef, sampling, c.seed)
         adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens
-        row = self._row(c, c.prompt_length, c.samples)
+        row = self._row(c, c.prompt_length, c.num_generations)
         prefill = flops.forward(self.shape, row, adapters)
-        tokens = c.samples * (c.max_new_tokens - 1)
+        tokens = c.num_generations * (c.max_new_tokens - 1)
         token = _total(flops.decode(self.shape, slots, adapters))
         return Step(
             "rollout",
@@ -191,7 +192,7 @@ class Steps:
         """One update of stage 1 on scored summaries."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
-        completions = c.batch_size, c.samples, c.max_new_tokens
+        completions = c.batch_size, c.num_generations, c.max_new_tokens
         drawn = self._arrays(
             Generation(
                 jax.ShapeDtypeStruct(completions, jnp.int32),
@@ -200,19 +201,19 @@ class Steps:
             )
         )
         scored = self._arrays(
-            {
-                "advantages": jax.ShapeDtypeStruct(completions[:2], jnp.float32),
-                "reference": jax.ShapeDtypeStruct(completions, jnp.float32),
-            }
+            grpo.Scored(
+                jax.ShapeDtypeStruct(completions[:2], jnp.float32),
+                jax.ShapeDtypeStruct(completions, jnp.float32),
+            )
         )
         update = grpo.make_update(
             graphdef,
             grpo.make_optimizer(c),
             c,
-            c.batch_size * c.samples // c.micro_batch,
+            c.batch_size * c.num_generations // c.micro_batch,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
-        suffixes = c.samples * (c.max_new_tokens + 1)
+        suffixes = c.num_generations * (c.max_new_tokens + 1)
         row, adapters = self._row(c, c.prompt_length + suffixes, suffixes), self._adapters(c)
         return Step(
             "grpo",

@@ -17,7 +17,7 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.models import lora
-from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.training.state import place
@@ -46,7 +46,7 @@ def rollout(tokenizer, mesh):
         length=ROOM["length"],
     )
     sampling = make_sampling(
-        model, tokenizer, source, samples=2, max_new_tokens=6,
+        model, tokenizer, source, num_generations=2, max_new_tokens=6,
         gather_weights=mesh.shape["tensor"] == 1,  # meshes differ, what is sampled does not
     )  # fmt: skip
     iterator = iter(pipeline.batches(source, batch_size=BATCH, pack=False, **ROOM))
@@ -56,7 +56,7 @@ def rollout(tokenizer, mesh):
         graphdef, state, frozen, _ = place(model, "lora", optax.identity(), mesh)
         batch = to_devices(batch, mesh)
         rows = batch.pop("index")
-        roll = grpo.make_rollout(graphdef, sampling, seed=0)
+        roll = make_rollout(graphdef, sampling, seed=0)
         return jax.device_get(roll(state.params, frozen, batch, rows, state.step))
 
 

@@ -13,7 +13,7 @@ from mmsrec_jax.inference.sampler import Sampling
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [3], [5, 5]]
 BASE = Sampling(
-    samples=3, max_new_tokens=7, eos_ids=(1, 2), pad_id=0, gather_weights=False,
+    num_generations=3, max_new_tokens=7, eos_ids=(1, 2), pad_id=0, gather_weights=False,
     suppress=(tiny.IMAGE_TOKEN,),
 )  # fmt: skip
 ROWS = np.array([10, 11, 12, 13])
@@ -98,7 +98,7 @@ def test_draws_depend_on_key_and_identity_only(batch, sample):
 
 
 def test_greedy_is_the_argmax_of_repeated_full_forwards(model, batch):
-    sampling = dataclasses.replace(BASE, samples=1, temperature=0.0)
+    sampling = dataclasses.replace(BASE, num_generations=1, temperature=0.0)
     out = compile_for(model, sampling)(batch, ROWS)
     for row in range(4):
         tokens = []
@@ -116,7 +116,7 @@ def test_frequencies_match_the_model(model):
     batch = tiny.prompts(TEXTS[:1], images=False, length=8)
     exact = tiny.full_logprobs(model, batch, 0, [])[-1].astype(np.float64)
     sampling = Sampling(
-        samples=4000, max_new_tokens=1, eos_ids=(1,), pad_id=0, gather_weights=False,
+        num_generations=4000, max_new_tokens=1, eos_ids=(1,), pad_id=0, gather_weights=False,
         temperature=1.5, top_k=12, top_p=0.9, suppress=(4,),
     )  # fmt: skip
     tokens = compile_for(model, sampling)(batch, ROWS[:1]).tokens.ravel()

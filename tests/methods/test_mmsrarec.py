@@ -33,7 +33,7 @@ TINY = {
     "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
     "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,
     "warmup.batch_size": 4, "summarizer.steps": 4, "summarizer.batch_size": 4,
-    "summarizer.samples": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
+    "summarizer.num_generations": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,

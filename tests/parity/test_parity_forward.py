@@ -101,7 +101,7 @@ def test_greedy_generation(pair):
     logprobs = torch.stack(out.logits, 1).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
     batch = api.make_batch(ours, *hf.pad(rows), images)
     sampling = Sampling(
-        samples=1, max_new_tokens=32, eos_ids=(-1,), pad_id=0, gather_weights=False,
+        num_generations=1, max_new_tokens=32, eos_ids=(-1,), pad_id=0, gather_weights=False,
         temperature=0.0, suppress=(hf.IMAGE,),
     )  # fmt: skip
     graphdef, state = nnx.split(ours)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from tiny_mllm import full_logprobs
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import parse_summary, tasks
-from mmsrec_jax.rl import reference
-from mmsrec_jax.rl.reward_inputs import RewardInputs
+from mmsrec_jax.rl import rewards
+from mmsrec_jax.rl.rewards.semantic import Semantic
+from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.errors import UserError
 
 WRITTEN = [
     ["image: red, mug\ntext: home", "image: mug\ntext: work, number"],
@@ -36,22 +39,31 @@ def world(tmp_path_factory):
     return source, next(iter(dataset)), toy_model.make(tokenizer, rank=2)
 
 
-@pytest.fixture(scope="module")
-def scored(world):
+def config(**changes) -> GRPOSettings:
+    weights = dict.fromkeys(rewards.REWARDS, 1.0)
+    base = dict(weights=weights, batch_size=4, max_new_tokens=12, image_tokens=9, distractors=2)
+    return GRPOSettings(**base | changes)
+
+
+def scores(world, config, *, num_microbatches=1, adapters=None) -> dict[str, np.ndarray]:
+    """Of the summaries WRITTEN. adapters: what replaces those of the model."""
     source, batch, model = world
-    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
-    texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
-    graphdef, state = nnx.split(model)
+    weighted = rewards.make_rewards(config, source)
+    inputs = weighted.prepare(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
+    graphdef, own, rest = nnx.split(model, nnx.LoRAParam, ...)
 
     @jax.jit
-    def run(state, batch, texts):
-        return reference.scores(
-            nnx.merge(graphdef, state), batch, texts, length="keywords",
-            reconstruction="bounded", center=True, distractors=2, num_microbatches=2,
-        )  # fmt: skip
+    def run(adapters, rest, batch, inputs):
+        model = nnx.merge(graphdef, adapters, rest)
+        return weighted.score(model, batch, inputs, num_microbatches=num_microbatches)
 
-    batch = {name: value for name, value in batch.items() if name != "index"}
-    return jax.tree.map(np.asarray, run(state, batch, texts))
+    prompts = {name: value for name, value in batch.items() if name != "index"}
+    return jax.device_get(run(adapters or own, rest, prompts, inputs))
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+    return scores(world, config(), num_microbatches=2)
 
 
 def plain(piece) -> dict[str, np.ndarray]:
@@ -102,7 +114,7 @@ def test_reconstruction(world, scored):
     assert scored["reconstruction"][3, 1] == pytest.approx(0, abs=1e-5)  # nothing was written
 
 
-def test_information(world, scored):
+def test_semantic(world, scored):
     source, _, model = world
     chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
     graphdef, state = nnx.split(model)
@@ -127,14 +139,14 @@ def test_information(world, scored):
     for b in range(4):
         for g in range(2):
             if (b, g) not in words:
-                assert scored["information"][b, g] == -1
+                assert scored["semantic"][b, g] == -1
                 continue
             u, v = words[b, g] - shift_w, texts[b] - shift_t
             expected = u @ v / np.sqrt((u @ u) * (v @ v))
-            np.testing.assert_allclose(scored["information"][b, g], expected, atol=1e-3)
+            np.testing.assert_allclose(scored["semantic"][b, g], expected, atol=1e-3)
 
 
-def test_image(world, scored):
+def test_image_contrastive(world, scored):
     """Distractors are the next two items of the batch, cyclically; one of the four has no image."""
     source, _, model = world
     chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
@@ -152,34 +164,72 @@ def test_image(world, scored):
                 prompt = chat.encode(chat.head + question + chat.middle, (image,))
                 values.append(log_likelihood(model, prompt, ids))
             if i == toy_items.NO_IMAGE:
-                assert scored["image"][b, g] == 0
+                assert scored["image_contrastive"][b, g] == 0
                 continue
             own = values[0] - np.log(np.exp(values).sum())
             expected = np.clip(1 + own / np.log(len(values)), -1, 1)
-            np.testing.assert_allclose(scored["image"][b, g], expected, atol=1e-3)
+            np.testing.assert_allclose(scored["image_contrastive"][b, g], expected, atol=1e-3)
 
 
-def test_length_and_form(scored):
+def test_length_and_format(scored):
     np.testing.assert_array_equal(scored["length"], [[-3, -3], [-3, -1], [-2, -2], [-2, 0]])
     third = 1 / 3  # of the three rules; the last item has no image and two rules
-    np.testing.assert_allclose(scored["form"], [[1, 1], [1, third], [1, third], [1, 0]])
+    np.testing.assert_allclose(scored["format"], [[1, 1], [1, third], [1, third], [1, 0]])
 
 
-def test_everything_ignores_the_adapters(world, scored):
-    """The reference is the model without adapters, whatever they have learned."""
-    source, batch, model = world
-    reward_inputs = RewardInputs(source.items, word_tokens=12, image_tokens=9, prompt_length=48)
-    texts = reward_inputs.arrays(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
-    graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
-    adapters = jax.tree.map(lambda x: x + 1.0, adapters)
-    batch = {name: value for name, value in batch.items() if name != "index"}
-    run = jax.jit(
-        lambda a, r: reference.scores(
-            nnx.merge(graphdef, a, r), batch, texts, length="keywords",
-            reconstruction="perplexity", center=True, distractors=2, num_microbatches=1,
-        )
-    )  # fmt: skip
-    moved = run(adapters, rest)
-    for name in ("information", "image"):
-        np.testing.assert_allclose(moved[name], scored[name], atol=1e-4)
-    assert np.all(np.asarray(moved["reconstruction"]) < -1)
+def test_the_reference_is_the_model_without_adapters_whatever_they_have_learned(world, scored):
+    learned = jax.tree.map(lambda x: x + 1.0, nnx.state(world[2], nnx.LoRAParam))
+    chex.assert_trees_all_close(scores(world, config(), adapters=learned), scored, atol=1e-3)
+
+
+def test_the_paper_s_options(world):
+    """Minus the perplexity; a length in tokens of the keywords, cut to `max_new_tokens`."""
+    source, _, _ = world
+    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    weights = {"length": 0.5, "reconstruction": 1.0}
+    options = dict(reconstruction="perplexity", length="tokens", weights=weights, max_new_tokens=3)
+    got = scores(world, config(**options))
+    assert set(got) == {"length", "reconstruction", "total"}
+    assert np.all(got["reconstruction"] < -1)
+    for b, row in enumerate(WRITTEN):
+        for g, written in enumerate(row):
+            words = templates.keyword_separator.join(parse_summary(written).keywords)
+            tokens = len(chat.ids(tasks.answer(templates, words))) if words else 0
+            assert got["length"][b, g] == -min(tokens, 3)
+    np.testing.assert_allclose(got["total"], 0.5 * got["length"] + got["reconstruction"], rtol=1e-6)
+
+
+def test_weight_0_leaves_the_others_alone_and_runs_no_model(world, scored, monkeypatch):
+    """What needs no forward pass is still scored, for its metrics."""
+    monkeypatch.setattr(Semantic, "score", None)
+    weights = {"semantic": 0, "length": 0, "reconstruction": 2.0, "image_contrastive": 1.0}
+    got = scores(world, config(weights=weights), num_microbatches=2)
+    assert set(got) == {"length", "reconstruction", "image_contrastive", "total"}
+    for name in ("length", "reconstruction", "image_contrastive"):
+        np.testing.assert_array_equal(got[name], scored[name])
+    total = 2.0 * scored["reconstruction"] + scored["image_contrastive"]
+    np.testing.assert_allclose(got["total"], total, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(weights={"image": 1.0}), r"config\.summarizer\.weights\.image: no such reward"),
+        (dict(weights={"semantic": 0.0}), r"config\.summarizer\.weights: at least one"),
+        (dict(length="words"), r"config\.summarizer\.length='words' is none of .*keywords"),
+        (dict(reconstruction="ppl"), r"config\.summarizer\.reconstruction='ppl' is none of"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(world, changes, message):
+    with pytest.raises(UserError, match=message):
+        rewards.make_rewards(config(**changes), world[0])
+
+
+def test_the_image_reward_needs_images(tmp_path):
+    tokenizer = toy_items.make_tokenizer(tmp_path)
+    prompt_config = toy_items.prompt_config(tokenizer, processor=None)
+    source = SummarySource(toy_items.catalog(), prompt_config, length=48)
+    with pytest.raises(UserError, match=r"weights\.image_contrastive: .* set it to 0"):
+        rewards.make_rewards(config(), source)
+    weights = dict.fromkeys(rewards.REWARDS, 1.0) | {"image_contrastive": 0.0}
+    rewards.make_rewards(config(weights=weights), source)
