@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from mmsrec_jax.rl.rewards import REWARDS
-from mmsrec_jax.rl.rewards.length import UNITS
-from mmsrec_jax.rl.rewards.reconstruction import FORMS
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -55,11 +53,13 @@ class GRPOSettings(Section):
         "Of the rewards: semantic, reconstruction and length are the paper's alpha, beta and "
         "gamma. 0 turns a reward off.",
     )
-    length: str = setting("keywords", "What the length reward counts.", choices=UNITS)
+    length: str = setting(
+        "keywords", "What the length reward counts.", choices=("keywords", "tokens")
+    )
     reconstruction: str = setting(
         "bounded",
         "Share of the text's nats that the keywords explain, or the paper's own.",
-        choices=FORMS,
+        choices=("bounded", "perplexity"),
     )
     center: bool = setting(True, "Subtract the batch's mean from embeddings (semantic reward).")
     distractors: int = setting(

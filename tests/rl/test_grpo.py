@@ -23,18 +23,22 @@ from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config, to_config
 from mmsrec_jax.training.state import TrainState
 
 
 def config(**changes) -> GRPOSettings:
     base = dict(
-        steps=4, batch_size=4, num_generations=2, max_new_tokens=8, patches=16, micro_batch=4,
-        updates_per_rollout=2, kl_coef=0.04, learning_rate=1e-2, warmup_steps=0, distractors=2,
-        image_tokens=6, workers=0, checkpoint_every=2, log_every=1, weights=dict(
+        steps=4, batch_size=4, num_generations=2, max_new_tokens=8, temperature=1.0, top_k=0,
+        top_p=1.0, gather_weights=True, patches=16, micro_batch=4, updates_per_rollout=2,
+        clip_epsilon=0.2, kl_coef=0.04, scale_by_std=True, learning_rate=1e-2, warmup_steps=0,
+        weight_decay=0.0, clip_norm=1.0, length="keywords", reconstruction="bounded", center=True,
+        distractors=2, image_tokens=6, seed=0, workers=0, checkpoint_every=2, log_every=1,
+        input_shards=0, weights=dict(
             semantic=0.5, reconstruction=1.0, length=0.01, image_contrastive=0.5, format=0.2
         ),
     )  # fmt: skip
-    return GRPOSettings(**base | changes)
+    return GRPOSettings(**(base | changes))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,6 +259,18 @@ def test_sizes_that_cannot_work_are_refused(world, mesh, tmp_path, changes, mess
     model = toy_model.make(tokenizer)
     with pytest.raises(UserError, match=message):
         grpo.train(config(**changes), model, tokenizer, source, directory=tmp_path, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("num_generations", 1), ("updates_per_rollout", 0), ("length", "words"),
+     ("reconstruction", "ppl")],
+)  # fmt: skip
+def test_a_value_that_makes_no_sense_is_refused_when_it_is_read(field, value):
+    section = to_config(GRPOSettings())
+    section[field] = value
+    with pytest.raises(UserError, match=rf"config\.summarizer\.{field}={value!r}"):
+        from_config(GRPOSettings, section, "config.summarizer")
 
 
 def test_a_model_without_adapters_is_refused(world, mesh, tmp_path):

@@ -13,8 +13,9 @@ from mmsrec_jax.rl.rewards.semantic import Semantic
 from mmsrec_jax.rl.rewards.weighted import WeightedRewards
 from mmsrec_jax.runtime.errors import UserError
 
-if TYPE_CHECKING:  # the settings take the default weights from here
+if TYPE_CHECKING:
     from mmsrec_jax.rl.settings import GRPOSettings
+
 
 # The total is summed in this order: another one gives other bits.
 REWARDS: dict[str, type[Reward]] = {
@@ -50,4 +51,4 @@ def make_rewards(config: "GRPOSettings", source: SummarySource) -> WeightedRewar
         for name, weight in weights.items()
         if weight or not REWARDS[name].runs_model
     }
-    return WeightedRewards(computed, weights, source.items, word_tokens=config.max_new_tokens)
+    return WeightedRewards(computed, weights, source.renderer, word_tokens=config.max_new_tokens)

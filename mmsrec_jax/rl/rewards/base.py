@@ -11,7 +11,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries
 
-if TYPE_CHECKING:  # the settings take the default weights from here
+if TYPE_CHECKING:
     from mmsrec_jax.rl.settings import GRPOSettings
 
 

@@ -10,7 +10,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
 
-if TYPE_CHECKING:  # the settings take the default weights from here
+if TYPE_CHECKING:
     from mmsrec_jax.rl.settings import GRPOSettings
 
 
