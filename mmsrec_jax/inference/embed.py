@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import ContentSource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
@@ -52,10 +54,10 @@ def embed_items(
         counts=counts,
     )
 
-    def pooled(model, batch):
-        own = batch["loss_weights"] > 0
-        if patches:
-            own |= (batch["tokens"] == model.config.image_token_id) & (batch["segment_ids"] > 0)
+    def pooled(model: MLLM, batch: Batch) -> jax.Array:
+        own = batch.loss_weights > 0
+        if batch.images is not None:
+            own |= (batch.tokens == model.config.image_token_id) & (batch.segment_ids > 0)
         hidden = model(batch)
         total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
         return total / jnp.maximum(own.sum(1), 1)[:, None]

@@ -140,9 +140,8 @@ def generate(
         try:
             for batch in iterator:
                 interruption.stop_if_requested()
-                placed = to_devices(prompts_of(batch), mesh)
-                index = placed.pop("index")
-                out = run(state, {}, placed, index, key)
+                prompts, index = to_devices((batch.model_inputs(), batch.index), mesh)
+                out = run(state, {}, prompts, index, key)
                 texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
                 found = zip(processes.fetch(index).tolist(), texts, strict=True)
                 yield sorted((row, text) for row, text in found if row >= 0)
@@ -155,7 +154,7 @@ class _Subset:
 
     def __init__(self, source: PromptSource, rows: Sequence[int]):
         self._source, self._rows = source, np.asarray(rows)
-        self.items = source.items
+        self.renderer = source.renderer
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -177,7 +176,7 @@ def _prompt_digest(source: PromptSource, row: int) -> str:
 def make_sampling(model: MLLM, tokenizer: Any, source: Source, **options: Any) -> Sampling:
     """Sampling of answers: ends with the turn; never emits what stands for an image, nor rows of
     the embedding that only pad the vocabulary."""
-    stop = source.items.prompt_config.chat.stop_id
+    stop = source.renderer.prompt_config.chat.stop_id
     ends = {stop, tokenizer.eos_token_id} - {None}
     model_config = model.config
     image = (
@@ -192,9 +191,3 @@ def make_sampling(model: MLLM, tokenizer: Any, source: Source, **options: Any) -
         suppress=(*(i for i in image if i is not None), *unused),
         **options,
     )
-
-
-def prompts_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model and the sampler read of a batch of prompts."""
-    unused = ("loss_weights", "target_positions", "answer_positions", "labels")
-    return {name: value for name, value in batch.items() if name not in unused}

@@ -20,9 +20,9 @@ from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.texts import prompts_of
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import grpo
@@ -32,7 +32,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.training import sft
-from mmsrec_jax.training.state import param_dtype, place_abstract
+from mmsrec_jax.training.state import TrainState, param_dtype, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
@@ -147,7 +147,7 @@ class Steps:
             shardings=shardings,
             offload=c.offload_optimizer,
         )
-        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)
+        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets)
         row = self._row(c, c.length, c.targets)
         adapters = self._adapters(c) if c.trainable == "lora" else None
         return Step(
@@ -230,7 +230,7 @@ class Steps:
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
         score = forward.compiled(graphdef, scoring.margins(_YES_NO_IDS), self.mesh)
         batch = self._batch(
-            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
+            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, packed=False
         )
         adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
         parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)
@@ -257,25 +257,22 @@ class Steps:
         tower = sum(parts.get(part, 0) for part in ("tower", "tower_attention", "connector"))
         return (self.mesh.shape["tensor"] - 1) * tower
 
-    def _grpo(self):
+    def _grpo(self) -> tuple[nnx.GraphDef, TrainState, nnx.State, Batch, jax.ShapeDtypeStruct]:
+        """Model, prompts and their items."""
         c = self.config.summarizer
         model = self._model("lora", c)
         graphdef, state, frozen, _ = place_abstract(
             model, "lora", grpo.make_optimizer(c), self.mesh
         )
-        batch = self._batch(
-            c, length=c.prompt_length, answers=0, targets=c.prompt_length // 2, pack=False
-        )
-        batch = prompts_of(batch)
-        index = batch.pop("index")
-        return graphdef, state, frozen, batch, index
+        batch = self._batch(c, length=c.prompt_length, targets=c.prompt_length // 2, packed=False)
+        return graphdef, state, frozen, batch.model_inputs(), batch.index
 
     def _model(self, trainable: str, adapters: _Trained) -> MLLM:
         dtype, held = self.config.model.dtype, "float32"
         if model_name(self.config):
             held = param_dtype(trainable, dtype)
 
-        def make():
+        def make() -> MLLM:
             model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
             if trainable == "lora":
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
@@ -283,7 +280,7 @@ class Steps:
 
         return nnx.eval_shape(make)
 
-    def _batch(self, config: _Read, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, config: _Read, **sizes: Any) -> Batch:
         vision = self.shape.vision
         shards = sharding.num_batch_shards(self.mesh)
         if config.batch_size % shards:
@@ -291,13 +288,13 @@ class Steps:
                 f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
                 "on this mesh (data * fsdp); make it a multiple"
             )
-        batch = pipeline.empty(
+        room = Room(
             config.batch_size,
             patches=self._patches(config),
             patch_width=0 if vision is None else vision.channels * vision.patch_size**2,
             **sizes,
         )
-        return self._arrays(batch)
+        return self._arrays(room.empty())
 
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
@@ -330,7 +327,7 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
 }
 
 
-def _kinds(trained, frozen, optimizer, batch) -> dict[str, Any]:
+def _kinds(trained: Any, frozen: Any, optimizer: Any, batch: Any) -> dict[str, Any]:
     return {"parameters": (trained, frozen), "optimizer": optimizer, "batch": batch}
 
 

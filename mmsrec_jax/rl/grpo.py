@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.inference.texts import prompts_of
 from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import metrics
 from mmsrec_jax.rl.checks import check
@@ -50,7 +49,6 @@ from mmsrec_jax.training.state import TrainState, place
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -107,10 +105,9 @@ def train(
             num_batch_shards=shard[1],
         )
 
-        def step(state: TrainState, prompts: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, prompts: Batch) -> tuple[TrainState, Metrics]:
             # 1. Rollout
-            batch = to_devices(prompts_of(prompts), mesh)
-            items = batch.pop("index")
+            batch, items = to_devices((prompts.model_inputs(), prompts.index), mesh)
             rollout = roll(state.params, frozen, batch, items, state.step)
             # 2. Rewards and 3. advantages
             summaries = parse(tokenizer, rollout)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.models import flops
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.prompts import Summary
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.training import metering
@@ -51,7 +52,7 @@ def of_keywords(summaries: Sequence[Sequence[Summary]]) -> dict[str, float]:
 
 def of_work(
     model_flops: metering.ModelFlops,
-    prompts: Mapping[str, np.ndarray],
+    prompts: Batch,
     lengths: np.ndarray,
     *,
     updates: int,
@@ -67,7 +68,7 @@ def of_work(
       num_batch_shards: parts of a batch, of which this process has one.
     """
     written = lengths.sum(axis=1)
-    tokens = np.sum(prompts["segment_ids"] > 0, axis=1) + written
+    tokens = np.sum(prompts.segment_ids > 0, axis=1) + written
     once = model_flops(flops.forward, tokens, written, prompts)
     update = model_flops(flops.train_step, tokens, written, prompts)
     return metering.amount(

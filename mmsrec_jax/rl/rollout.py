@@ -13,6 +13,7 @@ from mmsrec_jax.inference.sampler import Generation, Sampling
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.sharded import Sharded
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
 from mmsrec_jax.rl.settings import GRPOSettings
@@ -21,8 +22,6 @@ from mmsrec_jax.runtime.sharding import constrain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Batch = dict[str, jax.Array]
 
 
 def prompt_batches(

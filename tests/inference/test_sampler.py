@@ -87,7 +87,7 @@ def test_a_row_ends_with_its_ending_token_and_then_holds_padding(batch, sample):
 def test_draws_depend_on_key_and_identity_only(batch, sample):
     out = sample(batch, ROWS)
     order = np.array([2, 0, 3, 1])
-    shuffled = sample({k: v[order] for k, v in batch.items()}, ROWS[order])
+    shuffled = sample(jax.tree.map(lambda x: x[order], batch), ROWS[order])
     np.testing.assert_array_equal(out.tokens[order], shuffled.tokens)
     wider = sample(tiny.prompts(TEXTS, images=True, length=23), ROWS)
     np.testing.assert_array_equal(out.tokens, wider.tokens)
@@ -151,7 +151,7 @@ def test_stops_early_when_all_rows_have_ended(batch, sample):
         config, dtype, unembed = model.config, model.dtype, staticmethod(model.unembed)
 
         def __call__(self, batch, **options):
-            if batch["tokens"].shape[1] == 1:
+            if batch.tokens.shape[1] == 1:
                 jax.debug.callback(lambda: calls.append(1))
             return model(batch, **options)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import launched
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -161,12 +162,21 @@ def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     ],
 )
 def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, message):
+    status, said = launched.run(
+        "launch/train.py", f"--workdir={tmp_path / 'run'}", *arguments, log=tmp_path / "log"
+    )
+    assert status == 2
+    assert message in said and "Traceback" not in said
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(
-        [sys.executable, "launch/train.py", f"--workdir={tmp_path / 'run'}", *arguments],
+        [sys.executable, "launch/train.py", "--config=configs/quickstart.py:smok",
+         f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode != 0
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "no variant 'smok'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

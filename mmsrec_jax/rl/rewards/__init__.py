@@ -51,4 +51,4 @@ def make_rewards(config: "GRPOSettings", source: SummarySource) -> WeightedRewar
         for name, weight in weights.items()
         if weight or not REWARDS[name].runs_model
     }
-    return WeightedRewards(computed, weights, source.items, word_tokens=config.max_new_tokens)
+    return WeightedRewards(computed, weights, source.renderer, word_tokens=config.max_new_tokens)

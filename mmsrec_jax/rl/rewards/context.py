@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.inference.suffixes import suffix_logprobs
+from mmsrec_jax.models.batch import Batch, text_rows
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl.rewards.inputs import PaddedTexts, RewardInputs
 from mmsrec_jax.runtime.microbatch import map_microbatches
-
-Batch = dict[str, jax.Array]
 
 
 class RewardContext:
@@ -56,22 +55,11 @@ class RewardContext:
 
     def _mean_states(self, texts: PaddedTexts) -> jax.Array:
         """phi (*ours*): float32[N, D], the mean of the last hidden states; 0 for an empty text."""
-        batch = text_batch(texts)
+        batch = text_rows(texts.tokens, texts.lengths)
         hidden = self._model(batch, adapters=False).astype(jnp.float32)
-        inside = batch["segment_ids"][..., None] > 0
+        inside = batch.segment_ids[..., None] > 0
         total = jnp.sum(jnp.where(inside, hidden, 0.0), 1)
         return total / jnp.maximum(texts.lengths, 1)[:, None]
-
-
-def text_batch(texts: PaddedTexts) -> Batch:
-    """N texts of T tokens as rows of a batch without images."""
-    rows, length = texts.tokens.shape
-    slots = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    return {
-        "tokens": texts.tokens,
-        "positions": jnp.broadcast_to(slots[:, None], (rows, 3, length)),
-        "segment_ids": (slots < texts.lengths[:, None]).astype(jnp.int32),
-    }
 
 
 def flat(texts: PaddedTexts) -> PaddedTexts:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.prompts import Summary, format_summary, tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
@@ -34,7 +35,7 @@ class ImageContrastive(Reward):
 
     def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         super().__init__(config, source)
-        if not source.items.patch_width:
+        if not source.renderer.patch_width:
             raise UserError(
                 f"config.summarizer.weights.{self.name}: the prompts have no images; set it to 0"
             )
@@ -45,8 +46,8 @@ class ImageContrastive(Reward):
             )
         self._distractors, self._image_tokens = config.distractors, config.image_tokens
         self._prompt_length = source.length
-        self._chat = source.items.prompt_config.chat
-        self._templates = source.items.prompt_config.templates
+        self._chat = source.renderer.prompt_config.chat
+        self._templates = source.renderer.prompt_config.templates
 
     def prepare(self, items: Sequence[ItemSummaries]) -> dict[str, np.ndarray]:
         """Image lines of the summaries: lines int32[B, G, Ti], lengths int32[B, G]; prompts that
@@ -75,9 +76,9 @@ class ImageContrastive(Reward):
             """[B, K + 1, ...]: x of rows b + sign * k."""
             return jnp.stack([jnp.roll(x, -sign * k, axis=0) for k in range(candidates)], axis=1)
 
-        prompts = context.prompts | {
-            name: own[name] for name in ("tokens", "positions", "segment_ids")
-        }
+        prompts = Batch(
+            own["tokens"], own["positions"], own["segment_ids"], images=context.prompts.images
+        )
         lines = jax.tree.map(
             lambda x: shifted(x, -1).reshape(rows, candidates * group, *x.shape[2:]), lines
         )

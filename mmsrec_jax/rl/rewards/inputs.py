@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.prompts import Summary, tasks
 
 Array = jax.Array | np.ndarray

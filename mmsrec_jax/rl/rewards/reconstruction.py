@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.models.batch import text_rows
 from mmsrec_jax.prompts import tasks
 from mmsrec_jax.rl.rewards.base import Reward
-from mmsrec_jax.rl.rewards.context import RewardContext, flat, text_batch
+from mmsrec_jax.rl.rewards.context import RewardContext, flat
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Reconstruction(Reward):
     def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         super().__init__(config, source)
         self._form, self._word_tokens = config.reconstruction, config.max_new_tokens
-        self._chat = source.items.prompt_config.chat
-        self._templates = source.items.prompt_config.templates
+        self._chat = source.renderer.prompt_config.chat
+        self._templates = source.renderer.prompt_config.templates
         # Tokens may merge differently at the keywords' edges: a little more than the sum.
         self._room = len(self._question("")) + self._word_tokens + 4
 
@@ -57,7 +58,9 @@ class Reconstruction(Reward):
             count, asked, _ = questions.tokens.shape
             tokens = jnp.repeat(text.tokens, asked, axis=0)[:, None]
             lengths = jnp.repeat(text.lengths, asked)[:, None]
-            logprobs = context.logprobs(text_batch(flat(questions)), tokens, lengths)
+            asking = flat(questions)
+            prompts = text_rows(asking.tokens, asking.lengths)
+            logprobs = context.logprobs(prompts, tokens, lengths)
             return -jnp.sum(logprobs, axis=(1, 2)).reshape(count, asked)
 
         questions = PaddedTexts(own["questions"], own["lengths"])

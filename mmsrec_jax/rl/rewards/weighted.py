@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmsrec_jax.inputs.items import ItemRenderer
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary
 from mmsrec_jax.rl.rewards.base import Reward
-from mmsrec_jax.rl.rewards.context import Batch, RewardContext
+from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import RewardInputs, read_items, shared_inputs
 
 

@@ -9,10 +9,12 @@ import pytest
 import toy_items
 import toy_model
 from flax import nnx
-from tiny_mllm import full_logprobs
+from tiny_mllm import full_logprobs, prompt
 
 from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.batch import Room, collate
 from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.prompts import parse_summary, tasks
 from mmsrec_jax.rl import rewards
 from mmsrec_jax.rl.rewards.semantic import Semantic
@@ -60,8 +62,7 @@ def scores(world, config, *, num_microbatches=1, adapters=None) -> dict[str, np.
         model = nnx.merge(graphdef, adapters, rest)
         return weighted.score(model, batch, inputs, num_microbatches=num_microbatches)
 
-    prompts = {name: value for name, value in batch.items() if name != "index"}
-    return jax.device_get(run(adapters or own, rest, prompts, inputs))
+    return jax.device_get(run(adapters or own, rest, batch.model_inputs(), inputs))
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +70,11 @@ def scored(world):
     return scores(world, config(), num_microbatches=2)
 
 
-def plain(piece) -> dict[str, np.ndarray]:
+def plain(piece, length: int | None = None) -> Batch:
+    """One row of `length` tokens, by default unpadded."""
     n = len(piece.tokens)
-    batch = {
-        "tokens": piece.tokens[None],
-        "positions": piece.positions[None],
-        "segment_ids": np.ones((1, n), np.int32),
-        "suffix_ids": np.zeros((1, n), np.int32),
-    }
-    for image in piece.images:
-        batch |= {
-            "patches": np.zeros((1, 16, 48), np.uint8),
-            "patch_hw": np.zeros((1, 16, 2), np.int32),
-            "patch_image_ids": np.zeros((1, 16), np.int32),
-            "patch_window_ids": np.zeros((1, 16), np.int32),
-        }
-        k = len(image["hw"])
-        batch["patches"][0, :k] = image["patches"]
-        batch["patch_hw"][0, :k] = image["hw"]
-        batch["patch_image_ids"][0, :k] = batch["patch_window_ids"][0, :k] = 1
-    return batch
+    room = Room(1, length or n, 1, patches=16 if piece.images else 0, patch_width=48)
+    return collate([[prompt(piece.tokens, piece.positions, piece.images)]], room).model_inputs()
 
 
 def log_likelihood(model, piece, ids) -> float:
@@ -99,10 +85,10 @@ def log_likelihood(model, piece, ids) -> float:
 
 def test_reconstruction(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     expected = np.zeros((4, 2))
     for b, i in enumerate(INDEX):
-        text = source.items.text(int(i), 12, Counter())
+        text = source.renderer.text(int(i), 12, Counter())
         ids = chat.ids(tasks.answer(templates, text))
 
         def nll(words, ids=ids):
@@ -119,19 +105,16 @@ def test_reconstruction(world, scored):
 
 def test_semantic(world, scored):
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda s, b: nnx.merge(graphdef, s)(b, adapters=False))
 
     def phi(text):
         piece = chat.encode(tasks.answer(templates, text))
         n = len(piece.tokens)
-        batch = plain(piece)
-        for name in batch:
-            batch[name] = np.pad(batch[name], [(0, 0)] * (batch[name].ndim - 1) + [(0, 16 - n)])
-        return np.asarray(forward(state, batch))[0, :n].mean(0)
+        return np.asarray(forward(state, plain(piece, 16)))[0, :n].mean(0)
 
-    texts = np.stack([phi(source.items.text(int(i), 12, Counter())) for i in INDEX])
+    texts = np.stack([phi(source.renderer.text(int(i), 12, Counter())) for i in INDEX])
     words = {
         (b, g): phi(templates.keyword_separator.join(parse_summary(t).keywords))
         for b, row in enumerate(WRITTEN)
@@ -152,7 +135,7 @@ def test_semantic(world, scored):
 def test_image_contrastive(world, scored):
     """Distractors are the next two items of the batch, cyclically; one of the four has no image."""
     source, _, model = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     for b, i in enumerate(INDEX):
         for g, written in enumerate(WRITTEN[b]):
             line = "image: " + ", ".join(parse_summary(written).image)
@@ -162,7 +145,7 @@ def test_image_contrastive(world, scored):
                 other = int(INDEX[(b + k) % 4])
                 if other == toy_items.NO_IMAGE:
                     continue
-                image = source.items.image(other, Counter())
+                image = source.renderer.image(other, Counter())
                 question = tasks.summarize(templates, "", True)
                 prompt = chat.encode(chat.head + question + chat.middle, (image,))
                 values.append(log_likelihood(model, prompt, ids))
@@ -188,7 +171,7 @@ def test_the_reference_is_the_model_without_adapters_whatever_they_have_learned(
 def test_the_paper_s_options(world):
     """Minus the perplexity; a length in tokens of the keywords, cut to `max_new_tokens`."""
     source, _, _ = world
-    chat, templates = source.items.prompt_config.chat, source.items.prompt_config.templates
+    chat, templates = source.renderer.prompt_config.chat, source.renderer.prompt_config.templates
     weights = {"length": 0.5, "reconstruction": 1.0}
     options = dict(reconstruction="perplexity", length="tokens", weights=weights, max_new_tokens=3)
     got = scores(world, config(**options))
