@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -56,9 +57,7 @@ def embed_items(
         own = batch["loss_weights"] > 0
         if patches:
             own |= (batch["tokens"] == model.config.image_token_id) & (batch["segment_ids"] > 0)
-        hidden = model(batch)
-        total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
-        return total / jnp.maximum(own.sum(1), 1)[:, None]
+        return mean_hidden(model, batch, own)
 
     place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
@@ -66,3 +65,11 @@ def embed_items(
     for items, values in per_row(model, dataset, pooled, progress=progress, mesh=mesh):
         found[[place[item] for item in items.tolist()]] = values
     return found
+
+
+def mean_hidden(model: MLLM, batch: dict[str, jax.Array], own: jax.Array) -> jax.Array:
+    """Mean of the final hidden states where `own` bool[B, L] holds: float32[B, hidden]; zeros in
+    rows where it holds nowhere."""
+    hidden = model(batch)
+    total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
+    return total / jnp.maximum(own.sum(1), 1)[:, None]

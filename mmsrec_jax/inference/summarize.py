@@ -81,23 +81,9 @@ def summarize(
 
 
 def make_sampling(model: MLLM, tokenizer: Any, source: SummarySource, **options: Any) -> Sampling:
-    """Sampling of summaries: ends with the turn; never emits what stands for an image, nor rows of
-    the embedding that only pad the vocabulary."""
+    """Sampling of summaries: ends with the turn; see `sampler.chat_sampling`."""
     stop = source.items.prompt_config.chat.stop_id
-    ends = {stop, tokenizer.eos_token_id} - {None}
-    model_config = model.config
-    image = (
-        model_config.image_token_id,
-        model_config.vision_start_token_id,
-        model_config.vision_end_token_id,
-    )
-    unused = range(len(tokenizer), model_config.text.vocab_size)
-    return Sampling(
-        eos_ids=tuple(sorted(ends)),
-        pad_id=stop if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        suppress=(*(i for i in image if i is not None), *unused),
-        **options,
-    )
+    return sampler.chat_sampling(model, tokenizer, stop, **options)
 
 
 def prompts_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
