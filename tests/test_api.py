@@ -149,14 +149,7 @@ def test_vectors_are_the_features_of_a_run(model, tokens):
     catalog = Catalog.from_items(
         [Item(item.id, {"title": item.text["description"]}, item.image) for item in items]
     )
-    chat = Chat(
-        tokens,
-        image_token_id=model.config.image_token_id,
-        vision_start_token_id=model.config.vision_start_token_id,
-        vision_end_token_id=model.config.vision_end_token_id,
-        processor=model.processor,
-    )
-    config = PromptConfig(chat, TEMPLATES["full"], model.processor, fields=("title",))
+    config = PromptConfig(Chat.of(model, tokens), TEMPLATES["full"], model.processor, fields=("title",))
     source = ContentSource(catalog, config, length=64, content="item")
     expected = embed_items(
         model, source, name="items", batch_size=8, patches=16, workers=0,

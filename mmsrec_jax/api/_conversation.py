@@ -29,18 +29,6 @@ def open_tokenizer(tokenizer: "PreTrainedTokenizerBase | str | Path") -> "PreTra
     return tokenizers.load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
-def chat_of(model: MLLM, tokenizer: "PreTrainedTokenizerBase") -> Chat:
-    """How `model` writes conversations and images."""
-    config = model.config
-    return Chat(
-        tokenizer,
-        image_token_id=config.image_token_id,
-        vision_start_token_id=config.vision_start_token_id,
-        vision_end_token_id=config.vision_end_token_id,
-        processor=model.processor,
-    )
-
-
 def encode(
     model: MLLM, chat: Chat, text: str, images: Sequence[np.ndarray], row: int
 ) -> np.ndarray:

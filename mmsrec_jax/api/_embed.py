@@ -12,6 +12,7 @@ from flax import nnx
 from mmsrec_jax.api import _conversation
 from mmsrec_jax.inference.embed import mean_hidden
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
 
@@ -57,7 +58,7 @@ def embed(
     images = [None] * count if images is None else images
     if isinstance(texts, str) or len(images) != count:
         raise UserError(f"{count} texts and {len(images)} images: give lists of one length")
-    chat = _conversation.chat_of(model, _conversation.open_tokenizer(tokenizer))
+    chat = Chat.of(model, _conversation.open_tokenizer(tokenizer))
     listed = [[] if image is None else [image] for image in images]
     rows, owned = [], []
     for row, (text, of_row) in enumerate(zip(texts, listed, strict=True)):

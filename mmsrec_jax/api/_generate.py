@@ -13,6 +13,7 @@ from mmsrec_jax.api import _conversation
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation, Sampling
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
 
@@ -91,7 +92,7 @@ def generate(
     if len(images) != len(prompts):
         raise UserError(f"{len(images)} lists of images for {len(prompts)} prompts; give as many")
     tokenizer = _conversation.open_tokenizer(tokenizer)
-    chat = _conversation.chat_of(model, tokenizer)
+    chat = Chat.of(model, tokenizer)
     sampling = sampler.chat_sampling(
         model,
         tokenizer,
