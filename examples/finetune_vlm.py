@@ -34,6 +34,7 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of the images.")
 _TEXTS = flags.DEFINE_string("texts", None, "Pairs, .jsonl or .csv.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 _STEPS = flags.DEFINE_integer("steps", 500, "Updates.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Peak; a cosine to a tenth follows.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Packed rows of an update.")
 _LENGTH = flags.DEFINE_integer("length", 2048, "Tokens of a row, which holds several pairs.")
 _PATCHES = flags.DEFINE_integer("patches", 8192, "Vision patches of a row.")
@@ -75,7 +76,7 @@ def main(_: list[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         lora_rank=16,
         lora_alpha=32.0,
-        learning_rate=1e-4,
+        learning_rate=_LEARNING_RATE.value,
         log_every=10,
     )
     lora.add(model, settings.lora_rank, settings.lora_alpha, rngs=nnx.Rngs(settings.seed))

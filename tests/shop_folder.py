@@ -14,14 +14,16 @@ USERS, ITEMS = 150, 60
 
 def make(folder: Path) -> None:
     """shop/ (atomic files), runs/shop (SASRec, finished) and models/tiny (a Qwen2.5-VL)."""
-    items, histories, _ = toyshop.generate(
-        **base.get_config().data.toyshop.to_dict()
-        | {"num_users": USERS, "num_items": ITEMS, "num_groups": 3}
-    )
+    items, histories, _ = toyshop.generate(**toyshop_options())
     write_atomic(folder / "shop", items, histories)
     write_model(folder / "models" / "tiny", items)
     config = sequential_config(folder / "shop")
     methods.find(config.method).run(config, folder / "runs" / "shop")
+
+
+def toyshop_options() -> dict:
+    known = base.get_config().data.toyshop.to_dict()
+    return known | {"num_users": USERS, "num_items": ITEMS, "num_groups": 3}
 
 
 def write_atomic(root: Path, items: list[Item], histories: Histories) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.api._dataset import Dataset
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.methods.scoring import Scorer
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry
@@ -66,6 +67,8 @@ def recommend(
         raise UserError(f"{workdir}: no such workdir; name the folder of a finished run")
     if top < 1:
         raise UserError(f"top={top}: must be at least 1")
+    if candidates is not None:
+        return _among(workdir, history, candidates, times)[:top]
     run = _open(workdir, workdir_lib.fingerprint(workdir, "evaluation"))
     catalog = run.dataset.catalog
     past = _indices(catalog, history, "history")
@@ -75,6 +78,27 @@ def recommend(
     ranked = np.argsort(-scores, kind="stable")
     chosen = ranked[~np.isin(ranked, past)][:top]
     return [_recommendation(catalog, int(item), scores[item]) for item in chosen]
+
+
+def _among(
+    workdir: Path,
+    history: Sequence[str],
+    candidates: Sequence[str],
+    times: Sequence[float] | None,
+) -> list[Recommendation]:
+    """All candidates, best first."""
+    if "sft" not in workdir_lib.inputs(workdir, "evaluation"):
+        raise UserError(
+            f"{workdir}: this run has a sequential recommender alone, and no model that looks at "
+            "candidates; leave candidates out"
+        )
+    if len(set(candidates)) < len(candidates):
+        raise UserError("candidates: an item is named twice; name each once")
+    scorer = _scorer(workdir, workdir_lib.fingerprint(workdir, "evaluation"))
+    scores, catalog = scorer.scores(history, candidates, times=times), scorer.catalog
+    items = _indices(catalog, candidates, "candidates")
+    order = np.argsort(-scores, kind="stable")
+    return [_recommendation(catalog, int(items[place]), scores[place]) for place in order]
 
 
 class _Run(NamedTuple):
@@ -89,6 +113,13 @@ def _open(workdir: Path, fingerprint: str) -> _Run:
     name = next(n for n in workdir_lib.inputs(workdir, "evaluation") if n in registry.MODELS)
     recommender = SequentialRecommender.load(workdir / name / "model")
     return _Run(_dataset.of_run(workdir), recommender)
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer(workdir: Path, fingerprint: str) -> Scorer:
+    """As `_open`, of the run's MMSRARec model."""
+    del fingerprint
+    return Scorer(workdir)
 
 
 def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.ndarray:
