@@ -6,7 +6,7 @@
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
 # make bench-loss-memory  memory of the token loss as the batch grows
-# make lint   ruff
+# make lint   ruff, and the types by mypy
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
@@ -47,6 +47,7 @@ bench-loss-memory: $(VENV)/.installed
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) runs

@@ -9,7 +9,7 @@ from flax import nnx
 
 import mmsrec_jax
 from mmsrec_jax.hf.exporting import Adapters
-from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
+from mmsrec_jax.methods.base_model import trained_by
 from mmsrec_jax.models import lora
 from mmsrec_jax.runtime.workdir import Step, run_steps
 from mmsrec_jax.training import weights
@@ -44,7 +44,7 @@ def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 
     model = trained_model(base, trainable)
 
     def sft(directory):
-        weights.save(directory / WEIGHTS, model, lora.trainable(trainable))
+        weights.save(trained_by(workdir, directory.name), model, lora.trainable(trainable))
 
     start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
     config = {"model": start, "sft": _LORA}
@@ -62,10 +62,10 @@ def scratch_run(workdir: Path, base: Path):
             shutil.copy(base / name, directory)
 
     def warmup(directory):
-        weights.save(directory / WEIGHTS, mmsrec_jax.load(base), nnx.Param)
+        weights.save(trained_by(workdir, directory.name), mmsrec_jax.load(base), nnx.Param)
 
     def summarizer(directory):
-        weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
+        weights.save(trained_by(workdir, directory.name), model, nnx.LoRAParam)
 
     run_steps(
         workdir,

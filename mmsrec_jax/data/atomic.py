@@ -4,9 +4,10 @@ Tab-separated UTF-8 with a header of `name:type`, type one of token, token_seq, 
 """
 
 import gzip
+import io
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +26,17 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
 _BLOCK = 1 << 23  # bytes; also the longest row
 
 
-class AtomicItems(Sequence[Item]):
+class AtomicItems:
     """The items in file order, images read from disk one by one as they are asked for."""
 
-    def __init__(self, ids, text, category, attributes, images: dict[str, Path]):
+    def __init__(
+        self,
+        ids: list[str],
+        text: dict[str, list[str]],
+        category: list[str] | None,
+        attributes: dict[str, list[str]],
+        images: dict[str, Path],
+    ):
         self.ids = ids
         self._text = text
         self._category = category
@@ -49,6 +57,9 @@ class AtomicItems(Sequence[Item]):
             attributes={name: column[i] for name, column in self._attributes.items() if column[i]},
         )
 
+    def __iter__(self) -> Iterator[Item]:
+        return (self[i] for i in range(len(self)))
+
     @property
     def has_image(self) -> np.ndarray:
         """bool[N]: a file exists, sound or not."""
@@ -61,7 +72,7 @@ class AtomicItems(Sequence[Item]):
     def select(self, kept: np.ndarray) -> "AtomicItems":
         """The items at the indices `kept`, in that order."""
 
-        def take(column):
+        def take(column: list[str]) -> list[str]:
             return [column[i] for i in kept.tolist()]
 
         return AtomicItems(
@@ -233,9 +244,8 @@ class _Table:
     def unique_ids(self, name: str) -> list[str]:
         values, codes = self.codes(name)
         if len(values) < len(codes):
-            seen: set[str] = set()
-            repeated = (cell in seen or seen.add(cell) for cell in self.strings(name))
-            row = next(row for row, hit in enumerate(repeated) if hit)
+            is_new = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0  # codes count upwards
+            row = int(np.argmin(is_new))
             self._blame_row(row, f"{name} {values[codes[row]]!r} occurs a second time")
         return values
 
@@ -249,7 +259,7 @@ class _Table:
             self._blame(name, lambda cell: not _is_number(cell), "is not a number")
         return values
 
-    def _blame(self, name, is_bad, problem) -> None:
+    def _blame(self, name: str, is_bad: Callable[[str], bool], problem: str) -> None:
         cells = self.strings(name)
         row = next(row for row, cell in enumerate(cells) if is_bad(cell))
         self._blame_row(row, f"{name} {cells[row]!r} {problem}")
@@ -298,8 +308,8 @@ def _lines(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}: damaged, unpack or copy it again: {error}") from error
 
 
-def _open_bytes(path: Path):
-    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+def _open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _text(raw: bytes, path: Path, line: int) -> str:

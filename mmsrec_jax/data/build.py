@@ -1,5 +1,6 @@
 """From a config to a prepared data set: read or generate, filter, split, store, report."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
-from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.data.records import Catalog, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime.errors import UserError
 
@@ -39,10 +40,12 @@ def build(config: ConfigDict, directory: Path) -> None:
     Raises:
       UserError: bad input, see `atomic.read` and `splits`; or nothing is left after filtering.
     """
+    items: list[Item] | atomic.AtomicItems
+    image_name: Callable[[str], str] = str
     if config.source == "toyshop":
         items, histories, world = toyshop.generate(**config.toyshop)
         world.save(directory / _WORLD)
-        report, image_name = Report(source="toyshop, generated"), str
+        report = Report(source="toyshop, generated")
         report.read = describe(histories, len(items))
     elif config.source == "atomic":
         items, histories, report = _read_atomic(config)

@@ -54,7 +54,7 @@ def standardized(rows: np.ndarray) -> np.ndarray:
     A row of zeros says that an item lacks the feature: it does not count, and stays (*ours*).
     Hidden states of language models have a few columns that would drown all others.
     """
-    known = rows.any(1)
+    known: np.ndarray = (rows != 0).any(1)
     if not known.any():
         return rows
     mean, deviation = rows[known].mean(0, np.float64), rows[known].std(0, np.float64)

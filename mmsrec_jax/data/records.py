@@ -1,8 +1,9 @@
 """What every later step sees of a data set: items, a catalog of them, histories and a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,12 @@ class Item:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
+class ItemSource(Protocol):
+    """Items one by one, read when they are asked for."""
+
+    def __getitem__(self, i: int) -> Item: ...
+
+
 class Catalog:
     """Items by index. Picklable when `source` is; holds no text and no pixels itself.
 
@@ -33,7 +40,7 @@ class Catalog:
       has_image: bool[N].
     """
 
-    def __init__(self, source: Sequence[Item], ids: np.ndarray, has_image: np.ndarray):
+    def __init__(self, source: ItemSource, ids: np.ndarray, has_image: np.ndarray):
         self._source = source
         self.ids = np.asarray(ids, dtype=np.str_)
         self.has_image = np.asarray(has_image, dtype=bool)
@@ -42,7 +49,9 @@ class Catalog:
     def from_items(cls, items: Iterable[Item]) -> "Catalog":
         """A catalog in memory, for small or generated data."""
         items = list(items)
-        return cls(items, [item.id for item in items], [item.image is not None for item in items])
+        ids = np.array([item.id for item in items], dtype=np.str_)
+        has_image = np.array([item.image is not None for item in items], dtype=bool)
+        return cls(items, ids, has_image)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "index"}
@@ -51,9 +60,12 @@ class Catalog:
         return len(self.ids)
 
     def __getitem__(self, i: int) -> Item:
-        if not 0 <= i < len(self):  # IndexError also ends iteration
+        if not 0 <= i < len(self):
             raise IndexError(f"item {i} of a catalog of {len(self)}")
         return self._source[i]
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[i] for i in range(len(self)))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -62,9 +74,8 @@ class Catalog:
 
     def image(self, i: int) -> np.ndarray | None:
         """uint8[height, width, 3], or None when the item has no image."""
-        if not self.has_image[i]:
-            return None
-        return images.decode(self[i].image)
+        encoded = self[i].image if self.has_image[i] else None
+        return None if encoded is None else images.decode(encoded)
 
     def text(self, i: int, fields: Sequence[str] | None = None) -> str:
         """The texts of the fields that the item has (all, or those named, in that order)."""
@@ -90,7 +101,7 @@ class Histories:
     ratings: np.ndarray | None = None
     clock: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, dtype in _HISTORY_TYPES.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
@@ -103,7 +114,15 @@ class Histories:
             raise ValueError(f"{len(self.ratings)} ratings for {total} interactions")
 
     @classmethod
-    def from_rows(cls, users, user_of_row, items, timestamps, ratings=None, clock=True):
+    def from_rows(
+        cls,
+        users: Sequence[str] | np.ndarray,
+        user_of_row: np.ndarray,
+        items: np.ndarray,
+        timestamps: np.ndarray,
+        ratings: np.ndarray | None = None,
+        clock: bool = True,
+    ) -> "Histories":
         """Groups rows in any order; rows of a user with equal timestamps keep their order.
 
         users: str[U]; user_of_row: int[T] indices into it; the rest as in the class.
@@ -111,7 +130,7 @@ class Histories:
         order = np.lexsort((timestamps, user_of_row))
         counts = np.bincount(user_of_row, minlength=len(users))
         return cls(
-            users=users,
+            users=np.asarray(users, np.str_),
             offsets=np.concatenate([[0], np.cumsum(counts)]),
             items=np.asarray(items)[order],
             timestamps=np.asarray(timestamps)[order],

@@ -1,7 +1,9 @@
-"""Item sequences as rectangles: outside the heads, ids are catalog indices and -1 is padding."""
+"""Item sequences as rectangles: outside the models, ids are catalog indices and -1 is padding."""
 
 import numpy as np
+import numpy.typing as npt
 
+from mmsrec_jax.data.records import Histories
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -10,7 +12,9 @@ def power_of_two(count: int) -> int:
     return 1 << max(int(count) - 1, 0).bit_length()
 
 
-def gather_ragged(values: np.ndarray, starts, lengths, width: int) -> np.ndarray:
+def gather_ragged(
+    values: np.ndarray, starts: npt.ArrayLike, lengths: npt.ArrayLike, width: int
+) -> np.ndarray:
     """Rows `values[start : start + length]`, right-padded with -1: [R, width].
 
     float64 for float64 values, else int32.
@@ -24,7 +28,7 @@ def gather_ragged(values: np.ndarray, starts, lengths, width: int) -> np.ndarray
     return np.where(inside, values[at], -1).astype(dtype)
 
 
-def before(histories, rows: np.ndarray, length: int) -> np.ndarray:
+def before(histories: Histories, rows: np.ndarray, length: int) -> np.ndarray:
     """The last `length` items before each row's target: int32[R, length].
 
     rows int[R, 2] holds (user, position), as in a Split.
@@ -32,18 +36,18 @@ def before(histories, rows: np.ndarray, length: int) -> np.ndarray:
     return _before(histories.items, histories, rows, length)
 
 
-def times_before(histories, rows: np.ndarray, length: int) -> np.ndarray:
+def times_before(histories: Histories, rows: np.ndarray, length: int) -> np.ndarray:
     """When the items of `before` were taken: float64[R, length], -1 at padding."""
     return _before(histories.timestamps, histories, rows, length)
 
 
-def _before(values, histories, rows, length):
+def _before(values: np.ndarray, histories: Histories, rows: np.ndarray, length: int) -> np.ndarray:
     rows = np.asarray(rows, np.int64)
     start = np.maximum(rows[:, 1] - length, 0)
     return gather_ragged(values, histories.offsets[rows[:, 0]] + start, rows[:, 1] - start, length)
 
 
-def targets(histories, rows: np.ndarray) -> np.ndarray:
+def targets(histories: Histories, rows: np.ndarray) -> np.ndarray:
     """The item at each row's position: int32[R]."""
     rows = np.asarray(rows, np.int64)
     return histories.items[histories.offsets[rows[:, 0]] + rows[:, 1]].astype(np.int32)

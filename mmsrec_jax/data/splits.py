@@ -80,7 +80,15 @@ def subset(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))]
 
 
-def _split(histories: Histories, *, kind, train_end, validation, test, counts) -> Split:
+def _split(
+    histories: Histories,
+    *,
+    kind: str,
+    train_end: np.ndarray,
+    validation: np.ndarray,
+    test: np.ndarray,
+    counts: dict[str, int],
+) -> Split:
     user = histories.user_of_row
     position = np.arange(len(user)) - histories.offsets[user]
     training = position < train_end[user]
@@ -102,7 +110,7 @@ def _split(histories: Histories, *, kind, train_end, validation, test, counts) -
     )
 
 
-def _earlier_than_training(histories, train_end, tested) -> int:
+def _earlier_than_training(histories: Histories, train_end: np.ndarray, tested: np.ndarray) -> int:
     """Test targets before the latest training interaction, which is never their own user's."""
     user = histories.user_of_row
     training = np.arange(len(user)) - histories.offsets[user] < train_end[user]

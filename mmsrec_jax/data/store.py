@@ -20,8 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
@@ -52,12 +54,12 @@ class Written:
     fingerprint: str
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes a stream of examples in the order given."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, examples: Iterable[dict], **kwargs):
+    def __init__(self, *, examples: Iterable[dict], **kwargs: Any):
         self._examples = examples
         super().__init__(**kwargs)
 
@@ -65,14 +67,14 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = tfds.features.FeaturesDict(self.features())
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self):
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         yield from enumerate(self._examples)
 
 
-class _ItemsBuilder(_Builder, skip_registration=True):
+class _ItemsBuilder(_Builder, skip_registration=True):  # type: ignore[call-arg]
     name = "items"
 
     @staticmethod
@@ -89,12 +91,12 @@ class _ItemsBuilder(_Builder, skip_registration=True):
         }
 
 
-class _HistoriesBuilder(_Builder, skip_registration=True):
+class _HistoriesBuilder(_Builder, skip_registration=True):  # type: ignore[call-arg]
     name = "histories"
 
     @staticmethod
     def features() -> dict:
-        def array(dtype):
+        def array(dtype: npt.DTypeLike) -> tfds.features.Tensor:
             # As bytes: tf.train.Example keeps floats in 32 bits, too few for Unix seconds.
             return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
 
@@ -111,7 +113,7 @@ class _StoredItems:
 
     def __init__(self, directory: Path):
         self._directory = directory
-        self._opened = (None, None)
+        self._opened: tuple[int | None, Any] = (None, None)  # process, data source
 
     def __getstate__(self) -> dict:
         return {"_directory": self._directory, "_opened": (None, None)}
@@ -186,10 +188,19 @@ def fingerprint(directory: str | Path) -> str:
     return _checked_manifest(Path(directory).resolve())["fingerprint"]
 
 
-def _write_into(directory, items, histories, image_name) -> Written:
+def _write_into(
+    directory: Path,
+    items: Iterable[Item],
+    histories: Histories,
+    image_name: Callable[[str], str],
+) -> Written:
     digest = hashlib.sha256(f"mmsrec_jax store {FORMAT}".encode())
-    ids, has_image, categories, corrupt = [], [], 0, []
-    text, attributes = Counter(), Counter()
+    ids: list[str] = []
+    has_image: list[bool] = []
+    corrupt: list[tuple[str, str]] = []
+    text: Counter[str] = Counter()
+    attributes: Counter[str] = Counter()
+    categories = 0
 
     def item_examples() -> Iterator[dict]:
         nonlocal categories
@@ -224,7 +235,7 @@ def _write_into(directory, items, histories, image_name) -> Written:
     index = pa.table({"id": ids, "has_image": has_image})
     pq.write_table(index, directory / "index.parquet")
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "fingerprint": digest.hexdigest(),
         "items": len(ids),
@@ -330,7 +341,7 @@ def _checked_manifest(directory: Path) -> dict:
     return manifest
 
 
-def _data_source(directory: Path, name: str):
+def _data_source(directory: Path, name: str) -> Any:
     builder = tfds.builder_from_directory(str(directory / name / str(_Builder.VERSION)))
     return builder.as_data_source(split="train")
 
@@ -344,12 +355,12 @@ def _read_histories(directory: Path, manifest: dict) -> Histories:
     def column(name: str) -> list[bytes]:
         return [example[name].bytes_list.value[0] for example in examples]
 
-    def joined(name: str, dtype) -> np.ndarray:
+    def joined(name: str, dtype: npt.DTypeLike) -> np.ndarray:
         return np.frombuffer(b"".join(column(name)), dtype)
 
     item_bytes = [len(value) for value in column("items")]
     return Histories(
-        users=[user.decode() for user in column("user")],
+        users=np.array([user.decode() for user in column("user")]),
         offsets=np.concatenate([[0], np.cumsum(item_bytes, dtype=np.int64) // 4]),
         items=joined("items", np.int32),
         timestamps=joined("timestamps", np.float64),

@@ -13,6 +13,8 @@ shows only in what users choose one after another: it takes similar users to kno
 
 import dataclasses
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -93,19 +95,20 @@ class World:
         """Number of values of each visible factor."""
         return tuple(len(VALUES[name]) for name in self.factors)
 
-    def save(self, path) -> None:
-        fields = {k: getattr(self, k) for k in _STORED}
+    def save(self, path: str | Path) -> None:
+        fields: dict[str, Any] = {k: getattr(self, k) for k in _STORED}
         fields |= {f"attribute_{k}": v for k, v in self.attributes.items()}
         fields |= {f"weight_{k}": v for k, v in self.weights.items()}
         np.savez(path, **fields)
 
     @classmethod
-    def load(cls, path) -> "World":
+    def load(cls, path: str | Path) -> "World":
         with np.load(path) as f:
+            stored: dict[str, Any] = {k: f[k] if f[k].ndim else float(f[k]) for k in _STORED}
             return cls(
                 attributes={k[10:]: f[k] for k in f.files if k.startswith("attribute_")},
                 weights={k[7:]: float(f[k]) for k in f.files if k.startswith("weight_")},
-                **{k: f[k] if f[k].ndim else float(f[k]) for k in _STORED},
+                **stored,
             )
 
 
@@ -220,13 +223,14 @@ def draw(color: str, pattern: str, shape: str, background: str, rng: np.random.G
 def _item(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generator) -> Item:
     values = {name: VALUES[name][attributes[name][index]] for name in VALUES}
     description = _DESCRIPTIONS[int(rng.integers(len(_DESCRIPTIONS)))].format(**values)
+    color, pattern, shape, background = (values[name] for name in IMAGE_ATTRIBUTES)
     return Item(
         id=f"i{index:04d}",
         text={
             "title": "{material} {occasion} {product}".format(**values),
             "description": description,
         },
-        image=draw(*(values[name] for name in IMAGE_ATTRIBUTES), rng),
+        image=draw(color, pattern, shape, background, rng),
         category=values["product"],
         attributes={name: values[name] for name in NAMED_ATTRIBUTES},
     )

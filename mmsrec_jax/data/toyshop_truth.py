@@ -91,7 +91,7 @@ class Truth:
     def _transition(self, group: int) -> np.ndarray:
         """[states, states]: each favorite follows the group, is redrawn, or stays."""
         pull, drift = self._world.pull, self._world.drift
-        matrix = np.ones((1, 1))
+        matrix: np.ndarray = np.ones((1, 1))
         for column, size in zip(self._columns, self._sizes, strict=True):
             factor = (1.0 - pull - drift) * np.eye(size) + drift / size
             factor[:, self._world.leads_to[group, column]] += pull

@@ -1,1 +1,1 @@
-""""""
+"""How well systems rank: protocols, ranks, metrics, tables, comparisons, scaling laws."""

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import scipy.sparse
 
+from mmsrec_jax.data.records import Histories, Split
+
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def training_mask(histories, split) -> np.ndarray:
+def training_mask(histories: Histories, split: Split) -> np.ndarray:
     """bool[T]: which interactions are training ones."""
     at = np.arange(len(histories.items)) - np.repeat(histories.offsets[:-1], histories.lengths)
     return at < np.repeat(split.train_end, histories.lengths)
@@ -37,7 +39,7 @@ class Popularity:
 
     name = "popularity"
 
-    def __init__(self, histories, split, num_items: int):
+    def __init__(self, histories: Histories, split: Split, num_items: int):
         items = histories.items[training_mask(histories, split)]
         self.counts = np.bincount(items, minlength=num_items).astype(np.float32)
 
@@ -56,7 +58,7 @@ class Cooccurrence:
 
     name = "cooccurrence"
 
-    def __init__(self, histories, split, num_items: int, *, window: int = 5):
+    def __init__(self, histories: Histories, split: Split, num_items: int, *, window: int = 5):
         keep = training_mask(histories, split)
         users, items = histories.user_of_row[keep], histories.items[keep]
         weights = scipy.sparse.csr_matrix((num_items, num_items), dtype=np.float32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.evaluation.baselines import training_mask
 
 PER_ROW = ("popularity", "novelty")
@@ -26,7 +27,7 @@ class Training:
     num_users: int
 
     @classmethod
-    def of(cls, histories, split, num_items: int) -> "Training":
+    def of(cls, histories: Histories, split: Split, num_items: int) -> "Training":
         keep = training_mask(histories, split)
         items, users = histories.items[keep].astype(np.int64), histories.user_of_row[keep]
         pairs = np.unique(users * num_items + items)
@@ -74,7 +75,7 @@ def novelty(top: np.ndarray, k: int, training: Training) -> np.ndarray:
     return _mean_of_listed(top[:, :k], -np.log2(share))
 
 
-def _mean_of_listed(listed, values):
+def _mean_of_listed(listed: np.ndarray, values: np.ndarray) -> np.ndarray:
     known = listed >= 0
     total = np.where(known, values[np.maximum(listed, 0)], 0).sum(1)
     return total / np.maximum(known.sum(1), 1)

@@ -12,16 +12,17 @@ AUC counts a tie as half either way, the usual Mann-Whitney definition. With one
 Recall@k equals HR@k; both are given, each under its name.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mmsrec_jax.runtime.errors import UserError
 
 CUTOFFS = (1, 5, 10, 20)
+_NO_LISTS = np.zeros((0, 0), np.int32)
 PESSIMISTIC, EXPECTED = "pessimistic", "expected"
-_GAINS = {
+_GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "hr": lambda rank: np.ones(len(rank)),
     "recall": lambda rank: np.ones(len(rank)),
     "ndcg": lambda rank: 1 / np.log2(rank + 1),  # the ideal DCG of one target is 1
@@ -44,12 +45,12 @@ class Ranks:
     ranks: np.ndarray
     candidates: np.ndarray
     ties: np.ndarray
-    top: np.ndarray | None = None
+    top: np.ndarray = field(default_factory=lambda: _NO_LISTS)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("users", "targets", "ranks", "candidates", "ties"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.int32))
-        top = np.zeros((len(self), 0)) if self.top is None else self.top
+        top = np.zeros((len(self), 0)) if self.top is _NO_LISTS else self.top
         object.__setattr__(self, "top", np.asarray(top, np.int32))
 
     def __len__(self) -> int:
@@ -107,18 +108,18 @@ def check_cutoffs(cutoffs: Sequence[int], candidates: int) -> None:
         )
 
 
-def _gain(name, k, ranks, ties):
-    """Mean gain over the places ranks - ties .. ranks, all equally likely for the target."""
+def _gain(name: str, k: int, ranks: np.ndarray, ties: np.ndarray | int) -> np.ndarray:
+    """Mean gain over the positions ranks - ties .. ranks, all equally likely for the target."""
     total = np.concatenate([[0.0], np.cumsum(_GAINS[name](np.arange(1, k + 1)))])
     return (total[np.minimum(ranks, k)] - total[np.minimum(ranks - ties - 1, k)]) / (ties + 1)
 
 
-def _auc(ranks):
+def _auc(ranks: Ranks) -> np.ndarray:
     """Share of negatives scored below the target, ties counting half; .5 without a negative."""
     negatives = ranks.candidates.astype(np.int64) - 1
     below = negatives + 1 - ranks.ranks + 0.5 * ranks.ties
     return np.where(negatives > 0, below / np.maximum(negatives, 1), 0.5)
 
 
-def _joined(values):
+def _joined(values: Sequence[int]) -> str:
     return ",".join(map(str, values))

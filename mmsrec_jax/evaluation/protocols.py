@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsrec_jax.data import sequences
+from mmsrec_jax.data.records import Histories
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 
@@ -91,7 +92,9 @@ def full_digest(rows: np.ndarray) -> str:
     return _digest(rows)
 
 
-def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -> Candidates:
+def sampled(
+    histories: Histories, rows: np.ndarray, *, n: int, seed: int, num_items: int
+) -> Candidates:
     """One target and n uniform negatives per row, none of them anywhere in the user's full history.
 
     rows int32[R, 2] as in a Split. The full history, test target included, so that a later purchase
@@ -131,7 +134,7 @@ def sampled(histories, rows: np.ndarray, *, n: int, seed: int, num_items: int) -
     return Candidates(rows, items, positive, seed)
 
 
-def _digest(*arrays):
+def _digest(*arrays: np.ndarray) -> str:
     content = hashlib.sha256()
     for array in arrays:
         content.update(repr(array.shape).encode())
@@ -139,7 +142,9 @@ def _digest(*arrays):
     return content.hexdigest()
 
 
-def _unusable(negatives, users, known, num_items):
+def _unusable(
+    negatives: np.ndarray, users: np.ndarray, known: np.ndarray, num_items: int
+) -> np.ndarray:
     """True where a draw is in the user's history or repeats an earlier draw of its row."""
     keys = users[:, None] * num_items + negatives
     at = np.minimum(np.searchsorted(known, keys), len(known) - 1)

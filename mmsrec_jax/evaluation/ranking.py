@@ -5,16 +5,19 @@ histories padded with -1. Scores stay on the device; only ranks come back.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsrec_jax.data import sequences
+from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.runtime import processes
@@ -22,16 +25,26 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 from mmsrec_jax.runtime.progress import Progress
 
+Array = jax.Array | np.ndarray
+# (scores [B, items], what the user had before [B, L], targets [B], row numbers [B]) to (rank,
+# candidates and ties [3, B], lists [B, top], whether a score is NaN)
+_Rank = Callable[
+    [jax.Array, np.ndarray, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array, jax.Array]
+]
+
 
 class System(Protocol):
-    name: str
+    """Anything that scores the catalog from histories."""
 
-    def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array: ...
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> Array: ...
 
 
 def full(
     system: System,
-    histories,
+    histories: Histories,
     rows: np.ndarray,
     *,
     chunk: int = 128,
@@ -53,7 +66,9 @@ def full(
     )  # fmt: skip
 
 
-def sampled(system: System, histories, candidates: Candidates, *, chunk: int = 256) -> Ranks:
+def sampled(
+    system: System, histories: Histories, candidates: Candidates, *, chunk: int = 256
+) -> Ranks:
     """Ranks each row's target among its frozen candidates. Raises UserError when a score is NaN."""
     return _in_chunks(
         system, histories, candidates.rows, chunk,
@@ -81,7 +96,7 @@ def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
 
 
 def full_from_scores(
-    name: str, scores: np.ndarray, histories, rows: np.ndarray, *, top: int = 0
+    name: str, scores: np.ndarray, histories: Histories, rows: np.ndarray, *, top: int = 0
 ) -> Ranks:
     """`full` from ready scores of the whole catalog: float[R, items], aligned with `rows`.
 
@@ -106,7 +121,15 @@ def full_from_scores(
     )
 
 
-def _in_chunks(system, histories, rows, chunk, rank, top=0, progress=True):
+def _in_chunks(
+    system: System,
+    histories: Histories,
+    rows: np.ndarray,
+    chunk: int,
+    rank: _Rank,
+    top: int = 0,
+    progress: bool = True,
+) -> Ranks:
     longest = max(int(rows[:, 1].max(initial=1)), 1)
     chunk = min(chunk, max(len(rows), 1))
     targets = sequences.targets(histories, rows)
@@ -126,11 +149,14 @@ def _in_chunks(system, histories, rows, chunk, rank, top=0, progress=True):
         counts[:, at], lists[at] = processes.fetch(counted), processes.fetch(best)
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
-    return Ranks(rows[:, 0], targets, *counts, lists)
+    ranks, competing, ties = counts
+    return Ranks(rows[:, 0], targets, ranks, competing, ties, lists)
 
 
 @functools.partial(jax.jit, static_argnames="top")
-def _rank_full(scores, past, targets, top):
+def _rank_full(
+    scores: jax.Array, past: jax.Array, targets: jax.Array, top: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     row = jnp.arange(len(scores))
     past = jnp.where(past < 0, scores.shape[1], past)  # out of bounds: dropped
     competes = jnp.ones(scores.shape, bool).at[row[:, None], past].set(False, mode="drop")
@@ -152,7 +178,9 @@ def _rank_full(scores, past, targets, top):
 
 
 @jax.jit
-def _rank_gathered(scores, candidates, targets):
+def _rank_gathered(
+    scores: jax.Array, candidates: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     row = jnp.arange(len(scores))
     own = scores[row, targets][:, None]
     among = jnp.take_along_axis(scores, candidates, 1)
@@ -166,7 +194,7 @@ def _rank_gathered(scores, candidates, targets):
     return counted, jnp.zeros((len(scores), 0), jnp.int32), jnp.isnan(among).any()
 
 
-def _best(scores, top):
+def _best(scores: np.ndarray, top: int) -> np.ndarray:
     """The host's `top_k`: int32[R, top] in the same order, without sorting whole rows."""
     found = np.full((len(scores), top), -1, np.int32)
     width = min(top, scores.shape[1])
@@ -183,7 +211,7 @@ def _best(scores, top):
     return found
 
 
-def _no_nan(name, scores):
+def _no_nan(name: str, scores: npt.ArrayLike) -> None:
     if np.isnan(scores).any():
         raise UserError(f"system {name}: a score is NaN; its weights or its input are broken")
 
@@ -216,9 +244,10 @@ def read_ranks(path: str | Path) -> tuple[Ranks, dict[str, str]]:
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: column {missing[0]} is missing; it is not a ranks file")
-    top = None
+    top = np.zeros((len(table), 0), np.int32)
     if "top" in table.column_names:
         width = table.schema.field("top").type.list_size
         top = table["top"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    return Ranks(*(table[name].to_numpy() for name in names), top), metadata
+    users, targets, ranks, candidates, ties = (table[name].to_numpy() for name in names)
+    return Ranks(users, targets, ranks, candidates, ties, top), metadata

@@ -64,5 +64,5 @@ def is_shown(name: str) -> bool:
     return not name.startswith("recall@") and name not in ("ndcg@1", "mrr@1")
 
 
-def _cell(value) -> str:
+def _cell(value: str | float) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)

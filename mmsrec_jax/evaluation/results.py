@@ -119,7 +119,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(_seedless(config), sort_keys=True).encode()).hexdigest()
 
 
-def _seedless(value):
+def _seedless(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _seedless(inner) for name, inner in value.items() if name != "seed"}
     return value

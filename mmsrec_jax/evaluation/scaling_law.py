@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import least_squares
@@ -48,13 +49,13 @@ class Law:
     exponent: float
     unit: float
 
-    def __call__(self, flops: np.ndarray) -> np.ndarray:
+    def __call__(self, flops: npt.ArrayLike) -> np.ndarray:
         return self.irreducible + self.scale * (np.asarray(flops) / self.unit) ** -self.exponent
 
 
 def total_flops(log: Iterable[Mapping[str, float]]) -> float:
     """What the steps of a `metrics.jsonl` took, by `training.metering`."""
-    total, done = 0.0, 0
+    total = done = 0.0
     for line in log:
         if "time/flops_per_second" in line:
             per_step = line["time/flops_per_second"] * line["time/seconds_per_step"]
@@ -69,7 +70,8 @@ def read(runs: Sequence[Path]) -> list[Point]:
     Raises:
       UserError: a run has not finished, or differs from the first in more than its model.
     """
-    points, first = [], None
+    points: list[Point] = []
+    first: dict[str, dict] | None = None
     for run in runs:
         finished(run, "validation", same=("sft", "data"))
         held = {name: finished(run, name) for name in ("data", "sft", "validation")}
@@ -112,11 +114,11 @@ def fit(
     unit = math.exp(np.mean(np.log(flops)))
     x, y = np.log(flops / unit), np.log(loss)
 
-    def residuals(parameters):
+    def residuals(parameters: np.ndarray) -> np.ndarray:
         irreducible, scale, exponent = parameters
         return np.logaddexp(irreducible, scale - np.exp(exponent) * x) - y
 
-    def jacobian(parameters):
+    def jacobian(parameters: np.ndarray) -> np.ndarray:
         irreducible, scale, exponent = parameters
         falling = scale - np.exp(exponent) * x
         share = np.exp(falling - np.logaddexp(irreducible, falling))  # of the loss that falls
@@ -127,7 +129,8 @@ def fit(
         start = np.log([loss.min() / 2, loss.min() / 2, exponent])
         found.append(least_squares(residuals, start, jacobian, loss="huber", f_scale=_HUBER))
     best = min(found, key=lambda result: result.cost)
-    return Law(*np.exp(best.x).tolist(), unit)
+    irreducible, scale, exponent = np.exp(best.x).tolist()
+    return Law(irreducible, scale, exponent, unit)
 
 
 def resample(
@@ -204,7 +207,7 @@ def study(
     flops, loss = np.array([p.flops for p in points]), np.array([p.loss for p in points])
     law = fit(flops, loss)
     laws = resample(law, flops, loss, resamples=resamples, seed=seed)
-    predictions = [
+    predictions: list[dict[str, Any]] = [
         {"flops": c, "loss": float(law(c)), "interval": interval(float(one(c)) for one in laws)}
         for c in predict
     ]

@@ -10,6 +10,7 @@
 
 import numpy as np
 
+from mmsrec_jax.data.records import Split
 from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.metrics import Ranks
 
@@ -18,7 +19,12 @@ COLD, HEAD_SHARE = 5, 0.5
 
 
 def slices(
-    ranks: Ranks, training: Training, split, *, cold: int = COLD, head_share: float = HEAD_SHARE
+    ranks: Ranks,
+    training: Training,
+    split: Split,
+    *,
+    cold: int = COLD,
+    head_share: float = HEAD_SHARE,
 ) -> dict[str, np.ndarray]:
     """Name -> bool[n] over the rows of `ranks`, the whole first."""
     of_target = training.interactions[ranks.targets]

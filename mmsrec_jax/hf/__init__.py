@@ -1,0 +1,1 @@
+"""Hugging Face directories in and out: configs, weights, tokenizers, image processors."""

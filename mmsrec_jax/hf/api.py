@@ -104,6 +104,6 @@ def _pack_patches(rows: list[list[dict]]) -> dict[str, np.ndarray]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(graphdef, state, batch):
+def _logits(graphdef: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
     model = nnx.merge(graphdef, state)
     return model.unembed(model(batch))

@@ -81,7 +81,8 @@ def of_model(model: MLLM) -> Parameters:
     """
     if lora.adapted(model):
         raise UserError("the model has adapters, which would be lost; lora.merge(model) first")
-    state = {".".join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    state = {".".join(map(str, path)): leaf for path, leaf in flat}
 
     def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
         value = state[leaf.path][...]
@@ -107,7 +108,7 @@ def merged(base: Parameters, adapters: Adapters) -> Parameters:
 
     def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
         value, linear = base(leaf, layer), leaf.path.removesuffix(".kernel")
-        if linear == leaf.path or linear not in adapters.factors:
+        if layer is None or linear == leaf.path or linear not in adapters.factors:
             return value
         return value.astype(np.float32) + adapters.update(linear, layer)
 
@@ -149,7 +150,7 @@ def write_model(
                 f"{directory}: the model takes {total / 2**30:.1f} GiB, the disk has "
                 f"{free / 2**30:.1f} GiB free; choose another place"
             )
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             file = file if len(shards) > 1 else SINGLE
@@ -235,7 +236,8 @@ def _config(directory: Path) -> MLLMConfig:
 
 def _shapes(config: MLLMConfig) -> dict[str, tuple[int, ...]]:
     model = nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0)))
-    return {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): leaf.shape for path, leaf in flat}
 
 
 def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
@@ -248,7 +250,8 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
     shapes, plan, planned = _shapes(config), [], set()
     for name, leaves in by_name.items():
         leaves.sort(key=lambda leaf: leaf.part)
-        shape, layers = shapes[leaves[0].path], (None,)
+        shape = shapes[leaves[0].path]
+        layers: Sequence[int | None] = (None,)
         if leaves[0].stacked:
             shape, layers = shape[1:], range(shape[0])
         for layer in layers:
@@ -257,20 +260,27 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
             theirs = mapping.module(ours) if held is None else held.on_disk(ours)
             plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
             planned.add(ours)
+    # The copy of a tied head would contradict an embedding that was trained.
+    made = planned | ({"lm_head.weight"} if config.text.tied else set())
+    return plan if held is None else [*plan, *_carried_over(held, made)]
+
+
+def _carried_over(held: Tensors, made: set[str]) -> Iterator[_Tensor]:
+    """The tensors of the base that the model does not make."""
     left_out = 0
-    for name in held or ():
-        # The copy of a tied head would contradict an embedding that was trained.
-        if name in planned or (config.text.tied and name == "lm_head.weight"):
+    for name in held:
+        if name in made:
             continue
         shape, dtype = held.header(name)
         if dtype in FLOATING:
             part = functools.partial(held.read, name, shape)
-            plan.append(_Tensor(held.on_disk(name), shape, (part,)))
+            yield _Tensor(held.on_disk(name), shape, (part,))
         else:
             left_out += 1
     if left_out:
-        logging.warning("export: %d tensors of %s are no weights; left out", left_out, base)
-    return plan
+        logging.warning(
+            "export: %d tensors of %s are no weights; left out", left_out, held.directory
+        )
 
 
 def _part(parameters: Parameters, leaf: ParamSpec, layer: int | None) -> np.ndarray:
@@ -278,7 +288,8 @@ def _part(parameters: Parameters, leaf: ParamSpec, layer: int | None) -> np.ndar
 
 
 def _shards(tensors: Sequence[_Tensor], size: int, limit: int) -> list[list[_Tensor]]:
-    shards, used = [[]], 0
+    shards: list[list[_Tensor]] = [[]]
+    used = 0
     for tensor in tensors:
         if shards[-1] and used + tensor.count * size > limit:
             shards.append([])
@@ -290,7 +301,8 @@ def _shards(tensors: Sequence[_Tensor], size: int, limit: int) -> list[list[_Ten
 
 def _write_shard(path: Path, tensors: Sequence[_Tensor], dtype: str) -> None:
     """One safetensors file: length of the header, the header, the tensors' bytes."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for tensor in tensors:
         end = offset + tensor.count * np.dtype(dtype).itemsize
         header[tensor.name] = {
@@ -314,7 +326,7 @@ def _write_shard(path: Path, tensors: Sequence[_Tensor], dtype: str) -> None:
                         f"{tensor.name} would get the shape {list(part.shape)}, config.json asks "
                         f"for {list(shape)}; these are weights of another model"
                     )
-                file.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8))
+                file.write(np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data)
 
 
 @contextlib.contextmanager

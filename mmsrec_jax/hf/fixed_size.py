@@ -99,8 +99,10 @@ class FixedSizeProcessor:
                 f"{path}: images must come out in one size: give do_center_crop with crop_size, or "
                 "size with height and width"
             )
-        smallest = resize or (shortest_edge, shortest_edge)
-        if smallest[0] is None or any(a < b for a, b in zip(smallest, pixels, strict=True)):
+        smallest = resize
+        if smallest is None and shortest_edge is not None:
+            smallest = shortest_edge, shortest_edge
+        if smallest is None or any(a < b for a, b in zip(smallest, pixels, strict=True)):
             raise UserError(
                 f"{path}: crop_size {pixels} exceeds what images are resized to; lower it"
             )
@@ -180,7 +182,7 @@ class FixedSizeProcessor:
         rows, columns = self.patches
         image = np.stack(self._cut(image))[:, : rows * size, : columns * size]
         patches = image.reshape(grid[0], size, columns, size, 3).transpose(0, 2, 4, 1, 3)
-        hw = np.stack(np.indices(grid, dtype=np.int32), axis=-1).reshape(-1, 2)
+        hw = np.moveaxis(np.indices(grid, dtype=np.int32), 0, -1).reshape(-1, 2)
         return {
             "patches": np.ascontiguousarray(patches.reshape(len(hw), -1)),
             "hw": hw,
@@ -232,12 +234,13 @@ class FixedSizeProcessor:
                 "crop it"
             )
         height, width = size = image.shape[:2]
+        edge = self.shortest_edge
         if self.resize is not None:
             size = self.resize
-        elif height <= width:
-            size = (self.shortest_edge, self.shortest_edge * width // height)
-        else:
-            size = (self.shortest_edge * height // width, self.shortest_edge)
+        elif edge is not None:
+            size = (edge, edge * width // height)
+            if height > width:
+                size = (edge * height // width, edge)
         image = _resized(image, size, self.resample)
         top, left = ((n - m) // 2 for n, m in zip(size, self.pixels, strict=True))
         return image[top : top + self.pixels[0], left : left + self.pixels[1]]

@@ -1,13 +1,14 @@
 """Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
 import numpy as np
+import numpy.typing as npt
 from flax import nnx
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
@@ -60,7 +61,7 @@ class Tensors:
                 raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
         self.directory = directory
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
     def on_disk(self, name: str) -> str:
@@ -136,7 +137,7 @@ def load(
         lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=param_dtype or dtype, dtype=dtype)
     )
     graphdef, abstract = nnx.split(model)
-    targets = dict(nnx.to_flat_state(abstract))
+    targets: dict[tuple, nnx.Variable] = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
     _check_names(tensors, config, targets, raw["model_type"])
     for leaf in mapping.leaves(config):
@@ -151,7 +152,7 @@ def load(
 
 
 def _check_names(
-    tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple[str, ...], Any], model_type: str
+    tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple, Any], model_type: str
 ) -> None:
     """Every tensor has its place, before the first of them is read."""
     wanted = set()
@@ -174,7 +175,7 @@ def _check_names(
 
 
 def _assemble(
-    tensors: Tensors, leaf: mapping.ParamSpec, shape: tuple[int, ...], dtype
+    tensors: Tensors, leaf: mapping.ParamSpec, shape: tuple[int, ...], dtype: npt.DTypeLike
 ) -> np.ndarray:
     host = np.empty(shape, dtype)
     layers = [(leaf.name, host)]

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -231,9 +232,9 @@ def read_json(path: Path) -> dict:
     return raw
 
 
-def _first(*values):
+def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _channels(value) -> tuple[float, ...] | None:
+def _channels(value: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if value is None else tuple(float(v) for v in value)

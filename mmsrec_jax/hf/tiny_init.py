@@ -37,10 +37,13 @@ def write_directory(
       images: uint8[height, width, 3], some of the catalog's.
     """
     tokens = tokenizer.train(texts, config.vocab_size, directory)
-    ids = [tokens.convert_tokens_to_ids(f"<|{name}|>") for name in _TOKENS]
+    vocabulary = tokens.get_vocab()
+    ids = [vocabulary[f"<|{name}|>"] for name in _TOKENS]
     raw = hf_config(config, len(tokens), ids, tokens.eos_token_id)
     mean, std = _pixel_statistics(images)
-    tower = dataclasses.replace(mapping.config_from_hf(raw).vision, image_mean=mean, image_std=std)
+    tower = mapping.config_from_hf(raw).vision
+    assert isinstance(tower, VisionConfig), "hf_config describes a Qwen-VL"
+    tower = dataclasses.replace(tower, image_mean=mean, image_std=std)
     area = config.image_size**2
     ImageProcessor.for_tower(tower, area, area).save_pretrained(directory)
     partial = directory / "config.json.partial"
@@ -123,7 +126,7 @@ def init(directory: Path, *, dtype: str, seed: int, mesh: Mesh) -> MLLM:
     processor = ImageProcessor.from_pretrained(directory)
     config = mapping.config_from_hf(read_json(directory / "config.json"), processor)
 
-    def make():
+    def make() -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(MLLM(config, rngs=nnx.Rngs(seed), param_dtype="float32", dtype=dtype))
 
     abstract = nnx.eval_shape(lambda: nnx.merge(*make()))

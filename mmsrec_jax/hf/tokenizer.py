@@ -4,9 +4,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:  # seconds of import, paid by those who use it
+    from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -36,7 +40,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def load(directory: str | Path):
+def load(directory: str | Path) -> "PreTrainedTokenizerBase":
     """The transformers tokenizer of a directory, never looked up on a hub.
 
     A chat template in `chat_template.json` (published Qwen2-VL and Qwen2.5-VL) is used when the
@@ -59,7 +63,7 @@ def load(directory: str | Path):
     return tokenizer
 
 
-def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path):
+def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTrainedTokenizerBase":
     """Trains a byte-level BPE on `texts`, writes it to `out_dir` and returns it loaded from there.
 
     Ids 0.. are SPECIAL_TOKENS, then 256 bytes, then merges: any text encodes, and words frequent

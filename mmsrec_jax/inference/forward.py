@@ -1,5 +1,6 @@
 """One forward pass over the rows of a source: an array for each row."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import grain
@@ -16,6 +17,7 @@ from mmsrec_jax.runtime.progress import Progress
 Compute = Callable[[MLLM, dict[str, jax.Array]], jax.Array]
 
 
+@functools.lru_cache(maxsize=8)
 def compiled(graphdef: nnx.GraphDef, compute: Compute, mesh: Mesh):
     """`compute` as a jitted function of (state, batch); it and the rows' indices are on every
     device."""

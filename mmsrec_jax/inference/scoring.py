@@ -1,5 +1,7 @@
 """Frozen candidate lists scored by the multimodal model."""
 
+import functools
+
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,6 +14,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
 
 
+@functools.cache
 def margins(yes_no_ids: tuple[int, int]) -> Compute:
     """What `candidate_scores` computes of each batch: ids (yes, no) to (model, batch) ->
     float32[B, C]."""

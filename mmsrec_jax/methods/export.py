@@ -1,18 +1,17 @@
 """A step's model out of a run's folder: which files hold its base and what was trained of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
 from mmsrec_jax.hf import exporting
 from mmsrec_jax.hf.exporting import Adapters
-from mmsrec_jax.methods.mmsrarec import ADAPTERS, WEIGHTS
+from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP, base_path, trained_by
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.weights import Stored
-
-# step -> the part of its config that says how it trained
-STEPS = {"sft": "sft", "plain_sft": "sft", "summarizer": "summarizer", "warmup": "warmup"}
 
 
 def export(
@@ -34,16 +33,16 @@ def export(
     Raises:
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
     """
-    config = workdir_lib.finished(workdir, step, same=("model", "warmup"))
-    base = Path(config["model"]["path"] or workdir / "model")
+    config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
+    base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():
         raise UserError(
             f"{base}: the base model of {workdir} is not there; go to the folder where the run "
             "was started, or put the model back"
         )
     max_pixels = config["model"]["max_pixels"]
-    trained = Stored(workdir / step / (ADAPTERS if step == "summarizer" else WEIGHTS))
-    adapters = _adapters(trained, config[STEPS[step]])
+    trained = Stored(trained_by(workdir, step))
+    adapters = _adapters(trained, config[SECTIONS[step]])
     if adapters is None and (merge or adapter_only):
         raise UserError(
             f"step {step} of {workdir} trained every weight: there are no adapters; leave "
@@ -74,7 +73,7 @@ def export(
     logging.info("export: %s of %s is in %s", step, workdir, out)
 
 
-def _adapters(trained: Stored, config: dict) -> Adapters | None:
+def _adapters(trained: Stored, config: Mapping[str, Any]) -> Adapters | None:
     """The adapters among what a step trained, None if it trained the weights themselves."""
     linears = [path.removesuffix(".lora_a") for path in trained if path.endswith(".lora_a")]
     if not linears:
@@ -85,9 +84,9 @@ def _adapters(trained: Stored, config: dict) -> Adapters | None:
     return Adapters(factors, config["lora_alpha"])
 
 
-def _base_parameters(workdir: Path, base: Path, config: dict) -> exporting.Parameters:
+def _base_parameters(workdir: Path, base: Path, config: Mapping[str, Any]) -> exporting.Parameters:
     if not config["model"]["path"]:
-        return _parameters(Stored(workdir / "warmup" / WEIGHTS))
+        return _parameters(Stored(trained_by(workdir, WARMUP)))
     return exporting.of_directory(base)
 
 

@@ -1,48 +1,46 @@
-"""MMSRARec (arXiv 2512.20916), step by step in reading order.
+"""MMSRARec (arXiv 2512.20916). Section 3 of the paper, stage by stage, and the steps of a run:
 
-data -> model -> warm-up -> summarizer (GRPO) -> summaries -> SASRec -> retrieval -> multi-task SFT
--> evaluation beside random, popularity, co-occurrence, SASRec and plain SFT. Warm-up is for models
-without pretrained weights (*ours*), the rest is the paper's.
+Stage 1, summarize: an MLLM turns each item's image and text into keywords.
+    `summarizer`   tunes it by GRPO with verifiable rewards
+    `summaries`    writes the keywords of every item
+Stage 2, retrieve: whose history looks like this one, and what did they take next?
+    `sasrec`       trains an ID-only sequential recommender (`config.sequential_model`)
+    `retrieval`    the next items of the most similar users, for every prompt
+Stage 3, multi-task SFT: the MLLM says yes or no to a candidate, by its image and text, the keywords
+of the user's last items and those of the similar users' next items.
+    `sft`          trains it
+    `evaluation`   ranks candidates by p(yes) / (p(yes) + p(no))
+
+*Ours*: `model` and `warmup`, which make a small model from scratch where none is pretrained;
+`plain_sft`, the baseline without keywords and similar users; in stage 1 the image and format
+rewards and the bounded reconstruction reward; in stage 2 folds and distinct items; in stage 3 the
+tasks rank, next_keywords and align (the paper's four are not public), the listwise loss and the
+keywords beside a candidate. Each of them can be turned off in the settings.
 """
 
-import json
-import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
-from flax import nnx
 from ml_collections import ConfigDict
 
-from mmsrec_jax.data import splits
-from mmsrec_jax.evaluation import ranking
-from mmsrec_jax.hf import tiny_init
-from mmsrec_jax.inference.scoring import candidate_scores
-from mmsrec_jax.inference.summarize import summarize
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inference.text_store import TextStore, digest_of
+from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
-from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.warmup import WarmupSource
-from mmsrec_jax.methods import common
-from mmsrec_jax.models import lora
-from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.prompts import TEMPLATES, corpus, parse_summary
+from mmsrec_jax.inputs.recommend import PromptContext
+from mmsrec_jax.methods import experiment
+from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
 from mmsrec_jax.rl import grpo
-from mmsrec_jax.runtime import processes, startup
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.files import write_text
-from mmsrec_jax.runtime.progress import track
-from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
-from mmsrec_jax.training import sft, weights
-
-ADAPTERS, WEIGHTS = "adapters", "weights"  # what steps leave of the model
+from mmsrec_jax.training import sft
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -51,209 +49,118 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     Raises:
       UserError: anything the user can put right, see the steps.
     """
-    check(config)
-    Run.run(config, workdir, only)
-
-
-def check(config: ConfigDict) -> None:
-    """Stops early when what the config names is not there."""
-    common.check(config)
+    experiment.check(config)
     if config.model.require_path and not config.model.path:
         raise UserError(f"config.model.path is not set. {config.model.path_help}")
+    MMSRARec.run(config, workdir, only)
 
 
-class Run(common.Experiment):
+class MMSRARec(MLLMExperiment):
     """The method with one config."""
 
     def steps(self) -> list[Step]:
-        c = self.config
-        use, prompts = c.use.to_dict(), c.prompts.to_dict()
-        model = {"model": c.model.to_dict(), "prompts": prompts, "images": use["images"]}
-        listed = {
-            "prompts": prompts,
-            "use": use,
-            "sft": sft.settings(c.sft),
-            "model": model["model"],
-        }
-        plain = {**listed, "use": {"images": use["images"], "multitask": use["multitask"]}}
-        steps = [self.data_step()]
-        base = ["data", "model"]
-        if c.model.path:
-            base = ["data"]
-        else:
-            warmup = {**model, "warmup": sft.settings(c.warmup)}
-            steps += [
-                Step("model", self.model_directory, model, ["data"], alone=True),
-                Step("warmup", self.warmup, warmup, base),
-            ]
-            base = [*base, "warmup"]
-        context = []
-        if use["summaries"]:
-            tuned = {**model, "summarizer": grpo.settings(c.summarizer)}
-            written = {"summaries": c.summaries.to_dict(), "rewards": use["rewards"]}
-            if use["rewards"]:
-                steps.append(Step("summarizer", self.summarizer, tuned, base))
-                context = ["summarizer"]
-            inputs = [*base, *context]
-            steps.append(Step("summaries", self.summaries, {**model, **written}, inputs))
-            context = ["summaries"]
+        c, use = self.config, self.config.use
+        base, context = self.base_inputs(), []
+        steps = [self.data_step(), *self.base_steps()]
+        if use.summaries and use.rewards:
+            settings = self.prompt_record() | {"summarizer": grpo.settings(c.summarizer)}
+            steps.append(Step("summarizer", self.summarizer, settings, base))
+        if use.summaries:
+            written = {"summaries": as_dict(c.summaries), "rewards": use.rewards}
+            inputs = [*base, "summarizer"] if use.rewards else base
+            steps.append(Step("summaries", self.summaries, self.prompt_record() | written, inputs))
+            context.append("summaries")
         steps += self.sequential_steps()
-        if use["retrieval"]:
-            settings = {
-                "retrieval": c.retrieval.to_dict(),
-                "similar": prompts["similar"],
-                **self.sequential_settings(),
-            }
+        if use.retrieval:
+            settings = {"retrieval": as_dict(c.retrieval), "similar": c.prompts.similar}
+            settings |= self.sequential_record()
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
-            context = [*context, "retrieval"]
-        steps += [
-            Step("plain_sft", self.plain_sft, plain, base),
-            Step("sft", self.sft, listed, [*base, *context]),
-            Step(
-                "evaluation",
-                self.evaluation,
-                {"evaluation": c.evaluation.to_dict(), "prompts": prompts},
-                ["data", c.sequential_model, "plain_sft", "sft"],
-            ),
+            context.append("retrieval")
+        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": sft.settings(c.sft)}
+        plain_use = {"images": use.images, "multitask": use.multitask}
+        trained = [c.sequential_model, "plain_sft", "sft"]
+        settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
+        return [
+            *steps,
+            Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base),
+            Step("sft", self.sft, {**tuned, "use": as_dict(use)}, [*base, *context]),
+            Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
-        return steps
 
-    # --- inputs of the steps ---------------------------------------------------------------------
-
-    def base_model(self, name: str, trainable: str = "lora") -> MLLM:
-        """The model every step starts from: pretrained, or warmed up."""
-        c = self.config.model
-        if c.path:
-            return self.pretrained(name, trainable)
-        model = self._from_scratch()
-        weights.restore(self.workdir / "warmup" / WEIGHTS, model, nnx.Param, self.mesh)
-        startup.report_model(name, model)
-        return model
-
-    def _from_scratch(self) -> MLLM:
-        c = self.config.model
-        return tiny_init.init(self.model_path, dtype=c.dtype, seed=c.seed, mesh=self.mesh)
-
-    def _patches(self, count: int) -> int:
-        return count if self.config.use.images else 0
-
-    def _batches(self, source, config: ConfigDict, counts: Counter) -> Sharded:
-        def make(shard, shards):
-            return pipeline.batches(
-                source,
-                batch_size=config.batch_size,
-                length=config.length,
-                patches=self._patches(config.patches),
-                answers=config.answers,
-                targets=config.targets,
-                seed=config.seed,
-                workers=config.workers,
-                shard=shard,
-                shards=shards,
-                counts=counts,
-            )
-
-        return Sharded(make, config.input_shards, process_batch_shard(self.mesh))
-
-    # --- steps -----------------------------------------------------------------------------------
-
-    def model_directory(self, directory: Path) -> None:
-        """Tokenizer and shape of a model from scratch."""
-        catalog, _, _ = self.dataset
-        texts = list(corpus(TEMPLATES[self.config.prompts.templates]))
-        for item in track(catalog, "read texts", len(catalog), "items"):
-            words = [*item.text.values(), *item.attributes.keys(), item.category or ""]
-            words += [f"image: {value}, {value}\n {value}" for value in item.attributes.values()]
-            texts += [f" {word}" for word in words if word]
-        # Whole words of the sentences become tokens: they count as much as any item's.
-        texts += 50 * corpus(TEMPLATES[self.config.prompts.templates])
-        # Spread over the catalog, which may be sorted.
-        with_image = np.flatnonzero(catalog.has_image)
-        chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
-        images = (catalog.image(int(i)) for i in chosen)
-        tiny_init.write_directory(directory, self.config.model.tiny, texts, images)
-
-    def warmup(self, directory: Path) -> None:
-        """Visual instruction tuning on the catalog: describe, answer questions (*ours*)."""
-        c, counts = self.config.warmup, Counter()
-        catalog, _, _ = self.dataset
-        model = self._from_scratch()
-        startup.report_model("warmup", model)
-        source = WarmupSource(
-            catalog,
-            self.prompt_config,
-            length=c.length,
-            seed=c.seed,
-            tasks=c.tasks.to_dict(),
-            image_attributes=self.config.prompts.image_attributes,
-            noise=c.noise,
-        )
-        model = sft.train(
-            c,
-            model,
-            self._batches(source, c, counts),
-            name="warmup",
-            directory=directory,
-            mesh=self.mesh,
-            yes_no_ids=self.prompt_config.chat.yes_no_ids,
-            profile=self.profile,
-        )
-        common.log_counts("warmup", counts, self.mesh)
-        weights.save(directory / WEIGHTS, model, nnx.Param)
+    # --- stage 1: summarize ----------------------------------------------------------------------
 
     def summarizer(self, directory: Path) -> None:
-        """Stage 1: GRPO with verifiable rewards."""
-        c = self.config.summarizer.copy_and_resolve_references()
-        model = self._with_adapters(self.base_model("summarizer"), c)
-        with c.unlocked():
-            c.patches = self._patches(c.patches)
-            c.weights.image = c.weights.image if self.config.use.images else 0.0
+        """GRPO with verifiable rewards on the prompts that `summaries` answers."""
         model = grpo.train(
-            c,
-            model,
+            self._summarizer_settings(),
+            self.base.to_train("summarizer"),
             self.tokenizer,
-            self._summary_source(),
+            self.summary_source(),
             directory=directory,
             mesh=self.mesh,
             profile=self.profile,
         )
-        weights.save(directory / ADAPTERS, model, nnx.LoRAParam)
+        self.base.save("summarizer", model)
 
     def summaries(self, directory: Path) -> None:
         """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
         c = self.config
         catalog, _, _ = self.dataset
-        path = directory / "summaries.jsonl"
-        processes.from_main(lambda: len(_read_lines(path)))  # which cuts off half a line
-        done = [row["item"] for row in _read_lines(path)]
-        rest = np.setdiff1d(np.arange(len(catalog)), done)
-        if not len(rest):
-            return
-        model = self.base_model("summaries")
-        if c.use.rewards:
-            model = self._with_adapters(model, c.summarizer)
-            tuned = self.workdir / "summarizer" / ADAPTERS
-            weights.restore(tuned, model, nnx.LoRAParam, self.mesh)
-        found = summarize(
-            model,
+
+        def make_model():
+            if c.use.rewards:
+                return self.base.trained("summaries", "summarizer")
+            return self.base.load("summaries")
+
+        def fields(item: int, text: str) -> dict[str, Any]:
+            words = parse_summary(text)
+            known = {"id": str(catalog.ids[item]), "written": text}
+            return known | {"image": words.image, "text": words.text}
+
+        def digest(item: int) -> str:
+            shown = catalog[item]
+            return digest_of(shown.text, shown.category, shown.image)
+
+        write_texts(
+            self.summary_store(),
+            self.summary_source(),
+            range(len(catalog)),
+            make_model,
             self.tokenizer,
-            self._summary_source(rest),
-            batch_size=c.summaries.batch_size,
-            patches=self._patches(c.summarizer.patches),
-            max_new_tokens=c.summarizer.max_new_tokens,
-            gather_weights=c.summarizer.gather_weights,
+            name="summaries",
+            decoding=Decoding(
+                batch_size=c.summaries.batch_size,
+                patches=self.image_room(c.summarizer.patches),
+                max_new_tokens=c.summarizer.max_new_tokens,
+                gather_weights=c.summarizer.gather_weights,
+            ),
             mesh=self.mesh,
+            fields=fields,
+            digest=digest,
         )
-        with (path if processes.is_main() else Path(os.devnull)).open("a") as file:
-            for item, text in track(found, "summarize", len(rest), "items"):
-                words = parse_summary(text)
-                row = {"item": item, "id": str(catalog.ids[item]), "written": text}
-                row |= {"image": words.image, "text": words.text}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+
+    def summary_source(self) -> SummarySource:
+        """The prompt of every item: its image and its text, to be turned into keywords."""
+        catalog, _, _ = self.dataset
+        length = self.config.summarizer.prompt_length
+        return SummarySource(catalog, self.prompt_config, length=length)
+
+    def summary_store(self) -> TextStore:
+        """What step `summaries` has written so far."""
+        return TextStore(self.workdir / "summaries" / "summaries.jsonl", key="item")
+
+    def _summarizer_settings(self) -> ConfigDict:
+        """Those of the section; a run without images has no image reward."""
+        c = self.config.summarizer.copy_and_resolve_references()
+        with c.unlocked():
+            c.patches = self.image_room(c.patches)
+            c.weights.image = c.weights.image if self.config.use.images else 0.0
+        return c
+
+    # --- stage 2: retrieve -----------------------------------------------------------------------
 
     def retrieval(self, directory: Path) -> None:
-        """Stage 2, second half: similar users' next items for every prompt that will be written."""
+        """Similar users' next items for every prompt that will be written: `neighbors.parquet`."""
         _, histories, split = self.dataset
         c = self.config.retrieval
         folds, fold_models = None, ()
@@ -262,7 +169,7 @@ class Run(common.Experiment):
             fold_models = train.train_folds(
                 **self.sequential_options(), folds=folds, directory=directory / "folds"
             )
-        rows = np.concatenate([self.training_rows(), split.validation, self.test_rows()])
+        rows = np.concatenate([self.training_targets(), split.validation, self.test_targets()])
         found = similar.neighbors(
             self.recommender(),
             histories,
@@ -278,137 +185,55 @@ class Run(common.Experiment):
         for part, rate in similar.hit_rates(found, histories, split, rows).items():
             logging.info("retrieval: %.3f of %s targets are a neighbor's next item", rate, part)
 
-    def plain_sft(self, directory: Path) -> None:
-        """The baseline: titles in place of keywords, no similar users (*ours*)."""
-        self._sft("plain_sft", directory, with_context=False)
+    # --- stage 3: multi-task SFT -----------------------------------------------------------------
 
     def sft(self, directory: Path) -> None:
-        """Stage 3: multi-task SFT."""
-        self._sft("sft", directory, with_context=True)
+        """SFT on prompts with keywords and similar users' next items."""
+        targets = self.training_targets()
+        self.fine_tune("sft", self.recommend_source(self.context(targets), targets), directory)
 
-    def _sft(self, name: str, directory: Path, *, with_context: bool) -> None:
-        c, counts = self.config.sft, Counter()
-        model = self.base_model(name, c.trainable)
-        if c.trainable == "lora":
-            model = self._with_adapters(model, c)
-        source = self._recommend_source(self.training_rows(), with_context)
-        model = sft.train(
-            c,
-            model,
-            self._batches(source, c, counts),
-            name=name,
-            directory=directory,
-            mesh=self.mesh,
-            yes_no_ids=self.prompt_config.chat.yes_no_ids,
-            profile=self.profile,
-        )
-        common.log_counts(name, counts, self.mesh)
-        weights.save(directory / WEIGHTS, model, lora.trainable(c.trainable))
+    def plain_sft(self, directory: Path) -> None:
+        """The baseline (*ours*): the same examples with titles, and without similar users."""
+        self.fine_tune("plain_sft", self.plain_source(self.training_targets()), directory)
+
+    def context(self, targets: np.ndarray) -> PromptContext:
+        """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
+        catalog, histories, split = self.dataset
+        keywords = neighbors = None
+        if self.config.use.summaries:
+            keywords = self.keywords()
+        if self.config.use.retrieval:
+            path = self.workdir / "retrieval" / "neighbors.parquet"
+            neighbors = neighbors_table.read_items(path, targets)
+        return PromptContext(catalog, histories, keywords, neighbors, split.train_end)
+
+    def keywords(self) -> list[str]:
+        """Of every item, comma-separated; those of the image first, each once."""
+        catalog, _, _ = self.dataset
+        found = [""] * len(catalog)
+        for row in self.summary_store():
+            found[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
+        if bare := sum(not words for words in found):
+            logging.warning(
+                "%d of %d items have no keywords; lists show their text", bare, len(found)
+            )
+        return found
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
-        board = common.Leaderboard(self, directory)
-        systems, frozen = board.systems(), board.frozen
+        board = self.leaderboard(directory)
+        systems, frozen = [*board.baselines(), self.recommender()], board.frozen
         for system in systems:
             board.add_sampled(system)
-        for system, step, with_context in (
-            ("plain_sft", "plain_sft", False),
-            ("mmsrarec", "sft", True),
-        ):
-            board.add(
-                system,
-                frozen.name,
-                lambda system=system, step=step, known=with_context: ranking.from_scores(
-                    system, self._candidate_scores(system, step, known, frozen), frozen
-                ),
-            )
+        board.add_scores(
+            "plain_sft",
+            lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
+        )
+        board.add_scores(
+            "mmsrarec",
+            lambda: self.score_frozen("mmsrarec", "sft", self.context(frozen.rows), frozen),
+        )
         for system in systems:
             board.add_full(system)
-        board.add_truth()
-        board.finish()
-
-    # --- what the steps share --------------------------------------------------------------------
-
-    def training_rows(self) -> np.ndarray:
-        """int32[n, 2]: the training targets that SFT uses."""
-        _, _, split = self.dataset
-        return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
-
-    def _summary_source(self, rows: np.ndarray | None = None) -> SummarySource:
-        catalog, _, _ = self.dataset
-        length = self.config.summarizer.prompt_length
-        return SummarySource(catalog, self.prompt_config, length=length, rows=rows)
-
-    def _recommend_source(self, rows: np.ndarray, with_context: bool) -> RecommendSource:
-        """The tasks of stage 3 on these targets."""
-        c = self.config.sft
-        return RecommendSource(
-            self._context(rows, with_context),
-            self.prompt_config,
-            rows,
-            length=c.length,
-            seed=c.seed,
-            tasks=c.tasks.to_dict() if self.config.use.multitask else {"pointwise": 1.0},
-            negatives=c.negatives,
-            history=self.config.prompts.history,
-            similar=self.config.prompts.similar,
-        )
-
-    def _with_adapters(self, model: MLLM, config: ConfigDict) -> MLLM:
-        lora.add(model, config.lora_rank, config.lora_alpha, rngs=nnx.Rngs(config.seed))
-        return model
-
-    def _context(self, rows: np.ndarray, with_context: bool) -> PromptContext:
-        catalog, histories, split = self.dataset
-        use, keywords, neighbors = self.config.use, None, None
-        if with_context and use.summaries:
-            keywords = [""] * len(catalog)
-            for row in _read_lines(self.workdir / "summaries" / "summaries.jsonl"):
-                keywords[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
-            if bare := sum(not words for words in keywords):
-                logging.warning(
-                    "%d of %d items have no keywords; lists show their text", bare, len(keywords)
-                )
-        if with_context and use.retrieval:
-            path = self.workdir / "retrieval" / "neighbors.parquet"
-            neighbors = neighbors_table.read_items(path, rows)
-        return PromptContext(catalog, histories, keywords, neighbors, split.train_end)
-
-    def _candidate_scores(self, system, step, with_context, frozen) -> np.ndarray:
-        c = self.config
-        model = self.base_model(system, c.sft.trainable)
-        if c.sft.trainable == "lora":
-            model = self._with_adapters(model, c.sft)
-        kind = lora.trainable(c.sft.trainable)
-        weights.restore(self.workdir / step / WEIGHTS, model, kind, self.mesh)
-        source = CandidateSource(
-            self._context(frozen.rows, with_context),
-            self.prompt_config,
-            frozen.rows,
-            frozen.items,
-            length=c.evaluation.length,
-            history=c.prompts.history,
-            similar=c.prompts.similar,
-        )
-        return candidate_scores(
-            model,
-            source,
-            name=system,
-            num_candidates=frozen.items.shape[1],
-            batch_size=c.evaluation.batch_size,
-            patches=self._patches(c.evaluation.patches),
-            workers=c.evaluation.workers,
-            yes_no_ids=self.prompt_config.chat.yes_no_ids,
-            mesh=self.mesh,
-        )
-
-
-def _read_lines(path: Path) -> list[dict]:
-    """Rows of a jsonl file; a last line that a kill cut short is dropped from the file."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+        board.add_truth(self.world())
+        board.finish(self.workdir / "table.json")

@@ -1,6 +1,6 @@
 """One point of a scaling study: data -> model -> plain SFT from scratch -> held-out loss.
 
-`evaluation.scaling` fits loss against compute over several such runs.
+`evaluation.scaling_law` fits loss against compute over several such runs.
 """
 
 import json
@@ -16,14 +16,16 @@ from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation.scaling_law import POINT, total_flops
 from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.methods import common, mmsrarec
-from mmsrec_jax.models import lora
+from mmsrec_jax.methods import experiment
+from mmsrec_jax.methods.base_model import BaseModel
+from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.records import as_dict
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.workdir import Step
-from mmsrec_jax.training import sft, weights
+from mmsrec_jax.training import sft
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -32,53 +34,45 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     Raises:
       UserError: anything the user can put right, see the steps.
     """
-    common.check(config)
-    Run.run(config, workdir, only)
+    experiment.check(config)
+    ScalingPoint.run(config, workdir, only)
 
 
-class Run(mmsrarec.Run):
-    """One size of model."""
+class ScalingPoint(MLLMExperiment):
+    """One size of model. From scratch it starts at random weights: a warm-up would be compute that
+    the point does not count."""
+
+    def make_base_model(self) -> BaseModel:
+        return BaseModel(self.config, self.workdir, self.mesh, warmed_up=False)
 
     def steps(self) -> list[Step]:
-        c = self.config
-        model = {"model": c.model.to_dict(), "prompts": c.prompts.to_dict()}
-        use = {"images": c.use.images, "multitask": c.use.multitask}
-        steps, base = [self.data_step()], ["data"]
-        if not c.model.path:
-            settings = {**model, "images": c.use.images}
-            steps.append(Step("model", self.model_directory, settings, base, alone=True))
-            base = [*base, "model"]
-        evaluation = {"evaluation": c.evaluation.to_dict()}
+        c, base = self.config, self.base_inputs()
+        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": sft.settings(c.sft)}
+        tuned["use"] = {"images": c.use.images, "multitask": c.use.multitask}
+        evaluation = {"evaluation": as_dict(c.evaluation)}
         return [
-            *steps,
-            Step("sft", self.plain_sft, {**model, "use": use, "sft": sft.settings(c.sft)}, base),
+            self.data_step(),
+            *self.base_steps(),
+            Step("sft", self.sft, tuned, base),
             Step("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 
-    def base_model(self, name: str, trainable: str = "lora") -> MLLM:
-        if self.config.model.path:
-            return self.pretrained(name, trainable)
-        model = self._from_scratch()
-        startup.report_model(name, model)
-        return model
+    def sft(self, directory: Path) -> None:
+        """Plain SFT."""
+        self.fine_tune("sft", self.plain_source(self.training_targets()), directory)
 
     def validation(self, directory: Path) -> None:
         """Mean -log p of target tokens, of the same tasks on validation targets: `point.json`."""
         c, evaluation = self.config.sft, self.config.evaluation
-        model = self.base_model("validation", c.trainable)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        if c.trainable == "lora":
-            model = self._with_adapters(model, c)
-        kind = lora.trainable(c.trainable)
-        weights.restore(self.workdir / "sft" / mmsrarec.WEIGHTS, model, kind, self.mesh)
+        model = self.base.trained("validation", "sft")
         _, _, split = self.dataset
         targets = splits.subset(split.validation, evaluation.users, evaluation.seed)
         shard, shards = sharding.process_batch_shard(self.mesh)
         dataset = pipeline.batches(
-            self._recommend_source(targets, with_context=False),
+            self.plain_source(targets),
             batch_size=evaluation.batch_size,
             length=c.length,
-            patches=self._patches(c.patches),
+            patches=self.image_room(c.patches),
             answers=c.answers,
             targets=c.targets,
             shuffle=False,
@@ -93,6 +87,12 @@ class Run(mmsrarec.Run):
         sums = np.concatenate([values for _, values in rows]).astype(np.float64)
         loss, weight = sums.sum(axis=0)
         log = (self.workdir / "sft" / "metrics.jsonl").read_text().splitlines()
-        point = {"parameters": parameters, "flops": total_flops(map(json.loads, log))}
+        point = {"parameters": _parameters(model), "flops": total_flops(map(json.loads, log))}
         point |= {"loss": loss / weight, "targets": len(targets)}
         write_json(directory / POINT, point)
+
+
+def _parameters(model: MLLM) -> int:
+    """Parameters of the model without adapters."""
+    state = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+    return sum(leaf.size for leaf in jax.tree.leaves(state))

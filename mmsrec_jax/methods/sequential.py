@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmsrec_jax.methods import common
+from mmsrec_jax.methods import experiment
+from mmsrec_jax.methods.experiment import Experiment
 from mmsrec_jax.runtime.workdir import Step
 
 
@@ -19,34 +20,30 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     Raises:
       UserError: anything the user can put right, see the steps.
     """
-    common.check(config)
-    Run.run(config, workdir, only)
+    experiment.check(config)
+    Sequential.run(config, workdir, only)
 
 
-class Run(common.Experiment):
+class Sequential(Experiment):
     """One model on one data set."""
 
     def steps(self) -> list[Step]:
         c = self.config.evaluation
         settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
+        inputs = ["data", self.config.sequential_model]
         return [
             self.data_step(),
             *self.sequential_steps(),
-            Step(
-                "evaluation",
-                self.evaluation,
-                {"evaluation": settings},
-                ["data", self.config.sequential_model],
-            ),
+            Step("evaluation", self.evaluation, {"evaluation": settings}, inputs),
         ]
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
-        board = common.Leaderboard(self, directory)
-        systems = board.systems()
+        board = self.leaderboard(directory)
+        systems = [*board.baselines(), self.recommender()]
         for system in systems:
             board.add_full(system)
         for system in systems:
             board.add_sampled(system)
-        board.add_truth()
-        board.finish()
+        board.add_truth(self.world())
+        board.finish(self.workdir / "table.json")

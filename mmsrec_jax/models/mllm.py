@@ -1,6 +1,7 @@
 """The multimodal language model: vision features fill the image slots of a decoder."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ class MLLM(nnx.Module):
     suffix_ids int32[B, L] unless there are no suffixes and, unless the batch is text only, patches
     uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
     """
+
+    processor: Any  # of images; hf.loading puts the one of the directory here
 
     def __init__(
         self, config: MLLMConfig, *, rngs: nnx.Rngs, param_dtype="float32", dtype="float32"

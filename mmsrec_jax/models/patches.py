@@ -34,7 +34,7 @@ def window_ids(
 
 
 def mrope_positions(
-    tokens: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int, merge: int
+    tokens: np.ndarray, grids: Sequence[tuple[int, int]], image_token_id: int | None, merge: int
 ) -> np.ndarray:
     """M-RoPE positions int32 [3, L] (time, height, width) of one unpadded sequence of tokens.
 

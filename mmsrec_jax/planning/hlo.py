@@ -42,7 +42,7 @@ class Array:
             width = int(bits[0]) / 8 if bits else 0
         return math.ceil(math.prod(self.dims) * width)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.dims))}]"
 
 
@@ -68,9 +68,10 @@ class Instruction:
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else self.name
 
-    def called(self, attribute: str) -> str | None:
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute names, "" without one."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else None
+        return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Program:
         slices: int[groups, count], the places of devices that are alike in all of several slices;
           what these exchange over the data center's network is a send in the text.
         """
-        found = []
+        found: list[Collective] = []
         if slices is not None:
             found += self._between_slices(slices)
         for instruction, times, scattered in self._collective_instructions():
@@ -135,10 +136,10 @@ class Program:
     def _between_slices(self, slices: np.ndarray) -> Iterator[Collective]:
         for name, times in self._running():
             for instruction in self.computations[name]:
-                kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-                if instruction.opcode != "send" or not kind:
+                sent_as = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+                if instruction.opcode != "send" or not sent_as:
                     continue
-                kind = kind[1].lower().replace("_", "-")
+                kind = sent_as[1].lower().replace("_", "-")
                 kind = "collective-permute" if kind == "one-to-one" else kind
                 sent = instruction.arrays[0]
                 size = sent.bytes * (slices.shape[1] if kind == "all-gather" else 1)
@@ -158,7 +159,7 @@ class Program:
 
     def largest(self, count: int) -> list[tuple[int, str, str]]:
         """(bytes, shape, source) of the largest results in HBM."""
-        found = {}
+        found: dict[tuple[int, str], str] = {}
         for name, _ in self._running():
             for instruction in self.computations[name]:
                 if instruction.opcode in _NO_TRAFFIC:

@@ -19,7 +19,7 @@ from mmsrec_jax.hf import mapping, presets, tiny_init
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import prompts_of
+from mmsrec_jax.inference.texts import prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import MLLMConfig
@@ -30,7 +30,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import param_dtype, place_abstract
 
-_VERDICTS = 0, 1  # which ids these are changes nothing that is compiled
+_YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Steps:
         step = sft.make_step(
             graphdef,
             optimizer,
-            yes_no_ids=_VERDICTS,
+            yes_no_ids=_YES_NO_IDS,
             listwise_weight=c.listwise_weight,
             num_microbatches=sft.num_microbatches(c, self.mesh),
             shardings=shardings,
@@ -187,7 +187,7 @@ class Steps:
         c, tuned = self.config.evaluation, self.config.sft
         graphdef, state = nnx.split(self._model(tuned.trainable, tuned))
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
-        score = forward.compiled(graphdef, scoring.margins(_VERDICTS), self.mesh)
+        score = forward.compiled(graphdef, scoring.margins(_YES_NO_IDS), self.mesh)
         batch = self._batch(
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
         )

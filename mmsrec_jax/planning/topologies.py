@@ -32,21 +32,21 @@ class Topology:
         each of them can send on it: over all links along the axes in which they differ."""
         if len({getattr(device, "slice_index", None) for device in devices.flat}) > 1:
             return "dcn", self.chip.dcn
-        if self.chip.wraps is None:
+        if self.chip.wraps is None:  # a switch
             return "ici", self.chip.link
         coords = np.array([device.coords for device in devices.flat])
         links = 0
         for axis, size in zip(coords.T, self.shape, strict=False):
             if len(set(axis)) > 1:
                 # A line that is cut from a ring passes everything over its one open end.
-                closed = len(set(axis)) == size and self._closed(size)
+                closed = len(set(axis)) == size and self._closed(size, self.chip.wraps)
                 links += 2 if closed else 1
         return "ici", links * self.chip.link
 
-    def _closed(self, size: int) -> bool:
-        if self.chip.wraps == 4 and min(self.shape) < 4:
+    def _closed(self, size: int, wraps: int) -> bool:
+        if wraps == 4 and min(self.shape) < 4:
             return False  # less than a cube
-        return size % self.chip.wraps == 0
+        return size % wraps == 0
 
 
 def describe(name: str, slices: int = 1) -> Topology:

@@ -1,1 +1,1 @@
-""""""
+"""Similar users, and what they took next."""

@@ -13,7 +13,7 @@ difference visible.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -22,12 +22,16 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mmsrec_jax.data import sequences
+from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import gather_ragged, targets
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
-from mmsrec_jax.sequential.recommender import pad_rows
+from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
+# The base as `search` puts it on devices: embeddings, users, items and times, each [N, ...].
+_Entries = Mapping[str, jax.Array]
+_Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, each [Q, k]
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
@@ -59,7 +63,9 @@ class KnowledgeBase:
     times: np.ndarray
 
 
-def prefix_embeddings(recommender, histories, rows: np.ndarray) -> np.ndarray:
+def prefix_embeddings(
+    recommender: SequentialRecommender, histories: Histories, rows: np.ndarray
+) -> np.ndarray:
     """Unit-length embeddings of the history before each row's target: float32[n, D].
 
     rows int32[n, 2] (user, position). With a causal model all prefixes of a user come from one
@@ -100,7 +106,9 @@ def prefix_embeddings(recommender, histories, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _one_by_one(recommender, histories, rows):
+def _one_by_one(
+    recommender: SequentialRecommender, histories: Histories, rows: np.ndarray
+) -> np.ndarray:
     found = np.empty((len(rows), recommender.dim), np.float32)
     for start in range(0, len(rows), _EMBED_ROWS):
         part = slice(start, start + _EMBED_ROWS)
@@ -110,8 +118,10 @@ def _one_by_one(recommender, histories, rows):
     return found
 
 
-def knowledge_base(recommender, histories, split) -> KnowledgeBase:
-    """Embeds every training prefix of the split with `model`."""
+def knowledge_base(
+    recommender: SequentialRecommender, histories: Histories, split: Split
+) -> KnowledgeBase:
+    """Embeds every training prefix of the split with `recommender`."""
     return KnowledgeBase(
         prefix_embeddings(recommender, histories, split.train),
         np.asarray(split.train[:, 0], np.int32),
@@ -120,7 +130,7 @@ def knowledge_base(recommender, histories, split) -> KnowledgeBase:
     )
 
 
-def row_times(histories, rows: np.ndarray) -> np.ndarray:
+def row_times(histories: Histories, rows: np.ndarray) -> np.ndarray:
     """When each row's target was taken: float64[n]."""
     return histories.timestamps[histories.offsets[rows[:, 0]] + rows[:, 1]]
 
@@ -189,13 +199,13 @@ def search(
 
 
 def neighbors(
-    recommender,
-    histories,
-    split,
+    recommender: SequentialRecommender,
+    histories: Histories,
+    split: Split,
     rows: np.ndarray,
     *,
     k: int = 3,
-    fold_models: Sequence = (),
+    fold_models: Sequence[SequentialRecommender] = (),
     folds: np.ndarray | None = None,
     distinct_items: bool = False,
     mesh: jax.sharding.Mesh | None = None,
@@ -203,15 +213,17 @@ def neighbors(
     """Similar users' next items for rows of a split.
 
     rows int32[n, 2]: training, validation and test rows in any mixture. Without `fold_models` every
-    query and the base are embedded with `model` (*paper*). With them (*ours*), a row that is a
-    training target of user u is searched with `fold_models[folds[u]]`, trained without u, and the
-    base embedded by that same model; validation and test rows still use `model`. Under a
+    query and the base are embedded with `recommender` (*paper*). With them (*ours*), a row that is
+    a training target of user u is searched with `fold_models[folds[u]]` (folds int32[U]), trained
+    without u, and the base embedded by that same model; validation and test rows still use
+    `recommender`. Under a
     global-time split an entry qualifies only if its next item was taken before the row's own
     target.
     """
     rows = np.asarray(rows, np.int32)
     group = np.full(len(rows), -1)
     if fold_models:
+        assert folds is not None, "models of folds need the fold of every user"
         training = rows[:, 1] < split.train_end[rows[:, 0]]
         group[training] = folds[rows[training, 0]]
     found = Neighbors(
@@ -250,7 +262,9 @@ def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
 
 
-def hit_rates(found: Neighbors, histories, split, rows: np.ndarray) -> dict[str, float]:
+def hit_rates(
+    found: Neighbors, histories: Histories, split: Split, rows: np.ndarray
+) -> dict[str, float]:
     """`hit_rate` of training, validation and test rows apart; parts without rows are absent."""
     wanted = targets(histories, rows)
     keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]
@@ -264,24 +278,26 @@ def hit_rates(found: Neighbors, histories, split, rows: np.ndarray) -> dict[str,
 
 
 @functools.cache
-def _search_function(k, distinct_items, base_chunk, mesh):
+def _search_function(
+    k: int, distinct_items: bool, base_chunk: int, mesh: jax.sharding.Mesh | None
+) -> Callable[[_Entries, np.ndarray, np.ndarray, np.ndarray], _Found]:
     """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k]."""
 
-    def local(entries, queries, users, limits):
+    def local(entries: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array) -> _Found:
         if not distinct_items:
             return _merge(_scan(entries, queries, users[:, None], None, limits, k, base_chunk), k)
-        taken = []
+        taken: list[_Found] = []
         for _ in range(k):
             used = jnp.concatenate([users[:, None], *(t[1] for t in taken)], 1)
             seen = jnp.concatenate([jnp.full_like(users[:, None], -1), *(t[2] for t in taken)], 1)
             taken.append(_merge(_scan(entries, queries, used, seen, limits, 1, base_chunk), 1))
-        return tuple(jnp.concatenate(column, 1) for column in zip(*taken, strict=True))
+        return _joined(taken)
 
-    def _merge(found, count):
+    def _merge(found: _Found, count: int) -> _Found:
         if mesh is None:
             return found
-        gathered = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
-        return _nearest_users(*gathered, count)
+        similarity, owners, items = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
+        return _nearest_users(similarity, owners, items, count)
 
     if mesh is None:
         return jax.jit(local)
@@ -299,7 +315,15 @@ def _search_function(k, distinct_items, base_chunk, mesh):
     )
 
 
-def _scan(entries, queries, excluded_users, excluded_items, limits, k, base_chunk):
+def _scan(
+    entries: _Entries,
+    queries: jax.Array,
+    excluded_users: jax.Array,
+    excluded_items: jax.Array | None,
+    limits: jax.Array,
+    k: int,
+    base_chunk: int,
+) -> _Found:
     """Running top-k of distinct users over chunks of the base."""
     chunks = jax.tree.map(lambda x: x.reshape(-1, base_chunk, *x.shape[1:]), entries)
     count = queries.shape[0]
@@ -309,7 +333,7 @@ def _scan(entries, queries, excluded_users, excluded_items, limits, k, base_chun
         jnp.full((count, k), -1, jnp.int32),
     )
 
-    def body(best, chunk):
+    def body(best: _Found, chunk: _Entries) -> tuple[_Found, None]:
         similarity = jnp.einsum(
             "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST
         )
@@ -323,13 +347,12 @@ def _scan(entries, queries, excluded_users, excluded_items, limits, k, base_chun
         owners = jnp.broadcast_to(chunk["users"], similarity.shape)
         items = jnp.broadcast_to(chunk["items"], similarity.shape)
         found = _nearest_users(similarity, owners, items, k)
-        both = (jnp.concatenate(pair, 1) for pair in zip(best, found, strict=True))
-        return _nearest_users(*both, k), None
+        return _nearest_users(*_joined([best, found]), k), None
 
     return jax.lax.scan(body, start, chunks)[0]
 
 
-def _nearest_users(similarity, users, items, k):
+def _nearest_users(similarity: jax.Array, users: jax.Array, items: jax.Array, k: int) -> _Found:
     """The k nearest distinct users of each row; on equal similarity the earlier column."""
     picked = []
     for _ in range(k):
@@ -338,15 +361,21 @@ def _nearest_users(similarity, users, items, k):
         found = best > -jnp.inf
         picked.append((best, jnp.where(found, owner, -1), jnp.where(found, item, -1)))
         similarity = jnp.where(users == owner, -jnp.inf, similarity)
-    return tuple(jnp.concatenate(column, 1) for column in zip(*picked, strict=True))
+    return _joined(picked)
+
+
+def _joined(found: Sequence[_Found]) -> _Found:
+    """Side by side, [Q, sum of k]."""
+    similarity, owners, items = (jnp.concatenate(column, 1) for column in zip(*found, strict=True))
+    return similarity, owners, items
 
 
 @jax.jit
-def _unit(x):
+def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def _pad(array, size, value):
+def _pad(array: np.ndarray, size: int, value: int) -> np.ndarray:
     array = np.asarray(array)
     widths = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
     return np.pad(array, widths, constant_values=value)

@@ -1,1 +1,1 @@
-""""""
+"""GRPO of the summarizer: rollouts, rewards, advantages, updates."""

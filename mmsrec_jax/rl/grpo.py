@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.inference.summarize import make_sampling, prompts_of
+from mmsrec_jax.inference.texts import make_sampling, prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.sharded import Sharded

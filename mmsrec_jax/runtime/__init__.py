@@ -1,0 +1,1 @@
+"""What every step stands on: processes, sharding, files, progress, interruption, errors."""

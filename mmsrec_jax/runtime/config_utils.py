@@ -37,7 +37,7 @@ def choose_name(name: str, known: Collection[str], *, what: str) -> str:
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """`field: old -> new` for every leaf that differs between two nested configs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        found: list[str] = []
         for key in sorted({*old, *new}):
             name = f"{prefix}.{key}" if prefix else key
             found += differences(old.get(key), new.get(key), name)

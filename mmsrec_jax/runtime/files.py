@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _write(path, write):
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     if not processes.is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

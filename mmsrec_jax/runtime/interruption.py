@@ -9,6 +9,7 @@ of those that all of them pass, where all stop.
 import contextlib
 import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -55,7 +56,7 @@ def stop_if_requested() -> None:
         raise Interrupted
 
 
-def _on_signal(signum, frame) -> None:
+def _on_signal(signum: int, frame: FrameType | None) -> None:
     global _asked
     _asked = True
     if not _deferred:

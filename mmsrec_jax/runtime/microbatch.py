@@ -20,7 +20,7 @@ def map_microbatches(function: Callable[[Any], Any], num_microbatches: int) -> C
     if num_microbatches == 1:
         return function
 
-    def run(tree):
+    def run(tree: Any) -> Any:
         out = jax.lax.map(function, split(tree, num_microbatches))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
 
@@ -34,11 +34,11 @@ def accumulate_gradients(
     if num_microbatches == 1:
         return function
 
-    def run(tree):
+    def run(tree: Any) -> Any:
         parts = split(tree, num_microbatches)
         out = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
 
-        def add(total, part):
+        def add(total: Any, part: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, function(part)), None
 
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, out), parts)[0]

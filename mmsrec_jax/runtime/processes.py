@@ -73,6 +73,7 @@ def gather(value: Any) -> list[Any]:
         return [value]
     _exchanges += 1
     client, folder = distributed.global_state.client, f"mmsrec_jax/{_exchanges}"
+    assert client is not None, "count() > 1 only after jax.distributed.initialize"
     client.key_value_set(f"{folder}/{distributed.global_state.process_id}", json.dumps(value))
     client.wait_at_barrier(folder, _PATIENCE_MS)
     if is_main():  # all have read what the exchange before this one was about
@@ -115,7 +116,7 @@ def put(tree: Any, sharding: Sharding | None) -> Any:
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
-    def one(value):
+    def one(value: Any) -> jax.Array:
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 

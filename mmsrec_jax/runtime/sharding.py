@@ -7,14 +7,18 @@ theirs where they are constrained. Nothing else in the package mentions a mesh a
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmsrec_jax.runtime.errors import UserError
+
+T = TypeVar("T")
+AnyMesh = Mesh | AbstractMesh
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -98,7 +102,8 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
 
 
 def _mesh_axes(logical: Sequence[str | None]) -> list[tuple[str, ...]]:
-    axes, used = [], {}
+    axes: list[tuple[str, ...]] = []
+    used: dict[str, str | None] = {}
     for name in logical:
         mapped = () if name is None else LOGICAL_AXES[name]
         for axis in mapped:
@@ -109,7 +114,7 @@ def _mesh_axes(logical: Sequence[str | None]) -> list[tuple[str, ...]]:
     return axes
 
 
-def _even(size: int, axes: tuple[str, ...], mesh) -> bool:
+def _even(size: int, axes: tuple[str, ...], mesh: AnyMesh) -> bool:
     return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
@@ -138,11 +143,15 @@ def weight(x: jax.Array, held: Sequence[str], used: Sequence[str] | None = None)
     return x if used is None else constrain(x, *used)
 
 
-def _weight_forward(x, held, used):
+def _weight_forward(
+    x: jax.Array, held: Sequence[str], used: Sequence[str] | None
+) -> tuple[jax.Array, None]:
     return weight(x, held, used), None
 
 
-def _weight_backward(held, used, _, gradient):
+def _weight_backward(
+    held: Sequence[str], used: Sequence[str] | None, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
     return (constrain(gradient, *held),)
 
 
@@ -152,8 +161,8 @@ weight.defvjp(_weight_forward, _weight_backward)
 def num_batch_shards(mesh: Mesh | None = None) -> int:
     """Over how many devices the rows of a batch are split; by default on the mesh in use (1 where
     there is none)."""
-    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXES["batch"])
+    used: AnyMesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if used.empty else math.prod(used.shape[axis] for axis in LOGICAL_AXES["batch"])
 
 
 def is_divisible(size: int, logical: str) -> bool:
@@ -176,7 +185,7 @@ def per_device(f: Callable, *arguments: tuple, out: Sequence[str | None]) -> jax
     if mesh.empty:
         return f(*values)
 
-    def spec(x, logical):
+    def spec(x: jax.Array, logical: Sequence[str | None]) -> PartitionSpec:
         return _activation_spec(x.shape, _mesh_axes(logical), mesh)
 
     in_specs = tuple(
@@ -190,12 +199,20 @@ def per_device(f: Callable, *arguments: tuple, out: Sequence[str | None]) -> jax
     return over_devices(*values)
 
 
-def _activation_spec(shape: Sequence[int], axes: Sequence[tuple[str, ...]], mesh) -> PartitionSpec:
+def _activation_spec(
+    shape: Sequence[int], axes: Sequence[tuple[str, ...]], mesh: AnyMesh
+) -> PartitionSpec:
     pairs = zip(shape, axes, strict=False)  # an array may have more axes than are named
     return PartitionSpec(*(a if a and _even(n, a, mesh) else None for n, a in pairs))
 
 
-def _parameter_spec(path: str, shape, logical, mesh, without: str | None) -> PartitionSpec:
+def _parameter_spec(
+    path: str,
+    shape: Sequence[int],
+    logical: Sequence[str | None],
+    mesh: AnyMesh,
+    without: str | None,
+) -> PartitionSpec:
     spec = []
     for size, name, axes in zip(shape, logical, _mesh_axes(logical), strict=True):
         if not _even(size, axes, mesh):
@@ -209,7 +226,7 @@ def _parameter_spec(path: str, shape, logical, mesh, without: str | None) -> Par
     return PartitionSpec(*spec)
 
 
-def shardings(state, mesh: Mesh, *, without: str | None = None):
+def shardings(state: Any, mesh: AnyMesh, *, without: str | None = None) -> Any:
     """NamedShardings in the tree structure of `state` (NNX state, or a pytree that contains some).
 
     Variables are sharded by their `logical_axes`, except along the mesh axis `without`; leaves
@@ -219,7 +236,7 @@ def shardings(state, mesh: Mesh, *, without: str | None = None):
       UserError: when a mesh axis does not divide a parameter's axis.
     """
 
-    def one(path, node):
+    def one(path: jax.tree_util.KeyPath, node: Any) -> Any:
         if not isinstance(node, nnx.Variable):
             return replicated(mesh)
         name, logical = jax.tree_util.keystr(path), node.get_metadata()["logical_axes"]
@@ -233,7 +250,7 @@ def shardings(state, mesh: Mesh, *, without: str | None = None):
     )
 
 
-def gathered(state):
+def gathered(state: T) -> T:
     """NNX state whose weights are no longer divided by FSDP, while tracing; without a mesh a no-op.
 
     For loops that use all of them in every turn.
@@ -246,7 +263,7 @@ def gathered(state):
     return jax.lax.with_sharding_constraint(state, whole)
 
 
-def abstract(tree, where):
+def abstract(tree: Any, where: Any) -> Any:
     """What programs are compiled for without arrays: `tree`, of arrays or their shapes, as shapes
     with the shardings `where` (one, or a tree of them)."""
     if isinstance(where, NamedSharding):
@@ -267,7 +284,8 @@ def process_batch_shard(mesh: Mesh) -> tuple[int, int]:
     shards = num_batch_shards(mesh)
     rows: dict[int, set[int]] = {}
     for device, (part,) in batch_sharding(mesh).devices_indices_map((shards,)).items():
-        rows.setdefault(device.process_index, set()).add(part.start or 0)
+        process = device.process_index  # type: ignore[attr-defined]  # jax types no devices here
+        rows.setdefault(process, set()).add(part.start or 0)
     parts = sorted({tuple(sorted(held)) for held in rows.values()})
     if sum(map(len, parts)) != shards or len({len(part) for part in parts}) > 1:
         raise UserError(
@@ -277,7 +295,7 @@ def process_batch_shard(mesh: Mesh) -> tuple[int, int]:
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """Sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -5,6 +5,7 @@ While the step runs the file says `"finished": false`; a killed step is taken up
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -60,7 +61,7 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
         directory = workdir / step.name
         missing = [name for name in step.inputs if name not in fingerprints]
         if only is not None and step.name not in only:
-            record = processes.from_main(lambda directory=directory: _read(directory))
+            record = processes.from_main(functools.partial(_read, directory))
             if record.get("finished"):
                 fingerprints[step.name] = record["fingerprint"]
             continue

@@ -1,1 +1,1 @@
-""""""
+"""Sequential recommenders whole: models, losses, training, scoring."""

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     segments: jax.Array
     positions: jax.Array
     times: jax.Array
-    targets: jax.Array | None = None
+    targets: jax.Array
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SequentialModule(nnx.Module):
     USES_TIMES: ClassVar[bool] = False
     CAUSAL: ClassVar[bool] = True
 
-    def __init__(self, config: SequentialConfig):
+    def __init__(self, config: SequentialConfig, *, rngs: nnx.Rngs):
         self.config = config
         if config.features:
             self.features = nnx.Dict(

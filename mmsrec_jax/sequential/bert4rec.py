@@ -37,11 +37,12 @@ class BERT4RecConfig(TransformerConfig):
 class BERT4Rec(SequentialModule):
     """Sequence encoder; row 0 of the items is padding, the last row is the mask token."""
 
+    config: BERT4RecConfig
     NO_DECAY = (*Transformer.NO_DECAY, "item_bias", "transform_bias", "transform_norm")
     SHIFTED, CAUSAL = False, False
 
     def __init__(self, config: BERT4RecConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         c = config
         normal = nnx.initializers.normal(0.02)
         self.items = nnx.Param(normal(rngs.params(), (c.num_items + 2, c.dim)))
@@ -114,11 +115,11 @@ class BERT4Rec(SequentialModule):
         only_last = jnp.take_along_axis(sequence, jnp.maximum(first, 0), 1) < c.last_rate
         return jnp.where(only_last, last, masked) & (rows.segments > 0)
 
-    def _inputs(self, rows, same):
+    def _inputs(self, rows: Rows, same: jax.Array) -> jax.Array:
         steps = jnp.arange(rows.ids.shape[1])
         from_end = jnp.sum(same & (steps[:, None] < steps[None, :]), -1)
         return self.items[...][rows.ids] + self.positions[...][from_end]
 
-    def _transformed(self, x):
+    def _transformed(self, x: jax.Array) -> jax.Array:
         x = x @ self.transform[...] + self.transform_bias[...]
         return norm(jax.nn.gelu(x), self.transform_norm[...])

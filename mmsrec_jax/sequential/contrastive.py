@@ -66,5 +66,5 @@ def info_nce(
     return jnp.where(known, nats, 0).sum() / jnp.maximum(known.sum(), 1)
 
 
-def _unit(x):
+def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))

@@ -5,6 +5,7 @@ the constrained embedding of Hidasi & Karatzoglou 2018). Dropout before every la
 last. The GRU is cuDNN's and torch's: the reset gate acts on the candidate's product with the state.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -28,10 +29,11 @@ class GRU4RecConfig(SequentialConfig):
 class GRU4Rec(SequentialModule):
     """Sequence encoder; item i of the catalog lives in row i + 1, row 0 is padding."""
 
+    config: GRU4RecConfig
     NO_DECAY = ("bias", "state_bias", "out_bias")
 
     def __init__(self, config: GRU4RecConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         c = config
         normal, kernel = nnx.initializers.normal(0.02), nnx.initializers.xavier_uniform()
         self.items = nnx.Param(normal(rngs.params(), (c.num_items + 1, c.dim)))
@@ -44,7 +46,7 @@ class GRU4Rec(SequentialModule):
         """States float32[B, L, D]; [b, t] has seen tokens <= t of its own sequence."""
         c = self.config
         x = self.items[...][rows.ids] * c.dim**0.5
-        keep = [None] * (c.layers + 1)
+        keep: Sequence[jax.Array | None] = [None] * (c.layers + 1)
         if key is not None and c.dropout > 0:
             widths = (c.dim, *[c.hidden] * c.layers)
             drawn = dropout.kept(key, (*rows.ids.shape, sum(widths)), c.dropout)
@@ -76,7 +78,7 @@ class GRU(nnx.Module):
         hidden = self.state.shape[0]
         inputs = x @ self.input[...] + self.bias[...]
 
-        def step(h, scanned):
+        def step(h: jax.Array, scanned: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             gates, candidate, first = scanned
             h = jnp.where(first[:, None], 0, h)
             from_state = h @ self.state[...]
@@ -87,6 +89,6 @@ class GRU(nnx.Module):
             return h, h
 
         gates, candidates = jnp.split(inputs, [2 * hidden], axis=-1)
-        over_time = [jnp.swapaxes(a, 0, 1) for a in (gates, candidates, first)]
-        _, states = jax.lax.scan(step, jnp.zeros((len(x), hidden)), tuple(over_time))
+        over_time = tuple(jnp.swapaxes(a, 0, 1) for a in (gates, candidates, first))
+        _, states = jax.lax.scan(step, jnp.zeros((len(x), hidden)), over_time)
         return jnp.swapaxes(states, 0, 1)

@@ -67,6 +67,7 @@ class HM4SRConfig(TransformerConfig):
 class HM4SR(SequentialModule):
     """Streams are stacked first: [S, ...], the id stream and then one for each content feature."""
 
+    config: HM4SRConfig
     FEATURES = ("text", "image", CATEGORIES)
     NO_DECAY = (
         *Transformer.NO_DECAY,
@@ -76,7 +77,7 @@ class HM4SR(SequentialModule):
     USES_TIMES = True
 
     def __init__(self, config: HM4SRConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         c = config
         contents = [(name, width) for name, width in c.features if name != CATEGORIES]
         self.contents = tuple(name for name, _ in contents)
@@ -211,7 +212,7 @@ class HM4SR(SequentialModule):
         clock = jnp.cos((days * self.time_scale[...] + self.time_bias[...]) * slower)
         return jnp.concatenate([interval, clock], -1)
 
-    def _tables(self):
+    def _tables(self) -> jax.Array:
         """float32[S, items, D]"""
         projected = [
             self.features[name][...] @ self.projections[name][...] + self.projection_bias[...][s]
@@ -219,7 +220,7 @@ class HM4SR(SequentialModule):
         ]
         return jnp.stack([self.items[...][1:], *projected])
 
-    def _inputs(self, tables, time, rows):
+    def _inputs(self, tables: jax.Array, time: jax.Array, rows: Rows) -> jax.Array:
         """What the transformers read, [S, B, L, D]."""
         x = tables[:, jnp.maximum(rows.ids - 1, 0)] + self.positions[...][rows.positions]
         streams, batch, length, dim = x.shape
@@ -231,26 +232,30 @@ class HM4SR(SequentialModule):
         scale = self.temporal_gates(time) @ self.time_experts[...]
         return x * jnp.moveaxis(scale.reshape(batch, length, streams, dim), 2, 0)
 
-    def _with_placeholders(self, x, time, hides):
+    def _with_placeholders(self, x: jax.Array, time: jax.Array, hides: jax.Array) -> jax.Array:
         """Content streams [S - 1, B, L, D] with placeholders where `hides` (bool[B, L])."""
         made = jnp.einsum("blt,std->sbld", time, self.placeholders[...])
         made = made + self.placeholder_bias[...][:, None, None]
         return jnp.where(hides[..., None], made, x)
 
-    def _encode(self, x, rows, key, streams: Sequence[int]):
+    def _encode(
+        self, x: jax.Array, rows: Rows, key: jax.Array | None, streams: Sequence[int]
+    ) -> jax.Array:
         """Each x[i], [B, L, D], through the transformer of stream `streams[i]`."""
         graphdef, weights = nnx.split(self.encoders)
         weights, mask = jax.tree.map(lambda w: w[np.array(streams)], weights), causal_mask(rows)
         norms = self.input_norms[...][np.array(streams)]
         keys = None if key is None else jax.random.split(key, len(streams))
 
-        def encode(weights, norms, x, key):
+        def encode(
+            weights: nnx.State, norms: jax.Array, x: jax.Array, key: jax.Array | None
+        ) -> jax.Array:
             return nnx.merge(graphdef, weights)(norm(x, norms), mask, key)
 
         return jax.vmap(encode, (0, 0, 0, None if key is None else 0))(weights, norms, x, keys)
 
 
-def _normal(key, **shapes):
+def _normal(key: jax.Array, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
     """Normal numbers of these shapes by name, from one draw: each one costs compile seconds."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     parts = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
@@ -259,10 +264,10 @@ def _normal(key, **shapes):
     }
 
 
-def _transformers(config, count, rngs):
+def _transformers(config: HM4SRConfig, count: int, rngs: nnx.Rngs) -> Transformer:
     """So many transformers as one, their weights stacked first."""
 
-    def make(key):
+    def make(key: jax.Array) -> Transformer:
         return Transformer(config, rngs=nnx.Rngs(key))
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(jax.random.key(0))))
@@ -271,6 +276,6 @@ def _transformers(config, count, rngs):
     )
 
 
-def _side_by_side(x):
+def _side_by_side(x: jax.Array) -> jax.Array:
     """[S, ..., D] as [..., S D]."""
     return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)

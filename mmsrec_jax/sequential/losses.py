@@ -23,7 +23,7 @@ class ItemLoss:
     negatives: int = 0
     chunk: int = 4096
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in (SOFTMAX, SAMPLED_SOFTMAX, BCE):
             raise UserError(f"loss={self.kind!r} is none of {SOFTMAX}, {SAMPLED_SOFTMAX}, {BCE}")
         if self.kind == SAMPLED_SOFTMAX and self.negatives < 1:
@@ -69,13 +69,13 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
     hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
     targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
 
-    def nll(h, t):
+    def nll(h: jax.Array, t: jax.Array) -> jax.Array:
         logits = _dots(h, table)
         picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[:, None], 1)[:, 0]
         return jnp.where(t >= 0, jax.nn.logsumexp(logits, -1) - picked, 0.0)
 
     @jax.checkpoint
-    def body(carry, xs):
+    def body(carry: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         h, t = xs
         return carry, jax.lax.cond((t >= 0).any(), nll, lambda h, t: jnp.zeros(len(t)), h, t)
 
@@ -123,5 +123,5 @@ def binary_nll(
     return jnp.where(targets >= 0, jax.nn.softplus(-own) + jax.nn.softplus(other), 0.0)
 
 
-def _dots(hidden, table):
+def _dots(hidden: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.einsum("td,vd->tv", hidden, table, preferred_element_type=jnp.float32)

@@ -44,11 +44,12 @@ class MolarConfig(TransformerConfig):
 class Molar(SequentialModule):
     """The content-based model, and the ID-based one that only training asks."""
 
+    config: MolarConfig
     FEATURES = ("item", "text", "image")
     NO_DECAY = (*Transformer.NO_DECAY, "inner_bias", "outer_bias")
 
     def __init__(self, config: MolarConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         c = config
         kernel = nnx.initializers.lecun_normal()
         self.inner = nnx.Dict(
@@ -99,7 +100,7 @@ class Molar(SequentialModule):
         parts = {"content": by_content, "id": by_id, "alignment": alignment}
         return by_content + by_id + c.alignment_weight * alignment, parts
 
-    def _inputs(self, table, rows):
+    def _inputs(self, table: jax.Array, rows: Rows) -> jax.Array:
         x = table[jnp.maximum(rows.ids - 1, 0)] * self.config.dim**0.5
         return x + self.positions[...][rows.positions]
 

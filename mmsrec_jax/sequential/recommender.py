@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -101,10 +101,13 @@ class SequentialRecommender:
         return cls(config, _filled(params, stored), _filled(features, stored), mesh=mesh)
 
     @functools.cached_property
-    def _output(self):
+    def _output(self) -> tuple[jax.Array, jax.Array]:
         return _output(self.config, self.params, self.features)
 
-    def _last(self, histories, times):
+    def _last(
+        self, histories: np.ndarray, times: np.ndarray | None
+    ) -> Iterator[tuple[jax.Array, int]]:
+        """States float32[n, dim] of a chunk of histories, and how many of its rows count."""
         times = times if self.uses_times else None
         ids, times = right_padded(histories, self.config.length, times)
         longest = (ids >= 0).sum(1)
@@ -112,19 +115,19 @@ class SequentialRecommender:
             part = slice(start, start + _ROWS)
             rows = _ROWS if len(ids) > _ROWS else power_of_two(len(ids[part]))
             width = max(power_of_two(longest[part].max(initial=1)), _NARROWEST)
-            chunk = (None if x is None else pad_rows(x[part, :width], rows) for x in (ids, times))
-            placed = self._place(*chunk)
+            chunk = pad_rows(ids[part, :width], rows)
+            clock = None if times is None else pad_rows(times[part, :width], rows)
+            placed = self._place(chunk, clock)
             yield _encode_last(self.config, self.params, self.features, *placed), len(ids[part])
 
-    def _place(self, ids, times):
-        unused = times is None or not self.uses_times
-        clock = np.zeros_like(ids) if unused else seconds(times)
-        arrays = (np.asarray(ids), np.asarray(clock))
+    def _place(self, ids: np.ndarray, times: np.ndarray | None) -> tuple[jax.Array, jax.Array]:
+        times = times if self.uses_times else None
+        clock = np.zeros_like(ids) if times is None else seconds(times)
         if self.mesh is None:
-            return jax.tree.map(jnp.asarray, arrays)
+            return jnp.asarray(ids), jnp.asarray(clock)
         rows = -(-len(ids) // num_batch_shards(self.mesh)) * num_batch_shards(self.mesh)
-        arrays = tuple(pad_rows(array, rows) for array in arrays)
-        return processes.put(arrays, batch_sharding(self.mesh))
+        padded = (pad_rows(np.asarray(ids), rows), pad_rows(np.asarray(clock), rows))
+        return processes.put(padded, batch_sharding(self.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -149,52 +152,69 @@ def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(ids, ((0, rows - len(ids)), (0, 0)), constant_values=-1)
 
 
-def _build(config, rngs):
+def _build(config: SequentialConfig, rngs: nnx.Rngs) -> SequentialModule:
     return registry.of(config).module(config, rngs=rngs)
 
 
 @functools.cache
-def _abstract(config):
-    return nnx.split(nnx.eval_shape(lambda: _build(config, nnx.Rngs(0))), nnx.Param, Features)
+def _abstract(config: SequentialConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    module = nnx.eval_shape(lambda: _build(config, nnx.Rngs(0)))
+    graphdef, params, *others = nnx.split(module, nnx.Param, Features)
+    return graphdef, params, others[0]
 
 
-def _arrays(state):
+def _arrays(state: nnx.State) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
 
 
-def _filled(state, stored):
+def _filled(state: nnx.State, stored: Mapping[str, np.ndarray]) -> nnx.State:
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state(
         [(path, leaf.replace(jnp.asarray(stored[_name(path)]))) for path, leaf in flat]
     )
 
 
-def _name(path):
+def _name(path: tuple) -> str:
     return ".".join(map(str, path))
 
 
-def _rows(ids, times):
+def _rows(ids: jax.Array, times: jax.Array) -> Rows:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    return Rows(ids + 1, (ids >= 0).astype(jnp.int32), positions, times)
+    no_targets = jnp.full_like(ids, -1)
+    return Rows(ids + 1, (ids >= 0).astype(jnp.int32), positions, times, no_targets)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(config, params, features, ids, times):
+def _encode(
+    config: SequentialConfig,
+    params: nnx.State,
+    features: nnx.State,
+    ids: jax.Array,
+    times: jax.Array,
+) -> jax.Array:
     return merge(config, params, features)(_rows(ids, times))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_last(config, params, features, ids, times):
+def _encode_last(
+    config: SequentialConfig,
+    params: nnx.State,
+    features: nnx.State,
+    ids: jax.Array,
+    times: jax.Array,
+) -> jax.Array:
     return merge(config, params, features).last(_rows(ids, times))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _output(config, params, features):
+def _output(
+    config: SequentialConfig, params: nnx.State, features: nnx.State
+) -> tuple[jax.Array, jax.Array]:
     module = merge(config, params, features)
     table, bias = module.table(), module.bias()
     return table, jnp.zeros(table.shape[0]) if bias is None else bias
 
 
 @jax.jit
-def _dot(hidden, table, bias):
+def _dot(hidden: jax.Array, table: jax.Array, bias: jax.Array) -> jax.Array:
     return jnp.einsum("bd,vd->bv", hidden, table, preferred_element_type=jnp.float32) + bias

@@ -75,5 +75,5 @@ def from_json(stored: Mapping[str, Any]) -> SequentialConfig:
     return find(stored["kind"]).config(**values)
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

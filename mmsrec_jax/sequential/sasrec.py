@@ -22,10 +22,11 @@ class SASRecConfig(TransformerConfig):
 class SASRec(SequentialModule):
     """Sequence encoder; item i of the catalog lives in row i + 1, row 0 is padding."""
 
+    config: SASRecConfig
     NO_DECAY = Transformer.NO_DECAY
 
     def __init__(self, config: SASRecConfig, *, rngs: nnx.Rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         c = config
         normal = nnx.initializers.normal(0.02)
         self.items = nnx.Param(normal(rngs.params(), (c.num_items + 1, c.dim)))
@@ -44,6 +45,6 @@ class SASRec(SequentialModule):
         """The input embeddings, tied: float32[items, D]."""
         return self.items[...][1:]
 
-    def _inputs(self, rows):
+    def _inputs(self, rows: Rows) -> jax.Array:
         x = self.items[...][rows.ids] * self.config.dim**0.5
         return x + self.positions[...][rows.positions]

@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 from flax import nnx
 
+from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import seconds
 from mmsrec_jax.data.splits import subset
 from mmsrec_jax.evaluation import metrics, ranking
@@ -54,7 +57,7 @@ def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]
 
 
 @functools.cache
-def _optimizer(recipe):
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     kept = set(registry.of(recipe.model).module.NO_DECAY)
     return optax.adamw(
         optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
@@ -63,8 +66,7 @@ def _optimizer(recipe):
     )
 
 
-@flax.struct.dataclass
-class SequentialState:
+class SequentialState(flax.struct.PyTreeNode):
     """What a resumed run needs: the weights in training, and how well they did on validation.
 
     best_ndcg float32[]; stale int32[]: validations since the best one.
@@ -78,8 +80,8 @@ class SequentialState:
 def train(
     kind: str,
     config,
-    histories,
-    split,
+    histories: Histories,
+    split: Split,
     *,
     num_items: int,
     directory: str | os.PathLike,
@@ -127,7 +129,9 @@ def train(
     if mesh is not None:
         state = jax.device_put(state, replicated(mesh))
 
-    def train_step(state, batch):
+    def train_step(
+        state: SequentialState, batch: dict[str, np.ndarray]
+    ) -> tuple[SequentialState, dict[str, jax.Array]]:
         work = metering.amount(**metering.of_rows(batch["segments"]))
         batch = processes.put(batch, None if mesh is None else batch_sharding(mesh))
         trained, measured = step(how, state.train, frozen, batch, key)
@@ -135,10 +139,10 @@ def train(
 
     validation = subset(split.validation, config.validation_rows, config.seed)
 
-    def evaluate(state, _):
+    def evaluate(state: SequentialState, _: int) -> tuple[SequentialState, dict[str, float], bool]:
         current = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
-        ranks = ranking.full(current, histories, validation, progress=False)
-        ranks = ranks.ranks.astype(np.int64)
+        ranked = ranking.full(current, histories, validation, progress=False)
+        ranks = ranked.ranks.astype(np.int64)
         ndcg = metrics.ndcg(ranks, 10)
         if ndcg > float(state.best_ndcg):
             state = state.replace(
@@ -181,7 +185,14 @@ def item_loss(config) -> ItemLoss:
 
 
 def train_folds(
-    kind: str, config, histories, split, folds: np.ndarray, *, directory, **options
+    kind: str,
+    config,
+    histories: Histories,
+    split: Split,
+    folds: np.ndarray,
+    *,
+    directory: str | os.PathLike,
+    **options: Any,
 ) -> list[recommender.SequentialRecommender]:
     """One model per fold, trained and selected without that fold's users (*ours*).
 
@@ -201,7 +212,7 @@ def train_folds(
     ]
 
 
-def without(split, users: np.ndarray):
+def without(split: Split, users: np.ndarray) -> Split:
     """The split as if these users (bool[U]) had no training or validation data."""
     return dataclasses.replace(
         split,
@@ -212,7 +223,7 @@ def without(split, users: np.ndarray):
 
 
 def batches(
-    histories, split, config: SequentialConfig, *, batch_size: int, seed: int
+    histories: Histories, split: Split, config: SequentialConfig, *, batch_size: int, seed: int
 ) -> grain.IterDataset:
     """Endless packed batches: the fields of `Rows`, all int32[batch_size, length].
 
@@ -248,7 +259,7 @@ class PackedSequences:
 
     def __init__(
         self,
-        histories,
+        histories: Histories,
         train_end: np.ndarray,
         length: int,
         *,
@@ -294,17 +305,17 @@ class PackedSequences:
             "targets": self._filled(self._items[at + 1] if self._shifted else [], -1),
         }
 
-    def _filled(self, values, padding):
+    def _filled(self, values: npt.ArrayLike, padding: int) -> np.ndarray:
         full = np.full(self._length, padding, np.int32)
-        full[: len(values)] = values
+        full[: np.size(values)] = values
         return full
 
-    def _deal_epoch(self, epoch):
+    def _deal_epoch(self, epoch: int) -> np.ndarray:
         draw = np.random.default_rng([self._seed, epoch]).random(len(self._lengths))
         return self._starts[np.lexsort((draw, -self._lengths))]
 
 
-def _windows(offsets, tokens, length):
+def _windows(offsets: np.ndarray, tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Starts in the flat item array and lengths of the training windows, cut from the ends."""
     counts = -(-tokens // length)
     which = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -314,10 +325,11 @@ def _windows(offsets, tokens, length):
     return offsets + starts, np.where(which == 0, first, length)
 
 
-def _best_fit(lengths, capacity):
+def _best_fit(lengths: Sequence[int], capacity: int) -> tuple[np.ndarray, int]:
     """Row of every length (given longest first), and how many rows there are."""
-    open_rows = [[] for _ in range(capacity + 1)]  # by the room that is left
-    row_of, rows = [], 0
+    open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left
+    row_of: list[int] = []
+    rows = 0
     for length in lengths:
         room = next((r for r in range(length, capacity) if open_rows[r]), capacity)
         if room == capacity:
@@ -330,10 +342,16 @@ def _best_fit(lengths, capacity):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def step(recipe: Recipe, state: TrainState, features: nnx.State, batch, key: jax.Array):
+def step(
+    recipe: Recipe,
+    state: TrainState,
+    features: nnx.State,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One compiled update on a batch of `batches`; returns the state and scalars to log."""
 
-    def loss(params):
+    def loss(params: nnx.State) -> tuple[jax.Array, dict[str, jax.Array]]:
         module = recommender.merge(recipe.model, params, features)
         return module.loss(Rows(**batch), jax.random.fold_in(key, state.step), recipe.loss)
 

@@ -60,18 +60,26 @@ class Transformer(nnx.Module):
         x = _layer(take_position(x, places), x, take_position(mask, places), last, self.config)
         return norm(x, self.final_norm[...])[:, 0]
 
-    def _weights(self):
+    def _weights(self) -> dict[str, jax.Array]:
         names = ("qkv", "out", "up", "up_bias", "down", "down_bias", "norms")
         return {name: getattr(self, name)[...] for name in names}
 
-    def _layers(self, x, mask, weights, keep=None):
-        def layer(x, scanned):
+    def _layers(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        weights: dict[str, jax.Array],
+        keep: jax.Array | None = None,
+    ) -> jax.Array:
+        def layer(
+            x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array | None]
+        ) -> tuple[jax.Array, None]:
             return _layer(x, x, mask, scanned[0], self.config, scanned[1]), None
 
         return jax.lax.scan(layer, x, (weights, keep))[0]
 
-    def _dropout_masks(self, x, key):
-        """x after dropout; per layer bool[B, L, 2 D + models L]: two residual masks, attention."""
+    def _dropout_masks(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x after dropout; per layer bool[B, L, 2 D + heads L]: two residual masks, attention."""
         c = self.config
         batch, length, dim = x.shape
         width = 2 * dim + c.heads * length
@@ -103,7 +111,14 @@ def norm(x: jax.Array, scale_bias: jax.Array) -> jax.Array:
     return x * scale_bias[0] + scale_bias[1]
 
 
-def _layer(x, seen, mask, w, c, keep=None):
+def _layer(
+    x: jax.Array,
+    seen: jax.Array,
+    mask: jax.Array,
+    w: dict[str, jax.Array],
+    c: TransformerConfig,
+    keep: jax.Array | None = None,
+) -> jax.Array:
     """x [B, Q, D] after one layer, in which it attends to `seen` [B, L, D]; mask bool[B, Q, L]."""
     kept = (None,) * 3 if keep is None else jnp.split(keep, (c.dim, 2 * c.dim), axis=-1)
     q = norm(x, w["norms"][0]) @ w["qkv"][:, : c.dim]
@@ -113,7 +128,13 @@ def _layer(x, seen, mask, w, c, keep=None):
     return x + dropout.apply(h @ w["down"] + w["down_bias"], c.dropout, kept[1])
 
 
-def _attend(q, kv, mask, config, keep):
+def _attend(
+    q: jax.Array,
+    kv: jax.Array,
+    mask: jax.Array,
+    config: TransformerConfig,
+    keep: jax.Array | None,
+) -> jax.Array:
     (batch, queries, _), length = q.shape, kv.shape[1]
     q = q.reshape(batch, queries, config.heads, -1)
     k, v = jnp.split(kv.reshape(batch, length, 2 * config.heads, -1), 2, axis=2)

@@ -1,1 +1,1 @@
-""""""
+"""The training loop, its state and checkpoints, and supervised fine-tuning."""

@@ -78,14 +78,14 @@ class Checkpoints:
         """
         steps = sorted((c.step for c in self._orbax.checkpoints), reverse=True)
         for step in steps:
-            loaded = problem = None
+            problem = None
             try:
-                loaded = self._load(step, state)
+                restored, host = self._load(step, state)
             except Exception as error:
                 problem = next(iter(str(error).splitlines()), type(error).__name__)
             problems = list(filter(None, processes.gather(problem)))
             if not problems:
-                return step, *loaded
+                return step, restored, host
             logging.error(
                 "checkpoint %s cannot be read and is passed over: %s",
                 self.directory / str(step), problems[0],
@@ -116,7 +116,8 @@ class Checkpoints:
                 f"{self.directory} to start this step again"
             ) from error
 
-    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, int]:
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        assert self._best is not None, "asked only where a metric is the best"
         return metrics[self._best], -metrics["step"]
 
     def _load(self, step: int, state: Any) -> tuple[Any, Any]:

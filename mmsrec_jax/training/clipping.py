@@ -13,7 +13,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     factor computed once is multiplied where it is needed.
     """
 
-    def update(updates, state, params=None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         del params
         scale = max_norm / jnp.maximum(optax.global_norm(updates), max_norm)
         return jax.tree.map(lambda x: (x * scale).astype(x.dtype), updates), state

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +19,9 @@ from mmsrec_jax.training.checkpoints import Checkpoints
 from mmsrec_jax.training.metering import Meter, Steps, Trace
 
 
-class Batches(Protocol):
+class Batches(Iterator[Any], Protocol):
     """A Grain iterator: next batch, and an exact position that can be stored as JSON."""
 
-    def __next__(self) -> Any: ...
     def get_state(self) -> Any: ...
     def set_state(self, state: Any) -> None: ...
 
@@ -122,7 +121,7 @@ def run(
                         means = {**means, **measured}
                     interrupted = interruption.requested()
                     if due or stopped or interrupted or (best is not None and measured is not None):
-                        window = _on_host(window)
+                        window = list(_on_host(window))
                         host = {
                             "batches": batches.get_state(),
                             "stopped": stopped,
@@ -136,10 +135,10 @@ def run(
         return state if best is None else checkpoints.restore_best(state)
 
 
-def _on_host(window: list[Mapping[str, float | jax.Array]]) -> list[dict[str, float]]:
+def _on_host(window: Sequence[Mapping[str, float | jax.Array]]) -> list[dict[str, float]]:
     return [{name: float(v) for name, v in row.items()} for row in jax.device_get(window)]
 
 
-def _means(window: list[Mapping[str, float | jax.Array]]) -> dict[str, float]:
+def _means(window: Sequence[Mapping[str, float | jax.Array]]) -> dict[str, float]:
     rows = _on_host(window)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -15,8 +15,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Trained weights and optimizer state.
 
     Frozen weights are no part of it: steps get them as a separate argument and checkpoints do
@@ -97,10 +96,10 @@ def _shardings(state: TrainState, mesh: Mesh, offload: bool) -> TrainState:
 
 
 def _split(model: MLLM, trainable: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    graphdef, trained, frozen = nnx.split(model, lora.trainable(trainable), ...)
+    graphdef, trained, *others = nnx.split(model, lora.trainable(trainable), ...)
     if not jax.tree.leaves(trained):
         raise UserError(f"trainable={trainable!r}: the model has no such weights; add them")
-    return graphdef, trained, frozen
+    return graphdef, trained, others[0]
 
 
 def param_dtype(trainable: str, dtype: str) -> str:

@@ -1,7 +1,7 @@
 """Weights that one step leaves for the next, by parameter path, in orbax form."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Stored:
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         return (array if layer is None else array[layer]).read().result()
 
-    def _checked(self, read):
+    def _checked(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to

@@ -50,7 +50,7 @@ def test_text_tells_nothing_of_image_attributes_and_the_picture_shows_them(shop)
         assert np.abs(pixels - own).sum(1).min() == min(distances) == 0
 
 
-def test_attainable_is_how_often_users_with_that_history_choose(monkeypatch):
+def test_bayes_optimal_is_how_often_users_with_that_history_choose(monkeypatch):
     monkeypatch.setattr(toyshop, "_item", lambda *_: None)
     crowd = {**SMALL, "num_users": 400_000, "history": (3, 3)}
     _, histories, world = toyshop.generate(**crowd)

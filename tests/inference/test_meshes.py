@@ -12,7 +12,7 @@ import toy_items
 import toy_model
 
 from mmsrec_jax.inference.scoring import candidate_scores
-from mmsrec_jax.inference.summarize import make_sampling, prompts_of
+from mmsrec_jax.inference.texts import make_sampling, prompts_of
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext

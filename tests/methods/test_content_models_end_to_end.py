@@ -1,4 +1,4 @@
-"""The road of a content model: features made by a model or given, then the model."""
+"""Sequential recommenders with item content: features made by a model or given, then trained."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from configs import base, beauty, movielens
 from mmsrec_jax import methods
 from mmsrec_jax.hf import tiny_init
-from mmsrec_jax.methods import common, sequential
+from mmsrec_jax.methods import base_model, features, sequential
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential.recommender import SequentialRecommender
@@ -50,11 +50,11 @@ def model_path(tmp_path, monkeypatch):
     def load(path, dtype, mesh, **_):
         return tiny_init.init(path, dtype=dtype, seed=0, mesh=mesh)
 
-    monkeypatch.setattr(common.loading, "load", load)
+    monkeypatch.setattr(base_model.loading, "load", load)
     return path
 
 
-def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, caplog):
+def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_path, caplog):
     caplog.set_level("INFO")
     config = tiny("molar")
     config.model.update(path=str(model_path), dtype="float32")
@@ -75,14 +75,14 @@ def test_a_model_makes_the_features_that_the_head_reads(model_path, tmp_path, ca
     assert not any("begins" in line for line in said)
 
 
-def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, monkeypatch):
+def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     config = tiny("hm4sr")
     rows = np.random.default_rng(0).normal(3, 2, size=(40, 5))
     np.save(tmp_path / "text.npy", rows)
     config.hm4sr.contents = ("text",)
     config.hm4sr.features.text = str(tmp_path / "text.npy")
-    experiment = sequential.Run(config, tmp_path, None)
+    experiment = sequential.Sequential(config, tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
     found = experiment.sequential_options()["features"]
@@ -94,8 +94,8 @@ def test_given_features_and_categories_are_what_the_head_gets(tmp_path, caplog, 
         np.testing.assert_array_equal(found["categories"][i], np.array(names) == item.category)
 
     none = np.zeros((40, 0), np.float32)
-    monkeypatch.setattr(common.item_features, "categories", lambda catalog, separator: none)
-    assert list(experiment.item_features()) == ["text"]
+    monkeypatch.setattr(features.item_features, "categories", lambda catalog, separator: none)
+    assert list(experiment.sequential_options()["features"]) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)
 

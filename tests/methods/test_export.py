@@ -84,7 +84,7 @@ def test_the_processor_keeps_the_bound_that_the_run_had(tmp_path):
             assert found.grid(50, 90) == tuple(grid)
 
 
-def test_flags_that_do_not_fit_the_stage(adapted, full, tmp_path):
+def test_flags_that_do_not_fit_the_step(adapted, full, tmp_path):
     for flags in ({}, {"merge": True, "adapter_only": True}):
         with pytest.raises(UserError, match="trained adapters: say --merge .* or --adapter_only"):
             export(adapted[0], tmp_path / "out", **flags)

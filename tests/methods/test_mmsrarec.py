@@ -1,5 +1,6 @@
-"""The whole road on a tiny shop, in real processes: killed in every step, and once unbroken."""
+"""The whole method on a tiny shop, in real processes: killed in every step, and once unbroken."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,9 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
+from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.evaluation.ranking import read_ranks
+from mmsrec_jax.methods.scoring import Scorer
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
@@ -77,7 +85,7 @@ def runs(tmp_path_factory):
     return unbroken, broken, killed
 
 
-def test_killed_in_every_stage_ends_as_if_unbroken(runs):
+def test_killed_in_every_step_ends_as_if_unbroken(runs):
     unbroken, broken, killed = runs
     assert killed == list(STEPS)
     assert json.loads((broken / "table.json").read_text()) == json.loads(
@@ -152,3 +160,67 @@ def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, message
     )  # fmt: skip
     assert done.returncode != 0
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def scorer(runs):
+    return Scorer(runs[0], make_mesh(devices=jax.devices()[:1]))
+
+
+def test_typed_histories_of_test_users_are_scored_as_in_the_evaluation(runs, scorer):
+    evaluation = runs[0] / "evaluation"
+    frozen = Candidates.read(evaluation / "candidates.parquet")
+    frozen = dataclasses.replace(
+        frozen, rows=frozen.rows[:6], items=frozen.items[:6], positive=frozen.positive[:6]
+    )
+    run = scorer._run
+    wanted = run.score_frozen("again", "sft", run.context(frozen.rows), frozen)
+    ranks, _ = read_ranks(evaluation / "ranks-mmsrarec-sampled@20.parquet")
+    for row, (user, position) in enumerate(frozen.rows):
+        history = scorer.catalog.ids[scorer.histories.of(user)[:position]].tolist()
+        candidates = scorer.catalog.ids[frozen.items[row]].tolist()
+        name = str(scorer.histories.users[user])
+        found = scorer.scores(history, candidates, user=name)
+        np.testing.assert_allclose(found, wanted[row], rtol=0, atol=1e-5)
+        rank = (found >= found[frozen.positive[row]]).sum()
+        assert ranks.users[row] == user and ranks.ranks[row] == rank
+
+
+def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
+    ids = scorer.catalog.ids.tolist()
+    found = scorer.scores(ids[:4], ids[10:40])
+    assert found.shape == (30,) and np.isfinite(found).all()
+    np.testing.assert_allclose(found[:21], scorer.scores(ids[:4], ids[10:31]), atol=1e-5)
+    users, _ = np.unique(scorer.histories.user_of_row, return_counts=True)
+    typed = scorer.histories.of(int(users[0]))[:-2]
+    base = scorer._knowledge_base
+    own = set(base.items[base.users == users[0]].tolist())
+    history = dataclasses.replace(
+        scorer.histories, users=np.array([""]), offsets=[0, len(typed)], items=typed,
+        timestamps=np.arange(len(typed)),
+    )  # fmt: skip
+    # the nearest prefix is that same prefix, unless the user is told apart
+    assert scorer._neighbors(history, -1, None)[0, 0] in own
+    assert scorer._neighbors(history, -1, -1.0).max() == -1  # nothing was known by then
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["nothing"], ["0"]), "history: the run knows no item 'nothing'"),
+        (([], ["0"]), "history is empty"),
+        ((["{id}"], []), "candidates is empty"),
+        ((["{id}"], ["{id}"], {"times": [1.0, 2.0]}), "2 times for 1 items"),
+        ((["{id}"], ["{id}"], {"user": "nobody"}), "user 'nobody' is not in the data"),
+    ],
+)
+def test_mistakes_in_typed_histories(scorer, arguments, message):
+    ids = [[x.format(id=scorer.catalog.ids[0]) for x in part] for part in arguments[:2]]
+    options = arguments[2] if len(arguments) > 2 else {}
+    with pytest.raises(UserError, match=message):
+        scorer.scores(*ids, **options)
+
+
+def test_a_run_that_is_not_finished_has_no_scorer(tmp_path):
+    with pytest.raises(UserError, match="step sft has not finished"):
+        Scorer(tmp_path)

@@ -1,4 +1,4 @@
-"""The whole road in real processes: 2 x 4 and 4 x 2 devices end where 1 x 8 ends.
+"""The whole method in real processes: 2 x 4 and 4 x 2 devices end where 1 x 8 ends.
 
 Nearly all of the time every process compiles for itself, hence the flags for that.
 """

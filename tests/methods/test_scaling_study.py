@@ -14,9 +14,8 @@ from flax import nnx
 from configs import scaling as experiment
 from mmsrec_jax.data import splits
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.methods import mmsrarec, scaling_point
+from mmsrec_jax.methods import scaling_point
 from mmsrec_jax.runtime.sharding import make_mesh
-from mmsrec_jax.training import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("16x1", "32x1", "48x2", "64x2")  # the law needs four
@@ -55,13 +54,12 @@ def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
     and never more than a few rows of logits."""
     config = experiment.get_config(f"size={SIZES[2]}").unlock()
     config.update_from_flattened_dict(TINY)
-    run = scaling_point.Run(config, runs[2], make_mesh())
-    model = run.base_model("again", "full")
-    weights.restore(runs[2] / "sft" / mmsrarec.WEIGHTS, model, nnx.Param, run.mesh)
+    run = scaling_point.ScalingPoint(config, runs[2], make_mesh())
+    model = run.base.trained("again", "sft")
     _, _, split = run.dataset
     targets = splits.subset(split.validation, config.evaluation.users, config.evaluation.seed)
     (batch,) = pipeline.batches(
-        run._recommend_source(targets, with_context=False), batch_size=16,
+        run.plain_source(targets), batch_size=16,
         length=config.sft.length, patches=config.sft.patches, answers=config.sft.answers,
         targets=config.sft.targets, shuffle=False, repeat=False, pack=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The road of a model by itself on a tiny shop: data, training, ranks and the table."""
+"""A sequential recommender by itself on a tiny shop: data, training, ranks and the table."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, capl
 
 
 @pytest.mark.parametrize("module", [base, beauty, movielens])
-def test_variants_of_the_configs_are_heads_by_name(module):
+def test_variants_of_the_configs_are_recommenders_by_name(module):
     assert module.get_config().method == "mmsrarec"
     assert sorted(base.SEQUENTIAL_MODELS) == sorted(registry.MODELS)
     for name, kind in registry.MODELS.items():
@@ -91,7 +91,7 @@ def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
     assert found.num_rows > 150 and (tmp_path / "gru4rec" / "model" / "config.json").exists()
 
 
-def test_a_head_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
+def test_a_recommender_or_method_that_does_not_exist_stops_at_once(config, tmp_path):
     wrong = config.copy_and_resolve_references()
     wrong.sequential_model = "sasrek"
     with pytest.raises(UserError, match="did you mean 'sasrec'"):

@@ -13,7 +13,6 @@ from flax import nnx
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.summarize import summarize
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.models import lora
 from mmsrec_jax.rl import grpo, policy_loss
@@ -190,20 +189,6 @@ def test_nothing_compiles_after_the_first_step(unbroken):
     *_, at_step = unbroken
     assert len(at_step) == 4
     assert at_step[3] == at_step[2]  # the second step still compiles what follows the first rollout
-
-
-def test_summaries_are_greedy_and_complete(world, mesh, unbroken):
-    tokenizer, source = world
-    model = toy_model.make(tokenizer)
-    options = dict(patches=16, max_new_tokens=5, gather_weights=True, mesh=mesh)
-    found = list(summarize(model, tokenizer, source, batch_size=5, **options))
-    assert [item for item, _ in found] == list(range(24))  # 24 = 5 * 5 - 1: the last one is filler
-    assert len({text for _, text in found}) > 3
-    rest = SummarySource(
-        source.items.catalog, source.items.prompt_config, length=48, rows=np.array([20, 3])
-    )
-    again = list(summarize(model, tokenizer, rest, batch_size=5, **options))
-    assert again == [found[3], found[20]]
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,14 @@ def make(calls, *, rate=0.1, fail=()):
     ]
 
 
-def test_finished_stages_are_skipped(tmp_path):
+def test_finished_steps_are_skipped(tmp_path):
     calls = []
     run_steps(tmp_path, make(calls))
     run_steps(tmp_path, make(calls))
     assert calls == ["data", "train", "rank"]
 
 
-def test_a_killed_stage_goes_on_in_its_folder(tmp_path):
+def test_a_killed_step_goes_on_in_its_folder(tmp_path):
     calls = []
     with pytest.raises(Killed):
         run_steps(tmp_path, make(calls, fail={"train"}))
@@ -58,7 +58,7 @@ def test_a_changed_config_names_the_field_and_keeps_the_old_folder(tmp_path, cap
     assert len(kept) == 1 and json.loads(kept[0].read_text())["config"]["rate"] == 0.1
 
 
-def test_only_some_stages(tmp_path):
+def test_only_some_steps(tmp_path):
     calls = []
     with pytest.raises(UserError, match="rank needs train"):
         run_steps(tmp_path, make(calls), ["data", "rank"])

@@ -63,7 +63,7 @@ def row(*sequences):
         ids[0, place], segments[0, place] = np.asarray(items) + 1, number
         positions[0, place] = np.arange(len(items))
         start += len(items)
-    return Rows(ids, segments, positions, np.zeros_like(ids))
+    return Rows(ids, segments, positions, np.zeros_like(ids), np.full_like(ids, -1))
 
 
 def test_the_state_begins_anew_with_every_packed_sequence(params, encode):

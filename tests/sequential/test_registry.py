@@ -118,7 +118,7 @@ class Bag(SequentialModule):
     SHIFTED, USES_TIMES, CAUSAL = False, True, False
 
     def __init__(self, config, *, rngs):
-        super().__init__(config)
+        super().__init__(config, rngs=rngs)
         width = dict(config.features)["text"]
         self.map = nnx.Param(0.1 * jax.random.normal(rngs.params(), (width, config.dim)))
         self.scale = nnx.Param(jnp.ones(()))

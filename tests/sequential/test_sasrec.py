@@ -45,7 +45,7 @@ def alone(items):
     n = len(items)
     ids, segments, positions, times = np.zeros((4, 1, 12), np.int32)
     ids[0, :n], segments[0, :n], positions[0, :n] = np.asarray(items) + 1, 1, np.arange(n)
-    return Rows(ids, segments, positions, times)
+    return Rows(ids, segments, positions, times, np.full_like(ids, -1))
 
 
 def test_the_future_does_not_change_earlier_embeddings(encode):

@@ -267,8 +267,10 @@ def _external_names(pairs: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def _rank_external(name, path, workdir, of_run: Sequence[Result], data: Data, out: Path):
-    """Results of a external file under every protocol of the run, written to `out`."""
+def _rank_external(
+    name: str, path: Path, workdir: Path, of_run: Sequence[Result], data: Data, out: Path
+) -> list[Result]:
+    """Results of an external file under every protocol of the run, written to `out`."""
     scores = external.read(path, data.histories.users, data.catalog.ids)
     first = {result.setting.protocol: result for result in reversed(of_run)}
     found = []
@@ -313,7 +315,14 @@ def _test_rows(split: Split, result: Result) -> np.ndarray:
 
 
 def _measure(
-    entries: Sequence[Entry], protocol, data: Data, baseline, cutoffs, ties, resamples, seed
+    entries: Sequence[Entry],
+    protocol: str,
+    data: Data,
+    baseline: str,
+    cutoffs: Sequence[int],
+    ties: str,
+    resamples: int,
+    seed: int,
 ) -> list[Row]:
     """Rows of one protocol: the whole, then each slice."""
     labels = [entry.label for entry in entries]
@@ -336,7 +345,7 @@ def _measure(
     return rows
 
 
-def _per_row(ranks: Ranks, names, training, ties) -> np.ndarray:
+def _per_row(ranks: Ranks, names: Sequence[str], training: Training, ties: str) -> np.ndarray:
     """float64[M, n]."""
     return np.stack(
         [
@@ -349,7 +358,16 @@ def _per_row(ranks: Ranks, names, training, ties) -> np.ndarray:
     )
 
 
-def _rows(protocol, part, labels, names, values, base, resamples, seed) -> list[Row]:
+def _rows(
+    protocol: str,
+    part: str,
+    labels: Sequence[str],
+    names: Sequence[str],
+    values: Sequence[np.ndarray],
+    base: int | None,
+    resamples: int,
+    seed: int,
+) -> list[Row]:
     """values: float64[seeds, M, n] of every system. A slice without users has no values."""
     users = values[0].shape[-1]
     of_users = np.stack([of_entry.mean(0) for of_entry in values])
@@ -374,7 +392,13 @@ def _rows(protocol, part, labels, names, values, base, resamples, seed) -> list[
     return rows
 
 
-def _rows_of_lists(protocol, entries: Sequence[Entry], base, cutoffs, training) -> list[Row]:
+def _rows_of_lists(
+    protocol: str,
+    entries: Sequence[Entry],
+    base: int | None,
+    cutoffs: Sequence[int],
+    training: Training,
+) -> list[Row]:
     """Metrics of all lists together. No interval: resampled users repeat each other's items."""
     rows = []
     for name in beyond_accuracy.OF_ALL_ROWS:

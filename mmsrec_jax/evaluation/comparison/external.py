@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
@@ -72,7 +73,7 @@ def read(path: Path, users: np.ndarray, items: np.ndarray) -> Scores:
     return Scores(keys[order], scores[order], len(items))
 
 
-def full(name: str, scores: Scores, histories, rows: np.ndarray, *, top: int) -> Ranks:
+def full(name: str, scores: Scores, histories: Histories, rows: np.ndarray, *, top: int) -> Ranks:
     """Ranks as `ranking.full` does, a chunk of dense scores at a time."""
     items = np.arange(scores.num_items)
     parts = []
@@ -117,7 +118,7 @@ def _read_columns(path: Path) -> pa.Table:
     return table.select(COLUMNS).combine_chunks()
 
 
-def _indices(path, column, known, what):
+def _indices(path: Path, column: pa.Array, known: np.ndarray, what: str) -> np.ndarray:
     """int64[N]: where the ids of a column are in `known`."""
     try:
         ids = pc.cast(column, pa.string())
@@ -135,7 +136,7 @@ def _indices(path, column, known, what):
     return found.to_numpy().astype(np.int64)
 
 
-def _numbers(path, column):
+def _numbers(path: Path, column: pa.Array) -> np.ndarray:
     """float64[N], NaN for null."""
     try:
         return pc.cast(column, pa.float64()).to_numpy()

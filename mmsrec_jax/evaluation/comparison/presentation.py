@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -44,19 +44,29 @@ class Row:
 
     @classmethod
     def of(
-        cls, protocol, part, users, system, metric, seeds: np.ndarray, *,
-        baseline: str | None, difference=np.nan, low=np.nan, high=np.nan,
-    ) -> "Row":  # fmt: skip
+        cls,
+        protocol: str,
+        part: str,
+        users: int,
+        system: str,
+        metric: str,
+        seeds: np.ndarray,
+        *,
+        baseline: str | None,
+        difference: float = np.nan,
+        low: float = np.nan,
+        high: float = np.nan,
+    ) -> "Row":
         """seeds float64[S]: the metric under every seed; NaN becomes None."""
         sd = seeds.std(ddof=1) if len(seeds) > 1 else np.nan
         numbers = (seeds.mean(), sd)
         compared = (difference, low, high) if baseline else (np.nan,) * 3
-        value, sd, difference, low, high = (
+        value, deviation, gain, lower, upper = (
             None if np.isnan(x) else float(x) for x in (*numbers, *compared)
         )
         return cls(
-            protocol, part, users, system, len(seeds), metric, value, sd, baseline,
-            difference, low, high,
+            protocol, part, users, system, len(seeds), metric, value, deviation, baseline,
+            gain, lower, upper,
         )  # fmt: skip
 
 
@@ -129,7 +139,7 @@ def latex(rows: Sequence[Row], about: About) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _by_metric(rows, cell):
+def _by_metric(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
     """Text: a line for each metric, a column for each system."""
     rows = [row for row in rows if is_shown(row.metric)]
     systems = list(dict.fromkeys(row.system for row in rows))
@@ -139,7 +149,7 @@ def _by_metric(rows, cell):
     return aligned([["metric", *systems], *lines], left=1)
 
 
-def _slices(rows):
+def _slices(rows: Sequence[Row]) -> str:
     shown = _headline(rows)
     rows = [row for row in rows if row.metric in shown]
     systems = list(dict.fromkeys(row.system for row in rows))
@@ -153,7 +163,7 @@ def _slices(rows):
     return aligned(lines, left=1)
 
 
-def _headline(rows):
+def _headline(rows: Sequence[Row]) -> list[str]:
     cutoffs = [int(row.metric.partition("@")[2]) for row in rows if row.metric.startswith("hr@")]
     k = _HEADLINE if _HEADLINE in cutoffs else max(cutoffs)
     return [f"hr@{k}", f"ndcg@{k}"]
@@ -192,7 +202,7 @@ def _value(row: Row) -> str:
 
 
 def _difference(row: Row) -> str:
-    if row.low is None:
+    if row.difference is None or row.low is None or row.high is None:
         return ""
     return f"{_number(row.difference, '+')} [{_number(row.low, '+')}, {_number(row.high, '+')}]"
 
@@ -201,7 +211,9 @@ def _latex_cell(row: Row) -> str:
     if row.value is None:
         return "--"
     text = _number(row.value) + (rf" $\pm$ {_number(row.sd)}" if row.sd is not None else "")
-    return text + ("*" if row.low is not None and (row.low > 0 or row.high < 0) else "")
+    if row.low is None or row.high is None:
+        return text
+    return text + ("*" if row.low > 0 or row.high < 0 else "")
 
 
 def _number(value: float, sign: str = "") -> str:

@@ -32,6 +32,7 @@ def _config(raw: dict, processor: ImageProcessor | None) -> MLLMConfig:
         qkv_bias=False,
         qk_norm=True,
     )
+    assert isinstance(config.vision, VisionConfig), "Qwen-VL families have such a tower"
     if len(config.vision.deepstack_indexes) > config.text.layers:
         raise UserError(
             f"config.json: deepstack_visual_indexes has more entries than the decoder's "
@@ -68,6 +69,7 @@ def _leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     if config.vision is None:
         return
     yield ParamSpec("vision.positions.table", "visual.pos_embed.weight")
+    assert isinstance(config.vision, VisionConfig), "Qwen-VL families have such a tower"
     if config.vision.deepstack_indexes:
         theirs = "visual.deepstack_merger_list.{}"
         yield from qwen_vl.merger_params("vision.deepstack", theirs, MERGER, bias=True)

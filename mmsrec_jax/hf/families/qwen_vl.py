@@ -66,6 +66,7 @@ def leaves(config: MLLMConfig, mlp: dict[str, str], merger: dict[str, str]) -> I
     yield from decoder_params(config.text)
     if config.vision is None:
         return
+    assert isinstance(config.vision, VisionConfig), "Qwen-VL families have such a tower"
     bias = config.vision.norm == "layer"
     block = "visual.blocks.{}."
     yield ParamSpec("vision.patch_embed.kernel", "visual.patch_embed.proj.weight")

@@ -229,7 +229,7 @@ _NAMES = {
 def leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
     """Every parameter of the decoder, the tower and the projector."""
     yield from decoder_params(config.text)
-    tower = config.vision
+    tower = _tower_of(config)
     names = _NAMES[tower.kind]
     block, ours = f"vision_tower.{names.block}", "vision.layers."
     yield ParamSpec("vision.embeddings.patch_embed.kernel", f"vision_tower.{names.patch}.weight")
@@ -258,6 +258,11 @@ def leaves(config: MLLMConfig) -> Iterator[ParamSpec]:
         yield from linear(f"vision.projector.fc{number}", theirs, tower.projector_bias)
 
 
+def _tower_of(config: MLLMConfig) -> VitConfig:
+    assert isinstance(config.vision, VitConfig), "families of this file have such a tower"
+    return config.vision
+
+
 def _norm(ours: str, theirs: str) -> Iterator[ParamSpec]:
     yield ParamSpec(ours + ".scale", theirs + ".weight")
     yield ParamSpec(ours + ".bias", theirs + ".bias")
@@ -273,5 +278,6 @@ def unused(name: str, config: MLLMConfig) -> bool:
     """What comes after the last layer the projector reads: layers, final norm, pooling head."""
     layer = _LAYER.match(name)
     if layer is not None:
-        return config.vision.depth <= int(layer[1]) < config.vision.checkpoint_depth
+        tower = _tower_of(config)
+        return tower.depth <= int(layer[1]) < tower.checkpoint_depth
     return _UNUSED.match(name) is not None

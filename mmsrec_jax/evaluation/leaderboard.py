@@ -1,0 +1,126 @@
+"""Ranks of every system under every protocol, and the table made of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.data.toyshop import World
+from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
+from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
+from mmsrec_jax.evaluation.metrics import Ranks
+from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.evaluation.results import Results
+from mmsrec_jax.runtime import interruption
+
+
+class Leaderboard:
+    """Ranks of systems on the same test targets, in `directory`, in the order they were added.
+
+    Under `full` the whole catalog competes, under `sampled@n` the frozen candidates in
+    `candidates.parquet`. What lies in the folder already, of the same candidates, is not ranked
+    again.
+
+    Args:
+      targets: int32[n, 2] (user, position), the test targets.
+      negatives: of a list of frozen candidates.
+      cutoffs: of the metrics; the longest list of best items is stored.
+      seed: of the frozen candidates and of the random system.
+      run_seed, run_settings: of the run, see `evaluation.results`.
+      data: fingerprint of the data set.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        catalog: Catalog,
+        histories: Histories,
+        split: Split,
+        targets: np.ndarray,
+        negatives: int,
+        cutoffs: Sequence[int],
+        seed: int,
+        run_seed: int,
+        run_settings: Mapping[str, Any],
+        data: str,
+    ):
+        metrics.check_cutoffs(cutoffs, min(len(catalog), 1 + negatives))
+        self._directory, self._cutoffs = directory, cutoffs
+        self._num_items, self._histories, self._split = len(catalog), histories, split
+        self._targets, self._seed, self._run_seed = targets, seed, run_seed
+        self._found: list[tuple[str, str, int, Ranks]] = []
+        self.frozen: Candidates = protocols.sampled(
+            histories, targets, n=negatives, seed=seed, num_items=len(catalog)
+        )
+        self.frozen.write(directory / "candidates.parquet")
+        self._digests = {
+            self.frozen.name: self.frozen.digest,
+            protocols.FULL: protocols.full_digest(targets),
+        }
+        self._results = Results(
+            directory, data=data, split=split.kind, seed=run_seed, config=run_settings
+        )
+
+    def baselines(self) -> list[ranking.System]:
+        """What needs no training: random, popularity, co-occurrence."""
+        return [
+            baselines.Random(self._num_items, self._seed),
+            baselines.Popularity(self._histories, self._split, self._num_items),
+            baselines.Cooccurrence(self._histories, self._split, self._num_items),
+        ]
+
+    def add_sampled(self, system: ranking.System) -> None:
+        """Ranks among the frozen candidates."""
+        self._add(
+            system.name,
+            self.frozen.name,
+            lambda: ranking.sampled(system, self._histories, self.frozen),
+        )
+
+    def add_full(self, system: ranking.System) -> None:
+        """Ranks in the whole catalog."""
+        self._add(
+            system.name,
+            protocols.FULL,
+            lambda: ranking.full(system, self._histories, self._targets, top=max(self._cutoffs)),
+        )
+
+    def add_scores(self, name: str, score: Callable[[], np.ndarray]) -> None:
+        """Ranks among the frozen candidates from their scores.
+
+        score: () -> float[n, 1 + negatives], aligned with `frozen.items`; called when the ranks are
+          not there yet.
+        """
+        self._add(name, self.frozen.name, lambda: ranking.from_scores(name, score(), self.frozen))
+
+    def add_truth(self, world: World | None) -> None:
+        """What a toyshop allows to know, under both protocols; nothing for real data."""
+        if world is None:
+            return
+        for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
+            scores = scores_of(world, self._histories, self._targets)
+            self.add_scores(name, lambda s=scores: np.take_along_axis(s, self.frozen.items, axis=1))
+            self._add(
+                name,
+                protocols.FULL,
+                lambda n=name, s=scores: ranking.full_from_scores(
+                    n, s, self._histories, self._targets, top=max(self._cutoffs)
+                ),
+            )
+
+    def finish(self, *paths: Path) -> None:
+        """Writes the table to `table.json` beside the ranks and to `paths`, and logs it."""
+        table = report.rows_from_ranks(self._found, self._cutoffs)
+        for path in (self._directory / "table.json", *paths):
+            report.write_table(path, table)
+        for line in report.screen_table(table).splitlines():
+            logging.info("%s", line)
+
+    def _add(self, system: str, protocol: str, rank: Callable[[], Ranks]) -> None:
+        interruption.stop_if_requested()
+        ranks = self._results.add(system, protocol, self._digests[protocol], rank)
+        self._found.append((system, protocol, self._run_seed, ranks))

@@ -1,0 +1,154 @@
+"""Texts that a model wrote, one line of JSON each, with a hash of what each was written from.
+
+A line names what its text is of (its key: an item, a user, a user and a window, ...), then whatever
+fields the writer adds, then `inputs`: the hash. A text whose hash is that of its present inputs is
+never written again; one whose inputs changed is, and takes the place of the old one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.files import write_text
+
+Key = int | str | tuple[int | str, ...]
+Row = dict[str, Any]
+
+_INPUTS = "inputs"
+
+
+class TextStore:
+    """The lines of one `.jsonl` file by key.
+
+    Every process opens and reads it, all at the same moment; the main one writes. A last line that
+    a kill cut short is dropped from the file when it is opened.
+
+    Args:
+      path: of the file; it need not exist.
+      key: name of the field that says what a text is of, or names: `"item"`,
+        `("user", "window")`. Keys are then single values, or tuples in this order.
+
+    Raises:
+      UserError: a line is no JSON or lacks a field of the key.
+    """
+
+    def __init__(self, path: Path, key: str | tuple[str, ...]):
+        self.path = path
+        self._single = isinstance(key, str)
+        self._names = (key,) if isinstance(key, str) else key
+        self._rows: dict[Key, Row] = {}
+        self._lines = 0
+        processes.from_main(lambda: _cut_half_a_line(path))
+        if path.exists():
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+                self._put(self._parsed(line, number))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: Key) -> bool:
+        return _plain(key) in self._rows
+
+    def __getitem__(self, key: Key) -> Row:
+        """The fields of one line. Raises KeyError where there is none."""
+        return self._rows[_plain(key)]
+
+    def __iter__(self) -> Iterator[Row]:
+        """All lines, in the order in which their keys were first written."""
+        return iter(self._rows.values())
+
+    def outdated(self, keys: Sequence[Key], digest: Callable[[int], str]) -> list[int]:
+        """Places in `keys` whose text is absent or was written from other inputs.
+
+        digest: place -> hash of its present inputs; asked only where there is a text.
+        """
+        found = []
+        for place, key in enumerate(keys):
+            row = self._rows.get(_plain(key))
+            if row is None or row.get(_INPUTS) != digest(place):
+                found.append(place)
+        return found
+
+    def append(self, written: Iterable[tuple[Key, Mapping[str, Any], str]]) -> None:
+        """Adds texts, on disk before this returns to the main process.
+
+        written: (key, fields of the line, hash of its inputs) of each. Fields hold what JSON can.
+        """
+        rows = []
+        for key, fields, inputs in written:
+            parts = (_plain(key),) if self._single else _plain(key)
+            rows.append({**dict(zip(self._names, parts, strict=True)), **fields, _INPUTS: inputs})
+            self._put(rows[-1])
+        if processes.is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+    def compact(self) -> None:
+        """Drops lines that later ones have replaced: the file is then that of a run which wrote
+        every text once, in the same order."""
+        if self._lines > len(self._rows):
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self))
+            self._lines = len(self._rows)
+
+    def _put(self, row: Row) -> None:
+        values = tuple(row[name] for name in self._names)
+        self._rows[values[0] if self._single else values] = row
+        self._lines += 1
+
+    def _parsed(self, line: str, number: int) -> Row:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{self.path}, line {number}: no JSON ({error.msg}); delete the line, "
+                "its text is then written again"
+            ) from error
+        if missing := [name for name in self._names if name not in row]:
+            raise UserError(
+                f"{self.path}, line {number}: has no field {missing[0]!r}; delete the line, "
+                "its text is then written again"
+            )
+        return row
+
+
+def digest_of(*parts: Any) -> str:
+    """SHA-256 of bytes and of values that JSON can hold, in this order."""
+    content = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        content.update(f"{type(part).__name__} {len(raw)} ".encode())
+        content.update(raw)
+    return content.hexdigest()
+
+
+def prompt_digest(example: Example) -> str:
+    """SHA-256 of all that a model reads of a prompt: tokens, their positions and pixels."""
+    content = hashlib.sha256(np.ascontiguousarray(example.tokens, "<i4").tobytes())
+    content.update(np.ascontiguousarray(example.positions, "<i4").tobytes())
+    for image in example.images:
+        content.update(np.ascontiguousarray(image["hw"], "<i4").tobytes())
+        content.update(np.ascontiguousarray(image["patches"]).tobytes())
+    return content.hexdigest()
+
+
+def _plain(key: Any) -> Any:
+    """`key` with Python's own numbers in place of numpy's, as JSON gives them back."""
+    if isinstance(key, tuple):
+        return tuple(map(_plain, key))
+    return key.item() if isinstance(key, np.generic) else key
+
+
+def _cut_half_a_line(path: Path) -> None:
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)

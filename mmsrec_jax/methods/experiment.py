@@ -1,0 +1,223 @@
+"""What every experiment begins and ends with: data, a sequential recommender, the table."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from mmsrec_jax.data import build, splits
+from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.evaluation.leaderboard import Leaderboard
+from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.hf.mapping import config_from_hf, processor_of
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.methods import base_model, features
+from mmsrec_jax.methods.base_model import BaseModel
+from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.prompts import TEMPLATES, Chat
+from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.workdir import Step, run_steps, share
+from mmsrec_jax.sequential import registry, train
+from mmsrec_jax.sequential.recommender import SequentialRecommender
+from mmsrec_jax.training import metering
+
+
+def check(config: ConfigDict) -> None:
+    """Stops early when the data, the model or the item features that the config names are not
+    there (UserError)."""
+    build.check(config.data)
+    base_model.check_pretrained(config.model)
+    if config.prompts.templates not in TEMPLATES:
+        raise UserError(
+            f"config.prompts.templates={config.prompts.templates!r} is none of "
+            f"{', '.join(TEMPLATES)}"
+        )
+    registry.find(config.sequential_model)
+    features.check(config)
+    train.item_loss(getattr(config, config.sequential_model))
+    metering.steps_to_trace(config.profile)
+
+
+class Experiment:
+    """One experiment: its config, its folder, and what steps read of each other's outputs.
+
+    A method is a subclass: `steps` says what is done in which order, and each step is a method
+    that writes to the folder it is called with.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.profile = metering.steps_to_trace(config.profile)
+        self.base = self.make_base_model()
+
+    @classmethod
+    def run(cls, config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+        """Runs the steps of `config` in `workdir`, or those named in `only`."""
+        mesh = sharding.make_mesh(**as_dict(config.mesh))
+        startup.report_devices(mesh)
+        share(workdir)
+        startup.keep_compiled_programs(workdir / "compiled")
+        run_steps(workdir, cls(config, workdir, mesh).steps(), only)
+
+    def steps(self) -> list[Step]:
+        """Every step with the settings and the earlier steps that it depends on."""
+        raise NotImplementedError
+
+    def make_base_model(self) -> BaseModel:
+        """The MLLM that steps start from."""
+        return BaseModel(self.config, self.workdir, self.mesh)
+
+    # --- steps that experiments share ------------------------------------------------------------
+
+    def data_step(self) -> Step:
+        c = self.config.data
+        settings = {"data": as_dict(c), "files": build.source_files(c)}
+        return Step("data", self.data, settings, alone=True)
+
+    def data(self, directory: Path) -> None:
+        """Reads or generates, filters, splits, stores."""
+        build.build(self.config.data, directory)
+
+    def sequential_steps(self) -> list[Step]:
+        """Trains the model `config.sequential_model`, in the step of its name; before it a step
+        that makes the item features which it reads and which are not given."""
+        c, steps, inputs = self.config, [], ["data"]
+        if names := features.to_make(c):
+            settings = {
+                "features": as_dict(c.features),
+                "contents": names,
+                "prompts": as_dict(c.prompts),
+                **self.base.record(),
+            }
+            steps.append(Step("features", self.make_features, settings, inputs))
+            inputs = [*inputs, "features"]
+        settings = self.sequential_record()
+        return [*steps, Step(c.sequential_model, self.train_sequential, settings, inputs)]
+
+    def sequential_record(self) -> dict[str, Any]:
+        """What a sequential recommender depends on, for the record of a step."""
+        name = self.config.sequential_model
+        record = {name: as_dict(getattr(self.config, name))}
+        if files := features.given(self.config):
+            record["feature_files"] = files
+        return record
+
+    def make_features(self, directory: Path) -> None:
+        """What the MLLM makes of every item, for the sequential recommender."""
+        catalog, _, _ = self.dataset
+        features.make(
+            self.config,
+            directory,
+            catalog,
+            self.prompt_config,
+            lambda: self.base.load("features"),
+            self.mesh,
+        )
+
+    def train_sequential(self, directory: Path) -> None:
+        """The sequential recommender."""
+        _, histories, _ = self.dataset
+        name = self.config.sequential_model
+        if registry.find(name).module.USES_TIMES and not histories.clock:
+            logging.warning(
+                "%s reads the clock, but this data has none: positions stand for times", name
+            )
+        train.train(**self.sequential_options(), directory=directory)
+
+    # --- what steps read -------------------------------------------------------------------------
+
+    @functools.cached_property
+    def dataset(self) -> tuple[Catalog, Histories, Split]:
+        """What step `data` prepared."""
+        return build.open_built(self.config.data, self.workdir / "data")
+
+    def test_targets(self) -> np.ndarray:
+        """int32[n, 2] (user, position): the test targets that are evaluated."""
+        _, _, split = self.dataset
+        if not len(split.test):
+            raise UserError(
+                "the split has no test targets; lower config.data.user_core or change it"
+            )
+        return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
+
+    def sequential_options(self) -> dict[str, Any]:
+        """Arguments of `sequential.train` that do not change from fold to fold."""
+        catalog, histories, split = self.dataset
+        name = self.config.sequential_model
+        return {
+            "kind": name,
+            "config": getattr(self.config, name),
+            "histories": histories,
+            "split": split,
+            "num_items": len(catalog),
+            "features": features.read(self.config, self.workdir / "features", catalog),
+            "mesh": self.mesh,
+            "profile": self.profile,
+        }
+
+    def recommender(self) -> SequentialRecommender:
+        """The sequential recommender that its step trained."""
+        return SequentialRecommender.load(
+            self.workdir / self.config.sequential_model / "model", self.mesh
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return tokenizer.load(self.base.path)
+
+    @functools.cached_property
+    def prompt_config(self) -> PromptConfig:
+        """How this run puts items to the MLLM."""
+        c, path = self.config.prompts, self.base.path
+        processor = processor_of(path)
+        ids = config_from_hf(read_json(path / "config.json"), processor)
+        # Marks around an image cost two tokens a candidate; a model from scratch learns without.
+        marks = self.base.is_pretrained
+        if self.config.model.max_pixels:
+            processor = processor.limited(self.config.model.max_pixels)
+        return PromptConfig(
+            chat=Chat(
+                self.tokenizer,
+                image_token_id=ids.image_token_id,
+                vision_start_token_id=ids.vision_start_token_id if marks else None,
+                vision_end_token_id=ids.vision_end_token_id if marks else None,
+                processor=processor,
+            ),
+            templates=TEMPLATES[c.templates],
+            processor=processor if self.config.use.images else None,
+            fields=tuple(c.fields),
+            list_fields=tuple(c.list_fields),
+            text_tokens=c.text_tokens,
+            candidate_keywords=c.candidate_keywords,
+        )
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def leaderboard(self, directory: Path) -> Leaderboard:
+        """The table of this run's systems, with ranks in `directory`."""
+        catalog, histories, split = self.dataset
+        c = self.config.evaluation
+        return Leaderboard(
+            directory,
+            catalog=catalog,
+            histories=histories,
+            split=split,
+            targets=self.test_targets(),
+            negatives=c.negatives,
+            cutoffs=c.k,
+            seed=c.seed,
+            run_seed=self.config.seed,
+            run_settings=as_dict(self.config),
+            data=build.fingerprint(self.workdir / "data"),
+        )
+
+    def world(self) -> Any:
+        """The generating model of a toyshop, None for real data."""
+        return build.open_world(self.workdir / "data")

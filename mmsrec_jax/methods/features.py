@@ -1,0 +1,137 @@
+"""Item features that the sequential model of a run reads: files given by the settings, or made by
+the run's MLLM."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from mmsrec_jax.data import item_features
+from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.inference.embed import embed_items
+from mmsrec_jax.inputs.item_prompts import ContentSource
+from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.methods.counts import log_counts
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import registry
+from mmsrec_jax.sequential.base import CATEGORIES
+
+
+def check(config: Any) -> None:
+    """Stops early when a feature is neither given nor can be made (UserError)."""
+    item_features.check(_paths(config), can_make=bool(config.model.path))
+
+
+def given(config: Any) -> dict[str, list[int]]:
+    """Size and time of change of the files that the settings give, for the record of a step."""
+    files = {name: Path(path).stat() for name, path in _paths(config).items() if path}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+
+
+def to_make(config: Any) -> list[str]:
+    """Names of the features that the model reads and that are not given."""
+    return [name for name, path in _paths(config).items() if not path]
+
+
+def read(config: Any, directory: Path, catalog: Catalog) -> dict[str, np.ndarray]:
+    """float32[items, width] by name: what the model reads, standardized, and categories.
+
+    directory: of those that `make` wrote.
+    """
+    name_of_model = config.sequential_model
+    module = registry.find(name_of_model).module
+    paths = {name: path or str(_file(directory, name)) for name, path in _paths(config).items()}
+    found = {}
+    for name, rows in item_features.read(paths, len(catalog)).items():
+        if lacking := int((~rows.any(1)).sum()):
+            logging.warning(
+                "%s: %d of %d items have no %s features; theirs stay zero",
+                name_of_model, lacking, len(rows), name,
+            )  # fmt: skip
+        found[name] = item_features.standardized(rows)
+    if CATEGORIES in module.FEATURES:
+        section = getattr(config, name_of_model)
+        labels = item_features.categories(catalog, section.category_separator)
+        if labels.size:
+            found[CATEGORIES] = labels
+        else:
+            logging.info(
+                "%s: no item has a category (config.data.category_field); training goes on "
+                "without the category loss",
+                name_of_model,
+            )
+    return found
+
+
+def make(
+    config: Any,
+    directory: Path,
+    catalog: Catalog,
+    prompt_config: PromptConfig,
+    make_model: Callable[[], MLLM],
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Pooled hidden states of every item, `text.npy`, `image.npy`, `item.npy`: those of `to_make`.
+
+    A killed step goes on with the next file. `make_model` is called when one is missing.
+    """
+    c = config.features
+    missing = processes.from_main(
+        lambda: [name for name in to_make(config) if not _file(directory, name).exists()]
+    )
+    if not missing:
+        return
+    model = make_model()
+    for name in missing:
+        length = _prompt_length(c.length, prompt_config, name)
+        source = ContentSource(catalog, prompt_config, length=length, content=name)
+        counts = Counter()
+        rows = embed_items(
+            model,
+            source,
+            name=name,
+            batch_size=c.batch_size,
+            patches=c.patches if source.items.patch_width else 0,
+            workers=c.workers,
+            mesh=mesh,
+            counts=counts,
+        )
+        if processes.is_main():
+            item_features.write(_file(directory, name), rows)
+        log_counts(f"features {name}", counts, mesh)
+
+
+def _prompt_length(length: int, prompt_config: PromptConfig, content: str) -> int:
+    """Of the longest prompt of text alone, which knows its room; else as the settings say."""
+    if content != "text":
+        return length
+    return min(
+        length, len(prompt_config.chat.ids(prompt_config.chat.head)) + prompt_config.text_tokens
+    )
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / f"{name}.npy"
+
+
+def _paths(config: Any) -> dict[str, str]:
+    """Files of the item features that the model reads; "" where none is given."""
+    name_of_model = config.sequential_model
+    readable = registry.contents(registry.find(name_of_model))
+    if not readable:
+        return {}
+    section, field = getattr(config, name_of_model), f"config.{name_of_model}.contents"
+    for name in section.contents:
+        choose_name(name, readable, what=field)
+    if not section.contents or len(set(section.contents)) < len(section.contents):
+        raise UserError(f"{field}={section.contents}: name one or more, each once")
+    if "image" in section.contents and not config.use.images and not section.features.image:
+        raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
+    return {name: getattr(section.features, name) for name in section.contents}

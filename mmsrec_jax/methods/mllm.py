@@ -1,0 +1,201 @@
+"""What the methods that train an MLLM share: a base model from scratch, fine-tuning on a source,
+candidates scored by what was trained."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from mmsrec_jax.data import splits
+from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.hf import tiny_init
+from mmsrec_jax.inference.scoring import candidate_scores
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.pipeline import Source
+from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
+from mmsrec_jax.inputs.sharded import Sharded
+from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
+from mmsrec_jax.methods.counts import log_counts
+from mmsrec_jax.methods.experiment import Experiment
+from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.prompts import TEMPLATES, corpus
+from mmsrec_jax.runtime.progress import track
+from mmsrec_jax.runtime.sharding import process_batch_shard
+from mmsrec_jax.runtime.workdir import Step
+from mmsrec_jax.training import sft
+
+
+class MLLMExperiment(Experiment):
+    """An experiment whose steps train an MLLM or read one.
+
+    A step that trains says which source and which step it is (`fine_tune`); the settings of
+    training are those of its section (`base_model.SECTIONS`). What it trained is read back by the
+    name of the step (`score`, `base.trained`).
+    """
+
+    # --- the base model from scratch (*ours*) ----------------------------------------------------
+
+    def base_steps(self) -> list[Step]:
+        """Steps that make the base model, none when it is pretrained."""
+        c = self.config
+        record = self.prompt_record()
+        warmup = {**record, "warmup": sft.settings(c.warmup)}
+        steps = [
+            Step(MODEL, self.write_model_directory, record, ["data"], alone=True),
+            Step(WARMUP, self.warmup, warmup, ["data", MODEL]),
+        ]
+        return [step for step in steps if step.name in self.base.steps]
+
+    def base_inputs(self) -> list[str]:
+        """Steps whose outputs every step reads that uses the base model."""
+        return ["data", *self.base.steps]
+
+    def prompt_record(self) -> dict[str, Any]:
+        """What a step depends on that puts items to the base model, for its record."""
+        c = self.config
+        return {**self.base.record(), "prompts": as_dict(c.prompts), "images": c.use.images}
+
+    def write_model_directory(self, directory: Path) -> None:
+        """Tokenizer and shape of a model from scratch."""
+        catalog, _, _ = self.dataset
+        texts = list(corpus(TEMPLATES[self.config.prompts.templates]))
+        for item in track(catalog, "read texts", len(catalog), "items"):
+            words = [*item.text.values(), *item.attributes.keys(), item.category or ""]
+            words += [f"image: {value}, {value}\n {value}" for value in item.attributes.values()]
+            texts += [f" {word}" for word in words if word]
+        # Whole words of the sentences become tokens: they count as much as any item's.
+        texts += 50 * corpus(TEMPLATES[self.config.prompts.templates])
+        # Spread over the catalog, which may be sorted.
+        with_image = np.flatnonzero(catalog.has_image)
+        chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
+        images = (catalog.image(int(i)) for i in chosen)
+        tiny_init.write_directory(directory, self.config.model.tiny, texts, images)
+
+    def warmup(self, directory: Path) -> None:
+        """Visual instruction tuning on the catalog: describe, answer questions."""
+        c = self.config.warmup
+        catalog, _, _ = self.dataset
+        source = WarmupSource(
+            catalog,
+            self.prompt_config,
+            length=c.length,
+            seed=c.seed,
+            tasks=dict(c.tasks),
+            image_attributes=self.config.prompts.image_attributes,
+            noise=c.noise,
+        )
+        self.fine_tune(WARMUP, source, directory)
+
+    # --- training and scoring --------------------------------------------------------------------
+
+    def fine_tune(self, step: str, source: Source, directory: Path) -> None:
+        """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
+        c, counts = getattr(self.config, SECTIONS[step]), Counter()
+
+        def batches(shard: int, shards: int) -> grain.IterDataset:
+            return pipeline.batches(
+                source,
+                batch_size=c.batch_size,
+                length=c.length,
+                patches=self.image_room(c.patches),
+                answers=c.answers,
+                targets=c.targets,
+                seed=c.seed,
+                workers=c.workers,
+                shard=shard,
+                shards=shards,
+                counts=counts,
+            )
+
+        model = sft.train(
+            c,
+            self.base.to_train(step),
+            Sharded(batches, c.input_shards, process_batch_shard(self.mesh)),
+            name=step,
+            directory=directory,
+            mesh=self.mesh,
+            yes_no_ids=self.prompt_config.chat.yes_no_ids,
+            profile=self.profile,
+        )
+        log_counts(step, counts, self.mesh)
+        self.base.save(step, model)
+
+    def score(self, name: str, step: str, source: Source, num_candidates: int) -> np.ndarray:
+        """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
+
+        name: for progress lines.
+        """
+        c = self.config.evaluation
+        return candidate_scores(
+            self.base.trained(name, step),
+            source,
+            name=name,
+            num_candidates=num_candidates,
+            batch_size=c.batch_size,
+            patches=self.image_room(c.patches),
+            workers=c.workers,
+            yes_no_ids=self.prompt_config.chat.yes_no_ids,
+            mesh=self.mesh,
+        )
+
+    def image_room(self, patches: int) -> int:
+        """`patches`, or 0 when this run shows no images."""
+        return patches if self.config.use.images else 0
+
+    # --- recommendation prompts ------------------------------------------------------------------
+
+    def training_targets(self) -> np.ndarray:
+        """int32[n, 2] (user, position): the training targets that SFT uses."""
+        _, _, split = self.dataset
+        return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
+
+    def plain_context(self) -> PromptContext:
+        """Titles in place of keywords, no similar users: what plain SFT knows (*ours*)."""
+        catalog, histories, split = self.dataset
+        return PromptContext(catalog, histories, train_end=split.train_end)
+
+    def plain_source(self, targets: np.ndarray) -> RecommendSource:
+        """Training examples of plain SFT."""
+        return self.recommend_source(self.plain_context(), targets)
+
+    def recommend_source(self, context: PromptContext, targets: np.ndarray) -> RecommendSource:
+        """Training examples of the recommendation tasks; `context` is of the same targets."""
+        c = self.config.sft
+        return RecommendSource(
+            context,
+            self.prompt_config,
+            targets,
+            length=c.length,
+            seed=c.seed,
+            tasks=dict(c.tasks) if self.config.use.multitask else {"pointwise": 1.0},
+            negatives=c.negatives,
+            history=self.config.prompts.history,
+            similar=self.config.prompts.similar,
+        )
+
+    def candidate_source(
+        self, context: PromptContext, rows: np.ndarray, candidates: np.ndarray
+    ) -> CandidateSource:
+        """Candidates to score: the same prompts as in training.
+
+        rows: int32[n, 2] (user, position), those of `context`; candidates: int32[n, C].
+        """
+        return CandidateSource(
+            context,
+            self.prompt_config,
+            rows,
+            candidates,
+            length=self.config.evaluation.length,
+            history=self.config.prompts.history,
+            similar=self.config.prompts.similar,
+        )
+
+    def score_frozen(
+        self, name: str, step: str, context: PromptContext, frozen: Candidates
+    ) -> np.ndarray:
+        """`score` of frozen candidates; `context` is of their rows."""
+        source = self.candidate_source(context, frozen.rows, frozen.items)
+        return self.score(name, step, source, frozen.items.shape[1])
