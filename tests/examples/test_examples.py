@@ -40,9 +40,9 @@ class Script:
     """One example as a module, with flags of its own."""
 
     def __init__(self, name: str):
-        before = set(flags.FLAGS)
-        self.module = runpy.run_path(str(EXAMPLES / f"{name}.py"))
-        self.flags = set(flags.FLAGS) - before
+        path = EXAMPLES / f"{name}.py"
+        self.flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', path.read_text()))
+        self.module = runpy.run_path(str(path))
 
     def run(self, **values) -> None:
         flags.FLAGS([sys.argv[0], *(f"--{name}={value}" for name, value in values.items())])
