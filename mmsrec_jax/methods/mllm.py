@@ -20,9 +20,9 @@ from mmsrec_jax.inputs.warmup import WarmupSource
 from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
-from mmsrec_jax.methods.records import as_dict
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.progress import track
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
@@ -42,7 +42,7 @@ class MLLMExperiment(Experiment):
         """Steps that make the base model, none when it is pretrained."""
         c = self.config
         record = self.prompt_record()
-        warmup = {**record, "warmup": sft.settings(c.warmup)}
+        warmup = {**record, "warmup": as_dict(c.warmup)}
         steps = [
             Step(MODEL, self.write_model_directory, record, ["data"], alone=True),
             Step(WARMUP, self.warmup, warmup, ["data", MODEL]),
@@ -170,7 +170,7 @@ class MLLMExperiment(Experiment):
             targets,
             length=c.length,
             seed=c.seed,
-            tasks=dict(c.tasks) if self.config.use.multitask else {"pointwise": 1.0},
+            tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
             negatives=c.negatives,
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
