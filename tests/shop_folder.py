@@ -6,24 +6,20 @@ from configs import base
 from mmsrec_jax import methods
 from mmsrec_jax.data import toyshop
 from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.hf import exporting, tiny_init
 from mmsrec_jax.runtime import sharding
 
-USERS, ITEMS = 150, 60
+SHOP = ToyshopSettings(num_users=150, num_items=60, num_groups=3)
 
 
 def make(folder: Path) -> None:
     """shop/ (atomic files), runs/shop (SASRec, finished) and models/tiny (a Qwen2.5-VL)."""
-    items, histories, _ = toyshop.generate(**toyshop_options())
+    items, histories, _ = toyshop.generate(SHOP)
     write_atomic(folder / "shop", items, histories)
     write_model(folder / "models" / "tiny", items)
     config = sequential_config(folder / "shop")
-    methods.find(config.method).run(config, folder / "runs" / "shop")
-
-
-def toyshop_options() -> dict:
-    known = base.get_config().data.toyshop.to_dict()
-    return known | {"num_users": USERS, "num_items": ITEMS, "num_groups": 3}
+    methods.run(config, folder / "runs" / "shop")
 
 
 def write_atomic(root: Path, items: list[Item], histories: Histories) -> None:
@@ -42,11 +38,12 @@ def write_atomic(root: Path, items: list[Item], histories: Histories) -> None:
 
 
 def write_model(directory: Path, items: list[Item]) -> None:
-    config = base.get_config().model.tiny.copy_and_resolve_references()
-    config.update(vocab_size=600, hidden=32, layers=2, intermediate=48, vision_layers=1)
-    config.update(vision_hidden=24, vision_intermediate=32)
+    settings = tiny_init.TinySettings(
+        vocab_size=600, hidden=32, layers=2, intermediate=48, vision_layers=1, vision_hidden=24,
+        vision_intermediate=32,
+    )  # fmt: skip
     shape = directory.with_name("shape")
-    tiny_init.write_directory(shape, config, [item.text["title"] for item in items], [])
+    tiny_init.write_directory(shape, settings, [item.text["title"] for item in items], [])
     mesh = sharding.make_mesh()
     model = tiny_init.init(shape, dtype="float32", seed=0, mesh=mesh)
     exporting.write_model(directory, exporting.of_model(model), shape, dtype="float32")

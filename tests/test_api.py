@@ -272,7 +272,10 @@ def test_a_folder_of_atomic_files_is_read_as_a_run_reads_it():
         (lambda: mmsrec_jax.recommend("runs/shop", ["i1", "i2"]), "no item 'i1' and 1 more; ids"),
         (lambda: mmsrec_jax.recommend("runs/shop", ["i0001"], ["i0002"]), "recommender alone"),
         (lambda: mmsrec_jax.evaluate("runs/shop"), "workdirs is one path"),
-        (lambda: mmsrec_jax.evaluate(["runs/shop"], baseline="bert", k=5), "baseline=bert is none of"),
+        (
+            lambda: mmsrec_jax.evaluate(["runs/shop"], baseline="bert", k=5),
+            "baseline=bert is none of",
+        ),
         (lambda: mmsrec_jax.evaluate(["runs/shop"], ties="optimistic"), "ties='optimistic'"),
         (lambda: mmsrec_jax.evaluate(["shop"]), "shop: step evaluation has not finished"),
         (lambda: mmsrec_jax.open_dataset("nowhere"), "nowhere: no such folder"),

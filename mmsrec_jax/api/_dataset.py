@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from mmsrec_jax.data import build
+from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.runtime import workdir as workdir_lib
+from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict, from_record
 
 
 class Dataset(NamedTuple):
@@ -38,24 +39,29 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     >>> len(catalog), len(histories)
     (60, 150)
     >>> catalog[0].id, catalog[0].text["title"]
-    ('i0000', 'clay garden vase')
+    ('i0000', 'glass travel vase')
     >>> catalog.image(0).shape
     (112, 112, 3)
     >>> user, position = split.test[0]
     >>> str(catalog.ids[histories.of(user)[position]])  # what the first user is tested on
-    'i0031'
+    'i0003'
     >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
     True
     """
     path = Path(path)
-    if not (path / "data" / "step.json").exists():
-        return Dataset(*build.open_atomic(build.DataSettings(root=str(path), **settings)))
-    if settings:
-        raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
-    return of_run(path)
+    if (path / "data" / "step.json").exists():
+        if settings:
+            raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
+        return of_run(path)
+    choices = as_dict(DataSettings()).keys() - {"source", "root", "toyshop"}
+    for name in settings:
+        choose_name(name, choices, what="setting")
+    record = as_dict(DataSettings()) | {"root": str(path)} | settings
+    return Dataset(*build.open_atomic(from_record(DataSettings, record, "open_dataset")))
 
 
 def of_run(workdir: Path) -> Dataset:
     """What the step `data` of a run stored. Raises UserError when it has not finished."""
-    config = ConfigDict(workdir_lib.finished(workdir, "data")["data"])
-    return Dataset(*build.open_built(config, workdir / "data"))
+    recorded = workdir_lib.finished(workdir, "data")["data"]
+    settings = from_record(DataSettings, recorded, "config.data")
+    return Dataset(*build.open_built(settings, workdir / "data"))

@@ -17,6 +17,7 @@ from absl import flags
 
 import mmsrec_jax
 from mmsrec_jax.data import toyshop
+from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.evaluation.protocols import Candidates
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -70,7 +71,7 @@ def test_the_commands_in_its_docstring_name_flags_that_it_has(script, request):
 
 @pytest.mark.parametrize("script", ["sequential"], indirect=True)
 def test_a_sequential_model_in_thirty_lines(script, tmp_path, capsys):
-    items, histories, _ = toyshop.generate(**folders.toyshop_options())
+    items, histories, _ = toyshop.generate(folders.SHOP)
     folders.write_atomic(tmp_path / "shop", items, histories)
     script.run(root=tmp_path / "shop", workdir=tmp_path / "run", steps=200)
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
@@ -82,7 +83,7 @@ def test_a_sequential_model_in_thirty_lines(script, tmp_path, capsys):
 @pytest.mark.parametrize("script", ["finetune_vlm"], indirect=True)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_fine_tuned_model_learns_its_answers(script, tmp_path, capsys, suffix):
-    items, _, _ = toyshop.generate(**folders.toyshop_options() | {"num_items": 8, "num_users": 2})
+    items, _, _ = toyshop.generate(ToyshopSettings(num_users=2, num_items=8, history=(2, 3)))
     folders.write_model(tmp_path / "models" / "tiny", items)
     pairs = [
         {"image": f"{item.id}.png", "question": "What is this?", "answer": item.category}
