@@ -1,5 +1,5 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
-# make test   set up, then the tests
+# make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make processes  the tests that run all steps in 2 and 4 real processes
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
@@ -24,7 +24,7 @@ run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "$(TESTS)" $(IN_TWO)
+	$(BIN)/python -m pytest -m "$(TESTS)" --durations=10 $(IN_TWO)
 
 parity: $(VENV)/.installed-torch
 	$(BIN)/python -m pytest -m parity $(IN_TWO)

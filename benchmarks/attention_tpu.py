@@ -24,13 +24,14 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_WORKER_ID", "0")
 import jax
-import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
+from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import attention
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding, startup
@@ -76,28 +77,17 @@ def topology_mesh() -> Mesh:
     return Mesh(placed, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch(mesh: Mesh, suffixes: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    rows, length, patches = mesh.shape["fsdp"], _LENGTH.value, _PATCHES.value
-
-    def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
-        where = sharding.batch_sharding(mesh)
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
-
-    arrays = {
-        "tokens": array(length),
-        "positions": array(3, length),
-        "segment_ids": array(length),
-        "loss_weights": array(length, dtype=jnp.float32),
-        "target_positions": array(length // 4),
-        "patches": array(patches, 3 * 14 * 14, dtype=jnp.uint8),
-        "patch_hw": array(patches, 2),
-        "patch_image_ids": array(patches),
-        "patch_window_ids": array(patches),
-    }
-    if suffixes:
-        arrays |= {"suffix_ids": array(length)}
-        arrays |= {"answer_positions": array(64), "labels": array(64)}
-    return arrays
+def batch(mesh: Mesh, suffixes: bool) -> Batch:
+    """The shapes of a packed batch, with shardings."""
+    room = Room(
+        rows=mesh.shape["fsdp"],
+        length=_LENGTH.value,
+        targets=_LENGTH.value // 4,
+        patches=_PATCHES.value,
+        patch_width=3 * 14 * 14,
+        answers=64 if suffixes else 0,
+    )
+    return sharding.abstract(room.empty(), sharding.batch_sharding(mesh))
 
 
 def compiled(mesh: Mesh, name: attention.Implementation, suffixes: bool) -> dict:

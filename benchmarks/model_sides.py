@@ -172,8 +172,11 @@ class Ours:
         )  # fmt: skip
         rows = api.make_batch(model, ids, np.ones_like(ids), images)
         answer = np.arange(case.length - case.targets, case.length, dtype=np.int32)
-        rows["target_positions"] = np.tile(answer, (case.rows, 1))
-        rows["loss_weights"] = np.ones(ids.shape, np.float32)
+        rows = dataclasses.replace(
+            rows,
+            target_positions=np.tile(answer, (case.rows, 1)),
+            loss_weights=np.ones(ids.shape, np.float32),
+        )
         self.config, self.batch = model.config, jax.device_put(rows)
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         del model

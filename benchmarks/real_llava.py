@@ -151,7 +151,7 @@ def main(_) -> None:
     batches = [padded(rows[half], images[half], max(map(len, rows[half]))) for half in halves]
     unused = range(len(tokens), model.config.text.vocab_size)
     sampling = sampler.Sampling(
-        samples=1, max_new_tokens=_NEW_TOKENS.value, eos_ids=(chat.stop_id,),
+        num_generations=1, max_new_tokens=_NEW_TOKENS.value, eos_ids=(chat.stop_id,),
         pad_id=chat.stop_id, gather_weights=False, temperature=0.0,
         suppress=(model.config.image_token_id, *unused),
     )  # fmt: skip

@@ -25,7 +25,7 @@ from mmsrec_jax.data import atomic
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.processor import ImageProcessor
-from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.prompts import Chat, tasks
 from mmsrec_jax.prompts.templates import FULL, IMAGE
 

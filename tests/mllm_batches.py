@@ -1,4 +1,8 @@
-"""A tiny MLLM, and batches for it laid out by hand from the definition of the format."""
+"""A tiny MLLM, and batches for it laid out by hand from the definition of the format.
+
+A row is a dict of unpadded arrays: tokens, positions, segment_ids, suffix_ids and, with images,
+patches, patch_hw, patch_image_ids, patch_window_ids. `batch` makes a `Batch` of rows.
+"""
 
 import dataclasses
 import functools
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmsrec_jax.models.batch import Batch, Patches
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 
@@ -62,9 +67,6 @@ def forward(graphdef, state, batch, adapters: bool = True):
     return nnx.merge(graphdef, state)(batch, adapters=adapters)
 
 
-PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def tower(graphdef, state, arguments):
     return nnx.merge(graphdef, state)(*arguments)
@@ -73,7 +75,7 @@ def tower(graphdef, state, arguments):
 def features(model: MLLM, rows) -> np.ndarray:
     """What the vision tower makes of up to three rows, padded as in `run`."""
     padded = batch([*rows, *[rows[0]] * (3 - len(rows))], 40, 64)
-    arguments = tuple(padded[key] for key in PATCH_KEYS)
+    arguments = tuple(getattr(padded.images, field.name) for field in dataclasses.fields(Patches))
     return np.asarray(tower(*nnx.split(model.vision), arguments)[0])[: len(rows)]
 
 
@@ -150,7 +152,7 @@ def pack(examples) -> dict[str, np.ndarray]:
     }
 
 
-def batch(rows, length: int, patches: int = 0) -> dict[str, np.ndarray]:
+def batch(rows, length: int, patches: int = 0) -> Batch:
     """Rows padded with zeros on the right to `length` tokens and `patches` patches."""
 
     def pad(key, x):
@@ -159,7 +161,17 @@ def batch(rows, length: int, patches: int = 0) -> dict[str, np.ndarray]:
         widths[axis] = (0, (patches if key.startswith("patch") else length) - x.shape[axis])
         return np.pad(x, widths)
 
-    return {key: np.stack([pad(key, row[key]) for row in rows]) for key in rows[0]}
+    found = {key: np.stack([pad(key, row[key]) for row in rows]) for key in rows[0]}
+    text = {key: value for key, value in found.items() if not key.startswith("patch")}
+    images = None
+    if "patches" in found:
+        images = Patches(
+            found["patches"],
+            found["patch_hw"],
+            found["patch_image_ids"],
+            found["patch_window_ids"],
+        )
+    return Batch(**text, images=images)
 
 
 def select(row, keep) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
-from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
@@ -182,11 +182,11 @@ TEXT, SIZE = ["bag"], (56, 56, 3)
         (lambda m, t: mmsrec_jax.generate(m, t, TEXT, temperature=-1), "temperature=-1"),
         (
             lambda m, t: mmsrec_jax.generate(m, t, TEXT, [[photo() / 255]]),
-            r"row 0, image 0: must be a uint8 array .* not float64 \[56, 56, 3\]",
+            r"row 0: an image must be uint8 \[height, width, 3\], got float64 \[56, 56, 3\]",
         ),
         (
             lambda m, t: mmsrec_jax.generate(m, t, TEXT, [["bag.jpg"]]),
-            "row 0, image 0: must be a uint8 array .* not str",
+            "row 0: an image must be uint8",
         ),
         (
             lambda m, t: mmsrec_jax.generate(
@@ -206,7 +206,7 @@ TEXT, SIZE = ["bag"], (56, 56, 3)
         (lambda m, t: mmsrec_jax.embed(m, t, TEXT, batch_size=0), "batch_size=0"),
         (
             lambda m, t: mmsrec_jax.embed(m, t, images=[None, np.zeros((56, 56), np.uint8)]),
-            r"row 1, image 0: .* not uint8 \[56, 56\]",
+            r"row 1: an image must be uint8 .* got uint8 \[56, 56\]",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """A tiny MLLM and prompts with images for the decoding and GRPO tests."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,9 @@ import numpy as np
 from flax import nnx
 
 from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.inputs.batch import Room, collate
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.patches import mrope_positions
@@ -43,54 +47,39 @@ def randomized(abstract: MLLM, seed: int) -> MLLM:
 
 def prompts(
     texts: list[list[int]], *, images: bool, length: int, seed: int = 0, patches: int = 32
-) -> dict[str, np.ndarray]:
+) -> Batch:
     """One row per list of tokens, opened by an image of a row-dependent grid where asked for."""
     rng = np.random.default_rng(seed)
-    rows = len(texts)
     processor = ImageProcessor(patch_size=2, min_pixels=16, max_pixels=4096, window_size=8)
-    batch = {
-        "tokens": np.zeros((rows, length), np.int32),
-        "positions": np.zeros((rows, 3, length), np.int32),
-        "segment_ids": np.zeros((rows, length), np.int32),
-        "suffix_ids": np.zeros((rows, length), np.int32),
-    }
-    if images:
-        batch |= {
-            "patches": np.zeros((rows, patches, 12), np.uint8),
-            "patch_hw": np.zeros((rows, patches, 2), np.int32),
-            "patch_image_ids": np.zeros((rows, patches), np.int32),
-            "patch_window_ids": np.zeros((rows, patches), np.int32),
-        }
+    rows = []
     for row, text in enumerate(texts):
-        tokens, grids = np.array(text, np.int32), []
+        tokens, shown = np.array(text, np.int32), ()
         if images:
             height, width = (8, 8) if row % 2 else (8, 12)
-            parts = processor.patchify(rng.integers(0, 256, (height, width, 3), np.uint8))
-            slots = [IMAGE_TOKEN] * processor.num_slots(parts["grid"])
-            tokens, grids = np.array([38, *slots, 39, *text], np.int32), [parts["grid"]]
-            n = len(parts["hw"])
-            batch["patches"][row, :n] = parts["patches"]
-            batch["patch_hw"][row, :n] = parts["hw"]
-            batch["patch_image_ids"][row, :n] = 1
-            batch["patch_window_ids"][row, :n] = parts["window_ids"]
-        n = len(tokens)
-        batch["tokens"][row, :n] = tokens
-        batch["positions"][row, :, :n] = mrope_positions(tokens, grids, IMAGE_TOKEN, 2)
-        batch["segment_ids"][row, :n] = 1
-    return batch
+            image = processor.patchify(rng.integers(0, 256, (height, width, 3), np.uint8))
+            slots = [IMAGE_TOKEN] * processor.num_slots(image["grid"])
+            tokens, shown = np.array([38, *slots, 39, *text], np.int32), (image,)
+        grids = [image["grid"] for image in shown]
+        rows.append([prompt(tokens, mrope_positions(tokens, grids, IMAGE_TOKEN, 2), shown)])
+    room = Room(len(rows), length, 1, patches=patches if images else 0, patch_width=12)
+    return collate(rows, room).model_inputs()
 
 
-def extend(batch: dict[str, np.ndarray], row: int, tokens: list[int]) -> dict[str, np.ndarray]:
-    """Row `row` alone, unpadded, followed by `tokens` in plain sequence."""
-    n = int((batch["segment_ids"][row] > 0).sum())
-    start = batch["positions"][row, :, :n].max() + 1
+def prompt(tokens: np.ndarray, positions: np.ndarray, images: tuple[dict, ...] = ()) -> Example:
+    n = len(tokens)
+    return Example(tokens, np.zeros(n, np.float32), np.zeros(n, np.int32), positions, images)
+
+
+def extend(batch: Batch, row: int, tokens: list[int], length: int) -> Batch:
+    """Row `row` alone, followed by `tokens` in plain sequence and padded to `length`."""
+    n = int((batch.segment_ids[row] > 0).sum())
+    start = batch.positions[row, :, :n].max() + 1
     tail = np.broadcast_to(start + np.arange(len(tokens)), (3, len(tokens)))
-    out = {name: batch[name][row : row + 1] for name in batch if name.startswith("patch")}
-    out["tokens"] = np.concatenate([batch["tokens"][row, :n], tokens]).astype(np.int32)[None]
-    out["positions"] = np.concatenate([batch["positions"][row, :, :n], tail], axis=1)[None]
-    out["segment_ids"] = np.ones_like(out["tokens"])
-    out["suffix_ids"] = np.zeros_like(out["tokens"])
-    return out
+    whole = np.concatenate([batch.tokens[row, :n], tokens]).astype(np.int32)
+    positions = np.concatenate([batch.positions[row, :, :n], tail], axis=1)
+    joined = collate([[prompt(whole, positions)]], Room(1, length, 1)).model_inputs()
+    images = jax.tree.map(lambda x: x[row : row + 1], batch.images)
+    return dataclasses.replace(joined, images=images)
 
 
 @functools.cache
@@ -105,14 +94,9 @@ def _forward(model: MLLM):
     return lambda batch: np.asarray(run(state, batch))
 
 
-def full_logprobs(
-    model: MLLM, batch: dict[str, np.ndarray], row: int, tokens, *, length: int = 32
-) -> np.ndarray:
+def full_logprobs(model: MLLM, batch: Batch, row: int, tokens, *, length: int = 32) -> np.ndarray:
     """float32[len(tokens) + 1, V]: next-token log-probs after the prompt and after each token, from
     one plain forward without cache or suffixes (padded to `length`, so that it compiles once)."""
-    sequence = extend(batch, row, list(tokens))
-    n = sequence["tokens"].shape[1]
-    for name in ("tokens", "positions", "segment_ids", "suffix_ids"):
-        widths = [(0, 0)] * (sequence[name].ndim - 1) + [(0, length - n)]
-        sequence[name] = np.pad(sequence[name], widths)
+    sequence = extend(batch, row, list(tokens), length)
+    n = int((sequence.segment_ids > 0).sum())
     return _forward(model)(sequence)[0, n - len(tokens) - 1 : n]

@@ -8,7 +8,7 @@ from PIL import Image
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.processor import ImageProcessor
-from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.prompts import TEMPLATES, Chat, corpus
 
 COLORS = ("red", "blue", "green")

@@ -11,10 +11,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from mmsrec_jax.data.sequences import power_of_two
-from mmsrec_jax.hf import api
 from mmsrec_jax.hf import tokenizer as tokenizers
+from mmsrec_jax.inputs.batch import Room, collate
+from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.prompts import Chat
+from mmsrec_jax.prompts import Chat, Piece
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
 
@@ -29,50 +31,39 @@ def open_tokenizer(tokenizer: "PreTrainedTokenizerBase | str | Path") -> "PreTra
     return tokenizers.load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
-def encode(
-    model: MLLM, chat: Chat, text: str, images: Sequence[np.ndarray], row: int
-) -> np.ndarray:
-    """int32[n] tokens of a text with one `IMAGE` mark an image, every image as its slots."""
+def encode(model: MLLM, chat: Chat, text: str, images: Sequence[np.ndarray], row: int) -> Piece:
+    """A text with one `IMAGE` mark an image, in tokens."""
     if images and model.vision is None:
         raise UserError("images are given, but the model has no vision tower")
     if text.count(IMAGE) != len(images):
         raise UserError(
             f"row {row}: {len(images)} images for {text.count(IMAGE)} image parts; give as many"
         )
-    for number, image in enumerate(images):
-        if getattr(image, "ndim", 0) != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(
-                f"row {row}, image {number}: must be a uint8 array [height, width, 3], not "
-                f"{getattr(image, 'dtype', type(image).__name__)} "
-                f"{list(getattr(image, 'shape', ()))}; convert it to 8-bit RGB"
-            )
-    grids = [{"grid": model.processor.grid(*image.shape[:2])} for image in images]
-    return chat.encode(text, grids).tokens
+    try:
+        return chat.encode(text, [model.processor.patchify(np.asarray(i)) for i in images])
+    except UserError as error:
+        raise UserError(f"row {row}: {error}") from None
 
 
-def make_batch(
-    model: MLLM, rows: Sequence[np.ndarray], images: Sequence[Sequence[np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """A batch of right-padded rows; rows, tokens and patches are padded to powers of two, so that
-    few shapes are compiled.
+def make_batch(examples: Sequence[Example]) -> Batch:
+    """A row for each example. Rows, tokens and patches are padded to powers of two, so that few
+    shapes are compiled.
 
     The rows that fill up repeat the last one: they end when it ends.
     """
-    filled = power_of_two(len(rows))
-    rows = [*rows, *[rows[-1]] * (filled - len(rows))]
-    images = [*images, *[images[-1]] * (filled - len(images))]
-    length = max(_SHORTEST, power_of_two(max(map(len, rows))))
-    tokens = np.zeros((filled, length), np.int32)
-    mask = np.zeros((filled, length), np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    batch = api.make_batch(model, tokens, mask, images)
-    for name, value in batch.items():
-        if name.startswith("patch"):
-            room = power_of_two(value.shape[1]) - value.shape[1]
-            batch[name] = np.pad(value, [(0, 0), (0, room), *[(0, 0)] * (value.ndim - 2)])
-    return batch
+    rows = [[example] for example in examples]
+    rows += [rows[-1]] * (power_of_two(len(rows)) - len(rows))
+    length = max(_SHORTEST, power_of_two(max(map(len, examples))))
+    patches = max(example.num_patches for example in examples)
+    width = next((image["patches"].shape[1] for e in examples for image in e.images), 0)
+    room = Room(
+        rows=len(rows),
+        length=length,
+        targets=length,
+        patches=power_of_two(patches) if patches else 0,
+        patch_width=width,
+    )
+    return collate(rows, room)
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:

@@ -11,6 +11,8 @@ from flax import nnx
 
 from mmsrec_jax.api import _conversation
 from mmsrec_jax.inference.embed import mean_hidden
+from mmsrec_jax.inputs import example
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
@@ -60,27 +62,19 @@ def embed(
         raise UserError(f"{count} texts and {len(images)} images: give lists of one length")
     chat = Chat.of(model, _conversation.open_tokenizer(tokenizer))
     listed = [[] if image is None else [image] for image in images]
-    rows, owned = [], []
+    rows = []
     for row, (text, of_row) in enumerate(zip(texts, listed, strict=True)):
         opening = _conversation.encode(model, chat, chat.head + IMAGE * len(of_row), of_row, row)
-        words = chat.ids(chat.clean(text))
-        rows.append(np.concatenate([opening, words]))
-        slots = opening == model.config.image_token_id
-        owned.append(np.concatenate([slots, np.ones(len(words), bool)]))
+        rows.append(example.sequence(opening, chat.ids(chat.clean(text))))
     found = np.zeros((count, model.config.text.hidden), np.float32)
     graphdef, state = nnx.split(model)
     with _conversation.on_mesh_of(model):
         for part in _conversation.chunks(count, batch_size):
-            batch = _conversation.make_batch(model, rows[part], listed[part])
-            own = np.zeros(batch["tokens"].shape, bool)
-            for index, of_row in enumerate(owned[part]):
-                own[index, : len(of_row)] = of_row
-            found[part] = _embed(graphdef, state, batch, own)[: part.stop - part.start]
+            batch = _conversation.make_batch(rows[part])
+            found[part] = _embed(graphdef, state, batch)[: part.stop - part.start]
     return found
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(
-    graphdef: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array], own: jax.Array
-) -> jax.Array:
-    return mean_hidden(nnx.merge(graphdef, state), batch, own)
+def _embed(graphdef: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
+    return mean_hidden(nnx.merge(graphdef, state), batch)

@@ -12,6 +12,8 @@ from flax import nnx
 from mmsrec_jax.api import _conversation
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation, Sampling
+from mmsrec_jax.inputs import example
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
@@ -107,13 +109,14 @@ def generate(
     rows = []
     for row, (prompt, of_row) in enumerate(zip(prompts, images, strict=True)):
         text = _written(tokenizer, _messages(prompt, len(of_row)))
-        rows.append(_conversation.encode(model, chat, text, of_row, row))
+        prompt = _conversation.encode(model, chat, text, of_row, row)
+        rows.append(example.sequence(prompt, np.zeros(0, np.int32)))
     graphdef, state = nnx.split(model)
     key, texts = jax.random.key(seed), []
     with _conversation.on_mesh_of(model):
         for part in _conversation.chunks(len(rows), batch_size):
-            batch = _conversation.make_batch(model, rows[part], images[part])
-            identities = np.arange(part.start, part.start + len(batch["tokens"]), dtype=np.int32)
+            batch = _conversation.make_batch(rows[part]).model_inputs()
+            identities = np.arange(part.start, part.start + len(batch.tokens), dtype=np.int32)
             identities = np.minimum(identities, part.stop - 1)
             out = _generate(graphdef, sampling, state, batch, identities, key)
             found = np.asarray(out.tokens)[: part.stop - part.start, 0]
@@ -154,7 +157,7 @@ def _generate(
     graphdef: nnx.GraphDef,
     sampling: Sampling,
     state: nnx.State,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     rows: jax.Array,
     key: jax.Array,
 ) -> Generation:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from mmsrec_jax.hf.loading import load
+from mmsrec_jax.models.batch import Batch, Patches, pack_images
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.errors import UserError
 
@@ -42,8 +43,9 @@ def make_batch(
     input_ids: np.ndarray,
     attention_mask: np.ndarray,
     images: Sequence[Sequence[np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """The dict of arrays `MLLM` takes, of the arguments of `logits`; patches padded."""
+) -> Batch:
+    """What `MLLM` takes, in numpy, of the arguments of `logits`; a row's patches are padded to
+    those of the fullest row."""
     input_ids, mask = np.asarray(input_ids), np.asarray(attention_mask).astype(bool)
     if input_ids.ndim != 2 or mask.shape != input_ids.shape or len(images) != len(input_ids):
         raise UserError(
@@ -64,12 +66,12 @@ def make_batch(
             )
         except UserError as error:
             raise UserError(f"row {index}: {error}") from None
-    batch = {
-        "tokens": input_ids.astype(np.int32),
-        "positions": positions,
-        "segment_ids": mask.astype(np.int32),
-    }
-    return batch | _pack_patches(rows)
+    return Batch(
+        tokens=input_ids.astype(np.int32),
+        positions=positions,
+        segment_ids=mask.astype(np.int32),
+        images=_packed(rows),
+    )
 
 
 def _patchify(model: MLLM, image: np.ndarray, where: str) -> dict:
@@ -79,31 +81,15 @@ def _patchify(model: MLLM, image: np.ndarray, where: str) -> dict:
         raise UserError(f"{where}: {error}") from None
 
 
-def _pack_patches(rows: list[list[dict]]) -> dict[str, np.ndarray]:
+def _packed(rows: list[list[dict]]) -> Patches | None:
     longest = max((sum(len(image["hw"]) for image in row) for row in rows), default=0)
     if longest == 0:
-        return {}
-    pixels = next(image["patches"].shape[1] for row in rows for image in row)
-    packed = {
-        "patches": np.zeros((len(rows), longest, pixels), np.uint8),
-        "patch_hw": np.zeros((len(rows), longest, 2), np.int32),
-        "patch_image_ids": np.zeros((len(rows), longest), np.int32),
-        "patch_window_ids": np.zeros((len(rows), longest), np.int32),
-    }
-    for index, row in enumerate(rows):
-        start = windows = 0
-        for number, image in enumerate(row, start=1):
-            place = index, slice(start, start + len(image["hw"]))
-            packed["patches"][place] = image["patches"]
-            packed["patch_hw"][place] = image["hw"]
-            packed["patch_image_ids"][place] = number
-            packed["patch_window_ids"][place] = windows + image["window_ids"]
-            start += len(image["hw"])
-            windows += int(image["window_ids"].max())
-    return packed
+        return None
+    width = next(image["patches"].shape[1] for row in rows for image in row)
+    return pack_images(rows, longest, width)
 
 
 @partial(jax.jit, static_argnums=0)
-def _logits(graphdef: nnx.GraphDef, state: nnx.State, batch: dict[str, jax.Array]) -> jax.Array:
+def _logits(graphdef: nnx.GraphDef, state: nnx.State, batch: Batch) -> jax.Array:
     model = nnx.merge(graphdef, state)
     return model.unembed(model(batch))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import ContentSource
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
@@ -53,23 +54,20 @@ def embed_items(
         counts=counts,
     )
 
-    def pooled(model, batch):
-        own = batch["loss_weights"] > 0
-        if patches:
-            own |= (batch["tokens"] == model.config.image_token_id) & (batch["segment_ids"] > 0)
-        return mean_hidden(model, batch, own)
-
     place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")
-    for items, values in per_row(model, dataset, pooled, progress=progress, mesh=mesh):
+    for items, values in per_row(model, dataset, mean_hidden, progress=progress, mesh=mesh):
         found[[place[item] for item in items.tolist()]] = values
     return found
 
 
-def mean_hidden(model: MLLM, batch: dict[str, jax.Array], own: jax.Array) -> jax.Array:
-    """Mean of the final hidden states where `own` bool[B, L] holds: float32[B, hidden]; zeros in
-    rows where it holds nowhere."""
+def mean_hidden(model: MLLM, batch: Batch) -> jax.Array:
+    """Mean of the final hidden states over image slots and tokens with a loss weight: float32[B,
+    hidden]; zeros in rows that have neither."""
+    own = batch.loss_weights > 0
+    if batch.images is not None:
+        own |= (batch.tokens == model.config.image_token_id) & (batch.segment_ids > 0)
     hidden = model(batch)
     total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
     return total / jnp.maximum(own.sum(1), 1)[:, None]

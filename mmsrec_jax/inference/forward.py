@@ -9,22 +9,26 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import interruption, sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.progress import Progress
 
-Compute = Callable[[MLLM, dict[str, jax.Array]], jax.Array]
+Compute = Callable[[MLLM, Batch], jax.Array]
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(graphdef: nnx.GraphDef, compute: Compute, mesh: Mesh):
-    """`compute` as a jitted function of (state, batch); it and the rows' indices are on every
-    device."""
+def compiled(
+    graphdef: nnx.GraphDef, compute: Compute, mesh: Mesh
+) -> Callable[[nnx.State, Batch], tuple[jax.Array, jax.Array]]:
+    """`compute` as a jitted function (state, batch) -> (the rows' indices, what is computed), both
+    on every device."""
 
-    def run(state, batch):
-        index = batch.pop("index")
-        return index, compute(nnx.merge(graphdef, state), batch)
+    def run(state: nnx.State, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        check_shapes(batch, "index")
+        return batch.index, compute(nnx.merge(graphdef, state), batch)
 
     return jax.jit(run, out_shardings=sharding.replicated(mesh))
 

@@ -1,13 +1,17 @@
 """Image-conditioned sampling: one prefill per prompt, G continuations, one compiled loop."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.models import kv_cache
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 
 
@@ -16,7 +20,7 @@ class Sampling:
     """What the sampler compiles for; hashable.
 
     Attributes:
-      samples: continuations G of every prompt; they share its prefill.
+      num_generations: continuations G of every prompt; they share its prefill.
       max_new_tokens: T, an upper bound; the loop stops earlier once every row has ended.
       eos_ids: any of them ends a continuation; the ending token belongs to it.
       pad_id: fills the slots after the end.
@@ -28,7 +32,7 @@ class Sampling:
       suppress: tokens never emitted (image slots: a sampled one would ask for a picture).
     """
 
-    samples: int
+    num_generations: int
     max_new_tokens: int
     eos_ids: tuple[int, ...]
     pad_id: int
@@ -119,12 +123,12 @@ def draw(
 
 
 def generate(
-    model: Any, batch: dict[str, jax.Array], rows: jax.Array, key: jax.Array, sampling: Sampling
+    model: MLLM, batch: Batch, rows: jax.Array, key: jax.Array, sampling: Sampling
 ) -> Generation:
-    """Continues every prompt of `batch` `sampling.samples` times; pure, made to be jitted.
+    """Continues every prompt of `batch` `sampling.num_generations` times; pure, made to be jitted.
 
     Args:
-      model: an MLLM; its adapters are on.
+      model: its adapters are on.
       batch: one prompt per row (one segment, right-padded with segment 0), with or without patches.
       rows: int32[B], an identity per row (the item index): a row's draws depend on (key, identity,
         sample, step) alone, so neither the rest of the batch nor its order moves them.
@@ -134,22 +138,25 @@ def generate(
     if sampling.gather_weights:
         graphdef, decoder, rest = nnx.split(model, nnx.PathContains("text"), ...)
         model = nnx.merge(graphdef, sharding.gathered(decoder), rest)
-    count, length = batch["tokens"].shape
-    samples, steps = sampling.samples, sampling.max_new_tokens
+    count, length = batch.tokens.shape
+    chex.assert_shape(rows, (count,))
+    group, steps = sampling.num_generations, sampling.max_new_tokens
     cache = kv_cache.init(model.config, count, length + steps, model.dtype)
     hidden, cache = model(batch, cache=cache)
-    cache = kv_cache.repeat(cache, samples)
+    cache = kv_cache.repeat(cache, group)
     last = last_slots(batch)
-    hidden = jnp.repeat(hidden[jnp.arange(count), last][:, None], samples, axis=0)
-    offset = jnp.repeat(next_positions(batch), samples)
-    segment = jnp.repeat(batch["segment_ids"][jnp.arange(count), last], samples)[:, None]
+    hidden = jnp.repeat(hidden[jnp.arange(count), last][:, None], group, axis=0)
+    offset = jnp.repeat(next_positions(batch), group)
+    segment = jnp.repeat(batch.segment_ids[jnp.arange(count), last], group)[:, None]
     row_keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
     row_keys = jax.vmap(
-        lambda row: jax.vmap(lambda sample: jax.random.fold_in(row, sample))(jnp.arange(samples))
+        lambda row: jax.vmap(lambda sample: jax.random.fold_in(row, sample))(jnp.arange(group))
     )(row_keys).reshape(-1)
     ends = jnp.array(sampling.eos_ids, jnp.int32)
 
-    def emit(step, hidden, done, out: Generation):
+    def emit(
+        step: jax.Array | int, hidden: jax.Array, done: jax.Array, out: Generation
+    ) -> tuple[jax.Array, jax.Array, Generation]:
         keys = jax.vmap(lambda row: jax.random.fold_in(row, step))(row_keys)
         drawn = draw(model.unembed(hidden)[:, 0], keys, sampling)
         token = jnp.where(done, sampling.pad_id, drawn[0])
@@ -158,19 +165,15 @@ def generate(
         ended = done | jnp.any(token[:, None] == ends, axis=-1)
         return token, ended, Generation(*arrays, lengths=out.lengths + ~done)
 
-    def step_once(carry):
+    def step_once(carry: tuple) -> tuple:
         step, cache, token, done, out = carry
         position = jnp.broadcast_to((offset + step - 1)[:, None, None], (token.shape[0], 3, 1))
-        step_batch = {
-            "tokens": token[:, None],
-            "positions": position,
-            "segment_ids": segment,
-        }
-        hidden, cache = model(step_batch, cache=cache)
+        token_batch = Batch(token[:, None], position, segment)
+        hidden, cache = model(token_batch, cache=cache)
         token, done, out = emit(step, hidden, done, out)
         return step + 1, cache, token, done, out
 
-    total = count * samples
+    total = count * group
     blank = jnp.zeros((total, steps), jnp.float32)
     out = Generation(
         jnp.full((total, steps), sampling.pad_id, jnp.int32),
@@ -184,29 +187,31 @@ def generate(
     carry = jax.lax.while_loop(
         lambda carry: (carry[0] < steps) & ~jnp.all(carry[3]), step_once, carry
     )
-    return jax.tree.map(lambda a: a.reshape(count, samples, *a.shape[1:]), carry[4])
+    return jax.tree.map(lambda a: a.reshape(count, group, *a.shape[1:]), carry[4])
 
 
-def compiled(graphdef: nnx.GraphDef, sampling: Sampling):
+def compiled(graphdef: nnx.GraphDef, sampling: Sampling) -> Callable[..., Generation]:
     """`generate` as one jitted function of (trainable, frozen, batch, rows, key)."""
 
     @jax.jit
-    def run(trainable, frozen, batch, rows, key) -> Generation:
+    def run(
+        trainable: nnx.State, frozen: nnx.State, batch: Batch, rows: jax.Array, key: jax.Array
+    ) -> Generation:
         return generate(nnx.merge(graphdef, trainable, frozen), batch, rows, key, sampling)
 
     return run
 
 
-def last_slots(batch: dict[str, jax.Array]) -> jax.Array:
+def last_slots(batch: Batch) -> jax.Array:
     """int32[B]: slot of each row's last token (0 for an empty row)."""
-    slots = jnp.arange(batch["tokens"].shape[1])
-    return jnp.max(jnp.where(batch["segment_ids"] > 0, slots, 0), axis=1)
+    slots = jnp.arange(batch.tokens.shape[1])
+    return jnp.max(jnp.where(batch.segment_ids > 0, slots, 0), axis=1)
 
 
-def next_positions(batch: dict[str, jax.Array]) -> jax.Array:
+def next_positions(batch: Batch) -> jax.Array:
     """int32[B]: the M-RoPE position, on all three axes, of the token that follows each row."""
-    live = batch["segment_ids"][:, None] > 0
-    return jnp.max(jnp.where(live, batch["positions"], -1), axis=(1, 2)) + 1
+    live = batch.segment_ids[:, None] > 0
+    return jnp.max(jnp.where(live, batch.positions, -1), axis=(1, 2)) + 1
 
 
 def _at(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -9,6 +10,8 @@ from mmsrec_jax.inference.forward import Compute, per_row
 from mmsrec_jax.inference.yes_no import yes_no_margins
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.recommend import CandidateSource
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
@@ -19,8 +22,9 @@ def margins(yes_no_ids: tuple[int, int]) -> Compute:
     """What `candidate_scores` computes of each batch: ids (yes, no) to (model, batch) ->
     float32[B, C]."""
 
-    def compute(model, batch):
-        return yes_no_margins(model, model(batch), batch["answer_positions"], yes_no_ids)
+    def compute(model: MLLM, batch: Batch) -> jax.Array:
+        check_shapes(batch, "suffix_ids", "answer_positions")
+        return yes_no_margins(model, model(batch), batch.answer_positions, yes_no_ids)
 
     return compute
 

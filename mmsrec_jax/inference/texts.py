@@ -15,6 +15,7 @@ from mmsrec_jax.inference.sampler import Sampling
 from mmsrec_jax.inference.text_store import Key, TextStore, prompt_digest
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import interruption, processes, sharding
@@ -28,6 +29,7 @@ class PromptSource(Source, Protocol):
     """A source of prompts; `length` is the room of one in tokens."""
 
     length: int
+    renderer: ItemRenderer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ def generate(
         model,
         tokenizer,
         source,
-        samples=1,
+        num_generations=1,
         max_new_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature,
         top_k=decoding.top_k,
@@ -140,9 +142,8 @@ def generate(
         try:
             for batch in iterator:
                 interruption.stop_if_requested()
-                placed = to_devices(prompts_of(batch), mesh)
-                index = placed.pop("index")
-                out = run(state, {}, placed, index, key)
+                prompts, index = to_devices((batch.model_inputs(), batch.index), mesh)
+                out = run(state, {}, prompts, index, key)
                 texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
                 found = zip(processes.fetch(index).tolist(), texts, strict=True)
                 yield sorted((row, text) for row, text in found if row >= 0)
@@ -155,7 +156,7 @@ class _Subset:
 
     def __init__(self, source: PromptSource, rows: Sequence[int]):
         self._source, self._rows = source, np.asarray(rows)
-        self.items = source.items
+        self.patch_width = source.patch_width
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -174,13 +175,7 @@ def _prompt_digest(source: PromptSource, row: int) -> str:
     return prompt_digest(_prompt(source, row))
 
 
-def make_sampling(model: MLLM, tokenizer: Any, source: Source, **options: Any) -> Sampling:
+def make_sampling(model: MLLM, tokenizer: Any, source: PromptSource, **options: Any) -> Sampling:
     """Sampling of answers: ends with the turn; see `sampler.chat_sampling`."""
-    stop = source.items.prompt_config.chat.stop_id
+    stop = source.renderer.prompt_config.chat.stop_id
     return sampler.chat_sampling(model, tokenizer, stop, **options)
-
-
-def prompts_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model and the sampler read of a batch of prompts."""
-    unused = ("loss_weights", "target_positions", "answer_positions", "labels")
-    return {name: value for name, value in batch.items() if name not in unused}

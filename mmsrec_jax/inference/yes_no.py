@@ -3,19 +3,22 @@
 import jax
 import jax.numpy as jnp
 
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.sharding import constrain, weight
 
 
 def yes_no_scores(
-    model: MLLM, batch: dict[str, jax.Array], yes_id: int, no_id: int, *, adapters: bool = True
+    model: MLLM, batch: Batch, yes_id: int, no_id: int, *, adapters: bool = True
 ) -> jax.Array:
     """float32[B, C] in [0, 1]: p(yes) / (p(yes) + p(no)); -inf where answer_positions is -1.
 
-    batch: MLLM rows plus answer_positions int32[B, C], the tokens whose next token is the yes/no
-    label. Pure and jit-friendly: one forward, and only two columns of the head at C positions.
+    batch: with answer_positions int32[B, C], the tokens whose next token is the yes/no label.
+    Pure and jit-friendly: one forward, and only two columns of the head at C positions.
     """
-    positions = batch["answer_positions"]
+    check_shapes(batch, "answer_positions")
+    positions = batch.answer_positions
     hidden = model(batch, adapters=adapters)
     # The normalizer over the vocabulary cancels in the ratio.
     scores = jax.nn.sigmoid(yes_no_margins(model, hidden, positions, (yes_id, no_id)))

@@ -63,9 +63,27 @@ def sequence(
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Suffix:
+    """A candidate's suffix that also carries text to learn, between the piece and the label.
+
+    Attributes:
+      piece: what the user says of the candidate.
+      targets: int32[m], what the model writes before its label, such as a chain of thought.
+      weight: of each of these tokens in the loss.
+    """
+
+    piece: Piece
+    targets: np.ndarray
+    weight: float
+
+    def __len__(self) -> int:
+        return len(self.piece) + len(self.targets)
+
+
 def with_suffixes(
     prefix: Piece,
-    suffixes: Sequence[Piece | None],
+    suffixes: Sequence[Piece | Suffix | None],
     labels: Sequence[int],
     *,
     yes_no_ids: tuple[int, int],
@@ -87,15 +105,20 @@ def with_suffixes(
     for c, (suffix, label) in enumerate(zip(suffixes, labels, strict=True)):
         if suffix is None:
             continue
+        if isinstance(suffix, Piece):
+            suffix = Suffix(suffix, np.zeros(0, np.int32), 0.0)
+        piece, written = suffix.piece, np.append(suffix.targets, yes if label else no)
+        tokens += [piece.tokens, written.astype(np.int32)]
+        after = piece.next_position + np.arange(len(written), dtype=np.int32)
+        after = np.broadcast_to(after, (3, len(written)))
+        positions.append(np.concatenate([piece.positions, after], 1) + prefix.next_position)
         n = len(suffix)
-        last = np.full((3, 1), suffix.next_position, np.int32)
-        tokens += [suffix.tokens, np.array([yes if label else no], np.int32)]
-        positions.append(np.concatenate([suffix.positions, last], 1) + prefix.next_position)
         ids.append(np.full(n + 1, c + 1, np.int32))
         weight = np.zeros(n + 1, np.float32)
+        weight[len(piece) : n] = suffix.weight
         weight[n] = positive_weight if label else 1.0
         weights.append(weight)
-        images += suffix.images
+        images += piece.images
         answers[c] = offset + n - 1
         offset += n + 1
     return Example(

@@ -1,5 +1,6 @@
 """Prompts whose rows are items."""
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +10,8 @@ import numpy as np
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
-from mmsrec_jax.inputs.task_mix import limits
+from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import tasks
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
@@ -18,7 +19,7 @@ from mmsrec_jax.runtime.errors import UserError
 _NONE = np.zeros(0, np.int32)
 
 
-class PerItem:
+class PerItem(abc.ABC):
     """Sources whose rows are items."""
 
     def __init__(
@@ -29,7 +30,7 @@ class PerItem:
         length: int,
         rows: np.ndarray | None,
     ):
-        self.items, self.length = ItemRenderer(catalog, prompt_config), length
+        self.renderer, self.length = ItemRenderer(catalog, prompt_config), length
         self.rows = np.arange(len(catalog)) if rows is None else np.asarray(rows)
         if len(self.rows) == 0:
             raise UserError("there are no items to write prompts for")
@@ -37,14 +38,22 @@ class PerItem:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 without images."""
+        return self.renderer.patch_width
+
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 
+    @abc.abstractmethod
+    def example(self, row: int, draw: int) -> Example: ...
+
     def _answered(self, i: int, ask: Callable[[str, bool], str], answer: np.ndarray) -> Example:
-        chat = self.items.prompt_config.chat
-        for limit, last in limits(self.items.prompt_config.text_tokens):
-            counts = Counter()
-            image, text = self.items.image(i, counts), self.items.text(i, limit, counts)
+        chat = self.renderer.prompt_config.chat
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            counts: Counter[str] = Counter()
+            image, text = self.renderer.image(i, counts), self.renderer.text(i, limit, counts)
             prompt = chat.encode(
                 chat.head + ask(text, image is not None) + chat.middle,
                 () if image is None else (image,),
@@ -60,12 +69,19 @@ class SummarySource(PerItem):
     rows: int[n] items, None = all. length: of the prompt.
     """
 
-    def __init__(self, catalog, prompt_config, *, length: int, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
+        *,
+        length: int,
+        rows: np.ndarray | None = None,
+    ):
         super().__init__(catalog, prompt_config, length=length, rows=rows)
 
     def example(self, row: int, draw: int) -> Example:
         del draw
-        templates = self.items.prompt_config.templates
+        templates = self.renderer.prompt_config.templates
         return self._answered(
             int(self.rows[row]),
             lambda text, has_image: tasks.summarize(templates, text, has_image),
@@ -98,11 +114,11 @@ class ContentSource(PerItem):
 
     def example(self, row: int, draw: int) -> Example:
         del draw
-        i, chat = int(self.rows[row]), self.items.prompt_config.chat
-        for limit, last in limits(self.items.prompt_config.text_tokens):
-            counts = Counter()
-            image = self.items.image(i, counts)
-            text = self.items.text(i, limit, counts) if self._text else ""
+        i, chat = int(self.rows[row]), self.renderer.prompt_config.chat
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            counts: Counter[str] = Counter()
+            image = self.renderer.image(i, counts)
+            text = self.renderer.text(i, limit, counts) if self._text else ""
             opening = chat.head if image is None else chat.head + IMAGE
             prompt = chat.encode(opening, () if image is None else (image,))
             own = chat.ids(text)

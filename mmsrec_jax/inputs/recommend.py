@@ -1,13 +1,12 @@
 """Examples by index: every source is random access, picklable and a function of (seed, draw).
 
 `source.example(row, draw)` makes one example of `row`; `draw` counts the examples of a run, so that
-each epoch draws fresh negatives and noise. An example is kept within `length` tokens by this rule
-(*ours*): the oldest items of the history go first, down to the latest one; then similar users'
-items, least similar first; then the latest history item; then the tails of texts, halved until it
-fits (room that this frees goes to the items again). What is left out is counted in
-`Example.counts`.
+each epoch draws fresh negatives and noise. An example is kept within `length` tokens as
+`inputs.truncation` says: the oldest items of the history go first, down to the latest one; then
+similar users' items, least similar first; then the latest history item; then the tails of texts.
 """
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +16,17 @@ import numpy as np
 from mmsrec_jax.data.records import Catalog, Histories
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
-from mmsrec_jax.inputs.task_mix import limits, shares
-from mmsrec_jax.prompts import Piece, tasks
+from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.negatives import with_negatives
+from mmsrec_jax.inputs.task_mix import shares
+from mmsrec_jax.inputs.truncation import limits
+from mmsrec_jax.prompts import Piece, Section, Templates, tasks
+from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.runtime.errors import UserError
 
+Images = Sequence[dict]
+Question = tuple[str, Images]  # text with a mark for each image
 RECOMMEND_TASKS = ("pointwise", "rank", "next_keywords", "align")
 
 
@@ -44,7 +48,7 @@ class PromptContext:
     train_end: np.ndarray | None = None
 
 
-class _Recommend:
+class _Recommend(abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
     def __init__(
@@ -65,26 +69,37 @@ class _Recommend:
                 "step again for this split"
             )
         self.context, self.rows, self.length = context, np.asarray(rows), length
-        self.items = ItemRenderer(context.catalog, prompt_config, context.keywords)
+        self.renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
         self._history, self._similar = history, similar
         self._positive_weight = positive_weight
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 without images."""
+        return self.renderer.patch_width
+
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 
+    @abc.abstractmethod
+    def example(self, row: int, draw: int) -> Example: ...
+
     def pointwise(self, row: int, candidates: np.ndarray, target: int) -> Example:
         """One prefix for the row's user and a suffix per candidate (-1 = none)."""
-        chat = self.items.prompt_config.chat
-        for limit, last in limits(self.items.prompt_config.text_tokens):
-            counts = Counter()
+        chat, sections = self.renderer.prompt_config.chat, self.sections(row)
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            counts: Counter[str] = Counter()
             suffixes = [
-                None if c < 0 else self.items.candidate(int(c), limit, counts) for c in candidates
+                None if c < 0 else self.renderer.candidate(int(c), limit, counts)
+                for c in candidates
             ]
             room = self.length - sum(len(suffix) + 1 for suffix in suffixes if suffix is not None)
-            prefix = self._fit(row, lambda opening: chat.encode(chat.head + opening), room, counts)
+            prefix = prompt_sections.fit(
+                sections, lambda opening: chat.encode(chat.head + opening), room, counts
+            )
             if len(prefix) <= room or last:
                 break
         return examples.with_suffixes(
@@ -97,25 +112,25 @@ class _Recommend:
             counts=counts,
         )
 
-    def _fit(self, row: int, encode: Callable[[str], Piece], room: int, counts: Counter) -> Piece:
-        """`encode(sections)` in at most `room` tokens, as far as leaving out items can do it."""
+    def sections(self, row: int) -> list[Section]:
+        """What every prompt of this row opens with, whole."""
         user, position = self.rows[row]
         past = self.context.histories.of(user)[:position]
-        history = [self.items.words(int(i)) for i in past[max(0, len(past) - self._history) :]]
-        similar = []
+        latest = past[max(0, len(past) - self._history) :]
+        neighbors = np.zeros(0, np.int32)
         if self.context.neighbors is not None:
             found = self.context.neighbors[row]
-            similar = [self.items.words(int(i)) for i in found[found >= 0][: self._similar]]
-        while True:
-            piece = encode(tasks.sections(self.items.prompt_config.templates, history, similar))
-            if len(piece) <= room or not (history or similar):
-                return piece
-            if len(history) > 1 or not similar:
-                history.pop(0)
-                counts["history_left_out"] += 1
-            else:
-                similar.pop()
-                counts["similar_left_out"] += 1
+            neighbors = found[found >= 0][: self._similar]
+        return [
+            prompt_sections.history(self._templates, [self.renderer.words(int(i)) for i in latest]),
+            prompt_sections.similar(
+                self._templates, [self.renderer.words(int(i)) for i in neighbors]
+            ),
+        ]
+
+    @property
+    def _templates(self) -> Templates:
+        return self.renderer.prompt_config.templates
 
 
 class RecommendSource(_Recommend):
@@ -173,83 +188,78 @@ class RecommendSource(_Recommend):
         return self._align(row, target, to_keywords=bool(rng.integers(2)))
 
     def _candidates(self, rng: np.random.Generator, user: int, target: int) -> np.ndarray:
-        """int32[1 + negatives], the target at a random place."""
-        seen = self.context.histories.of(user)
-        if self.context.train_end is not None:
-            seen = seen[: self.context.train_end[user]]
-        total, known = len(self.items), {target, *seen.tolist()}
-        if total - len(known) < self._negatives:
-            raise UserError(
-                f"user {self.context.histories.users[user]}: {total - len(known)} items of the "
-                f"catalog are left for {self._negatives} negatives; lower negatives"
-            )
-        chosen: list[int] = []
-        if total > 4 * (len(known) + self._negatives):
-            while len(chosen) < self._negatives:
-                item = int(rng.integers(total))
-                if item not in known:
-                    known.add(item)
-                    chosen.append(item)
-        else:
-            rest = np.setdiff1d(np.arange(total), np.fromiter(known, np.int64))
-            chosen = rng.choice(rest, self._negatives, replace=False).tolist()
-        return rng.permutation(np.array([target, *chosen], np.int32))
+        return with_negatives(
+            rng,
+            self.context.histories,
+            user,
+            target,
+            num_items=len(self.renderer),
+            negatives=self._negatives,
+            train_end=self.context.train_end,
+        )
 
     def _rank(self, row: int, candidates: np.ndarray, target: int) -> Example:
         letter = LETTERS[int(np.flatnonzero(candidates == target)[0])]
 
-        def ask(limit, counts):
-            options = [self.items.text(int(c), limit, counts) for c in candidates]
+        def ask(limit: int, counts: Counter) -> Question:
+            options = [self.renderer.text(int(c), limit, counts) for c in candidates]
             return tasks.rank(self._templates, options), ()
 
-        return self._answered(row, ask, letter, sections=True)
+        return self._answered(row, ask, letter, sections=self.sections(row))
 
     def _next_keywords(self, row: int, target: int) -> Example:
         return self._answered(
             row,
             lambda limit, counts: (tasks.next_keywords(self._templates), ()),
-            tasks.answer(self._templates, self.items.words(target)),
-            sections=True,
+            tasks.answer(self._templates, self.renderer.words(target)),
+            sections=self.sections(row),
         )
 
     def _align(self, row: int, target: int, to_keywords: bool) -> Example:
         """Item to keywords or back."""
 
-        def ask(limit, counts):
+        def ask(limit: int, counts: Counter) -> Question:
             if not to_keywords:
-                return tasks.align_words(self._templates, self.items.words(target)), ()
-            image = self.items.image(target, counts)
-            text = self.items.text(target, limit, counts)
+                return tasks.align_words(self._templates, self.renderer.words(target)), ()
+            image = self.renderer.image(target, counts)
+            text = self.renderer.text(target, limit, counts)
             question = tasks.align_item(self._templates, text, image is not None)
             return question, () if image is None else (image,)
 
-        full = self.items.prompt_config.text_tokens
-        answer = (
-            self.items.words(target) if to_keywords else self.items.text(target, full, Counter())
-        )
+        if to_keywords:
+            answer = self.renderer.words(target)
+        else:
+            full = self.renderer.prompt_config.text_tokens
+            answer = self.renderer.text(target, full, Counter())
         answer = tasks.answer(self._templates, answer)
-        return self._answered(row, ask, answer, sections=False)
+        return self._answered(row, ask, answer, sections=[])
 
-    def _answered(self, row: int, ask, answer: str, *, sections: bool) -> Example:
-        """`ask(limit, counts) -> (question, images)`, after the sections if wanted."""
-        chat = self.items.prompt_config.chat
+    def _answered(
+        self,
+        row: int,
+        ask: Callable[[int, Counter], Question],
+        answer: str,
+        *,
+        sections: Sequence[Section],
+    ) -> Example:
+        """The question after the sections, and the answer.
+
+        ask: gets the limit of a text and what counts its cuts.
+        """
+        chat = self.renderer.prompt_config.chat
         answer_ids = np.append(chat.ids(answer), chat.stop_id)
         room = self.length - len(answer_ids)
-        for limit, last in limits(self.items.prompt_config.text_tokens):
-            counts = Counter()
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            counts: Counter[str] = Counter()
             question, images = ask(limit, counts)
 
-            def encode(opening, question=question, images=images):
+            def encode(opening: str, question: str = question, images: Images = images) -> Piece:
                 return chat.encode(chat.head + opening + question + chat.middle, images)
 
-            prompt = self._fit(row, encode, room, counts) if sections else encode("")
+            prompt = prompt_sections.fit(sections, encode, room, counts)
             if len(prompt) <= room or last:
                 break
         return examples.sequence(prompt, answer_ids, index=row, counts=counts)
-
-    @property
-    def _templates(self):
-        return self.items.prompt_config.templates
 
 
 class CandidateSource(_Recommend):

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
-import numpy as np
 
+from mmsrec_jax.models.batch import Batch, concatenate
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
 
@@ -48,7 +48,7 @@ class Sharded:
         return {shard: iter(self._make(shard, shards)) for shard in self._mine(shards)}
 
 
-class _Iterator(Iterator[dict[str, np.ndarray]]):
+class _Iterator(Iterator[Batch]):
     """Its position, a list of that of every shard, is the same in all processes and fits any
     number of them that can share the shards."""
 
@@ -57,11 +57,11 @@ class _Iterator(Iterator[dict[str, np.ndarray]]):
         self._shards = dataset._shards
         self._iterators = dataset._open(self._shards)
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         parts = [next(iterator) for iterator in self._iterators.values()]
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return concatenate(parts)
 
     def get_state(self) -> list[Any]:
         """All processes have to ask at the same step."""

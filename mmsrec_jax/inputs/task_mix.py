@@ -1,4 +1,4 @@
-"""Which task an example is of, and how much of a text it shows."""
+"""Which task an example is of."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,15 +7,16 @@ import numpy as np
 from mmsrec_jax.runtime.errors import UserError
 
 
-def limits(text_tokens: int) -> list[tuple[int, bool]]:
-    """Lengths of text to try, and whether each is the last."""
-    tried = [text_tokens]
-    while tried[-1] > 0:
-        tried.append(tried[-1] // 2)
-    return [(limit, limit == 0) for limit in tried]
+def shares(
+    tasks: Mapping[str, float], allowed: Sequence[str], name: str
+) -> tuple[list[str], np.ndarray]:
+    """The tasks with a share, and their shares float[n], which add up to 1.
 
+    name: the setting, for errors.
 
-def shares(tasks: Mapping[str, float], allowed: Sequence[str], name: str):
+    Raises:
+      UserError: a task that is not allowed, a negative share, or none.
+    """
     unknown = sorted(set(tasks) - set(allowed))
     if unknown:
         raise UserError(f"{name} names {unknown[0]!r}; it may name {', '.join(allowed)}")

@@ -9,19 +9,14 @@ from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_prompts import PerItem
-from mmsrec_jax.inputs.items import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.task_mix import shares
-from mmsrec_jax.prompts import format_summary, parse_summary, tasks
+from mmsrec_jax.prompts import format_summary, parse_summary, sections, tasks
 
 WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
 
-
 _POOL = 2048  # items among which "match" looks for like ones
-
-
 _LIKING = 2.5  # logit of each attribute in common
-
-
 _LISTED = 3  # items of either section of "match", at most
 
 
@@ -29,7 +24,7 @@ class WarmupSource(PerItem):
     """What a model from scratch must know before stage 1: what images and texts show (*ours*).
 
     "describe" answers the summarize prompt from the item's attributes, "see" does so from the image
-    alone, "vqa" asks for one attribute, "retell" writes the text from a careless description.
+    alone, "vqa" asks for one attribute, "retell" writes the text from a noisy description.
     Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
     lists attributes (those of the image, of the text, or both) of items that resemble this one as
     stage 3 lists what users chose, with this item and `negatives` others as candidates: that like
@@ -63,14 +58,14 @@ class WarmupSource(PerItem):
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
         if "match" in self._tasks:
-            self._names, self._codes = _attribute_codes(self.items)
+            self._names, self._codes = _attribute_codes(self.renderer)
             described = [", ".join(self._known(i).values()) for i in range(len(catalog))]
             self._known_items = ItemRenderer(catalog, prompt_config, described)
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
         i = int(self.rows[row])
-        chat, templates = self.items.prompt_config.chat, self.items.prompt_config.templates
+        chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
         known = self._known(i)
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         if task == "retell":
@@ -81,41 +76,42 @@ class WarmupSource(PerItem):
             name = sorted(known)[rng.integers(len(known))]
             answer = tasks.answer(templates, known[name])
 
-            def ask(text, has_image):
+            def ask(text: str, has_image: bool) -> str:
                 return tasks.vqa(templates, name, text, has_image)
         else:
-            alone = task == "see" and self.items.image(i, Counter()) is not None
+            alone = task == "see" and self.renderer.image(i, Counter()) is not None
             if alone:
                 known = {k: v for k, v in known.items() if k in self._image_attributes}
             answer = self._description(rng, i, known, image_alone=alone)
 
-            def ask(text, has_image):
+            def ask(text: str, has_image: bool) -> str:
                 return tasks.summarize(templates, "" if alone else text, has_image)
 
         return self._answered(i, ask, np.append(chat.ids(answer), chat.stop_id))
 
     def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
-        chat, templates = self.items.prompt_config.chat, self.items.prompt_config.templates
+        chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
         summary = parse_summary(self._description(rng, i, known))
         words = tasks.item_words(templates, ", ".join(summary.image + summary.text))
         if rng.random() < self._noise:
             words = ""
-        text = self.items.text(i, self.items.prompt_config.text_tokens, Counter())
+        text = self.renderer.text(i, self.renderer.prompt_config.text_tokens, Counter())
         answer = np.append(chat.ids(tasks.answer(templates, text)), chat.stop_id)
         question = tasks.align_words(templates, words)
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
     def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
-        prompt_config = self.items.prompt_config
+        prompt_config = self.renderer.prompt_config
         chat, templates = prompt_config.chat, prompt_config.templates
         shown = [name for name in known if name in self._image_attributes]
         told = [name for name in known if name not in self._image_attributes]
         kinds = [names for names in (shown, told, [*known]) if names]
-        names, counts = kinds[rng.integers(len(kinds))], Counter()
+        names = kinds[rng.integers(len(kinds))]
+        counts: Counter[str] = Counter()
 
         def words(i: int) -> str:
-            attributes = self.items.attributes(i)
+            attributes = self.renderer.attributes(i)
             values = [attributes.get(name, "") for name in rng.permutation(names).tolist()]
             return tasks.item_words(templates, ", ".join(values))
 
@@ -130,8 +126,14 @@ class WarmupSource(PerItem):
         rest = others[np.setdiff1d(np.flatnonzero(likeness < len(names)), alike[:count])]
         rest = rng.permutation(rest)[: self._negatives].tolist()
         candidates = rng.permutation([own, *rest]).tolist()
+        opening = sections.render(
+            [
+                sections.history(templates, listed[:cut]),
+                sections.similar(templates, listed[cut:]),
+            ]
+        )
         return examples.with_suffixes(
-            chat.encode(chat.head + tasks.sections(templates, listed[:cut], listed[cut:])),
+            chat.encode(chat.head + opening),
             [self._known_items.candidate(i, prompt_config.text_tokens, counts) for i in candidates],
             [int(i == own) for i in candidates],
             yes_no_ids=chat.yes_no_ids,
@@ -142,10 +144,10 @@ class WarmupSource(PerItem):
 
     def _known(self, i: int) -> dict[str, str]:
         """Attributes that the prompt gives a chance to know."""
-        visible = self.items.image(i, Counter()) is not None
+        visible = self.renderer.image(i, Counter()) is not None
         return {
             name: value
-            for name, value in self.items.attributes(i).items()
+            for name, value in self.renderer.attributes(i).items()
             if visible or name not in self._image_attributes
         }
 
@@ -162,7 +164,7 @@ class WarmupSource(PerItem):
             if rng.random() < self._noise:
                 kept.append(kept[rng.integers(len(kept))])
             if rng.random() < self._noise:
-                fillers = self.items.prompt_config.templates.fillers
+                fillers = self.renderer.prompt_config.templates.fillers
                 filler = fillers[rng.integers(len(fillers))]
                 in_image, _ = kept[rng.integers(len(kept))]
                 kept.insert(int(rng.integers(len(kept) + 1)), (in_image, filler))
@@ -173,17 +175,17 @@ class WarmupSource(PerItem):
         )
 
     def _title_words(self, i: int) -> list[tuple[bool, str]]:
-        clean, item = self.items.prompt_config.chat.clean, self.items.catalog[i]
+        clean, item = self.renderer.prompt_config.chat.clean, self.renderer.catalog[i]
         title = clean(item.text.get("title", "").replace(",", " ")).lower().split()
         words = [(False, word) for word in dict.fromkeys(title)]
-        if item.category and self.items.image(i, Counter()) is not None:
+        if item.category and self.renderer.image(i, Counter()) is not None:
             words.insert(0, (True, clean(item.category.replace(",", " "))))
         return words
 
 
-def _attribute_codes(items: ItemRenderer) -> tuple[list[str], np.ndarray]:
+def _attribute_codes(renderer: ItemRenderer) -> tuple[list[str], np.ndarray]:
     """Attribute names, int32[items, names] equal where values are; -1 - item for no value."""
-    found = [items.attributes(i) for i in range(len(items))]
+    found = [renderer.attributes(i) for i in range(len(renderer))]
     names = sorted({name for attributes in found for name in attributes})
     codes = np.empty((len(found), len(names)), np.int32)
     for column, name in enumerate(names):

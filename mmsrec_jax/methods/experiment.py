@@ -15,7 +15,7 @@ from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import config_from_hf, processor_of
 from mmsrec_jax.hf.processor import read_json
-from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import features
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.settings import Settings

@@ -13,7 +13,7 @@ from mmsrec_jax.data import item_features
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
-from mmsrec_jax.inputs.items import PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
@@ -91,13 +91,13 @@ def make(
     for name in missing:
         length = _prompt_length(c.length, prompt_config, name)
         source = ContentSource(catalog, prompt_config, length=length, content=name)
-        counts = Counter()
+        counts: Counter[str] = Counter()
         rows = embed_items(
             model,
             source,
             name=name,
             batch_size=c.batch_size,
-            patches=c.patches if source.items.patch_width else 0,
+            patches=c.patches if source.patch_width else 0,
             workers=c.workers,
             mesh=mesh,
             counts=counts,

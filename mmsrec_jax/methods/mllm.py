@@ -71,7 +71,7 @@ class MLLMExperiment(Experiment):
         # Spread over the catalog, which may be sorted.
         with_image = np.flatnonzero(catalog.has_image)
         chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
-        images = (catalog.image(int(i)) for i in chosen)
+        images = (image for i in chosen if (image := catalog.image(int(i))) is not None)
         tiny_init.write_directory(directory, self.config.model.tiny, texts, images)
 
     def warmup(self, directory: Path) -> None:
@@ -93,7 +93,8 @@ class MLLMExperiment(Experiment):
 
     def fine_tune(self, step: str, source: Source, directory: Path) -> None:
         """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
-        c, counts = getattr(self.config, SECTIONS[step]), Counter()
+        c = getattr(self.config, SECTIONS[step])
+        counts: Counter[str] = Counter()
 
         def batches(shard: int, shards: int) -> grain.IterDataset:
             return pipeline.batches(
@@ -123,7 +124,9 @@ class MLLMExperiment(Experiment):
         log_counts(step, counts, self.mesh)
         self.base.save(step, model)
 
-    def score(self, name: str, step: str, source: Source, num_candidates: int) -> np.ndarray:
+    def score(
+        self, name: str, step: str, source: CandidateSource, num_candidates: int
+    ) -> np.ndarray:
         """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
 
         name: for progress lines.

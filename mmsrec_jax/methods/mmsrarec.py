@@ -33,6 +33,7 @@ from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
@@ -41,6 +42,7 @@ from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 
 def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -105,7 +107,7 @@ class MMSRARec(MLLMExperiment):
         c = self.config
         catalog, _, _ = self.dataset
 
-        def make_model():
+        def make_model() -> MLLM:
             if c.use.rewards:
                 return self.base.trained("summaries", "summarizer")
             return self.base.load("summaries")
@@ -160,7 +162,8 @@ class MMSRARec(MLLMExperiment):
         """Similar users' next items for every prompt that will be written: `neighbors.parquet`."""
         _, histories, split = self.dataset
         c = self.config.retrieval
-        folds, fold_models = None, ()
+        folds: np.ndarray | None = None
+        fold_models: Sequence[SequentialRecommender] = ()
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
             fold_models = train.train_folds(

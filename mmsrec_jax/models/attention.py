@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mmsrec_jax.models import splash
 from mmsrec_jax.models.layers import precision
@@ -54,7 +55,7 @@ def platform() -> str:
     return mesh.abstract_device.platform
 
 
-def implementation(dtype, queries: int) -> Implementation:
+def implementation(dtype: DTypeLike, queries: int) -> Implementation:
     """What `attention` of this many queries runs as.
 
     The fused kernels compute in 16 bits: float32, where results shall be exact, is left to XLA.
@@ -99,7 +100,7 @@ def visibility(query: Layout, key: Layout) -> jax.Array:
     return visible & ((suffix == 0) | (suffix == query.suffix_ids[:, :, None]))
 
 
-def causal(query: Layout, key: Layout | None, dtype) -> Visible:
+def causal(query: Layout, key: Layout | None, dtype: DTypeLike) -> Visible:
     """What `visibility` says, for `attention` in this dtype.
 
     key: None when queries are their own keys, in the order of their slots.
@@ -111,14 +112,14 @@ def causal(query: Layout, key: Layout | None, dtype) -> Visible:
     return splash.pairs(visible) if splashes else visible
 
 
-def within_segments(ids: jax.Array, dtype) -> Visible:
+def within_segments(ids: jax.Array, dtype: DTypeLike) -> Visible:
     """Tokens with ids int32[B, L] see their own segment, before and after; 0 is padding."""
     if implementation(dtype, ids.shape[1]) == "splash":
         return splash.Segments(ids, causal=False)
     return same_segment(ids, ids)
 
 
-def everything(rows: int, length: int, dtype) -> Visible:
+def everything(rows: int, length: int, dtype: DTypeLike) -> Visible:
     """All tokens of a row see each other."""
     if implementation(dtype, length) == "splash":
         return splash.Segments(jnp.ones((rows, length), jnp.int32), causal=False)
@@ -145,7 +146,9 @@ def attention(
     """
     if isinstance(visible, splash.Segments | splash.Pairs):
 
-        def fused(q, k, v, visible):
+        def fused(
+            q: jax.Array, k: jax.Array, v: jax.Array, visible: splash.Segments | splash.Pairs
+        ) -> jax.Array:
             return splash.attention(q, k, v, visible, interpret=platform() != "tpu")
 
     elif implementation(k.dtype, q.shape[1]) == "cudnn":

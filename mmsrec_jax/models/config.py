@@ -30,7 +30,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     tied: bool = False  # the head is the embedding
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise UserError(
                 f"text: heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
@@ -48,6 +48,10 @@ class DecoderConfig:
 
 class _Tower:
     """What follows from the fields of every vision config."""
+
+    image_mean: tuple[float, ...]
+    hidden: int
+    heads: int
 
     @property
     def channels(self) -> int:
@@ -85,7 +89,7 @@ class VisionConfig(_Tower):
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)  # CLIP, of pixels in [0, 1]
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden % self.heads or (self.hidden // self.heads) % 4:
             raise UserError(
                 f"vision: hidden={self.hidden} over heads={self.heads} must give a head size "
@@ -134,7 +138,7 @@ class VitConfig(_Tower):
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in VIT_KINDS:
             raise UserError(f"vision: kind={self.kind!r} is none of {VIT_KINDS}")
         if self.hidden % self.heads:
@@ -200,6 +204,6 @@ class MLLMConfig:
     remat: str = "none"  # what layers keep for the backward pass: all, nothing, or matmul outputs
     family: str = "qwen2_5_vl"  # `model_type` of its config.json: one of `families.FAMILIES`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat={self.remat!r} is none of {REMAT_POLICIES}")

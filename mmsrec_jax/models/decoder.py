@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mmsrec_jax.models import kv_cache as cache_lib
 from mmsrec_jax.models import rope
@@ -18,7 +19,9 @@ from mmsrec_jax.runtime.sharding import constrain, weight
 class Embed(nnx.Module):
     """Token embedding [vocab, hidden]."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
+    def __init__(
+        self, config: DecoderConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, dtype: DTypeLike
+    ):
         # Tied, the table is also the head: logits start with variance one.
         std = 1 / math.sqrt(config.hidden) if config.tied else 0.5
         self.dtype = dtype
@@ -47,7 +50,15 @@ class Embed(nnx.Module):
 class Decoder(nnx.Module):
     """embed, layers, norm and (unless tied) head. Works on embeddings, so images can enter."""
 
-    def __init__(self, config: DecoderConfig, *, remat: str, rngs: nnx.Rngs, param_dtype, dtype):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        remat: str,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
         common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat, self.dtype = config, remat, dtype
         self.embed = Embed(config, **common)
@@ -85,7 +96,7 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, cache_lib.KVCache | None]:
         """Embeddings x [B, L, hidden] -> final-normed hidden states, and the cache after them.
 
-        positions int32[B, 3, L]; segment_ids, suffix_ids int32[B, L], None without branches (on TPU
+        positions int32[B, 3, L]; segment_ids, suffix_ids int32[B, L], None without suffixes (on TPU
         the cheaper way). deepstack [K, B, L, hidden] is added to the outputs of the first K layers
         (DeepStack, arXiv 2406.04334).
         """
@@ -96,7 +107,7 @@ class Decoder(nnx.Module):
         if cache is None:
             visible = causal(Layout(segment_ids, suffix_ids, slots), None, x.dtype)
 
-            def layer(block, x, index):
+            def layer(block: Block, x: jax.Array, index: jax.Array) -> jax.Array:
                 q, k, v = block.project(x, table, adapters)
                 x = block.finish(x, attention(q, k, v, visible), adapters)
                 return _add_features(x, deepstack, index)
@@ -117,7 +128,9 @@ class Decoder(nnx.Module):
             cache.k.dtype,
         )
 
-        def cached_layer(block, carry, index):
+        def cached_layer(
+            block: Block, carry: tuple[jax.Array, ...], index: jax.Array
+        ) -> tuple[jax.Array, ...]:
             x, all_k, all_v = carry
             q, k, v = block.project(x, table, adapters)
             all_k, k = cache_lib.write(all_k, index, start, k)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 if TYPE_CHECKING:
     from mmsrec_jax.models.config import MLLMConfig
@@ -29,7 +30,7 @@ class KVCache:
     length: jax.Array
 
 
-def init(config: MLLMConfig, batch: int, slots: int, dtype) -> KVCache:
+def init(config: MLLMConfig, batch: int, slots: int, dtype: DTypeLike) -> KVCache:
     """Empty cache for `batch` rows of `slots` tokens; the caller sizes it for prompt and answer."""
     text = config.text
     shape = (text.layers, batch, slots, text.kv_heads, text.head_dim)

@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mmsrec_jax.models import rope as rope_lib
 from mmsrec_jax.runtime.sharding import constrain, weight
 
+Carry = TypeVar("Carry")
 
-def precision(dtype) -> jax.lax.Precision | None:
+
+def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     """float32 matmuls are exact on every platform (TPU would round to bf16); others are default."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
@@ -19,7 +23,7 @@ def precision(dtype) -> jax.lax.Precision | None:
 _standard_normal = jax.jit(jax.random.normal, static_argnums=1)
 
 
-def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float, dtype) -> jax.Array:
+def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float, dtype: DTypeLike) -> jax.Array:
     """Random values of `shape`, cut from a power of two of them: few generators to compile."""
     size = math.prod(shape)
     values = _standard_normal(rngs.params(), (1 << (size - 1).bit_length(),))
@@ -43,8 +47,8 @@ class Linear(nnx.Module):
         bias: bool,
         gain: float = 1.0,
         rngs: nnx.Rngs,
-        param_dtype,
-        dtype,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         stack, stack_axes = ((), ()) if layers is None else ((layers,), ("layers",))
         self.in_ndim, self.dtype = len(in_shape), dtype
@@ -86,7 +90,7 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, in float32; scale [size] or [layers, size]."""
 
-    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
+    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype: DTypeLike):
         shape, axes = (
             ((size,), ("norm",)) if layers is None else ((layers, size), ("layers", "norm"))
         )
@@ -102,7 +106,7 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis, in float32; scale and bias [size] or [layers, size]."""
 
-    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype):
+    def __init__(self, size: int, eps: float, *, layers: int | None, param_dtype: DTypeLike):
         shape, axes = (
             ((size,), ("norm",)) if layers is None else ((layers, size), ("layers", "norm"))
         )
@@ -158,8 +162,8 @@ class Block(nnx.Module):
         prefix: str,
         kv_axis: str,
         rngs: nnx.Rngs,
-        param_dtype,
-        dtype,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         embed, head, mlp = (prefix + name for name in ("embed", "heads", "mlp"))
         residual = 1 / math.sqrt(2 * layers)  # keeps the residual stream at variance one
@@ -254,11 +258,13 @@ _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
-def scan_layers(stack: nnx.Module, body: Callable, carry, xs, *, remat: str):
+def scan_layers(
+    stack: nnx.Module, body: Callable[..., Carry], carry: Carry, xs: Any, *, remat: str
+) -> Carry:
     """carry = body(layer, carry, x) over `stack`'s layers: axis 0 of its parameters and of xs."""
     graphdef, state = nnx.split(stack)
 
-    def step(carry, inputs):
+    def step(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, None]:
         layer, x = inputs
         return body(nnx.merge(graphdef, layer), carry, x), None
 

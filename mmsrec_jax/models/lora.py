@@ -82,7 +82,7 @@ def merge(model: MLLM) -> None:
 
 @jax.jit
 def _folded(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    def layer(weights):
+    def layer(weights: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         kernel, a, b = weights
         update = jnp.tensordot(a, b, 1, precision=precision(a.dtype))
         return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
@@ -90,7 +90,7 @@ def _folded(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.
     return jax.lax.map(layer, (kernel, a, b))
 
 
-def trainable(kind: str):
+def trainable(kind: str) -> type[nnx.Param]:
     """The nnx.split filter of what is trained: "lora" the adapters, "full" every parameter.
 
     Raises:

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.config import MLLMConfig, VisionConfig, VitConfig
 from mmsrec_jax.models.decoder import Decoder, unembed
 from mmsrec_jax.models.kv_cache import KVCache
@@ -16,21 +19,20 @@ from mmsrec_jax.runtime.sharding import constrain
 
 # The vision tower of each kind of vision config.
 TOWERS = {VisionConfig: Vision, VitConfig: Vit}
-PATCH_KEYS = ("patches", "patch_hw", "patch_image_ids", "patch_window_ids")
 
 
 class MLLM(nnx.Module):
-    """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`.
-
-    A batch is a dict of arrays: tokens, segment_ids int32[B, L], positions int32[B, 3, L],
-    suffix_ids int32[B, L] unless there are no suffixes and, unless the batch is text only, patches
-    uint8[B, P, pixels], patch_hw int32[B, P, 2], patch_image_ids, patch_window_ids int32[B, P].
-    """
+    """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`."""
 
     processor: Any  # of images; hf.loading puts the one of the directory here
 
     def __init__(
-        self, config: MLLMConfig, *, rngs: nnx.Rngs, param_dtype="float32", dtype="float32"
+        self,
+        config: MLLMConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = "float32",
+        dtype: DTypeLike = "float32",
     ):
         self.config, self.dtype = config, jnp.dtype(dtype)
         common = dict(
@@ -45,19 +47,23 @@ class MLLM(nnx.Module):
             self.vision = tower(config.vision, config.text.hidden, gain=gain, **common)
 
     def __call__(
-        self, batch: dict[str, jax.Array], *, cache: KVCache | None = None, adapters: bool = True
+        self, batch: Batch, *, cache: KVCache | None = None, adapters: bool = True
     ) -> jax.Array | tuple[jax.Array, KVCache]:
         """Final-normed hidden states [B, L, hidden]; with a cache (prefill, decode) also the cache.
 
+        adapters: False leaves them out (the reference policy of GRPO).
+
         Raises:
-          ValueError: when the batch holds patches and the model has no vision tower.
+          ValueError: when the batch holds images and the model has no vision tower.
+          AssertionError: a field of the batch has another shape or dtype than `Batch` says.
         """
+        check_shapes(batch)
         x, deepstack = self._embed(batch)
         hidden, cache = self.text(
             x,
-            batch["positions"],
-            batch["segment_ids"],
-            batch.get("suffix_ids"),
+            batch.positions,
+            batch.segment_ids,
+            batch.suffix_ids,
             deepstack=deepstack,
             cache=cache,
             adapters=adapters,
@@ -68,22 +74,24 @@ class MLLM(nnx.Module):
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
         return unembed(hidden, self.text.head_kernel())
 
-    def _embed(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+    def _embed(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """Embeddings [B, L, hidden] with features in the image slots, and DeepStack's
         [K, B, L, hidden], zero elsewhere."""
-        tokens = batch["tokens"]
+        tokens, images = batch.tokens, batch.images
         x = self.text.embed(tokens)
-        if "patches" not in batch:
+        if images is None:
             return x, None
         if self.vision is None:
             raise ValueError("the batch holds image patches, but the model has no vision tower")
-        features, deepstack = self.vision(*(batch[key] for key in PATCH_KEYS))
+        features, deepstack = self.vision(
+            images.pixels, images.hw, images.image_ids, images.window_ids
+        )
         features = constrain(features, "batch", "length", "features")
         # The k-th slot of a row takes its k-th feature.
-        slot = (tokens == self.config.image_token_id) & (batch["segment_ids"] > 0)
+        slot = (tokens == self.config.image_token_id) & (batch.segment_ids > 0)
         index = jnp.clip(jnp.cumsum(slot, axis=1) - 1, 0, features.shape[1] - 1)
 
-        def fill(features, x):
+        def fill(features: jax.Array, x: jax.Array) -> jax.Array:
             filled = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
             return constrain(jnp.where(slot[..., None], filled, x), "batch", "length", "features")
 

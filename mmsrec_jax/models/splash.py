@@ -7,6 +7,7 @@ per pair of tokens but not per head, from which blocks that nobody sees are skip
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ def pairs(mask: jax.Array) -> Pairs:
     mask = mask.at[:, :, 0].set(mask[:, :, 0] | blind)
     sizes = _block_sizes(queries, keys)
 
-    def infos(mask):
+    def infos(mask: jax.Array) -> tuple:
         made = kernel_lib.make_splash_mha(
             mask[None], block_sizes=sizes, head_shards=1, q_seq_shards=1
         )
@@ -78,8 +79,8 @@ def attention(
     return jax.vmap(row)(q, k, v, shared).swapaxes(1, 2)[:, :length]
 
 
-def _segments_row(causal: bool, interpret: bool):
-    def row(q, k, v, ids):
+def _segments_row(causal: bool, interpret: bool) -> Callable[..., jax.Array]:
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
         heads, length, _ = q.shape
         mask = (mask_lib.CausalMask if causal else mask_lib.FullMask)((length, length))
         kernel = kernel_lib.make_splash_mha(
@@ -95,8 +96,8 @@ def _segments_row(causal: bool, interpret: bool):
     return row
 
 
-def _pairs_row(sizes: kernel_lib.BlockSizes, interpret: bool):
-    def row(q, k, v, infos):
+def _pairs_row(sizes: kernel_lib.BlockSizes, interpret: bool) -> Callable[..., jax.Array]:
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, infos: tuple) -> jax.Array:
         kernel = kernel_lib.SplashAttentionKernel(
             *infos,
             block_sizes=sizes,

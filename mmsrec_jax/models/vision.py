@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import attention, same_segment, within_segments
@@ -19,7 +20,14 @@ class PatchEmbed(nnx.Module):
     """kernel [hidden, channels, frames, patch_size, patch_size], as Hugging Face stores it (without
     frames where `temporal_patch_size` is None), and an optional bias [hidden]."""
 
-    def __init__(self, config: VisionConfig | VitConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
+    def __init__(
+        self,
+        config: VisionConfig | VitConfig,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
         frames = () if config.temporal_patch_size is None else (config.temporal_patch_size,)
         shape = (config.channels, *frames, config.patch_size, config.patch_size)
         self.config, self.dtype = config, dtype
@@ -56,7 +64,9 @@ class PatchEmbed(nnx.Module):
 class PositionGrid(nnx.Module):
     """Learned positions table [side**2, hidden] of a square, resampled to the grid of an image."""
 
-    def __init__(self, side: int, hidden: int, *, rngs: nnx.Rngs, param_dtype, dtype):
+    def __init__(
+        self, side: int, hidden: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike, dtype: DTypeLike
+    ):
         self.side, self.dtype = side, dtype
         self.table = nnx.Param(
             normal(rngs, (side**2, hidden), 0.02, param_dtype),
@@ -102,8 +112,8 @@ class Merger(nnx.Module):
         wide_norm: bool = False,
         gain: float,
         rngs: nnx.Rngs,
-        param_dtype,
-        dtype,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         wide = config.hidden * config.merge**2
         common = dict(layers=layers, bias=True, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
@@ -135,8 +145,8 @@ class Vision(nnx.Module):
         gain: float,
         remat: str,
         rngs: nnx.Rngs,
-        param_dtype,
-        dtype,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat = config, remat
@@ -191,7 +201,11 @@ class Vision(nnx.Module):
         slot = np.full(config.depth, taps)
         slot[list(config.deepstack_indexes)] = np.arange(taps)
 
-        def layer(block, carry, inputs):
+        def layer(
+            block: Block,
+            carry: tuple[jax.Array, jax.Array | None],
+            inputs: tuple[jax.Array, jax.Array],
+        ) -> tuple[jax.Array, jax.Array | None]:
             x, kept = carry
             full, slot = inputs
             ids = jnp.where(full, patch_image_ids, patch_window_ids)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from mmsrec_jax.models.attention import attention, everything
 from mmsrec_jax.models.config import VitConfig
@@ -19,13 +20,15 @@ _PROJECTOR_NORM_EPS = 1e-5
 
 
 class Embeddings(nnx.Module):
-    """patch_embed, positions [places, hidden] and, where the kind has one, class_token [hidden].
+    """patch_embed, positions [count, hidden] and, where the kind has one, class_token [hidden].
 
     DINOv2 and InternViT store the two with leading axes of size one; we do too. The class token's
-    place is the first.
+    position is the first.
     """
 
-    def __init__(self, config: VitConfig, *, rngs: nnx.Rngs, param_dtype, dtype):
+    def __init__(
+        self, config: VitConfig, *, rngs: nnx.Rngs, param_dtype: DTypeLike, dtype: DTypeLike
+    ):
         self.config, self.dtype = config, dtype
         self.patch_embed = PatchEmbed(config, rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         lead = (1,) if config.interpolates else ()
@@ -34,8 +37,8 @@ class Embeddings(nnx.Module):
             axes = (*("positions",) * (len(shape) - 1), "vision_embed")
             return nnx.Param(normal(rngs, shape, 0.02, param_dtype), logical_axes=axes)
 
-        places = config.position_grid**2 + config.class_token
-        self.positions = table(*lead, places, config.hidden)
+        count = config.position_grid**2 + config.class_token
+        self.positions = table(*lead, count, config.hidden)
         self.class_token = nnx.data(None)
         if config.class_token:
             self.class_token = table(*lead, *lead, config.hidden)
@@ -67,10 +70,10 @@ def bicubic(new: int, old: int) -> np.ndarray:
     Edges to edges, borders repeated, without a filter against aliasing: as torch's `interpolate`.
     """
 
-    def near(t):
+    def near(t: np.ndarray) -> np.ndarray:
         return (1.25 * t - 2.25) * t * t + 1
 
-    def far(t):
+    def far(t: np.ndarray) -> np.ndarray:
         return ((-0.75 * t + 3.75) * t - 6) * t + 3
 
     place = (np.arange(new) + 0.5) * old / new - 0.5
@@ -87,7 +90,14 @@ class Projector(nnx.Module):
     """MLP from the features of a slot to the decoder, after a norm where it has several patches."""
 
     def __init__(
-        self, config: VitConfig, out: int, *, gain: float, rngs: nnx.Rngs, param_dtype, dtype
+        self,
+        config: VitConfig,
+        out: int,
+        *,
+        gain: float,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         wide = config.hidden * config.merge**2 * len(config.feature_layers)
         common = dict(
@@ -116,8 +126,8 @@ class Vit(nnx.Module):
         gain: float,
         remat: str,
         rngs: nnx.Rngs,
-        param_dtype,
-        dtype,
+        param_dtype: DTypeLike,
+        dtype: DTypeLike,
     ):
         common = dict(rngs=rngs, param_dtype=param_dtype, dtype=dtype)
         self.config, self.remat = config, remat
@@ -179,7 +189,7 @@ class Vit(nnx.Module):
             x = self.pre_norm(x)
         visible = everything(*x.shape[:2], x.dtype)
 
-        def layer(block, x, _):
+        def layer(block: Block, x: jax.Array, _: None) -> jax.Array:
             q, k, v = block.project(x, None, False)
             return block.finish(x, attention(q, k, v, visible, block.axes[:2]), False)
 

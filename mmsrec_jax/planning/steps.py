@@ -20,18 +20,19 @@ from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
-from mmsrec_jax.inference.texts import prompts_of
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.training import sft
-from mmsrec_jax.training.state import param_dtype, place_abstract
+from mmsrec_jax.training.state import TrainState, param_dtype, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
@@ -146,7 +147,7 @@ class Steps:
             shardings=shardings,
             offload=c.offload_optimizer,
         )
-        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets, pack=True)
+        batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets)
         row = self._row(c, c.length, c.targets)
         adapters = self._adapters(c) if c.trainable == "lora" else None
         return Step(
@@ -162,7 +163,7 @@ class Steps:
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
-            samples=c.samples,
+            num_generations=c.num_generations,
             max_new_tokens=c.max_new_tokens,
             eos_ids=(0,),
             pad_id=0,
@@ -172,11 +173,11 @@ class Steps:
             suppress=(self.shape.image_token_id,),
             gather_weights=c.gather_weights,
         )
-        roll = grpo.make_rollout(graphdef, sampling, c.seed)
+        roll = make_rollout(graphdef, sampling, c.seed)
         adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens
-        row = self._row(c, c.prompt_length, c.samples)
+        row = self._row(c, c.prompt_length, c.num_generations)
         prefill = flops.forward(self.shape, row, adapters)
-        tokens = c.samples * (c.max_new_tokens - 1)
+        tokens = c.num_generations * (c.max_new_tokens - 1)
         token = _total(flops.decode(self.shape, slots, adapters))
         return Step(
             "rollout",
@@ -191,7 +192,7 @@ class Steps:
         """One update of stage 1 on scored summaries."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
-        completions = c.batch_size, c.samples, c.max_new_tokens
+        completions = c.batch_size, c.num_generations, c.max_new_tokens
         drawn = self._arrays(
             Generation(
                 jax.ShapeDtypeStruct(completions, jnp.int32),
@@ -200,19 +201,19 @@ class Steps:
             )
         )
         scored = self._arrays(
-            {
-                "advantages": jax.ShapeDtypeStruct(completions[:2], jnp.float32),
-                "reference": jax.ShapeDtypeStruct(completions, jnp.float32),
-            }
+            grpo.Scored(
+                jax.ShapeDtypeStruct(completions[:2], jnp.float32),
+                jax.ShapeDtypeStruct(completions, jnp.float32),
+            )
         )
         update = grpo.make_update(
             graphdef,
             grpo.make_optimizer(c),
             c,
-            c.batch_size * c.samples // c.micro_batch,
+            c.batch_size * c.num_generations // c.micro_batch,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
-        suffixes = c.samples * (c.max_new_tokens + 1)
+        suffixes = c.num_generations * (c.max_new_tokens + 1)
         row, adapters = self._row(c, c.prompt_length + suffixes, suffixes), self._adapters(c)
         return Step(
             "grpo",
@@ -229,7 +230,7 @@ class Steps:
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
         score = forward.compiled(graphdef, scoring.margins(_YES_NO_IDS), self.mesh)
         batch = self._batch(
-            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, pack=False
+            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, packed=False
         )
         adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
         parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)
@@ -256,25 +257,22 @@ class Steps:
         tower = sum(parts.get(part, 0) for part in ("tower", "tower_attention", "connector"))
         return (self.mesh.shape["tensor"] - 1) * tower
 
-    def _grpo(self):
+    def _grpo(self) -> tuple[nnx.GraphDef, TrainState, nnx.State, Batch, jax.ShapeDtypeStruct]:
+        """Model, prompts and their items."""
         c = self.config.summarizer
         model = self._model("lora", c)
         graphdef, state, frozen, _ = place_abstract(
             model, "lora", grpo.make_optimizer(c), self.mesh
         )
-        batch = self._batch(
-            c, length=c.prompt_length, answers=0, targets=c.prompt_length // 2, pack=False
-        )
-        batch = prompts_of(batch)
-        index = batch.pop("index")
-        return graphdef, state, frozen, batch, index
+        batch = self._batch(c, length=c.prompt_length, targets=c.prompt_length // 2, packed=False)
+        return graphdef, state, frozen, batch.model_inputs(), batch.index
 
     def _model(self, trainable: str, adapters: _Trained) -> MLLM:
         dtype, held = self.config.model.dtype, "float32"
         if model_name(self.config):
             held = param_dtype(trainable, dtype)
 
-        def make():
+        def make() -> MLLM:
             model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
             if trainable == "lora":
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
@@ -282,7 +280,7 @@ class Steps:
 
         return nnx.eval_shape(make)
 
-    def _batch(self, config: _Read, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, config: _Read, **sizes: Any) -> Batch:
         vision = self.shape.vision
         shards = sharding.num_batch_shards(self.mesh)
         if config.batch_size % shards:
@@ -290,13 +288,13 @@ class Steps:
                 f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
                 "on this mesh (data * fsdp); make it a multiple"
             )
-        batch = pipeline.empty(
+        room = Room(
             config.batch_size,
             patches=self._patches(config),
             patch_width=0 if vision is None else vision.channels * vision.patch_size**2,
             **sizes,
         )
-        return self._arrays(batch)
+        return self._arrays(room.empty())
 
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
@@ -329,7 +327,7 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
 }
 
 
-def _kinds(trained, frozen, optimizer, batch) -> dict[str, Any]:
+def _kinds(trained: Any, frozen: Any, optimizer: Any, batch: Any) -> dict[str, Any]:
     return {"parameters": (trained, frozen), "optimizer": optimizer, "batch": batch}
 
 

@@ -1,6 +1,7 @@
 """Everything that the methods say to the model, from words to tokens."""
 
 from mmsrec_jax.prompts.chat import Chat, Piece, yes_no_ids
+from mmsrec_jax.prompts.sections import Section
 from mmsrec_jax.prompts.summary import Summary, format_summary, parse_summary
 from mmsrec_jax.prompts.templates import FULL, TEMPLATES, TERSE, Templates, corpus
 
@@ -10,6 +11,7 @@ __all__ = [
     "TERSE",
     "Chat",
     "Piece",
+    "Section",
     "Summary",
     "Templates",
     "corpus",

@@ -142,6 +142,8 @@ class Chat:
             tokens = self.ids(text)
             positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
             return Piece(tokens, positions, len(tokens))
+        if self._processor is None:
+            raise ValueError("images for a chat without an image processor")
         tokens = self.ids(text.replace(IMAGE, self._image_text))
         slots = np.ones(len(tokens), np.int64)
         slots[tokens == self._image_token_id] = [

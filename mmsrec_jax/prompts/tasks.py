@@ -14,22 +14,8 @@ def item_words(templates: Templates, keywords: str) -> str:
     return templates.keyword_separator.join(word for word in words if word)
 
 
-def sections(templates: Templates, history: Sequence[str], similar: Sequence[str]) -> str:
-    """The opening of every recommendation prompt (paper, stage 3).
-
-    history: words of the user's last items, oldest first; similar: words of what similar users
-    chose next, most similar first. An empty section is left out.
-    """
-    text = ""
-    for template, items in ((templates.history, history), (templates.similar, similar)):
-        if items:
-            lines = (templates.item_line.format(words=words) for words in items)
-            text += template.format(items=templates.item_separator.join(lines))
-    return text
-
-
 def candidate(templates: Templates, text: str, has_image: bool) -> str:
-    """One candidate up to the yes/no label; with `sections` before it, a whole pointwise prompt."""
+    """One candidate up to the yes/no label; with sections before it, a whole pointwise prompt."""
     return templates.candidate.format(image=_image(templates, has_image), text=text)
 
 
@@ -43,7 +29,7 @@ def rank(templates: Templates, options: Sequence[str]) -> str:
 
 
 def next_keywords(templates: Templates) -> str:
-    """The question after `sections`; answer: the next item's keywords."""
+    """The question after the sections; answer: the next item's keywords."""
     return templates.next_keywords
 
 

@@ -1,49 +1,75 @@
-"""Stage 1: GRPO on rewards that a frozen reference can verify (MMSRARec, section A).
+"""Stage 1: GRPO with verifiable rewards (MMSRARec, section A).
 
-One step is a rollout (G summaries for each of B items), its rewards and `updates_per_rollout`
-updates. The prompt and its image are encoded once per item, in sampling (a shared prefill), in
-training and for the reference (G suffixes on one prompt).
+One step:
+
+1. Rollout. The model writes G summaries for each of B items; an item's prompt and image are encoded
+   once.
+2. Rewards. The host parses the summaries and prepares what the rewards read. The reference, which
+   is the model with its adapters off, scores them.
+3. Advantages. The weighted sum of a summary's rewards, minus its group's mean, divided by the
+   group's standard deviation. A group is the G summaries of an item.
+4. Update. The clipped surrogate and the divergence from the reference, on micro-batches of whole
+   groups; `updates_per_rollout` updates of the adapters.
+
+A step's random numbers depend on (seed, step), so that a resumed run equals an unbroken one.
 """
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
-from mmsrec_jax.inference.texts import make_sampling, prompts_of
-from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.prompts import Summary, parse_summary
-from mmsrec_jax.rl import policy_loss, reference
-from mmsrec_jax.rl.reward_inputs import RewardInputs
-from mmsrec_jax.runtime import processes, sharding
+from mmsrec_jax.rl import metrics
+from mmsrec_jax.rl.checks import check
+from mmsrec_jax.rl.policy_loss import group_advantages, policy_loss
+from mmsrec_jax.rl.rewards import WeightedRewards, make_rewards
+from mmsrec_jax.rl.rewards.inputs import RewardInputs
+from mmsrec_jax.rl.rollout import make_rollout, make_sampling, parse, prompt_batches
+from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import local_rows, to_devices
-from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients, map_microbatches
-from mmsrec_jax.runtime.sharding import constrain
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
-from mmsrec_jax.training.state import place
+from mmsrec_jax.training.state import TrainState, place
 
-ScoreRollouts = Callable[..., dict[str, jax.Array]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Metrics = dict[str, jax.Array]
+
+
+class Scored(NamedTuple):
+    """What an update learns from.
+
+    advantages: float32[B, G].
+    reference_logprobs: float32[B, G, T], of the summaries' tokens with adapters off.
+    """
+
+    advantages: jax.Array
+    reference_logprobs: jax.Array
+
+
+Examples = tuple[Batch, Generation, Scored]
 
 
 def train(
-    config: Any,
+    config: GRPOSettings,
     model: MLLM,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     source: SummarySource,
     *,
     directory: str | os.PathLike,
@@ -53,94 +79,62 @@ def train(
     """Tunes the adapters of `model` and returns it with them; resumes what `directory` holds.
 
     Args:
-      config: steps (rollouts), batch_size (items B of a rollout), samples (G), max_new_tokens,
-        temperature, top_k, top_p, gather_weights (see `sampler.Sampling`), patches (room for the
-        vision patches of a prompt, 0 without images); input_shards (see `inputs.sharded`);
-        micro_batch (completions in one backward pass, whole groups);
-        updates_per_rollout, clip, kl, scale_by_std; learning_rate, warmup_steps, weight_decay,
-        clip_norm; weights (of each of `reference.PARTS`), length ("keywords" or "tokens"),
-        reconstruction ("bounded" or "perplexity"), center, distractors, image_tokens; seed,
-        workers, checkpoint_every, log_every.
-      model: with adapters; without them it is the reference. The adapters are donated: go on with
-        the model that is returned.
-      source: prompts; its items also give the texts and images that rewards are made of.
+      config: `config.summarizer`.
+      model: with adapters, which are donated: go on with the model that is returned.
+      source: prompts; its items also give the texts and images that rewards read.
       profile: steps to trace.
 
     Raises:
-      UserError: no adapters, sizes that split a group, or a reward that cannot be had.
+      UserError: no adapters, sizes that split a group, or a reward that cannot be computed.
     """
-    num_microbatches = _check(config, model, source)
-    sampling = make_sampling(
-        model,
-        tokenizer,
-        source,
-        samples=config.samples,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        gather_weights=config.gather_weights,
-    )
-
-    def batches(shard, shards):
-        return pipeline.batches(
-            source,
-            batch_size=config.batch_size,
-            length=source.length,
-            patches=config.patches,
-            seed=config.seed,
-            pack=False,
-            workers=config.workers,
-            shard=shard,
-            shards=shards,
-        )
-
-    share = sharding.process_batch_shard(mesh)
-    dataset = Sharded(batches, config.input_shards, share)
-    reward_inputs = RewardInputs(
-        source.items,
-        word_tokens=config.max_new_tokens,
-        image_tokens=config.image_tokens,
-        prompt_length=source.length,
-    )
+    check(config, model)
+    rewards = make_rewards(config, source)
+    num_microbatches = config.batch_size * config.num_generations // config.micro_batch
+    sampling = make_sampling(config, model, tokenizer, source)
     optimizer = make_optimizer(config)
+    shard = sharding.process_batch_shard(mesh)
     with jax.set_mesh(mesh):
         graphdef, state, frozen, shardings = place(model, "lora", optimizer, mesh)
         roll = make_rollout(graphdef, sampling, config.seed)
-        judge = make_score_rollouts(graphdef, config, num_microbatches)
+        score = make_score_rollouts(graphdef, rewards, config, num_microbatches)
         update = make_update(graphdef, optimizer, config, num_microbatches, shardings=shardings)
+        count_work = functools.partial(
+            metrics.of_work,
+            metering.ModelFlops(model, adapters=True),
+            updates=config.updates_per_rollout,
+            num_batch_shards=shard[1],
+        )
 
-        counted = metering.ModelFlops(model, adapters=True)
-
-        def step_fn(state, prompts):
-            batch = to_devices(prompts_of(prompts), mesh)
-            rows = batch.pop("index")
-            rollout = roll(state.params, frozen, batch, rows, state.step)
-            summaries = read(tokenizer, rollout)
-            texts = reward_inputs.arrays(local_rows(rows), summaries)
-            scored = judge(state.params, frozen, batch, rollout, to_devices(texts, mesh))
-            metrics = scored.pop("metrics") | count_words(summaries)
-            work = _work(counted, prompts, local_rows(rollout.lengths), config)
-            metrics |= metering.amount(parts=share[1], **work)
+        def step(state: TrainState, prompts: Batch) -> tuple[TrainState, Metrics]:
+            # 1. Rollout
+            batch, items = to_devices((prompts.model_inputs(), prompts.index), mesh)
+            rollout = roll(state.params, frozen, batch, items, state.step)
+            # 2. Rewards and 3. advantages
+            summaries = parse(tokenizer, rollout)
+            inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
+            scored, logged = score(state.params, frozen, batch, rollout, inputs)
+            logged |= metrics.of_keywords(summaries)
+            logged |= count_work(prompts, local_rows(rollout.lengths))
+            # 4. Update
             for epoch in range(config.updates_per_rollout):
-                state, update_metrics = update(state, frozen, batch, rollout, scored)
+                state, updated = update(state, frozen, batch, rollout, scored)
+                gap = updated.pop("logprob_gap")
                 if epoch == 0:  # before any update: what separates sampling from training
-                    metrics["rollout/logprob_gap"] = update_metrics["logprob_gap"]
-            del update_metrics["logprob_gap"]
-            return state, metrics | update_metrics
+                    logged["rollout/logprob_gap"] = gap
+            return state, logged | updated
 
-        iterator = iter(dataset)
+        iterator = iter(prompt_batches(config, source, shard))
         try:
             state = loop.run(
                 state,
-                step_fn,
+                step,
                 iterator,
                 name="grpo",
                 directory=directory,
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
-                config=settings(config),
+                config=as_dict(config),
                 profile=profile,
             )
         finally:
@@ -148,31 +142,80 @@ def train(
     return nnx.merge(graphdef, state.params, frozen)
 
 
-def _work(
-    counted: metering.ModelFlops, prompts: dict[str, np.ndarray], lengths: np.ndarray, config: Any
-) -> dict[str, int]:
-    """A summary is an example. Sampling and the reference each pass once over a prompt and its
-    summaries; what the rewards read is not counted.
+def make_score_rollouts(
+    graphdef: nnx.GraphDef, rewards: WeightedRewards, config: GRPOSettings, num_microbatches: int
+) -> Callable[..., tuple[Scored, Metrics]]:
+    """Jitted `(params, frozen, batch, rollout, inputs) -> (Scored, metrics)`."""
 
-    lengths: int[B, G], of the summaries.
+    @jax.jit
+    def score(
+        params: nnx.State,
+        frozen: nnx.State,
+        batch: Batch,
+        rollout: Generation,
+        inputs: RewardInputs,
+    ) -> tuple[Scored, Metrics]:
+        chex.assert_tree_shape_prefix((batch, inputs), rollout.lengths.shape[:1])
+        model = nnx.merge(graphdef, params, frozen)
+        scores = rewards.score(model, batch, inputs, num_microbatches=num_microbatches)
+        reference = map_microbatches(
+            lambda a: suffix_logprobs(model, *a, adapters=False), num_microbatches
+        )((batch, rollout.tokens, rollout.lengths))
+        advantages = group_advantages(scores["total"], scale_by_std=config.scale_by_std)
+        logged = metrics.of_rewards(scores) | metrics.of_rollout(rollout)
+        return Scored(advantages, reference), logged
+
+    return score
+
+
+def make_update(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    config: GRPOSettings,
+    num_microbatches: int,
+    *,
+    shardings: TrainState | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Jitted `(state, frozen, batch, rollout, scored) -> (state, metrics)`; the state is donated.
+
+    Gradients of `num_microbatches` micro-batches of whole groups are averaged before the one
+    update.
     """
-    written = lengths.sum(axis=1)
-    tokens = np.sum(prompts["segment_ids"] > 0, axis=1) + written
-    once = counted(flops.forward, tokens, written, prompts)
-    update = counted(flops.train_step, tokens, written, prompts)
-    return {
-        "tokens": tokens.sum(),
-        "examples": lengths.size,
-        "flops": 2 * once + config.updates_per_rollout * update,
-    }
+
+    def loss_of(
+        params: nnx.State, frozen: nnx.State, examples: Examples
+    ) -> tuple[jax.Array, Metrics]:
+        batch, rollout, scored = examples
+        model = nnx.merge(graphdef, params, frozen)
+        loss, found = policy_loss(
+            suffix_logprobs(model, batch, rollout.tokens, rollout.lengths),
+            rollout.logprobs,
+            scored.reference_logprobs,
+            scored.advantages,
+            rollout.lengths,
+            clip_epsilon=config.clip_epsilon,
+            kl_coef=config.kl_coef,
+        )
+        return loss, found | {"loss": loss}
+
+    def update(
+        state: TrainState, frozen: nnx.State, batch: Batch, rollout: Generation, scored: Scored
+    ) -> tuple[TrainState, Metrics]:
+        chex.assert_tree_shape_prefix((rollout, scored), scored.advantages.shape)
+        chex.assert_type(list(scored), jnp.float32)
+
+        def gradients(examples: Examples) -> tuple[nnx.State, Metrics]:
+            return jax.grad(loss_of, has_aux=True)(state.params, frozen, examples)
+
+        total = accumulate_gradients(gradients, num_microbatches)((batch, rollout, scored))
+        found, means = jax.tree.map(lambda x: x / num_microbatches, total)
+        means["gradient_norm"] = optax.global_norm(found)
+        return state.apply(found, optimizer), means
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """What the trained weights depend on; where weights lie during a rollout does not count."""
-    return {k: v for k, v in config.to_dict().items() if k != "gather_weights"}
-
-
-def make_optimizer(config: Any) -> optax.GradientTransformation:
+def make_optimizer(config: GRPOSettings) -> optax.GradientTransformation:
     """AdamW at a constant rate after a linear warm-up, gradients clipped by their global norm.
 
     warmup_steps counts updates.
@@ -185,172 +228,3 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
         ),
     )
-
-
-def make_rollout(graphdef: nnx.GraphDef, sampling: sampler.Sampling, seed: int):
-    """Jitted `(params, frozen, batch, rows, step) -> Generation`; draws depend on (seed, step)."""
-
-    @jax.jit
-    def roll(params, frozen, batch, rows, step) -> Generation:
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        model = nnx.merge(graphdef, params, frozen)
-        found = sampler.generate(model, batch, rows, key, sampling)
-        # Each process reads its own rows of it.
-        return jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), found)
-
-    return roll
-
-
-def make_score_rollouts(
-    graphdef: nnx.GraphDef, config: Any, num_microbatches: int
-) -> ScoreRollouts:
-    """Jitted `(params, frozen, batch, rollout, texts) -> {advantages float32[B, G], reference
-    float32[B, G, T] log-probs with adapters off, metrics}`."""
-    weights = {name: float(config.weights[name]) for name in reference.PARTS}
-
-    @jax.jit
-    def judge(params, frozen, batch, rollout, texts):
-        model = nnx.merge(graphdef, params, frozen)
-        parts = reference.scores(
-            model,
-            batch,
-            texts,
-            length=config.length,
-            reconstruction=config.reconstruction,
-            center=config.center,
-            distractors=config.distractors if weights["image"] else 0,
-            num_microbatches=num_microbatches,
-        )
-        rewards = sum(weights[name] * part for name, part in parts.items())
-        log_probs = map_microbatches(
-            lambda a: suffix_logprobs(model, *a, adapters=False), num_microbatches
-        )((batch, rollout.tokens, rollout.lengths))
-        return {
-            "advantages": policy_loss.group_advantages(rewards, scale_by_std=config.scale_by_std),
-            "reference": log_probs,
-            "metrics": _reward_metrics(parts | {"total": rewards}) | _rollout_metrics(rollout),
-        }
-
-    return judge
-
-
-def make_update(
-    graphdef: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    config: Any,
-    num_microbatches: int,
-    *,
-    shardings: Any = None,
-):
-    """Jitted `(state, frozen, batch, rollout, scored) -> (state, metrics)`; the state is donated.
-
-    Gradients of `num_microbatches` micro-batches of whole groups are averaged before the one
-    update.
-    """
-
-    def compute(params, frozen, part):
-        batch, rollout, scored = part
-        model = nnx.merge(graphdef, params, frozen)
-        new = suffix_logprobs(model, batch, rollout.tokens, rollout.lengths)
-        loss, metrics = policy_loss.policy_loss(
-            new,
-            rollout.logprobs,
-            scored["reference"],
-            scored["advantages"],
-            rollout.lengths,
-            clip=config.clip,
-            kl=config.kl,
-        )
-        return loss, metrics | {"loss": loss}
-
-    def update(state, frozen, batch, rollout, scored):
-        def gradients(part):
-            found, metrics = jax.grad(compute, has_aux=True)(state.params, frozen, part)
-            return found, metrics
-
-        total = accumulate_gradients(gradients, num_microbatches)((batch, rollout, scored))
-        found, metrics = jax.tree.map(lambda x: x / num_microbatches, total)
-        metrics["gradient_norm"] = optax.global_norm(found)
-        return state.apply(found, optimizer), metrics
-
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def read(tokenizer: Any, rollout: Generation) -> list[list[Summary]]:
-    """The summaries of this process, B lists of G."""
-    tokens, lengths = local_rows(rollout.tokens), local_rows(rollout.lengths)
-    rows, samples, _ = tokens.shape
-    flat = [
-        row[:n].tolist()
-        for row, n in zip(tokens.reshape(rows * samples, -1), lengths.ravel(), strict=True)
-    ]
-    parsed = [parse_summary(text) for text in tokenizer.batch_decode(flat)]
-    return [parsed[i : i + samples] for i in range(0, rows * samples, samples)]
-
-
-def count_words(summaries: list[list[Summary]]) -> dict[str, float]:
-    """Keywords per summary, and how many different ones there are in the rollout, over the
-    summaries of all processes: the first sign of a collapse."""
-    words = [[w.casefold() for w in s.image + s.text] for group in summaries for s in group]
-    words = [found for process in processes.gather(words) for found in process]
-    return {
-        "rollout/keywords": float(np.mean([len(w) for w in words])),
-        "rollout/unique_keywords": float(len({word for found in words for word in found})),
-    }
-
-
-def _reward_metrics(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Mean, and mean standard deviation within a group, of each part and of their weighted sum."""
-    metrics = {}
-    for name, values in parts.items():
-        metrics[f"reward/{name}"] = jnp.mean(values)
-        metrics[f"reward_std/{name}"] = jnp.mean(jnp.std(values, axis=-1, ddof=1))
-    spread = jnp.max(parts["total"], axis=-1) - jnp.min(parts["total"], axis=-1)
-    return metrics | {"reward/groups_without_spread": jnp.mean(spread < 1e-6)}
-
-
-def _rollout_metrics(rollout: Generation) -> dict[str, jax.Array]:
-    tokens = jnp.sum(rollout.lengths)
-    return {
-        "rollout/tokens": jnp.mean(rollout.lengths),
-        "rollout/entropy": jnp.sum(rollout.entropies) / tokens,
-        "rollout/full_length": jnp.mean(rollout.lengths == rollout.tokens.shape[-1]),
-    }
-
-
-def _check(config: Any, model: MLLM, source: SummarySource) -> int:
-    """Micro-batches of one update."""
-    if not lora.adapted(model):
-        raise UserError("grpo: the model has no adapters; the reference is the model without them")
-    if config.samples < 2:
-        raise UserError(f"grpo.samples={config.samples}: an advantage needs a group of at least 2")
-    if config.micro_batch % config.samples:
-        raise UserError(
-            f"grpo.micro_batch={config.micro_batch} would split a group of samples="
-            f"{config.samples}; make it a multiple"
-        )
-    if config.updates_per_rollout < 1:
-        raise UserError("grpo.updates_per_rollout must be at least 1")
-    total = config.batch_size * config.samples
-    if config.micro_batch < 1 or total % config.micro_batch:
-        raise UserError(
-            f"grpo.micro_batch={config.micro_batch} does not divide batch_size * samples = {total}"
-        )
-    if missing := set(reference.PARTS) ^ set(config.weights):
-        raise UserError(
-            f"grpo.weights must name {', '.join(reference.PARTS)}; see {sorted(missing)[0]!r}"
-        )
-    for name, allowed in (
-        ("length", ("keywords", "tokens")),
-        ("reconstruction", ("bounded", "perplexity")),
-    ):
-        if config[name] not in allowed:
-            raise UserError(f"grpo.{name}={config[name]!r} is none of {allowed}")
-    if config.weights["image"] and not source.items.patch_width:
-        raise UserError("grpo.weights.image: the prompts have no images; set it to 0")
-    if config.weights["image"] and not 1 <= config.distractors < config.batch_size:
-        raise UserError(
-            f"grpo.distractors={config.distractors} must be at least 1 and below batch_size="
-            f"{config.batch_size}"
-        )
-    return total // config.micro_batch

@@ -1,5 +1,6 @@
 """The arithmetic of GRPO (Shao et al. 2024, DeepSeekMath): pure functions on arrays."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -7,10 +8,11 @@ LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in float32 and far outside any trust
 
 
 def group_advantages(rewards: jax.Array, *, scale_by_std: bool) -> jax.Array:
-    """(r - mean) / (std + 1e-6) within each group of samples, ddof=1; without std: r - mean.
+    """(r - mean) / (std + 1e-6) within a group, ddof=1; without std: r - mean.
 
-    rewards: float32[B, G], G >= 2.
+    rewards: float32[B, G], G >= 2. -> float32[B, G].
     """
+    chex.assert_rank(rewards, 2)
     centered = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     if not scale_by_std:
         return centered
@@ -36,28 +38,37 @@ def policy_loss(
     advantages: jax.Array,
     lengths: jax.Array,
     *,
-    clip: float,
-    kl: float,
+    clip_epsilon: float,
+    kl_coef: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The clipped surrogate plus `kl` times k3, averaged over each completion's tokens, then over
-    completions -> (loss, metrics), scalars.
+    """The clipped surrogate plus `kl_coef` times k3, averaged over each completion's tokens, then
+    over completions -> (loss, metrics), scalars.
 
-    new, old, reference: float32[B, G, T], log-probs; advantages: float32[B, G];
-    lengths: int32[B, G].
     The mean over completions makes micro-batches of whole groups add up to the full batch.
+
+    Args:
+      new, old, reference: float32[B, G, T], log-probabilities of the tokens by the model that is
+        trained, by the model that drew them, and by the reference.
+      advantages: float32[B, G].
+      lengths: int32[B, G], tokens of each completion.
+      clip_epsilon: the ratio new / old has no gradient outside 1 +- this, in the direction that the
+        advantage favors.
+      kl_coef: weight of the divergence.
     """
+    chex.assert_equal_shape([new, old, reference])
+    chex.assert_shape([advantages, lengths], new.shape[:2])
     inside = jnp.arange(new.shape[-1]) < lengths[..., None]
     weights = inside / (jnp.maximum(lengths, 1)[..., None] * lengths.size)
 
-    def mean(values):
+    def mean(values: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(inside, values, 0.0) * weights)
 
     ratio = jnp.exp(log_ratio(new, old))
     advantages = advantages[..., None]
     surrogate = ratio * advantages
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantages
+    clipped = jnp.clip(ratio, 1.0 - clip_epsilon, 1.0 + clip_epsilon) * advantages
     divergence = mean(kl_k3(new, reference))
-    loss = mean(-jnp.minimum(surrogate, clipped)) + kl * divergence
+    loss = mean(-jnp.minimum(surrogate, clipped)) + kl_coef * divergence
     return loss, {
         "kl": divergence,
         "clip_fraction": mean((clipped < surrogate).astype(jnp.float32)),

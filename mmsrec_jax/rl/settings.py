@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from mmsrec_jax.rl.rewards import REWARDS
 from mmsrec_jax.runtime.settings import Section, setting
 
 
@@ -47,13 +48,7 @@ class GRPOSettings(Section):
     weight_decay: float = setting(0.0, "Of AdamW.", low=0)
     clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
     weights: Mapping[str, float] = setting(
-        {
-            "semantic": 1.0,
-            "reconstruction": 1.0,
-            "length": 0.02,
-            "image_contrastive": 0.2,
-            "format": 0.5,
-        },
+        {name: reward.default_weight for name, reward in REWARDS.items()},
         "Of the rewards: alpha, beta and gamma of the paper are the first three.",
     )
     length: str = setting(

@@ -1,18 +1,20 @@
 """Arrays between the hosts and their devices."""
 
+from typing import TypeVar
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from mmsrec_jax.runtime import sharding
 
+Tree = TypeVar("Tree")
 
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The rows of this process as rows of global arrays."""
+
+def to_devices(batch: Tree, mesh: Mesh) -> Tree:
+    """A tree of arrays: the rows of this process as rows of global arrays."""
     rows = sharding.batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()
-    }
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -27,6 +27,7 @@ from mmsrec_jax.runtime.errors import UserError
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
 class Section:
     """Base of the settings classes. One section of a config, or the whole."""
 
@@ -141,7 +142,7 @@ def from_config(cls: type[S], config: Mapping[str, Any], name: str = "config") -
         if field.name not in config:
             raise UserError(f"{where} is missing")
         value = config[field.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and issubclass(hint, Section):
             if not isinstance(value, Mapping | ConfigDict):
                 raise UserError(f"{where}={value!r}: must be a section of the config")
             values[field.name] = from_config(hint, value, where)
@@ -280,6 +281,7 @@ def _checked(where: str, field: dataclasses.Field, hint: Any, value: Any) -> Any
             for kind, element in zip(kinds, value, strict=True)
         )
     if origin is Mapping:
+        assert field.default_factory is not dataclasses.MISSING, "see `_field`"
         known = field.default_factory()
         if not isinstance(value, Mapping | ConfigDict):
             raise _wrong_type(where, hint, value)
@@ -302,7 +304,7 @@ def _checked_one(where: str, limits: Limits, kind: type, value: Any, whole: Any 
         value = float(value)
     if type(value) is not kind:
         raise _wrong_type(where, kind, value)
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}={shown!r}: must be finite")
     if not limits.allow(value):
         near = _guess(value, limits.choices) if limits.choices else ""

@@ -117,19 +117,7 @@ def train(
     how = recipe(settings, num_items, features)
     shape = how.model
     key = jax.random.key(settings.seed)
-    params, frozen = (
-        recommender.init_params(shape, settings.seed),
-        recommender.place_features(shape, features),
-    )
-    if mesh is not None:
-        params, frozen = processes.put((params, frozen), replicated(mesh))
-    state = SequentialState(
-        train=TrainState.create(params, how.optimizer),
-        best_ndcg=jnp.float32(-1.0),
-        stale=jnp.int32(0),
-    )
-    if mesh is not None:
-        state = jax.device_put(state, replicated(mesh))
+    state, frozen = _initial(how, settings.seed, features, mesh)
 
     def train_step(
         state: SequentialState, batch: dict[str, np.ndarray]
@@ -179,6 +167,22 @@ def train(
     trained = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
     trained.save(Path(directory) / "model")
     return trained
+
+
+def _initial(
+    how: Recipe, seed: int, features: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh | None
+) -> tuple[SequentialState, nnx.State]:
+    """The state at step 0 and the features that stay as they are, on the devices of `mesh`."""
+    params = recommender.init_params(how.model, seed)
+    frozen = recommender.place_features(how.model, features)
+    if mesh is not None:
+        params, frozen = processes.put((params, frozen), replicated(mesh))
+    state = SequentialState(
+        train=TrainState.create(params, how.optimizer),
+        best_ndcg=jnp.float32(-1.0),
+        stale=jnp.int32(0),
+    )
+    return state if mesh is None else jax.device_put(state, replicated(mesh)), frozen
 
 
 def train_folds(

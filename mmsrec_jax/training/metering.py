@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch, Patches
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.chips import CHIPS
 from mmsrec_jax.runtime.errors import UserError
@@ -73,7 +74,7 @@ class ModelFlops:
         count: Callable[..., flops.Flops],
         tokens: np.ndarray,
         targets: np.ndarray,
-        batch: Mapping[str, np.ndarray],
+        batch: Batch,
     ) -> int:
         """Sum over rows of `count` (`flops.forward` or `flops.train_step`).
 
@@ -83,25 +84,25 @@ class ModelFlops:
             self._sum(count, flops.Row(int(length), int(read)))
             for length, read in zip(tokens, targets, strict=True)
         )
-        return total + sum(self._of_image(count, grid) for grid in _grids(batch))
+        return total + sum(self._of_image(count, grid) for grid in _grids(batch.images))
 
-    def _of_image(self, count, grid):
+    def _of_image(self, count: Callable[..., flops.Flops], grid: tuple[int, int]) -> int:
         return self._sum(count, flops.Row(0, 0, [grid]))
 
-    def _sum(self, count, row):
+    def _sum(self, count: Callable[..., flops.Flops], row: flops.Row) -> int:
         return sum(count(self._config, row, self._adapters).values())
 
 
-def _grids(batch: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+def _grids(images: Patches | None) -> list[tuple[int, int]]:
     """Rows and columns of patches of every image; the patches of an image are neighbors."""
-    if "patches" not in batch:
+    if images is None:
         return []
-    ids = batch["patch_image_ids"]
+    ids = images.image_ids
     ids = np.where(ids > 0, ids + np.arange(len(ids))[:, None] * (ids.max() + 1), 0).ravel()
     starts = np.flatnonzero(np.diff(ids, prepend=0))
     if not len(starts):
         return []
-    sizes = np.maximum.reduceat(batch["patch_hw"].reshape(-1, 2), starts) + 1
+    sizes = np.maximum.reduceat(images.hw.reshape(-1, 2), starts) + 1
     return [tuple(size) for size in sizes[ids[starts] > 0].tolist()]
 
 

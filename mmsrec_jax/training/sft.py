@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 
 from mmsrec_jax.inference.yes_no import yes_no_margins
 from mmsrec_jax.models import flops
+from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.token_logprobs import token_logprobs
 from mmsrec_jax.runtime import sharding
@@ -29,7 +31,6 @@ from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
 
-Batch = dict[str, jax.Array]
 Counts = dict[str, jax.Array]
 
 
@@ -154,7 +155,7 @@ def train(
         counted = metering.ModelFlops(model, adapters=settings.trainable == "lora")
         _, parts = sharding.process_batch_shard(mesh)
 
-        def step_fn(state, batch):
+        def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
             work = metering.amount(parts=parts, **_work(counted, batch))
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
@@ -195,10 +196,10 @@ def num_microbatches(settings: FineTuneSettings, mesh: Mesh) -> int:
     return size // part
 
 
-def _work(counted: metering.ModelFlops, batch: dict[str, np.ndarray]) -> dict[str, int]:
-    tokens = np.sum(batch["segment_ids"] > 0, axis=1)
-    targets = np.sum(batch["target_positions"] >= 0, axis=1)
-    return metering.of_rows(batch["segment_ids"]) | {
+def _work(counted: metering.ModelFlops, batch: Batch) -> dict[str, int]:
+    tokens = np.sum(batch.segment_ids > 0, axis=1)
+    targets = np.sum(batch.target_positions >= 0, axis=1)
+    return metering.of_rows(batch.segment_ids) | {
         "flops": counted(flops.train_step, tokens, targets, batch)
     }
 
@@ -232,13 +233,17 @@ def make_step(
     `shardings` given for it, with `offload` those of an offloaded optimizer. Gradients of
     `num_microbatches` parts of the batch are added up."""
 
-    def compute(params, frozen, batch, counts):
+    def compute(
+        params: nnx.State, frozen: nnx.State, batch: Batch, counts: Counts
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = nnx.merge(graphdef, params, frozen)
         return loss(
             model, batch, yes_no_ids=yes_no_ids, listwise_weight=listwise_weight, counts=counts
         )
 
-    def step(state, frozen, batch):
+    def step(
+        state: TrainState, frozen: nnx.State, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         counts = count(batch)
         differentiate = jax.grad(compute, has_aux=True)
         gradients, metrics = accumulate_gradients(
@@ -267,13 +272,14 @@ def loss(
     counts: of the batch that these rows are a part of. Losses, metrics and gradients of the parts
       then add up to those of the batch, however its tokens are spread over them.
     """
+    check_shapes(batch, "loss_weights", "target_positions")
     counts = count(batch) if counts is None else counts
     hidden = model(batch)
     nll, weights = _target_nll(model, hidden, batch)
     total = token_loss = jnp.sum(nll * weights) / counts["weight"]
     metrics = {"loss/tokens": token_loss}
-    if "answer_positions" in batch:
-        scores = yes_no_margins(model, hidden, batch["answer_positions"], yes_no_ids)
+    if batch.answer_positions is not None:
+        scores = yes_no_margins(model, hidden, batch.answer_positions, yes_no_ids)
         listwise, yes_no_metrics = _yes_no_terms(scores, batch, counts)
         total = token_loss + listwise_weight * listwise
         metrics |= {"loss/listwise": listwise, **yes_no_metrics}
@@ -291,7 +297,7 @@ def count(batch: Batch) -> Counts:
     """What the terms of the loss are divided by: the weight of the target tokens; positive
     candidates (a list has one) and negative ones."""
     counts = {"weight": jnp.maximum(jnp.sum(_target_weights(batch)), 1e-9)}
-    if "answer_positions" in batch:
+    if batch.answer_positions is not None:
         positive, negative = _labelled(batch)
         counts["lists"] = jnp.maximum(jnp.sum(positive), 1)
         counts["negatives"] = jnp.maximum(jnp.sum(negative), 1)
@@ -299,21 +305,21 @@ def count(batch: Batch) -> Counts:
 
 
 def _target_weights(batch: Batch) -> jax.Array:
-    positions = batch["target_positions"]
-    weights = jnp.take_along_axis(batch["loss_weights"], jnp.maximum(positions, 1), axis=1)
+    positions = batch.target_positions
+    weights = jnp.take_along_axis(batch.loss_weights, jnp.maximum(positions, 1), axis=1)
     return jnp.where(positions >= 0, weights, 0.0)
 
 
 def _labelled(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """bool[B, C] each: the candidate is positive, negative."""
-    there = batch["answer_positions"] >= 0
-    return there & (batch["labels"] == 1), there & (batch["labels"] == 0)
+    there = batch.answer_positions >= 0
+    return there & (batch.labels == 1), there & (batch.labels == 0)
 
 
 def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """-log p and weight of the tokens at target_positions, float32[B, A] each."""
-    at = jnp.maximum(batch["target_positions"], 1)
-    targets = jnp.take_along_axis(batch["tokens"], at, axis=1)
+    at = jnp.maximum(batch.target_positions, 1)
+    targets = jnp.take_along_axis(batch.tokens, at, axis=1)
     before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
     before = sharding.constrain(before, "batch", "length", "features")
     # token_logprobs predicts token t from hidden t - 1: shift the gathered pairs accordingly
@@ -327,9 +333,9 @@ def _yes_no_terms(
     scores: jax.Array, batch: Batch, counts: Counts
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Listwise loss over the candidates of each packed example, and accuracies."""
-    positions = batch["answer_positions"]
+    positions = batch.answer_positions
     there = positions >= 0
-    group = jnp.take_along_axis(batch["segment_ids"], jnp.maximum(positions, 0), axis=1)
+    group = jnp.take_along_axis(batch.segment_ids, jnp.maximum(positions, 0), axis=1)
     together = there[:, :, None] & there[:, None, :] & (group[:, :, None] == group[:, None, :])
     listed = jnp.where(together, scores[:, None, :], -1e30)  # [B, C, C]: row c is the list of c
     positive, negative = _labelled(batch)

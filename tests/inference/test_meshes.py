@@ -12,12 +12,12 @@ import toy_items
 import toy_model
 
 from mmsrec_jax.inference.scoring import candidate_scores
-from mmsrec_jax.inference.texts import make_sampling, prompts_of
+from mmsrec_jax.inference.texts import make_sampling
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.models import lora
-from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.training.state import place
@@ -46,17 +46,16 @@ def rollout(tokenizer, mesh):
         length=ROOM["length"],
     )
     sampling = make_sampling(
-        model, tokenizer, source, samples=2, max_new_tokens=6,
+        model, tokenizer, source, num_generations=2, max_new_tokens=6,
         gather_weights=mesh.shape["tensor"] == 1,  # meshes differ, what is sampled does not
     )  # fmt: skip
     iterator = iter(pipeline.batches(source, batch_size=BATCH, pack=False, **ROOM))
-    batch = prompts_of(next(iterator))
+    batch = next(iterator)
     iterator.close()
     with jax.set_mesh(mesh):
         graphdef, state, frozen, _ = place(model, "lora", optax.identity(), mesh)
-        batch = to_devices(batch, mesh)
-        rows = batch.pop("index")
-        roll = grpo.make_rollout(graphdef, sampling, seed=0)
+        batch, rows = to_devices((batch.model_inputs(), batch.index), mesh)
+        roll = make_rollout(graphdef, sampling, seed=0)
         return jax.device_get(roll(state.params, frozen, batch, rows, state.step))
 
 
@@ -70,7 +69,7 @@ def ranking(tokenizer, mesh):
     )
     return candidate_scores(
         make_model(tokenizer), source, name="toy", num_candidates=CANDIDATES, batch_size=BATCH,
-        patches=128, workers=0, yes_no_ids=source.items.prompt_config.chat.yes_no_ids, mesh=mesh,
+        patches=128, workers=0, yes_no_ids=source.renderer.prompt_config.chat.yes_no_ids, mesh=mesh,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from mmsrec_jax.inference.sampler import Sampling
 
 TEXTS = [[5, 6, 7], [8, 9, 10, 11, 12], [3], [5, 5]]
 BASE = Sampling(
-    samples=3, max_new_tokens=7, eos_ids=(1, 2), pad_id=0, gather_weights=False,
+    num_generations=3, max_new_tokens=7, eos_ids=(1, 2), pad_id=0, gather_weights=False,
     suppress=(tiny.IMAGE_TOKEN,),
 )  # fmt: skip
 ROWS = np.array([10, 11, 12, 13])
@@ -87,7 +87,7 @@ def test_a_row_ends_with_its_ending_token_and_then_holds_padding(batch, sample):
 def test_draws_depend_on_key_and_identity_only(batch, sample):
     out = sample(batch, ROWS)
     order = np.array([2, 0, 3, 1])
-    shuffled = sample({k: v[order] for k, v in batch.items()}, ROWS[order])
+    shuffled = sample(jax.tree.map(lambda x: x[order], batch), ROWS[order])
     np.testing.assert_array_equal(out.tokens[order], shuffled.tokens)
     wider = sample(tiny.prompts(TEXTS, images=True, length=23), ROWS)
     np.testing.assert_array_equal(out.tokens, wider.tokens)
@@ -98,7 +98,7 @@ def test_draws_depend_on_key_and_identity_only(batch, sample):
 
 
 def test_greedy_is_the_argmax_of_repeated_full_forwards(model, batch):
-    sampling = dataclasses.replace(BASE, samples=1, temperature=0.0)
+    sampling = dataclasses.replace(BASE, num_generations=1, temperature=0.0)
     out = compile_for(model, sampling)(batch, ROWS)
     for row in range(4):
         tokens = []
@@ -116,7 +116,7 @@ def test_frequencies_match_the_model(model):
     batch = tiny.prompts(TEXTS[:1], images=False, length=8)
     exact = tiny.full_logprobs(model, batch, 0, [])[-1].astype(np.float64)
     sampling = Sampling(
-        samples=4000, max_new_tokens=1, eos_ids=(1,), pad_id=0, gather_weights=False,
+        num_generations=4000, max_new_tokens=1, eos_ids=(1,), pad_id=0, gather_weights=False,
         temperature=1.5, top_k=12, top_p=0.9, suppress=(4,),
     )  # fmt: skip
     tokens = compile_for(model, sampling)(batch, ROWS[:1]).tokens.ravel()
@@ -151,7 +151,7 @@ def test_stops_early_when_all_rows_have_ended(batch, sample):
         config, dtype, unembed = model.config, model.dtype, staticmethod(model.unembed)
 
         def __call__(self, batch, **options):
-            if batch["tokens"].shape[1] == 1:
+            if batch.tokens.shape[1] == 1:
                 jax.debug.callback(lambda: calls.append(1))
             return model(batch, **options)
 

@@ -16,7 +16,7 @@ from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.items import ItemRenderer
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 
@@ -137,7 +137,7 @@ class Windows:
     length = 40
 
     def __init__(self, items, histories, window, previous):
-        self.items, self._histories, self._window = items, histories, window
+        self.renderer, self._histories, self._window = items, histories, window
         self._previous = previous
 
     def __len__(self):
@@ -145,7 +145,7 @@ class Windows:
 
     def example(self, row, draw):
         del draw
-        chat, at = self.items.prompt_config.chat, 2 * self._window
+        chat, at = self.renderer.prompt_config.chat, 2 * self._window
         words = [toy_items.THINGS[i % 4] for i in self._histories[row][at : at + 2]]
         text = " ".join([*words, self._previous[row]])
         prompt = chat.encode(chat.head + chat.cut(text, 20)[0] + chat.middle)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ def test_yes_no_scores_match_plain_sequences(tied):
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 38, (2, 3, 4)).astype(np.int32)
     lengths = np.array([[4, 2, 3], [1, 4, 4]])
-    joined = {k: np.asarray(v) for k, v in suffixes.append_suffixes(batch, tokens, lengths).items()}
+    joined = suffixes.append_suffixes(batch, tokens, lengths)
     # a suffix's slots start after the prefix's 16 with a copy of the prefix's last token
-    joined["answer_positions"] = 16 + np.arange(3) * 5 + lengths
-    joined["answer_positions"][1, 2] = -1
+    answers = (16 + np.arange(3) * 5 + lengths).astype(np.int32)
+    answers[1, 2] = -1
+    joined = dataclasses.replace(joined, answer_positions=answers)
     scores = np.asarray(jax.jit(lambda b: yes_no.yes_no_scores(model, b, 30, 31))(joined))
     for row in range(2):
         for c in range(3):

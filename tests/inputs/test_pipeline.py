@@ -12,21 +12,20 @@ from mmsrec_jax.inputs.pipeline import batches
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.models.batch import concatenate, fields_of
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
 
 HISTORIES = toy_items.histories()
 ROWS = toy_items.train_rows(HISTORIES)
-KNOWLEDGE = PromptContext(toy_items.catalog(), HISTORIES, toy_items.keywords())
+CONTEXT = PromptContext(toy_items.catalog(), HISTORIES, toy_items.keywords())
 MIX = {"pointwise": 1, "rank": 1, "next_keywords": 1, "align": 1}
 SHAPE = dict(batch_size=3, length=320, patches=160, answers=10, targets=60)
 
 
 @pytest.fixture(scope="module")
 def source(prompt_config):
-    return RecommendSource(
-        KNOWLEDGE, prompt_config, ROWS, length=300, seed=0, tasks=MIX, negatives=3
-    )
+    return RecommendSource(CONTEXT, prompt_config, ROWS, length=300, seed=0, tasks=MIX, negatives=3)
 
 
 def take(dataset, n):
@@ -37,43 +36,48 @@ def take(dataset, n):
         iterator.close()
 
 
+def arrays(batch):
+    return {name: array for name, array, _ in fields_of(batch)}
+
+
 def same(a, b):
+    a, b = arrays(a), arrays(b)
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
 def unpack(batch):
     """Examples of a packed batch, in the form of comparable tuples of bytes and numbers."""
-    for b in range(len(batch["tokens"])):
+    for b in range(len(batch.tokens)):
         image = patch = window = 0
-        ids, windows = batch["patch_image_ids"][b], batch["patch_window_ids"][b]
-        segments = batch["segment_ids"][b]
+        ids, windows = batch.images.image_ids[b], batch.images.window_ids[b]
+        segments = batch.segment_ids[b]
         assert (np.diff(segments[segments > 0]) >= 0).all()
-        assert not batch["tokens"][b][segments == 0].any()
+        assert not batch.tokens[b][segments == 0].any()
         for segment in range(1, segments.max() + 1):
             where = np.flatnonzero(segments == segment)
             assert (np.diff(where) == 1).all()
-            tokens = batch["tokens"][b, where]
+            tokens = batch.tokens[b, where]
             slots = int((tokens == 5).sum())  # <|image_pad|>
             used = slice(patch, patch + 4 * slots)
             images = ids[used]
             assert (images > image).all() and (windows[used] > window).all()
             image, window, patch = max([image, *images]), max([window, *windows[used]]), used.stop
-            answers = batch["answer_positions"][b]
+            answers = batch.answer_positions[b]
             mine = np.isin(answers, where)
-            weighted = batch["target_positions"][b]
+            weighted = batch.target_positions[b]
             np.testing.assert_array_equal(
                 weighted[np.isin(weighted, where)],
-                where[batch["loss_weights"][b, where] > 0],
+                where[batch.loss_weights[b, where] > 0],
             )
             yield (
                 tokens.tolist(),
-                batch["positions"][b][:, where].tolist(),
-                batch["suffix_ids"][b, where].tolist(),
-                batch["loss_weights"][b, where].tolist(),
-                batch["patches"][b, used].tolist(),
-                batch["patch_hw"][b, used].tolist(),
+                batch.positions[b][:, where].tolist(),
+                batch.suffix_ids[b, where].tolist(),
+                batch.loss_weights[b, where].tolist(),
+                batch.images.pixels[b, used].tolist(),
+                batch.images.hw[b, used].tolist(),
                 (answers[mine] - where[0]).tolist(),
-                batch["labels"][b][mine].tolist(),
+                batch.labels[b][mine].tolist(),
             )
         assert (ids[patch:] == 0).all() and (windows[patch:] == 0).all()
 
@@ -101,9 +105,9 @@ def test_packing_loses_and_changes_nothing(source):
         source.example(row, row).counts.get("images_missing", 0) for row in range(len(source))
     )
     batch = take(batches(source, **SHAPE), 1)[0]
-    assert (batch["segment_ids"].max(axis=1) > 1).all()  # several examples share a row
-    expected = {"patches": (3, 160, 48), "positions": (3, 3, 320), "answer_positions": (3, 10)}
-    assert {key: batch[key].shape for key in expected} == expected
+    assert (batch.segment_ids.max(axis=1) > 1).all()  # several examples share a row
+    assert batch.images.pixels.shape == (3, 160, 48) and batch.positions.shape == (3, 3, 320)
+    assert batch.answer_positions.shape == (3, 10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -125,17 +129,17 @@ def test_restored_stream_goes_on_with_the_same_batches(source, workers):
 
 def test_epochs_and_seeds_differ(prompt_config):
     source = RecommendSource(
-        KNOWLEDGE, prompt_config, ROWS[:8], length=300, seed=0, tasks={"pointwise": 1}, negatives=3
+        CONTEXT, prompt_config, ROWS[:8], length=300, seed=0, tasks={"pointwise": 1}, negatives=3
     )
     shape = dict(batch_size=8, length=300, patches=64, answers=4, pack=False)
     first, second = take(batches(source, **shape), 2)
-    assert sorted(first["index"]) == sorted(second["index"]) == list(range(8))
-    assert first["index"].tolist() != second["index"].tolist()
-    order, again = np.argsort(first["index"]), np.argsort(second["index"])
-    assert (first["tokens"][order] != second["tokens"][again]).any(axis=1).sum() >= 7
+    assert sorted(first.index) == sorted(second.index) == list(range(8))
+    assert first.index.tolist() != second.index.tolist()
+    order, again = np.argsort(first.index), np.argsort(second.index)
+    assert (first.tokens[order] != second.tokens[again]).any(axis=1).sum() >= 7
     assert same(take(batches(source, **shape), 1)[0], first)
     other = take(batches(source, **shape, seed=1), 1)[0]
-    assert other["index"].tolist() != first["index"].tolist()
+    assert other.index.tolist() != first.index.tolist()
 
 
 def test_processes_share_every_row_once(prompt_config):
@@ -143,15 +147,15 @@ def test_processes_share_every_row_once(prompt_config):
     options = dict(batch_size=10, length=60, patches=16, shuffle=False, repeat=False, pack=False)
     shares = [list(batches(source, **options, shard=p, shards=2)) for p in range(2)]
     assert [len(share) for share in shares] == [3, 3]  # 24 items, 30 rows
-    index = np.concatenate([batch["index"] for share in shares for batch in share])
+    index = np.concatenate([batch.index for share in shares for batch in share])
     assert sorted(index) == [-1] * 6 + list(range(24))
     for share in shares:
         for batch in share:
-            assert batch["tokens"].shape == (5, 60) and "answer_positions" not in batch
-            assert not batch["segment_ids"][batch["index"] < 0].any()
-            for b in np.flatnonzero(batch["index"] >= 0):
-                expected = source.example(int(batch["index"][b]), 0).tokens
-                np.testing.assert_array_equal(batch["tokens"][b, : len(expected)], expected)
+            assert batch.tokens.shape == (5, 60) and batch.answer_positions is None
+            assert not batch.segment_ids[batch.index < 0].any()
+            for b in np.flatnonzero(batch.index >= 0):
+                expected = source.example(int(batch.index[b]), 0).tokens
+                np.testing.assert_array_equal(batch.tokens[b, : len(expected)], expected)
 
 
 def test_two_processes_take_turns_in_an_endless_stream(prompt_config):
@@ -162,8 +166,8 @@ def test_two_processes_take_turns_in_an_endless_stream(prompt_config):
     one = take(batches(source, batch_size=4, **options), 14)
     two = [take(batches(source, batch_size=4, **options, shard=p, shards=2), 14) for p in range(2)]
     for k in range(14):  # more than two epochs
-        merged = np.stack([two[0][k]["tokens"], two[1][k]["tokens"]], 1).reshape(4, -1)
-        np.testing.assert_array_equal(merged, one[k]["tokens"])
+        merged = np.stack([two[0][k].tokens, two[1][k].tokens], 1).reshape(4, -1)
+        np.testing.assert_array_equal(merged, one[k].tokens)
 
 
 def test_one_process_goes_on_with_the_data_of_two(source, monkeypatch):
@@ -174,7 +178,7 @@ def test_one_process_goes_on_with_the_data_of_two(source, monkeypatch):
     one = iter(Sharded(make, 4, (0, 1)))
     two = [iter(Sharded(make, 4, (index, 2))) for index in range(2)]
     for _ in range(3):
-        assert same(joined([next(it) for it in two]), next(one))
+        assert same(concatenate([next(it) for it in two]), next(one))
     here = [{str(shard): it.get_state() for shard, it in side._iterators.items()} for side in two]
     monkeypatch.setattr(processes, "gather", lambda mine: here)
     state = json.loads(json.dumps(two[0].get_state()))
@@ -185,7 +189,7 @@ def test_one_process_goes_on_with_the_data_of_two(source, monkeypatch):
     for _ in range(4):
         wanted = next(one)
         assert same(next(alone), wanted)
-        assert same(joined([next(it) for it in two]), wanted)
+        assert same(concatenate([next(it) for it in two]), wanted)
     with pytest.raises(UserError, match="4 shards, which 3 processes cannot share"):
         iter(Sharded(lambda *_: batches(source, **SHAPE), 0, (0, 3))).set_state(state)
     with pytest.raises(UserError, match="2 shards, which 4 processes cannot share"):
@@ -194,18 +198,14 @@ def test_one_process_goes_on_with_the_data_of_two(source, monkeypatch):
         iterator.close()
 
 
-def joined(parts):
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def test_text_only(trained):
     blind = toy_items.prompt_config(trained, processor=None)
-    source = CandidateSource(KNOWLEDGE, blind, ROWS[:3], np.arange(9).reshape(3, 3), length=200)
+    source = CandidateSource(CONTEXT, blind, ROWS[:3], np.arange(9).reshape(3, 3), length=200)
     options = dict(batch_size=2, length=200, answers=3, pack=False, shuffle=False, repeat=False)
     found = list(batches(source, **options))
-    assert [batch["index"].tolist() for batch in found] == [[0, 1], [2, -1]]
-    assert not any(key.startswith("patch") for key in found[0])
-    assert (found[1]["answer_positions"][1] == -1).all()
+    assert [batch.index.tolist() for batch in found] == [[0, 1], [2, -1]]
+    assert found[0].images is None
+    assert (found[1].answer_positions[1] == -1).all()
     with pytest.raises(UserError, match="patches=8"):
         batches(source, **options, patches=8)
 
@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_an_error_or_counted(source, prompt_config):
     )
     pointwise = sum(len(source.example(r, r).labels) > 0 for r in range(len(source)))
     assert counts == {**counts, "skipped": pointwise, "examples": len(source) - pointwise}
-    assert all((batch["answer_positions"] == -1).all() for batch in found)
+    assert all((batch.answer_positions == -1).all() for batch in found)
     endless = iter(batches(source, **SHAPE | {"length": 10, "targets": 10}))
     with pytest.raises(UserError, match="100 examples one after the other"):
         next(endless)

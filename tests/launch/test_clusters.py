@@ -30,6 +30,7 @@ CONTAINER = {
 }  # fmt: skip
 POD = {
     "restartPolicy": str, "terminationGracePeriodSeconds": int, "nodeSelector": {str: str},
+    "securityContext": {"fsGroup": int, "runAsUser": int, "runAsNonRoot": bool},
     "tolerations": [dict], "serviceAccountName": str, "hostNetwork": bool, "dnsPolicy": str,
     "containers!": [CONTAINER],
     "volumes": [

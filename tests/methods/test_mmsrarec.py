@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import launched
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -33,7 +34,7 @@ TINY = {
     "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
     "warmup.steps": 8, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 2,
     "warmup.batch_size": 4, "summarizer.steps": 4, "summarizer.batch_size": 4,
-    "summarizer.samples": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
+    "summarizer.num_generations": 2, "summarizer.micro_batch": 8, "summarizer.distractors": 2,
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
@@ -161,12 +162,21 @@ def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     ],
 )
 def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, message):
+    status, said = launched.run(
+        "launch/train.py", f"--workdir={tmp_path / 'run'}", *arguments, log=tmp_path / "log"
+    )
+    assert status == 2
+    assert message in said and "Traceback" not in said
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(
-        [sys.executable, "launch/train.py", f"--workdir={tmp_path / 'run'}", *arguments],
+        [sys.executable, "launch/train.py", "--config=configs/quickstart.py:smok",
+         f"--workdir={tmp_path / 'run'}"],
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode != 0
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "no variant 'smok'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

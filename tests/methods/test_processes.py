@@ -28,7 +28,7 @@ TINY = {
     "model.tiny.vision_intermediate": 24, "prompts.text_tokens": 8,
     "warmup.steps": 6, "warmup.warmup_steps": 2, "warmup.checkpoint_every": 3,
     "warmup.log_every": 1, "warmup.batch_size": 8, "warmup.learning_rate": 1e-3,
-    "summarizer.steps": 2, "summarizer.batch_size": 8, "summarizer.samples": 2,
+    "summarizer.steps": 2, "summarizer.batch_size": 8, "summarizer.num_generations": 2,
     "summarizer.micro_batch": 16, "summarizer.distractors": 2, "summarizer.max_new_tokens": 8,
     "summarizer.log_every": 1, "summaries.batch_size": 8, "sasrec.steps": 6,
     "sasrec.evaluate_every": 3, "sasrec.log_every": 1, "sasrec.batch_size": 8, "sasrec.dim": 8,

@@ -73,13 +73,12 @@ def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
         model = nnx.merge(graphdef, state)
         return model.unembed(model(batch))
 
-    read = {name: value for name, value in batch.items() if name != "index"}
-    logits = np.asarray(logits_of(state, read), np.float64)
+    logits = np.asarray(logits_of(state, batch), np.float64)
     highest = logits.max(-1, keepdims=True)
     logp = logits - highest - np.log(np.exp(logits - highest).sum(-1, keepdims=True))
-    rows, at = np.nonzero(batch["loss_weights"])
-    weight = batch["loss_weights"][rows, at].astype(np.float64)
-    wanted = -(weight * logp[rows, at - 1, batch["tokens"][rows, at]]).sum() / weight.sum()
+    rows, at = np.nonzero(batch.loss_weights)
+    weight = batch.loss_weights[rows, at].astype(np.float64)
+    wanted = -(weight * logp[rows, at - 1, batch.tokens[rows, at]]).sum() / weight.sum()
     assert set(rows) == set(range(len(targets)))
     found = point(runs[2])
     assert found["loss"] == pytest.approx(wanted, rel=1e-5)

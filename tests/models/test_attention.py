@@ -4,6 +4,7 @@ Splash runs interpreted; cuDNN itself runs nowhere here: what we hand to it is h
 same function, `jax.nn.dot_product_attention`.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -169,11 +170,11 @@ def test_a_model_is_the_same_interpreted():
     graphdef, state = nnx.split(mb.model())
 
     def hidden(batch):
-        return nnx.merge(graphdef, state)(batch) * (batch["segment_ids"] > 0)[..., None]
+        return nnx.merge(graphdef, state)(batch) * (batch.segment_ids > 0)[..., None]
 
     wanted = jax.jit(hidden)
-    straight = wanted(batch | {"suffix_ids": np.zeros_like(batch["suffix_ids"])})
-    batch_without = {key: x for key, x in batch.items() if key != "suffix_ids"}
+    straight = wanted(dataclasses.replace(batch, suffix_ids=np.zeros_like(batch.suffix_ids)))
+    batch_without = dataclasses.replace(batch, suffix_ids=None)
     with lib.force("splash"):
         got = jax.jit(lambda batches: [hidden(batch) for batch in batches])((batch, batch_without))
     np.testing.assert_allclose(got[0], wanted(batch), atol=1e-4)

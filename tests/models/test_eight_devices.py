@@ -3,6 +3,7 @@
 Rollouts and rankings: decoding/test_meshes.py.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -33,16 +34,18 @@ def train_step(directory, mesh):
     model = mmsrec_jax.load(directory, mesh=mesh)
     batch = api.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
     answer = np.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 4
-    batch["loss_weights"] = (answer & (mask > 0)).astype(np.float32)
-    batch = {key: np.tile(value, (4,) + (1,) * (value.ndim - 1)) for key, value in batch.items()}
-    batch["loss_weights"] *= np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
+    weights = (answer & (mask > 0)).astype(np.float32)
+    batch = dataclasses.replace(batch, loss_weights=weights)
+    batch = jax.tree.map(lambda x: np.tile(x, (4,) + (1,) * (x.ndim - 1)), batch)
+    scale = np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
+    batch = dataclasses.replace(batch, loss_weights=batch.loss_weights * scale)
     graphdef, params = nnx.split(model)
 
     def loss(params, batch):
         model = nnx.merge(graphdef, params)
         hidden = model(batch)
-        logprobs = token_logprobs(model, hidden, batch["tokens"])
-        return -jnp.sum(logprobs * batch["loss_weights"]), model.unembed(hidden)
+        logprobs = token_logprobs(model, hidden, batch.tokens)
+        return -jnp.sum(logprobs * batch.loss_weights), model.unembed(hidden)
 
     def step(state, batch):
         (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)

@@ -13,6 +13,7 @@ from flax import nnx
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models.batch import Batch, Patches
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.patches import patch_hw
@@ -66,17 +67,20 @@ def program(config: MLLMConfig, adapters: flops.Adapters | None = None):
 
     kind = nnx.Param if adapters is None else nnx.LoRAParam
     graphdef, trained, frozen = nnx.split(nnx.eval_shape(make), kind, ...)
-    batch = {key: jnp.zeros((1, ROW.length), jnp.int32) for key in ("tokens", "suffix_ids")}
-    batch |= {"segment_ids": jnp.ones((1, ROW.length), jnp.int32)}
-    batch |= {"positions": jnp.zeros((1, 3, ROW.length), jnp.int32)}
+    nothing, images = jnp.zeros((1, ROW.length), jnp.int32), None
     if ROW.grids and config.vision is not None:
         count = math.prod(GRID)
         pixels = config.vision.channels * config.vision.patch_size**2
-        batch["patches"] = jnp.zeros((1, count, pixels), jnp.uint8)
-        batch["patch_hw"] = jnp.asarray(patch_hw(GRID, 2))[None]
-        batch |= {
-            f"patch_{ids}_ids": jnp.ones((1, count), jnp.int32) for ids in ("image", "window")
-        }
+        one = jnp.ones((1, count), jnp.int32)
+        hw = jnp.asarray(patch_hw(GRID, 2))[None]
+        images = Patches(jnp.zeros((1, count, pixels), jnp.uint8), hw, one, one)
+    batch = Batch(
+        tokens=nothing,
+        positions=jnp.zeros((1, 3, ROW.length), jnp.int32),
+        segment_ids=nothing + 1,
+        suffix_ids=nothing,
+        images=images,
+    )
 
     def loss(trained, frozen):
         model = nnx.merge(graphdef, trained, frozen)

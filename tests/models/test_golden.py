@@ -1,5 +1,6 @@
 """Logits of a tiny model of each family against those transformers gave (golden/make_golden.py)."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 import mmsrec_jax
 from mmsrec_jax.hf import api
-from mmsrec_jax.models import mllm
+from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.runtime.errors import UserError
 
 TOLERANCE = 1e-4
@@ -72,15 +73,14 @@ def test_batches_of_one_bucket_compile_once(model, golden, forward):
     """Other rows, and fewer images of another size: padding changes nothing."""
     ids, mask, images, expected = golden
     batch = api.make_batch(model, ids, mask, images)
-    count = batch["patches"].shape[1]
+    count = batch.images.pixels.shape[1]
     room = count + count // 8 * 4 + 4  # whole blocks of four, but no whole number of tiles
 
     def widened(batch):
-        for key in mllm.PATCH_KEYS:
-            there = batch[key]
-            padding = [(0, 0), (0, room - there.shape[1])] + [(0, 0)] * (there.ndim - 2)
-            batch[key] = np.pad(there, padding)
-        return batch
+        def padded(x):
+            return np.pad(x, [(0, 0), (0, room - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+        return dataclasses.replace(batch, images=jax.tree.map(padded, batch.images))
 
     assert distance(forward(widened(batch)), golden) <= TOLERANCE
     compiled = api._logits._cache_size()
@@ -98,12 +98,13 @@ def test_packed_segments_equal_their_rows(model, golden, forward):
     ids, mask, images, expected = golden
     batch = api.make_batch(model, ids, mask, images)
     lengths = mask.sum(1)
-    packed = {key: value[:1] for key, value in batch.items() if key in mllm.PATCH_KEYS}
+    packed = {}
     for key in ("tokens", "positions", "segment_ids"):
-        parts = [batch[key][b, ..., :n] for b, n in enumerate(lengths)]
+        parts = [getattr(batch, key)[b, ..., :n] for b, n in enumerate(lengths)]
         parts = [part * (b + 1) if key == "segment_ids" else part for b, part in enumerate(parts)]
         packed[key] = np.concatenate(parts, axis=-1)[None]
     rows = np.concatenate([expected[b, :n] for b, n in enumerate(lengths)])
+    packed = Batch(**packed, images=jax.tree.map(lambda x: x[:1], batch.images))
     assert np.abs(forward(packed)[0] - rows).max() <= TOLERANCE
 
 
@@ -121,20 +122,26 @@ def test_what_the_logits_depend_on(model, golden, forward):
     """Each part left out moves the logits at least a thousand times the tolerance."""
     ids, mask, images, _ = golden
     batch = api.make_batch(model, ids, mask, images)
-    ids_of = batch["patch_image_ids"][0]
-    windows = [batch["patch_window_ids"][0][ids_of == i].max() for i in (1, 2)]
+    shown = batch.images
+    ids_of = shown.image_ids[0]
+    windows = [shown.window_ids[0][ids_of == i].max() for i in (1, 2)]
     windowed = model.config.vision.window_size is not None
     assert windows == ([6, 8] if windowed else [1, 2])
     changes = {
-        "patches": np.zeros_like(batch["patches"]),
-        "positions": np.broadcast_to(np.arange(ids.shape[1]), batch["positions"].shape),
-        "patch_hw": batch["patch_hw"][..., ::-1],
-        "patch_image_ids": np.minimum(batch["patch_image_ids"], 1),
+        "pixels": np.zeros_like(shown.pixels),
+        "positions": np.broadcast_to(np.arange(ids.shape[1]), batch.positions.shape),
+        "hw": shown.hw[..., ::-1],
+        "image_ids": np.minimum(shown.image_ids, 1),
     }
     if windowed:
-        changes["patch_window_ids"] = batch["patch_image_ids"]
+        changes["window_ids"] = shown.image_ids
     for key, value in changes.items():
-        logits = forward(batch | {key: np.ascontiguousarray(value, batch[key].dtype)})
+        if key == "positions":
+            changed = dataclasses.replace(batch, positions=value.astype(np.int32))
+        else:
+            images_of = dataclasses.replace(shown, **{key: np.ascontiguousarray(value)})
+            changed = dataclasses.replace(batch, images=images_of)
+        logits = forward(changed)
         assert distance(logits, golden, rows=slice(0, 1)) > 1000 * TOLERANCE, key
         assert distance(logits, golden, rows=slice(1, 2)) <= TOLERANCE or key == "positions", key
 

@@ -25,6 +25,7 @@ from pairs import (
 import mmsrec_jax
 from mmsrec_jax.hf import api
 from mmsrec_jax.inference.sampler import Sampling, generate
+from mmsrec_jax.models.batch import Batch, Patches
 
 pytestmark = pytest.mark.parity
 
@@ -59,14 +60,25 @@ def test_the_image_moves_the_logits_equally(pair):
 
 def pack(batches):
     """Batches of one unpadded row each as segments 1, 2, ... of one row."""
-    joined = {}
-    for key in batches[0]:
-        parts = [batch[key] for batch in batches if key in batch]
-        if key in ("segment_ids", "patch_image_ids", "patch_window_ids"):
+
+    def join(parts, axis=1, count_on=False):
+        if count_on:
             starts = np.cumsum([0] + [part.max() for part in parts])
             parts = [part + start for part, start in zip(parts, starts, strict=False)]
-        joined[key] = np.concatenate(parts, axis=-1 if key == "positions" else 1)
-    return joined
+        return np.concatenate(parts, axis=axis)
+
+    images = [batch.images for batch in batches if batch.images is not None]
+    return Batch(
+        tokens=join([batch.tokens for batch in batches]),
+        positions=join([batch.positions for batch in batches], axis=-1),
+        segment_ids=join([batch.segment_ids for batch in batches], count_on=True),
+        images=Patches(
+            pixels=join([image.pixels for image in images]),
+            hw=join([image.hw for image in images]),
+            image_ids=join([image.image_ids for image in images], count_on=True),
+            window_ids=join([image.window_ids for image in images], count_on=True),
+        ),
+    )
 
 
 def test_packed_rows(pair):
@@ -101,7 +113,7 @@ def test_greedy_generation(pair):
     logprobs = torch.stack(out.logits, 1).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
     batch = api.make_batch(ours, *hf.pad(rows), images)
     sampling = Sampling(
-        samples=1, max_new_tokens=32, eos_ids=(-1,), pad_id=0, gather_weights=False,
+        num_generations=1, max_new_tokens=32, eos_ids=(-1,), pad_id=0, gather_weights=False,
         temperature=0.0, suppress=(hf.IMAGE,),
     )  # fmt: skip
     graphdef, state = nnx.split(ours)

@@ -43,7 +43,7 @@ def our_gradients(ours, kind, ids, mask, images, answer):
 
     def loss(trained, frozen):
         model = nnx.merge(graphdef, trained, frozen)
-        logprobs = token_logprobs(model, model(batch), batch["tokens"])
+        logprobs = token_logprobs(model, model(batch), batch.tokens)
         return -jnp.sum(logprobs * answer) / answer.sum()
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(trained, frozen)

@@ -98,7 +98,7 @@ def test_positions_equal_rope_index(family, side, tmp_path):
         image_grid_thw=inputs["image_grid_thw"],
         attention_mask=inputs["attention_mask"],
     )
-    positions = api.make_batch(ours, ids, mask, images)["positions"].swapaxes(0, 1)
+    positions = api.make_batch(ours, ids, mask, images).positions.swapaxes(0, 1)
     kept = mask.astype(bool)
     np.testing.assert_array_equal(positions[:, kept], expected[:, kept].numpy())
 

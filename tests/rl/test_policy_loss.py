@@ -3,8 +3,10 @@ import pytest
 
 from mmsrec_jax.rl import policy_loss
 
+COEFFICIENTS = dict(clip_epsilon=0.2, kl_coef=0.1)
 
-def brute_force_loss(new, old, reference, advantages, lengths, clip, kl):
+
+def brute_force_loss(new, old, reference, advantages, lengths, clip_epsilon, kl_coef):
     """Token by token in Python floats, from the GRPO formula."""
     total, divergence, clipped_tokens, count = 0.0, 0.0, 0.0, 0
     for b in range(new.shape[0]):
@@ -13,10 +15,10 @@ def brute_force_loss(new, old, reference, advantages, lengths, clip, kl):
             for t in range(lengths[b, g]):
                 ratio = np.exp(np.clip(new[b, g, t] - old[b, g, t], -20, 20))
                 a = advantages[b, g]
-                plain, cut = ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a
+                plain, cut = ratio * a, min(max(ratio, 1 - clip_epsilon), 1 + clip_epsilon) * a
                 d = np.clip(reference[b, g, t] - new[b, g, t], -20, 20)
                 kls.append(np.exp(d) - d - 1)
-                terms.append(-min(plain, cut) + kl * kls[-1])
+                terms.append(-min(plain, cut) + kl_coef * kls[-1])
                 cuts.append(cut < plain)
             total += np.mean(terms)
             divergence += np.mean(kls)
@@ -41,9 +43,9 @@ def case(seed=0, spread=0.5):
 @pytest.mark.parametrize("spread", [0.1, 0.5, 3.0])
 def test_loss_kl_and_clip_fraction_match_brute_force(spread):
     arguments = case(spread=spread)
-    loss, metrics = policy_loss.policy_loss(*arguments, clip=0.2, kl=0.1)
+    loss, metrics = policy_loss.policy_loss(*arguments, **COEFFICIENTS)
     expected = brute_force_loss(
-        *(a.astype(np.float64) for a in arguments[:4]), arguments[4], 0.2, 0.1
+        *(a.astype(np.float64) for a in arguments[:4]), arguments[4], **COEFFICIENTS
     )
     np.testing.assert_allclose((loss, metrics["kl"], metrics["clip_fraction"]), expected, rtol=1e-4)
 
@@ -51,19 +53,17 @@ def test_loss_kl_and_clip_fraction_match_brute_force(spread):
 def test_values_past_the_end_do_not_count():
     new, old, reference, advantages, lengths = case()
     past = np.arange(5) >= lengths[..., None]
-    expected = policy_loss.policy_loss(new, old, reference, advantages, lengths, clip=0.2, kl=0.1)[
-        0
-    ]
+    expected = policy_loss.policy_loss(new, old, reference, advantages, lengths, **COEFFICIENTS)[0]
     new, old = np.where(past, np.nan, new), np.where(past, 99.0, old)
-    loss = policy_loss.policy_loss(new, old, reference, advantages, lengths, clip=0.2, kl=0.1)[0]
+    loss = policy_loss.policy_loss(new, old, reference, advantages, lengths, **COEFFICIENTS)[0]
     assert loss == expected
 
 
 def test_micro_batches_of_groups_add_up():
     arguments = case()
-    whole = policy_loss.policy_loss(*arguments, clip=0.2, kl=0.1)[0]
+    whole = policy_loss.policy_loss(*arguments, **COEFFICIENTS)[0]
     parts = [
-        policy_loss.policy_loss(*(a[i : i + 1] for a in arguments), clip=0.2, kl=0.1)[0]
+        policy_loss.policy_loss(*(a[i : i + 1] for a in arguments), **COEFFICIENTS)[0]
         for i in range(3)
     ]
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_micro_batches_of_groups_add_up():
 def test_extreme_ratios_stay_finite():
     new, old, reference, advantages, lengths = case()
     loss, metrics = policy_loss.policy_loss(
-        new + 1000, old, reference - 1000, advantages, lengths, clip=0.2, kl=0.1
+        new + 1000, old, reference - 1000, advantages, lengths, **COEFFICIENTS
     )
     assert np.isfinite(loss) and np.isfinite(metrics["kl"])
 

@@ -107,8 +107,8 @@ def gradients(mesh, adapters):
 
     def loss(params, batch):
         model = nnx.merge(graphdef, params)
-        logprobs = token_logprobs(model, model(batch), batch["tokens"], chunk=16)
-        return -jnp.sum(logprobs * (batch["segment_ids"] > 0))
+        logprobs = token_logprobs(model, model(batch), batch.tokens, chunk=16)
+        return -jnp.sum(logprobs * (batch.segment_ids > 0))
 
     with jax.set_mesh(mesh):
         where = sharding.shardings(params, mesh)

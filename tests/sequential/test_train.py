@@ -3,6 +3,7 @@
 import json
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,7 @@ def test_batches_are_static_and_resume_exactly(histories, split):
     for batch in wanted[25:]:
         got = next(resumed)
         assert all(array.shape == (16, 12) for array in got.values())
-        jax.tree.map(np.testing.assert_array_equal, got, batch)
+        chex.assert_trees_all_equal(got, batch)
 
 
 def test_held_out_users_are_never_fed(histories, split):
@@ -193,7 +194,7 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
     resumed = trained(tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "unbroken")
     assert lines(tmp_path / "unbroken")[-1]["step"] == 24  # best at 4, five more without
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, unbroken.params)
+    chex.assert_trees_all_equal(resumed.params, unbroken.params)
 
 
 def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, monkeypatch):
@@ -233,7 +234,7 @@ def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
         )
         for name, mesh in (("one", None), ("many", make_mesh(2, 4, 1)))
     )  # fmt: skip
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params, many.params)
+    chex.assert_trees_all_close(one.params, many.params, rtol=1e-7, atol=2e-4)
     with pytest.raises(UserError, match="config.sasrec.batch_size=12 does not divide over 8"):
         train.train(
             settings(batch_size=12), histories, split,

@@ -7,7 +7,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from absl import app
@@ -22,7 +21,7 @@ class Numbers:
     """Row i is the token i; making it takes `seconds`."""
 
     seconds: float = 0.0
-    items = SimpleNamespace(patch_width=0)
+    patch_width = 0
 
     def __len__(self):
         return 64
@@ -52,7 +51,7 @@ def run(directory, *, workers, seconds):
     update = jax.jit(lambda state, tokens: state * 31 + tokens.sum())
 
     def step(state, batch):
-        state = update(state, to_devices(batch, mesh)["tokens"])
+        state = update(state, to_devices(batch, mesh).tokens)
         return state, {"loss": state.astype(float)}
 
     iterator = iter(Sharded(make, 2, sharding.process_batch_shard(mesh)))

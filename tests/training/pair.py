@@ -83,7 +83,7 @@ dataset = pipeline.batches(
     shards=shards,
 )  # fmt: skip
 scored = per_row(
-    nnx.Dict(), dataset, lambda model, batch: 2 * batch["tokens"], mesh=mesh,
+    nnx.Dict(), dataset, lambda model, batch: 2 * batch.tokens, mesh=mesh,
     progress=Progress("rows", len(source)),
 )  # fmt: skip
 index, values = (np.concatenate(parts) for parts in zip(*scored, strict=True))

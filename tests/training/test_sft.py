@@ -92,19 +92,19 @@ def forward(batch, prompt_config):
 def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
     yes, no = prompt_config.chat.yes_no_ids
     logits, total, metrics = forward(make_model())
-    logprobs, weights = log_softmax(logits), batch["loss_weights"]
+    logprobs, weights = log_softmax(logits), batch.loss_weights
     token = sum(
-        -weights[b, t] * logprobs[b, t - 1, batch["tokens"][b, t]]
+        -weights[b, t] * logprobs[b, t - 1, batch.tokens[b, t]]
         for b, t in zip(*np.nonzero(weights), strict=True)
     )
     np.testing.assert_allclose(metrics["loss/tokens"], token / weights.sum(), rtol=1e-4)
     lists, first, right = [], [], {0: [], 1: []}
     for b in range(len(logits)):
-        at = batch["answer_positions"][b]
-        for segment in set(batch["segment_ids"][b, at[at >= 0]]):
-            mine = [c for c in range(8) if at[c] >= 0 and batch["segment_ids"][b, at[c]] == segment]
+        at = batch.answer_positions[b]
+        for segment in set(batch.segment_ids[b, at[at >= 0]]):
+            mine = [c for c in range(8) if at[c] >= 0 and batch.segment_ids[b, at[c]] == segment]
             score = np.array([logits[b, at[c], yes] - logits[b, at[c], no] for c in mine])
-            labels = batch["labels"][b][mine]
+            labels = batch.labels[b][mine]
             assert labels.sum() == 1 and len(mine) == 4
             lists.append(-log_softmax(score)[labels == 1][0])
             first.append(np.argmax(score) == np.argmax(labels))
@@ -131,9 +131,9 @@ def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(
     batch, prompt_config
 ):
     """Rows hold unlike numbers of targets, and one has no list."""
-    batch = {name: value.copy() for name, value in batch.items()}
-    batch["target_positions"][1, 3:] = -1
-    batch["answer_positions"][2] = -1
+    batch = jax.tree.map(np.copy, batch)
+    batch.target_positions[1, 3:] = -1
+    batch.answer_positions[2] = -1
     mesh = sharding.make_mesh(data=2, fsdp=1, tensor=1, devices=jax.devices()[:2])
     found = {}
     for num_microbatches in (1, 2):

@@ -1,7 +1,5 @@
-"""Examples against the chat template, against M-RoPE on whole sequences and against the data."""
+"""Recommendation examples against the chat template, M-RoPE on whole sequences and the data."""
 
-import dataclasses
-import io
 import pickle
 import re
 from collections import Counter
@@ -9,50 +7,25 @@ from collections import Counter
 import numpy as np
 import pytest
 import toy_items
-from PIL import Image
-from toy_items import BARE, CORRUPT, NO_IMAGE
+from toy_examples import (
+    CATALOG,
+    HISTORIES,
+    KEYWORDS,
+    NEIGHBORS,
+    ROWS,
+    TRAIN_END,
+    answer_of,
+    candidates_of,
+    context,
+    recommend,
+    same,
+)
+from toy_items import CORRUPT, NO_IMAGE
 
-from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.items import ItemRenderer
-from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
-from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.inputs.recommend import CandidateSource
 from mmsrec_jax.models.patches import mrope_positions
-from mmsrec_jax.prompts import parse_summary
+from mmsrec_jax.prompts import Section
 from mmsrec_jax.runtime.errors import UserError
-
-HISTORIES = toy_items.histories()
-ROWS = toy_items.train_rows(HISTORIES)
-TRAIN_END = HISTORIES.lengths - 1
-NEIGHBORS = np.random.default_rng(1).integers(-1, 24, (len(ROWS), 4)).astype(np.int32)
-KEYWORDS = toy_items.keywords()
-CATALOG = toy_items.catalog()
-
-
-def context(**changes):
-    given = dict(keywords=KEYWORDS, neighbors=NEIGHBORS, train_end=TRAIN_END) | changes
-    return PromptContext(CATALOG, HISTORIES, **given)
-
-
-def recommend(prompt_config, tasks, known=None, **options):
-    options = dict(length=1000, seed=0, tasks=tasks, negatives=4) | options
-    return RecommendSource(known or context(), prompt_config, ROWS, **options)
-
-
-ARRAYS = ("tokens", "loss_weights", "suffix_ids", "positions", "answer_positions", "labels")
-
-
-def same(a, b):
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ARRAYS)
-
-
-def candidates_of(trained, example):
-    """Item numbers of the candidates, read from their titles in the suffixes."""
-    found = []
-    for c in range(1, example.suffix_ids.max() + 1):
-        text = trained.decode(example.tokens[example.suffix_ids == c])
-        found.append(int(re.search(r"number (\d+)", text)[1]))
-    return found
 
 
 @pytest.mark.parametrize("templates", ["terse", "full"])
@@ -196,33 +169,6 @@ def test_missing_and_corrupt_images_become_text_and_are_counted(trained, prompt_
     assert "<|vision_start|>" not in trained.decode(example.tokens)
 
 
-def file_of(image, format, **options):
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    return stream.getvalue()
-
-
-def test_odd_images_are_used_and_a_thread_of_pixels_is_counted(prompt_config):
-    """1 x 4000 pixels fit no grid: such an item is shown by its text."""
-    red = Image.new("RGB", (16, 16), "red")
-    wide = Image.fromarray(np.full((16, 16), 40000, np.uint16))
-    files = [
-        file_of(red.convert("CMYK"), "JPEG"),
-        file_of(red.convert("RGBA"), "PNG"),
-        file_of(red, "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")]),
-        file_of(wide, "PNG"),
-        file_of(Image.new("RGB", (4000, 1)), "PNG"),
-    ]
-    made = [
-        dataclasses.replace(item, image=image)
-        for item, image in zip(toy_items.items(len(files)), files, strict=True)
-    ]
-    source, counts = ItemRenderer(Catalog.from_items(made), prompt_config), Counter()
-    found = [source.image(i, counts) for i in range(len(files))]
-    assert [image is None for image in found] == [False] * 4 + [True]
-    assert counts["images_missing"] == 1
-
-
 def test_truncation_order(trained, prompt_config):
     row = int(np.argmax(ROWS[:, 1]))
     user, position = ROWS[row]
@@ -275,14 +221,6 @@ def test_long_texts_lose_their_tail_and_are_counted(trained):
     assert example.counts["texts_cut"] == 1
     assert " mug number" in trained.decode(example.tokens)
     assert "for" not in trained.decode(example.tokens)
-
-
-def answer_of(trained, example):
-    """Prompt and answer as text; everything with weight is the end of the example."""
-    weighted = np.flatnonzero(example.loss_weights)
-    assert weighted.tolist() == list(range(weighted[0], len(example)))
-    assert set(example.loss_weights[weighted]) == {1.0}
-    return trained.decode(example.tokens[: weighted[0]]), trained.decode(example.tokens[weighted])
 
 
 def test_other_tasks(trained, prompt_config):
@@ -342,107 +280,6 @@ def test_ablations(trained, prompt_config):
         recommend(prompt_config, {"pointwise": 1}, context(keywords=KEYWORDS[1:]))
 
 
-def warmup(prompt_config, tasks, **options):
-    options = dict(length=200, seed=0, tasks=tasks, image_attributes=("colour",)) | options
-    return WarmupSource(CATALOG, prompt_config, **options)
-
-
-def test_describe_without_noise_is_the_attributes(trained, prompt_config):
-    source = warmup(prompt_config, {"describe": 1})
-    for i in range(len(CATALOG)):
-        prompt, answer = answer_of(trained, source[i])
-        known = CATALOG[i].attributes
-        seen = parse_summary(answer)
-        assert answer.endswith("<|im_end|>")
-        if i == BARE:
-            assert (seen.image, seen.text) == (["clock"], ["clock", "number", "7"])
-        else:
-            image = [] if i in (NO_IMAGE, CORRUPT) else [known["colour"]]
-            assert (seen.image, seen.text) == (image, [known["thing"], known["place"]])
-        # stage 1 asks with the same words
-        summary = SummarySource(CATALOG, prompt_config, length=200)[i]
-        assert trained.decode(summary.tokens) == prompt and summary.index == i
-        assert not summary.loss_weights.any()
-        assert ("<|vision_start|>" in prompt) == (i not in (NO_IMAGE, CORRUPT))
-
-
-def test_noise_of_describe(trained, prompt_config):
-    source, fillers = warmup(prompt_config, {"describe": 1}, noise=0.25), {"nice", "item", "good"}
-    found = Counter()
-    for draw in range(600):
-        seen = parse_summary(answer_of(trained, source.example(0, draw))[1])
-        words = seen.image + seen.text
-        found["filler"] += bool(fillers & set(words))
-        words = [word for word in words if word not in fillers]
-        assert words and set(words) <= {"red", "mug", "home"}
-        assert set(seen.image) <= {"red", *fillers}
-        found["repeated"] += len(set(words)) < len(words)
-        found["left_out"] += 3 - len(set(words))
-        found["order"] += [w for w in seen.text if w in ("mug", "home")][:1] == ["home"]
-    for name, share in (("filler", 0.25), ("repeated", 0.25), ("left_out", 0.75), ("order", 0.47)):
-        assert abs(found[name] / 600 - share) < 0.08, name
-    assert same(source.example(0, 5), source.example(0, 5))
-
-
-def test_vqa_asks_what_can_be_seen(trained, prompt_config):
-    source, asked = warmup(prompt_config, {"vqa": 1}), Counter()
-    for draw in range(60):
-        for i in (0, NO_IMAGE):
-            prompt, answer = answer_of(trained, source.example(i, draw))
-            name = prompt.split("<|im_end|>")[0].splitlines()[-1]
-            assert answer == f" {CATALOG[i].attributes[name]}<|im_end|>"
-            asked[i, name] += 1
-    assert (NO_IMAGE, "colour") not in asked and len(asked) == 5 and min(asked.values()) > 8
-    _, answer = answer_of(trained, source.example(BARE, 0))
-    assert answer.startswith("image: clock")  # nothing to ask: described instead
-
-
-def test_see_describes_the_image_without_the_text(trained, prompt_config):
-    source = warmup(prompt_config, {"see": 1})
-    prompt, answer = answer_of(trained, source[0])
-    assert "mug" not in prompt and "<|vision_start|>" in prompt
-    assert parse_summary(answer).image == ["red"] and parse_summary(answer).text == []
-    # without an image there is nothing to see: described by its text instead
-    prompt, answer = answer_of(trained, source[NO_IMAGE])
-    assert CATALOG[NO_IMAGE].text["title"] in prompt and parse_summary(answer).text
-
-
-def test_retell_writes_the_text_from_keywords(trained, prompt_config):
-    prompt, answer = answer_of(trained, warmup(prompt_config, {"retell": 1})[0])
-    assert "red mug home" in prompt and "<|vision_start|>" not in prompt
-    assert answer.removesuffix("<|im_end|>").strip() == title_of(0)
-
-
-def title_of(i):
-    return CATALOG[i].text["title"]
-
-
-def test_match_lists_items_like_the_one_that_fits(trained, prompt_config):
-    source = warmup(prompt_config, {"match": 1}, negatives=4)
-    own = CATALOG[0].attributes
-    name_of = {value: name for item in CATALOG for name, value in item.attributes.items()}
-    shared, expected, sizes = 0.0, 0.0, Counter()
-    for draw in range(80):
-        example = source.example(0, draw)
-        candidates = candidates_of(trained, example)
-        assert candidates[example.labels.argmax()] == 0 and len(candidates) == 5
-        assert example.labels.sum() == 1
-        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
-        lines = re.split(r"\n|,", prefix.split("likes")[1].replace("similar", ","))
-        listed = [line.split() for line in lines if line.strip()]
-        names = {name_of[word] for words in listed for word in words}
-        sizes[len(listed)] += 1
-        for item in set(candidates) - {0}:
-            attributes = CATALOG[item].attributes
-            assert any(attributes.get(name) != own[name] for name in names)
-        shared += np.mean([own[name_of[w]] == w for words in listed for w in words])
-        expected += np.mean(
-            [item.attributes.get(name) == own[name] for item in CATALOG for name in names]
-        )
-    assert set(sizes) == {1, 2, 3, 4, 5, 6}
-    assert shared > 1.5 * expected
-
-
 def test_candidates_show_their_keywords_where_the_config_says_so(trained, prompt_config):
     row, draw = 9, 0
     bare = recommend(prompt_config, {"pointwise": 1}).example(row, draw)
@@ -462,10 +299,49 @@ def test_candidates_show_their_keywords_where_the_config_says_so(trained, prompt
 
 
 def test_sources_survive_pickling(prompt_config):
-    for source in (
-        recommend(prompt_config, {"pointwise": 1, "rank": 1}),
-        warmup(prompt_config, {"describe": 1, "vqa": 1}),
-    ):
-        before = [source[i] for i in range(4)]
-        again = pickle.loads(pickle.dumps(source))
-        assert all(same(again[i], before[i]) for i in range(4))
+    source = recommend(prompt_config, {"pointwise": 1, "rank": 1})
+    before = [source[i] for i in range(4)]
+    again = pickle.loads(pickle.dumps(source))
+    assert all(same(again[i], before[i]) for i in range(4))
+
+
+class WithProfile(CandidateSource):
+    """What a method adds: a section of its own, with its own rule."""
+
+    def sections(self, row):
+        terms = Section(
+            "profile", "profile{items}\n", " {words}", ",", ("mug", "red", "home", "bag"),
+            drop=lambda entries: len(entries) // 2, keep=2, priority=-1,
+        )  # fmt: skip
+        return [*super().sections(row), terms]
+
+
+def test_a_section_with_its_own_rule_is_added_without_touching_the_fit(trained, prompt_config):
+    """The middle entry goes first, before the history does, down to two; at last these go too."""
+    row = int(np.argmax(ROWS[:, 1]))
+    lists = np.tile([0, 1], (len(ROWS), 1))
+
+    def at(length):
+        known = context(neighbors=None)
+        return WithProfile(known, prompt_config, ROWS, lists, length=length).example(row, 0)
+
+    whole = at(1000)
+    states = {}
+    for length in range(len(whole), 5, -1):
+        example = at(length)
+        if example.counts.get("texts_cut"):
+            break
+        text = trained.decode(example.tokens[example.suffix_ids == 0])
+        profile = re.search(r"^profile(.*)$", text, re.MULTILINE)
+        words = tuple(profile[1].strip().split(", ")) if profile else ()
+        left_out = example.counts.get("profile_left_out", 0)
+        assert left_out == 4 - len(words)
+        states[words, example.counts.get("history_left_out", 0)] = None
+    assert list(states) == [
+        (("mug", "red", "home", "bag"), 0),
+        (("mug", "red", "bag"), 0),
+        *((("mug", "bag"), n) for n in range(5)),
+        (("mug",), 4),
+        ((), 4),
+        ((), 5),
+    ]

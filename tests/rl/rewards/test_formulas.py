@@ -1,8 +1,14 @@
+"""The arithmetic of each reward, on arrays without a model."""
+
 import numpy as np
 import pytest
 
+from configs import base
 from mmsrec_jax.prompts import parse_summary
-from mmsrec_jax.rl import rewards
+from mmsrec_jax.rl.rewards import REWARDS, semantic
+from mmsrec_jax.rl.rewards.format import rules_kept
+from mmsrec_jax.rl.rewards.image_contrastive import info_nce
+from mmsrec_jax.rl.rewards.reconstruction import negative_perplexity, share_explained
 
 
 def cosine(a, b):
@@ -10,7 +16,7 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("center", [False, True])
-def test_information_is_the_cosine(center):
+def test_semantic_is_the_cosine(center):
     rng = np.random.default_rng(0)
     offset = 5 * rng.normal(size=8)
     summaries = (rng.normal(size=(3, 4, 8)) + offset).astype(np.float32)
@@ -22,20 +28,20 @@ def test_information_is_the_cosine(center):
     ]
     everywhere = np.ones((3, 4), bool), np.ones(3, bool)
     np.testing.assert_allclose(
-        rewards.information(summaries, texts, *everywhere, center=center), expected, atol=1e-5
+        semantic.cosine(summaries, texts, *everywhere, center=center), expected, atol=1e-5
     )
 
 
-def test_information_of_empty_summaries_and_items_without_text():
+def test_semantic_of_empty_summaries_and_items_without_text():
     """They score -1 and 0, and do not move the means that the others are centered by."""
     rng = np.random.default_rng(1)
     summaries = rng.normal(size=(3, 4, 8)).astype(np.float32)
     texts = rng.normal(size=(3, 8)).astype(np.float32)
     written, described = np.ones((3, 4), bool), np.array([True, False, True])
     written[0, 1] = written[1, 0] = False
-    scores = np.asarray(rewards.information(summaries, texts, written, described, center=True))
+    scores = np.asarray(semantic.cosine(summaries, texts, written, described, center=True))
     changed = np.where(written[..., None], summaries, 50), np.where(described[:, None], texts, 50)
-    again = np.asarray(rewards.information(*changed, written, described, center=True))
+    again = np.asarray(semantic.cosine(*changed, written, described, center=True))
     np.testing.assert_allclose(scores, again, atol=1e-5)
     assert scores[0, 1] == -1 and np.all(scores[1] == 0)
     shift_w, shift_t = summaries[written].mean(0), texts[described].mean(0)
@@ -43,14 +49,14 @@ def test_information_of_empty_summaries_and_items_without_text():
     np.testing.assert_allclose(scores[2, 3], expected, atol=1e-5)
 
 
-def test_centring_leaves_a_collapsed_policy_nothing():
+def test_centering_leaves_a_collapsed_policy_nothing():
     rng = np.random.default_rng(0)
     same = np.ones((3, 4, 1), np.float32) * rng.normal(size=8).astype(np.float32)
     texts = (same[:, 0] + rng.normal(size=(3, 8))).astype(np.float32)
     everywhere = np.ones((3, 4), bool), np.ones(3, bool)
-    assert np.all(rewards.information(same, texts, *everywhere, center=False) > 0.3)
+    assert np.all(semantic.cosine(same, texts, *everywhere, center=False) > 0.3)
     np.testing.assert_allclose(
-        rewards.information(same, texts, *everywhere, center=True), 0.0, atol=1e-3
+        semantic.cosine(same, texts, *everywhere, center=True), 0.0, atol=1e-3
     )
 
 
@@ -58,7 +64,7 @@ def test_reconstruction_is_a_share_of_the_nats():
     given = np.array([[5.0, 10.0, 40.0], [3.0, 2.0, 1.0]], np.float32)
     alone = np.array([10.0, 0.0], np.float32)
     np.testing.assert_allclose(
-        rewards.reconstruction(given, alone), [[0.5, 0.0, -1.0], [0.0, 0.0, 0.0]], atol=1e-6
+        share_explained(given, alone), [[0.5, 0.0, -1.0], [0.0, 0.0, 0.0]], atol=1e-6
     )
 
 
@@ -66,15 +72,11 @@ def test_perplexity_matches_its_definition():
     token_probabilities = np.array([0.5, 0.25, 0.125])
     given = np.array([[-np.log(token_probabilities).sum()]], np.float32)
     expected = -(np.prod(token_probabilities) ** (-1 / 3))
-    np.testing.assert_allclose(rewards.perplexity(given, np.array([3])), [[expected]], rtol=1e-6)
-    assert rewards.perplexity(np.zeros((1, 1), np.float32), np.array([0])) == 0.0
+    np.testing.assert_allclose(negative_perplexity(given, np.array([3])), [[expected]], rtol=1e-6)
+    assert negative_perplexity(np.zeros((1, 1), np.float32), np.array([0])) == 0.0
 
 
-def test_length_counts():
-    np.testing.assert_array_equal(rewards.length(np.array([[0, 3]])), [[0.0, -3.0]])
-
-
-def test_image_matches_brute_force():
+def test_info_nce_matches_brute_force():
     rng = np.random.default_rng(3)
     logprobs = rng.normal(size=(3, 2, 4)).astype(np.float32)
     present = np.ones((3, 4), bool)
@@ -85,14 +87,14 @@ def test_image_matches_brute_force():
             values = [np.exp(logprobs[b, g, k]) for k in range(4) if present[b, k]]
             share = 1 + np.log(values[0] / sum(values)) / np.log(len(values))
             expected[b, g] = np.clip(share, -1, 1)
-    np.testing.assert_allclose(rewards.image(logprobs, present), expected, atol=1e-5)
+    np.testing.assert_allclose(info_nce(logprobs, present), expected, atol=1e-5)
 
 
-def test_image_reward_at_chance_certain_and_missing():
+def test_info_nce_at_chance_certain_and_missing():
     logprobs = np.zeros((4, 1, 3), np.float32)
     logprobs[1, 0] = [0.0, -80.0, -80.0]
     present = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 0]], bool)
-    np.testing.assert_allclose(rewards.image(logprobs, present)[:, 0], [0, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(info_nce(logprobs, present)[:, 0], [0, 1, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,14 @@ def test_image_reward_at_chance_certain_and_missing():
         ("", True, True, 0.0),
     ],
 )
-def test_form(text, has_image, has_text, expected):
-    score = rewards.form(parse_summary(text), has_image=has_image, has_text=has_text)
+def test_format(text, has_image, has_text, expected):
+    score = rules_kept(parse_summary(text), has_image=has_image, has_text=has_text)
     assert score == pytest.approx(expected)
+
+
+def test_every_reward_says_what_it_is():
+    weights = base.get_config().summarizer.weights
+    assert {name: reward.default_weight for name, reward in REWARDS.items()} == weights.to_dict()
+    assert all(name == reward.name for name, reward in REWARDS.items())
+    ours = {name for name, reward in REWARDS.items() if reward.origin == "ours"}
+    assert ours == {"format", "image_contrastive"}

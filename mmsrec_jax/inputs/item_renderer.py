@@ -69,7 +69,7 @@ class ItemRenderer:
     def words(self, i: int) -> str:
         """The item in a list: its keywords, else its text."""
 
-        def make():
+        def make() -> str:
             chat, templates = self.prompt_config.chat, self.prompt_config.templates
             if self.keywords is not None and self.keywords[i].strip():
                 return tasks.item_words(templates, chat.clean(self.keywords[i]))
@@ -81,7 +81,7 @@ class ItemRenderer:
     def attributes(self, i: int) -> dict[str, str]:
         """The item's attributes, cleaned for a prompt; a comma would end a keyword."""
 
-        def make():
+        def make() -> dict[str, str]:
             clean = self.prompt_config.chat.clean
             found = self.catalog[i].attributes.items()
             cleaned = {name: clean(value.replace(",", " ")) for name, value in found}
@@ -105,7 +105,7 @@ class ItemRenderer:
         if processor is None:
             return None
 
-        def make():
+        def make() -> dict | None:
             try:
                 pixels = self.catalog.image(i)
                 return None if pixels is None else processor.patchify(pixels)
@@ -119,8 +119,9 @@ class ItemRenderer:
     def candidate(self, i: int, limit: int, counts: Counter) -> Piece:
         """The suffix of a candidate up to its yes/no label."""
 
-        def make():
-            prompt_config, found = self.prompt_config, Counter()
+        def make() -> tuple[Piece, Counter]:
+            prompt_config = self.prompt_config
+            found: Counter[str] = Counter()
             image, text = self.image(i, found), self.text(i, limit, found)
             if prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip():
                 words, cut = prompt_config.chat.cut(self.words(i), limit)
@@ -130,7 +131,7 @@ class ItemRenderer:
             images = [] if image is None else [image]
             return prompt_config.chat.encode(question + prompt_config.chat.middle, images), found
 
-        def size(value):
+        def size(value: tuple[Piece, Counter]) -> int:
             piece, _ = value
             return 16 * len(piece) + sum(image["patches"].nbytes for image in piece.images)
 
@@ -156,15 +157,15 @@ class _Cache:
         self._capacity = capacity
         self._reset()
 
-    def _reset(self):
+    def _reset(self) -> None:
         self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, int]:
         return {"capacity": self._capacity}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, int]) -> None:
         self._capacity = state["capacity"]
         self._reset()
 

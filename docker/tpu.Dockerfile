@@ -1,0 +1,23 @@
+# Image of a TPU host: launch/clusters/jobset.yaml, docs/clusters.md.
+#   docker build --file docker/tpu.Dockerfile --tag REGISTRY/mmsrec_jax:0.1.0-tpu .
+FROM python:3.12.12-slim-trixie
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1
+
+RUN useradd --create-home --uid 1000 mmsrec
+WORKDIR /mmsrec_jax
+
+# Before the code, so that a change of the code does not install everything again.
+COPY requirements.txt ./
+RUN python -m pip install --requirement requirements.txt "jax[tpu]"
+
+COPY pyproject.toml README.md LICENSE ./
+COPY mmsrec_jax ./mmsrec_jax
+COPY configs ./configs
+COPY launch ./launch
+RUN python -m pip install --no-deps --editable .
+
+USER mmsrec
+CMD ["python", "launch/train.py", "--help"]

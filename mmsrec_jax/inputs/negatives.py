@@ -1,0 +1,46 @@
+"""Items that a user is shown besides the one that was chosen."""
+
+import numpy as np
+
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.runtime.errors import UserError
+
+
+def with_negatives(
+    rng: np.random.Generator,
+    histories: Histories,
+    user: int,
+    target: int,
+    *,
+    num_items: int,
+    negatives: int,
+    train_end: np.ndarray | None,
+) -> np.ndarray:
+    """int32[1 + negatives], the target at a random place.
+
+    Negatives are uniform over the items that are neither the target nor among the user's training
+    interactions `of(user)[:train_end[user]]` (None = all interactions).
+
+    Raises:
+      UserError: too few items are left.
+    """
+    seen = histories.of(user)
+    if train_end is not None:
+        seen = seen[: train_end[user]]
+    known = {target, *seen.tolist()}
+    if num_items - len(known) < negatives:
+        raise UserError(
+            f"user {histories.users[user]}: {num_items - len(known)} items of the "
+            f"catalog are left for {negatives} negatives; lower negatives"
+        )
+    chosen: list[int] = []
+    if num_items > 4 * (len(known) + negatives):
+        while len(chosen) < negatives:
+            item = int(rng.integers(num_items))
+            if item not in known:
+                known.add(item)
+                chosen.append(item)
+    else:
+        rest = np.setdiff1d(np.arange(num_items), np.fromiter(known, np.int64))
+        chosen = rng.choice(rest, negatives, replace=False).tolist()
+    return rng.permutation(np.array([target, *chosen], np.int32))

@@ -1,0 +1,126 @@
+"""Warm-up examples against the attributes of their items."""
+
+import pickle
+import re
+from collections import Counter
+
+import numpy as np
+from toy_examples import (
+    CATALOG,
+    answer_of,
+    candidates_of,
+    same,
+)
+from toy_items import BARE, CORRUPT, NO_IMAGE
+
+from mmsrec_jax.inputs.item_prompts import SummarySource
+from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.prompts import parse_summary
+
+
+def warmup(prompt_config, tasks, **options):
+    options = dict(length=200, seed=0, tasks=tasks, image_attributes=("colour",)) | options
+    return WarmupSource(CATALOG, prompt_config, **options)
+
+
+def test_describe_without_noise_is_the_attributes(trained, prompt_config):
+    source = warmup(prompt_config, {"describe": 1})
+    for i in range(len(CATALOG)):
+        prompt, answer = answer_of(trained, source[i])
+        known = CATALOG[i].attributes
+        seen = parse_summary(answer)
+        assert answer.endswith("<|im_end|>")
+        if i == BARE:
+            assert (seen.image, seen.text) == (["clock"], ["clock", "number", "7"])
+        else:
+            image = [] if i in (NO_IMAGE, CORRUPT) else [known["colour"]]
+            assert (seen.image, seen.text) == (image, [known["thing"], known["place"]])
+        # stage 1 asks with the same words
+        summary = SummarySource(CATALOG, prompt_config, length=200)[i]
+        assert trained.decode(summary.tokens) == prompt and summary.index == i
+        assert not summary.loss_weights.any()
+        assert ("<|vision_start|>" in prompt) == (i not in (NO_IMAGE, CORRUPT))
+
+
+def test_noise_of_describe(trained, prompt_config):
+    source, fillers = warmup(prompt_config, {"describe": 1}, noise=0.25), {"nice", "item", "good"}
+    found = Counter()
+    for draw in range(600):
+        seen = parse_summary(answer_of(trained, source.example(0, draw))[1])
+        words = seen.image + seen.text
+        found["filler"] += bool(fillers & set(words))
+        words = [word for word in words if word not in fillers]
+        assert words and set(words) <= {"red", "mug", "home"}
+        assert set(seen.image) <= {"red", *fillers}
+        found["repeated"] += len(set(words)) < len(words)
+        found["left_out"] += 3 - len(set(words))
+        found["order"] += [w for w in seen.text if w in ("mug", "home")][:1] == ["home"]
+    for name, share in (("filler", 0.25), ("repeated", 0.25), ("left_out", 0.75), ("order", 0.47)):
+        assert abs(found[name] / 600 - share) < 0.08, name
+    assert same(source.example(0, 5), source.example(0, 5))
+
+
+def test_vqa_asks_what_can_be_seen(trained, prompt_config):
+    source, asked = warmup(prompt_config, {"vqa": 1}), Counter()
+    for draw in range(60):
+        for i in (0, NO_IMAGE):
+            prompt, answer = answer_of(trained, source.example(i, draw))
+            name = prompt.split("<|im_end|>")[0].splitlines()[-1]
+            assert answer == f" {CATALOG[i].attributes[name]}<|im_end|>"
+            asked[i, name] += 1
+    assert (NO_IMAGE, "colour") not in asked and len(asked) == 5 and min(asked.values()) > 8
+    _, answer = answer_of(trained, source.example(BARE, 0))
+    assert answer.startswith("image: clock")  # nothing to ask: described instead
+
+
+def test_see_describes_the_image_without_the_text(trained, prompt_config):
+    source = warmup(prompt_config, {"see": 1})
+    prompt, answer = answer_of(trained, source[0])
+    assert "mug" not in prompt and "<|vision_start|>" in prompt
+    assert parse_summary(answer).image == ["red"] and parse_summary(answer).text == []
+    # without an image there is nothing to see: described by its text instead
+    prompt, answer = answer_of(trained, source[NO_IMAGE])
+    assert CATALOG[NO_IMAGE].text["title"] in prompt and parse_summary(answer).text
+
+
+def test_retell_writes_the_text_from_keywords(trained, prompt_config):
+    prompt, answer = answer_of(trained, warmup(prompt_config, {"retell": 1})[0])
+    assert "red mug home" in prompt and "<|vision_start|>" not in prompt
+    assert answer.removesuffix("<|im_end|>").strip() == title_of(0)
+
+
+def title_of(i):
+    return CATALOG[i].text["title"]
+
+
+def test_match_lists_items_like_the_one_that_fits(trained, prompt_config):
+    source = warmup(prompt_config, {"match": 1}, negatives=4)
+    own = CATALOG[0].attributes
+    name_of = {value: name for item in CATALOG for name, value in item.attributes.items()}
+    shared, expected, sizes = 0.0, 0.0, Counter()
+    for draw in range(80):
+        example = source.example(0, draw)
+        candidates = candidates_of(trained, example)
+        assert candidates[example.labels.argmax()] == 0 and len(candidates) == 5
+        assert example.labels.sum() == 1
+        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
+        lines = re.split(r"\n|,", prefix.split("likes")[1].replace("similar", ","))
+        listed = [line.split() for line in lines if line.strip()]
+        names = {name_of[word] for words in listed for word in words}
+        sizes[len(listed)] += 1
+        for item in set(candidates) - {0}:
+            attributes = CATALOG[item].attributes
+            assert any(attributes.get(name) != own[name] for name in names)
+        shared += np.mean([own[name_of[w]] == w for words in listed for w in words])
+        expected += np.mean(
+            [item.attributes.get(name) == own[name] for item in CATALOG for name in names]
+        )
+    assert set(sizes) == {1, 2, 3, 4, 5, 6}
+    assert shared > 1.5 * expected
+
+
+def test_a_source_survives_pickling(prompt_config):
+    source = warmup(prompt_config, {"describe": 1, "vqa": 1, "match": 1})
+    before = [source[i] for i in range(4)]
+    again = pickle.loads(pickle.dumps(source))
+    assert all(same(again[i], before[i]) for i in range(4))
