@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Logged = dict[str, jax.Array | float]
 
 
 class Scored(NamedTuple):
@@ -106,24 +107,24 @@ def train(
             num_batch_shards=shard[1],
         )
 
-        def step(state: TrainState, prompts: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+        def step(state: TrainState, prompts: dict[str, np.ndarray]) -> tuple[TrainState, Logged]:
             # 1. Rollout
-            batch = to_devices(prompts_of(prompts), mesh)
+            batch: Batch = to_devices(prompts_of(prompts), mesh)
             items = batch.pop("index")
             rollout = roll(state.params, frozen, batch, items, state.step)
             # 2. Rewards and 3. advantages
             summaries = parse(tokenizer, rollout)
             inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
-            scored, logged = score(state.params, frozen, batch, rollout, inputs)
-            logged |= metrics.of_keywords(summaries)
-            logged |= count_work(prompts, local_rows(rollout.lengths))
+            scored, found = score(state.params, frozen, batch, rollout, inputs)
+            work = count_work(prompts, local_rows(rollout.lengths))
+            logged: Logged = {**found, **metrics.of_keywords(summaries), **work}
             # 4. Update
             for epoch in range(config.updates_per_rollout):
                 state, updated = update(state, frozen, batch, rollout, scored)
                 gap = updated.pop("logprob_gap")
                 if epoch == 0:  # before any update: what separates sampling from training
                     logged["rollout/logprob_gap"] = gap
-            return state, logged | updated
+            return state, {**logged, **updated}
 
         iterator = iter(prompt_batches(config, source, shard))
         try:
@@ -155,7 +156,7 @@ def make_score_rollouts(
         frozen: nnx.State,
         batch: Batch,
         rollout: Generation,
-        inputs: RewardInputs,
+        inputs: RewardInputs[jax.Array],
     ) -> tuple[Scored, Metrics]:
         chex.assert_tree_shape_prefix((batch, inputs), rollout.lengths.shape[:1])
         model = nnx.merge(graphdef, params, frozen)

@@ -3,7 +3,7 @@ second copy of the weights."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class RewardContext:
     """
 
     def __init__(
-        self, model: MLLM, prompts: Batch, inputs: RewardInputs, num_microbatches: int
+        self, model: MLLM, prompts: Batch, inputs: RewardInputs[jax.Array], num_microbatches: int
     ) -> None:
         self.prompts, self.inputs = prompts, inputs
         self._model, self._num_microbatches = model, num_microbatches
@@ -43,7 +43,7 @@ class RewardContext:
     def keyword_states(self) -> jax.Array:
         """phi(W), float32[B, G, D], of the keywords of each summary."""
 
-        def read(keywords: PaddedTexts) -> jax.Array:
+        def read(keywords: PaddedTexts[jax.Array]) -> jax.Array:
             rows, group, _ = keywords.tokens.shape
             return self._mean_states(flat(keywords)).reshape(rows, group, -1)
 
@@ -54,16 +54,16 @@ class RewardContext:
         """phi(text), float32[B, D], of the text of each item."""
         return self.in_microbatches(self._mean_states)(self.inputs.text)
 
-    def _mean_states(self, texts: PaddedTexts) -> jax.Array:
+    def _mean_states(self, texts: PaddedTexts[jax.Array]) -> jax.Array:
         """phi (*ours*): float32[N, D], the mean of the last hidden states; 0 for an empty text."""
         batch = text_batch(texts)
-        hidden = self._model(batch, adapters=False).astype(jnp.float32)
+        hidden = cast(jax.Array, self._model(batch, adapters=False)).astype(jnp.float32)
         inside = batch["segment_ids"][..., None] > 0
         total = jnp.sum(jnp.where(inside, hidden, 0.0), 1)
         return total / jnp.maximum(texts.lengths, 1)[:, None]
 
 
-def text_batch(texts: PaddedTexts) -> Batch:
+def text_batch(texts: PaddedTexts[jax.Array]) -> Batch:
     """N texts of T tokens as rows of a batch without images."""
     rows, length = texts.tokens.shape
     slots = jnp.broadcast_to(jnp.arange(length), (rows, length))
@@ -74,6 +74,6 @@ def text_batch(texts: PaddedTexts) -> Batch:
     }
 
 
-def flat(texts: PaddedTexts) -> PaddedTexts:
+def flat(texts: PaddedTexts[jax.Array]) -> PaddedTexts[jax.Array]:
     """[B, G, ...] -> [B * G, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), texts)
