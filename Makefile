@@ -1,7 +1,7 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
-# make processes  the tests that take the whole road in 2 and 4 real processes
+# make processes  the tests that run all steps in 2 and 4 real processes
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added

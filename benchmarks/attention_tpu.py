@@ -1,4 +1,4 @@
-"""Compiles loss and gradient of SFT for TPUs that are not there, and prints the memory they take.
+"""Compiles loss and gradient of SFT for absent TPUs and prints the memory they take.
 
     pip install libtpu            # the version that jax[tpu] of this JAX asks for
     python benchmarks/attention_tpu.py                       # v5e:2x4, fsdp 4 x tensor 2

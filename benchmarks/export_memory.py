@@ -31,7 +31,7 @@ from mmsrec_jax.runtime import startup, workdir
 from mmsrec_jax.training import weights
 
 _ROOT = Path(__file__).resolve().parents[1]
-_DIRECTORY = flags.DEFINE_string("directory", None, "An empty place with room for three copies.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "An empty folder with room for three copies.")
 _TRAINED = flags.DEFINE_enum("trained", "lora", ["lora", "full"], "What the run trained.")
 _RANK = flags.DEFINE_integer("rank", 16, "Of the adapters.")
 _SHARD = flags.DEFINE_float("max_shard_gib", 2.0, "Size of a safetensors file.")

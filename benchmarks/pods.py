@@ -1,17 +1,20 @@
-"""What training needs on TPU pods, from programs compiled for them: the table of docs/pods.md.
+"""What training needs on TPU pods, from programs compiled for them: docs/pods.csv and docs/pods.md.
 
     pip install "jax[tpu]"              # the compiler; no TPU is needed
-    python benchmarks/pods.py --quick   # every case, half a minute each; goes on where it stopped
-    python benchmarks/pods.py           # those again as training compiles them, a minute each
+    python benchmarks/pods.py --quick   # every case, half a minute each; skips finished cases
+    python benchmarks/pods.py           # the same cases as training compiles them, a minute each
     python benchmarks/pods.py --only='7b.*v5e-64'
-    python benchmarks/pods.py --only=none   # only the table, of what has been compiled
+    python benchmarks/pods.py --only=none   # compiles nothing, writes the CSV and the page again
 
 Every case is a run of launch/compile.py on configs/beauty.py with the mesh and sizes below; the
-table gives its flags. A case that is done (its JSON is in --out) is skipped. Nothing is computed:
-this says what fits and what the roofline allows, not how fast it is.
+CSV has its flags. A case whose JSON is in --out is skipped. A case without a JSON keeps the rows
+that docs/pods.csv has of it. No step is executed: the numbers say what fits and what the roofline
+allows, not how fast a step is.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import re
@@ -25,15 +28,20 @@ from absl import app, flags
 
 from mmsrec_jax.hf import presets
 from mmsrec_jax.planning.report import utilization
-from mmsrec_jax.runtime.files import write_json
+from mmsrec_jax.runtime.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 _ONLY = flags.DEFINE_string("only", "", "Cases whose name this regular expression finds.")
 _QUICK = flags.DEFINE_bool("quick", False, "See launch/compile.py.")
 _OUT = flags.DEFINE_string("out", "runs/pods", "Folder of the JSON files.")
-_DOCS = flags.DEFINE_string("docs", "docs/pods.md", "File whose table is replaced.")
+_CSV = flags.DEFINE_string("csv", "docs/pods.csv", "Table of all cases.")
+_DOCS = flags.DEFINE_string("docs", "docs/pods.md", "Page whose short table is replaced.")
 _BEGIN, _END = "<!-- benchmarks/pods.py -->", "<!-- end -->"
 GIB = 2**30
+COLUMNS = (
+    "model", "training", "machine", "flags", "step", "hbm_gib", "hbm_gib_of_device", "compute_ms",
+    "memory_ms", "network_ms", "bound", "mfu_percent", "effort",
+)  # fmt: skip
 
 # v5p is named by cores, two a chip.
 MACHINES = {
@@ -43,9 +51,9 @@ MACHINES = {
 }  # fmt: skip
 MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-3b", "qwen2.5-vl-32b", "qwen3-vl-8b")
 TRAININGS = {"sft-lora": "sft", "sft-full": "sft", "grpo": "grpo,rollout"}
-# What a chip of each kind is given, so that arithmetic outweighs the network.
+# Batch rows for one chip: enough for arithmetic to take longer than the network.
 ROWS = {"v5e": 1, "v5p": 2, "v6e": 3}
-# Rollouts hold the decoder gathered over FSDP: over so many chips it is divided instead.
+# A rollout gathers the decoder over FSDP. The `tensor` axis divides what it gathers, by so many.
 TENSOR = {
     "v5e": {"3b": 2, "7b": 4, "8b": 4, "32b": 8},
     "v5p": {"3b": 1, "7b": 2, "8b": 2, "32b": 4},
@@ -82,9 +90,9 @@ class Case:
         return math.prod(map(int, MACHINES[self.machine].partition(":")[2].split("x")))
 
     def mesh(self) -> dict[str, int]:
-        """Weights are divided over all chips, as far as their widths are multiples; the tower of
-        Qwen3-VL (1152) is of at most 128. Where weights have gradients, shards of the decoder
-        are whole tiles of 16 rows: others the compiler sums up on every chip."""
+        """FSDP divides the weights over as many chips as their widths allow. The tower of Qwen3-VL
+        (1152 wide) allows 128. In full fine-tuning a shard of the decoder is a multiple of 16 rows,
+        the tile of 16-bit values; for other shards the compiler sums gradients on every chip."""
         tensor = 1
         if self.training == "grpo":
             tensor = TENSOR[self.chip][self.model.rpartition("-")[2]]
@@ -103,7 +111,7 @@ class Case:
         """Of launch/compile.py."""
         rows = ROWS[self.chip] * self.chips
         if self.training == "sft-lora" and self.chip == "v6e":
-            rows = 2 * self.chips  # three have no room for what `dots` keeps
+            rows = 2 * self.chips  # `dots` keeps too much for three rows
         found = [f"--config.mesh.{axis}={size}" for axis, size in self.mesh().items()]
         if self.training == "grpo":
             shards = self.mesh()["data"] * self.mesh()["fsdp"]
@@ -129,9 +137,9 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """All of them, the most telling first."""
+    """All of them, those of `FIRST` first."""
     every = [Case(m, t, p) for m in MODELS for t in TRAININGS for p in MACHINES]
-    order = {name: place for place, name in enumerate(FIRST)}
+    order = {name: rank for rank, name in enumerate(FIRST)}
     return iter(sorted(every, key=lambda case: order.get(case.name.partition("-vl-")[2], 99)))
 
 
@@ -163,48 +171,88 @@ def _done(case: Case, folder: Path) -> bool:
     return found["flags"] == case.flags() and (_QUICK.value or not found["quick"])
 
 
-def table(folder: Path) -> list[str]:
-    """Markdown of everything that has been compiled."""
-    lines = [
-        "| model | training | machine | flags (`--config.`) | step | HBM GiB (of) | ms of compute, "
-        "memory, network | bound by | MFU at most | compiled |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def all_rows(folder: Path, path: Path) -> list[dict[str, str]]:
+    """A row of `COLUMNS` for every case and step: from the JSON in `folder`, else from the CSV."""
+    before: dict[str, list[dict[str, str]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                before.setdefault(_case_name(row), []).append(row)
+    found = []
     for case in cases():
-        path = folder / f"{case.name}.json"
-        if not path.exists():
+        compiled = folder / f"{case.name}.json"
+        if not compiled.exists():
+            found += before.get(case.name, [])
             continue
-        report = json.loads(path.read_text())
-        for name, step in report["steps"].items():
-            lines.append(_line(case, name, step, report))
-    return lines
+        report = json.loads(compiled.read_text())
+        found += [_row(case, name, step, report) for name, step in report["steps"].items()]
+    return found
 
 
-def _line(case: Case, name: str, step: dict, report: dict) -> str:
-    flags_ = " ".join(flag.removeprefix("--config.") for flag in report["flags"])
-    memory = f"{step['peak'] / GIB:.1f} ({report['hbm'] / GIB:.1f})"
-    cells = [case.model, case.training, case.machine, f"`{flags_}`", name, memory]
-    compiled = "quickly" if report["quick"] else ""
-    if "seconds" not in step:
-        return "| " + " | ".join([*cells, "", "does not fit", "", compiled]) + " |"
-    seconds = step["seconds"]
-    times = ", ".join(f"{1e3 * seconds[kind]:.0f}" for kind in ("compute", "memory", "ici"))
-    bound = step["bound"] if step["fits"] else "does not fit"
-    cells += [times, bound, f"{utilization(step):.0%}", compiled]
-    return "| " + " | ".join(cells) + " |"
+def _row(case: Case, name: str, step: dict, report: dict) -> dict[str, str]:
+    row = dict.fromkeys(COLUMNS, "") | {
+        "model": case.model,
+        "training": case.training,
+        "machine": case.machine,
+        "flags": " ".join(flag.removeprefix("--config.") for flag in report["flags"]),
+        "step": name,
+        "hbm_gib": f"{step['peak'] / GIB:.1f}",
+        "hbm_gib_of_device": f"{report['hbm'] / GIB:.1f}",
+        "bound": "does not fit",
+        "effort": "quick" if report["quick"] else "full",
+    }
+    if "seconds" in step:
+        seconds = step["seconds"]
+        times = {"compute_ms": "compute", "memory_ms": "memory", "network_ms": "ici"}
+        row |= {column: f"{1e3 * seconds[kind]:.0f}" for column, kind in times.items()}
+        row["mfu_percent"] = f"{100 * utilization(step):.0f}"
+        if step["fits"]:
+            row["bound"] = "network" if step["bound"] == "ici" else step["bound"]
+    return row
 
 
-def main(argv):
+def short_table(rows: list[dict[str, str]]) -> str:
+    """Markdown of the cases in `FIRST`."""
+    lines = [
+        "| model | training | machine | mesh data, fsdp, tensor | step | HBM GiB (of) "
+        "| compute, memory, network ms | bound by | MFU at most |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if _case_name(row).partition("-vl-")[2] not in FIRST:
+            continue
+        flags_ = dict(flag.split("=") for flag in row["flags"].split())
+        cells = [row["model"], row["training"], row["machine"]]
+        cells.append(", ".join(flags_[f"mesh.{axis}"] for axis in ("data", "fsdp", "tensor")))
+        cells += [row["step"], f"{row['hbm_gib']} ({row['hbm_gib_of_device']})"]
+        cells.append(", ".join(row[name] for name in ("compute_ms", "memory_ms", "network_ms")))
+        cells += [row["bound"], f"{row['mfu_percent']}%"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _case_name(row: dict[str, str]) -> str:
+    return f"{row['model']}.{row['training']}.{row['machine']}"
+
+
+def main(argv: list[str]) -> None:
     del argv
     folder = (ROOT / _OUT.value).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     compile_missing(folder)
-    lines = "\n".join(table(folder))
-    print(lines)
+    path = ROOT / _CSV.value
+    rows = all_rows(folder, path)
+    with io.StringIO() as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, file.getvalue())
+    table = short_table(rows)
+    print(table)
     page = ROOT / _DOCS.value
     text = page.read_text()
     begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    page.write_text(f"{text[:begin]}\n{lines}\n{text[end:]}")
+    write_text(page, f"{text[:begin]}\n{table}\n{text[end:]}")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def main(_) -> None:
         check(
             distance < 0.05,
             f"bfloat16 logits, {half}: relative distance {distance:.4f} from float32, "
-            f"same arg max at {agree:.1%} of places",
+            f"same arg max at {agree:.1%} of positions",
         )
     sys.exit(check.failed)
 

@@ -1,12 +1,13 @@
 """Training and full-catalog ranking of SASRec here and in RecBole on torch, in turn.
 
     python3.11 -m venv DIR && DIR/bin/pip install -r benchmarks/recbole.txt
-    python benchmarks/heads.py --root=DATA/beauty --recbole_python=DIR/bin/python --out=models.json
+    python benchmarks/sequential.py --root=DATA/beauty --recbole_python=DIR/bin/python \\
+        --out=sequential.json
 
 The same data (RecBole atomic files, 5-core, leave-one-out), sizes, full-softmax cross-entropy,
 learning rate, target positions a batch and threads, on the CPU. RecBole makes every training target
 a row of its own, with its whole history; here a row holds whole sequences side by side and every
-place is a target. An epoch has the same targets on both sides, which is checked. Timed are
+position is a target. An epoch has the same targets on both sides, which is checked. Timed are
 `--batches` of each, `--repeats` times in turn after one that is dropped, in which ours compiles; an
 epoch is that rate over all targets. Evaluation ranks every test user's target among all items and
 finds the ten best, from histories on the host to metrics: ours `ranking.full`, theirs
@@ -28,19 +29,19 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from configs import base
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.sequential import recommender
 from mmsrec_jax.sequential import train as training
+from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.state import TrainState
 
 _ROOT = flags.DEFINE_string("root", None, "Folder NAME with NAME.inter or NAME.inter.gz.")
 _PYTHON = flags.DEFINE_string("recbole_python", None, "A Python with benchmarks/recbole.txt.")
 _DIM = flags.DEFINE_integer("dim", 64, "Width; the inner layer has four times as much.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Transformer layers.")
-_HEADS = flags.DEFINE_integer("sequential", 2, "Attention models.")
-_LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and places of a row of ours.")
+_HEADS = flags.DEFINE_integer("heads", 2, "Attention heads.")
+_LENGTH = flags.DEFINE_integer("length", 50, "Longest history, and positions of a row of ours.")
 _BATCH = flags.DEFINE_integer("batch", 2000, "Target positions of a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 4, "Batches timed together; 0: evaluation only.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each kind, after one that is dropped.")
@@ -51,7 +52,7 @@ _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")
 def sizes() -> dict:
     return {
         "dim": _DIM.value, "mlp_dim": 4 * _DIM.value, "layers": _LAYERS.value,
-        "sequential": _HEADS.value, "length": _LENGTH.value, "dropout": 0.5, "learning_rate": 1e-3,
+        "heads": _HEADS.value, "length": _LENGTH.value, "dropout": 0.5, "learning_rate": 1e-3,
     }  # fmt: skip
 
 
@@ -59,14 +60,12 @@ class Ours:
     """The library's own data, compiled step and ranking."""
 
     def __init__(self, root: Path, directory: Path):
-        config = base.get_config("sasrec").copy_and_resolve_references()
-        with config.unlocked():
-            config.data.root = str(root)
-            config.sasrec.update(**sizes(), batch_size=max(_BATCH.value // _LENGTH.value, 1))
-        build.build(config.data, directory)
-        catalog, self.histories, self.split = build.open_built(config.data, directory)
-        self.items, c = len(catalog), config.sasrec
-        self.recipe = training.recipe("sasrec", c, self.items, {})
+        data = build.DataSettings(root=str(root))
+        c = SASRecSettings(**sizes(), batch_size=max(_BATCH.value // _LENGTH.value, 1))
+        build.build(data, directory)
+        catalog, self.histories, self.split = build.open_built(data, directory)
+        self.items = len(catalog)
+        self.recipe = training.recipe(c, self.items, {})
         self.features = recommender.place_features(self.recipe.model, {})
         params = recommender.init_params(self.recipe.model, seed=0)
         self.state, self.key = TrainState.create(params, self.recipe.optimizer), jax.random.key(0)
@@ -100,7 +99,7 @@ class Ours:
 
 
 class RecBole:
-    """`heads_recbole.py` in its own Python; the same calls as `Ours`."""
+    """`sequential_recbole.py` in its own Python; the same calls as `Ours`."""
 
     def __init__(self, root: Path, directory: Path, items: int):
         copy = directory / root.name
@@ -113,7 +112,7 @@ class RecBole:
             **sizes(), "parent": str(directory), "name": root.name, "items": items + 1,
             "batch": _BATCH.value, "threads": _THREADS.value,
         }  # fmt: skip
-        server = Path(__file__).with_name("heads_recbole.py")
+        server = Path(__file__).with_name("sequential_recbole.py")
         self._process = subprocess.Popen(
             [_PYTHON.value, "-W", "ignore", str(server), json.dumps(case)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=directory,

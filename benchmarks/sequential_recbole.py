@@ -1,4 +1,4 @@
-"""RecBole's SASRec as a server for `benchmarks/heads.py`, in a Python where RecBole is installed.
+"""RecBole's SASRec as a server for `benchmarks/sequential.py`, in a Python that has RecBole.
 
 RecBole 1.2.1 needs numpy 1, JAX numpy 2, hence two environments. Calls are words, one a line of
 standard input; answers are JSON, one a line of standard output.
@@ -42,7 +42,7 @@ class Side:
                 "train_batch_size": case["batch"], "eval_batch_size": users,
                 "MAX_ITEM_LIST_LENGTH": case["length"], "hidden_size": case["dim"],
                 "inner_size": case["mlp_dim"], "n_layers": case["layers"],
-                "n_heads": case["sequential"], "hidden_dropout_prob": case["dropout"],
+                "n_heads": case["heads"], "hidden_dropout_prob": case["dropout"],
                 "attn_dropout_prob": case["dropout"], "learning_rate": case["learning_rate"],
                 "metrics": ["Recall", "NDCG"], "topk": [10], "valid_metric": "NDCG@10",
                 "use_gpu": False, "show_progress": False, "state": "ERROR",

@@ -12,19 +12,17 @@ DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole ato
 the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).
 """
 
+from ml_collections import ConfigDict
+
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     choose(variant, {"": "7B on a v5e-64", **base.SEQUENTIAL_MODELS}, file="configs/beauty.py")
     config = base.get_config(variant)
     with config.unlocked():
-        config.data.root_help = (
-            "Download reviews_Beauty_5 and meta_Beauty of the Amazon review data (2014) and the "
-            "images it links to, and write them as RecBole atomic files beauty.inter, beauty.item "
-            "and images/<item_id>.jpg; see README, Your own data."
-        )
+        config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
         # The best on validation of three tried; one layer, as in eSASRec's own Beauty recipe.
         config.sasrec.update(
             dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, loss_chunk=800,
@@ -45,15 +43,11 @@ def get_config(variant: str = ""):
     return config.lock()
 
 
-def _pod(config):
+def _pod(config: ConfigDict) -> None:
     with config.unlocked():
         config.mesh.update(data=1, fsdp=64, tensor=1)
         for head in ("sasrec", "bert4rec", "gru4rec"):
             config[head].batch_size = 64  # a row for every chip
-        config.model.path_help = (
-            "Download Qwen/Qwen2.5-VL-7B-Instruct with `huggingface-cli download` and give its "
-            "folder with --config.model.path=DIR."
-        )
         config.model.require_path = True
         config.planning.model = "qwen2.5-vl-7b"
         config.prompts.update(fields=("title", "description"), text_tokens=128)

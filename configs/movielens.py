@@ -13,6 +13,8 @@ DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. `smoke` i
 cores: a subset of users, films with a poster only, a tiny model from scratch.
 """
 
+from ml_collections import ConfigDict
+
 from configs import base, quickstart
 from mmsrec_jax.runtime.config_utils import choose
 
@@ -23,22 +25,18 @@ _VARIANTS = {
 }
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     variant = choose(variant, _VARIANTS, file="configs/movielens.py")
     smoke = variant == "smoke"
     config = quickstart.get_config() if smoke else base.get_config(variant)
     with config.unlocked():
         config.data.update(
             source="atomic",
-            root_help="MovieLens-1M as RecBole atomic files; see README, Your own data.",
+            download_page="https://grouplens.org/datasets/movielens/1m/",
             text_fields=("title", "year", "abstract"),
             category_field="genres",
             user_core=5,
             item_core=5,
-        )
-        config.model.path_help = (
-            "Download Qwen/Qwen2.5-VL-3B-Instruct with `huggingface-cli download` and give its "
-            "folder, or leave config.model.path empty to train a small model from scratch."
         )
         config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
         config.hm4sr.category_separator = " "
@@ -48,7 +46,7 @@ def get_config(variant: str = ""):
     return config.lock()
 
 
-def _smoke(config):
+def _smoke(config: ConfigDict) -> None:
     with config.unlocked():
         config.data.update(
             max_users=600,

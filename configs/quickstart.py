@@ -3,11 +3,13 @@
 python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+from ml_collections import ConfigDict
+
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> ConfigDict:
     choose(variant, {"": "the whole quickstart"}, file="configs/quickstart.py")
     config = base.get_config()
     with config.unlocked():
@@ -31,8 +33,8 @@ def get_config(variant: str = ""):
         config.summarizer.update(
             steps=40, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
-            checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, distractors=7,
-            kl_coef=0.02,
+            checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl_coef=0.02,
+            distractors=7,
         )  # fmt: skip
         config.summarizer.weights.update(
             semantic=0.5, length=0.02, image_contrastive=1.0, format=1.0

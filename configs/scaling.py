@@ -9,6 +9,8 @@ All sizes see the same examples in the same order. A size is called after hidden
 after the published model whose shape it has (those are for pods: set config.mesh).
 """
 
+from ml_collections import ConfigDict
+
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
@@ -30,7 +32,7 @@ SIZES = {
 _ON_CPU = 256  # widest model for a CPU
 
 
-def get_config(variant: str = "size=128x3"):
+def get_config(variant: str = "size=128x3") -> ConfigDict:
     known = {f"size={name}": "" for name in SIZES}
     size = choose(variant, known, file="configs/scaling.py").removeprefix("size=")
     config = base.get_config()

@@ -1,4 +1,4 @@
-"""Compiles every step of an experiment for machines that are not here, and says what it needs.
+"""Compiles every step of an experiment for an absent machine and reports what it needs.
 
     pip install "jax[tpu]"   # the compiler; no TPU is needed
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
@@ -23,7 +23,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_co
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
 )
-_SLICES = flags.DEFINE_integer("slices", 1, "So many of that topology, over the slower network.", 1)
+_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, on the slower network.", 1)
 _STEPS = flags.DEFINE_list("steps", ["sft", "grpo", "rollout", "rank"], "Of the method.")
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
@@ -37,13 +37,15 @@ _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    from mmsrec_jax.methods.settings import Settings
     from mmsrec_jax.planning import report
+    from mmsrec_jax.runtime.settings import from_config
 
     config = _CONFIG.value
     if _MODEL.value:
         config.model.path = _MODEL.value
     fits = report.run(
-        config,
+        from_config(Settings, config),
         topology=_TOPOLOGY.value,
         slices=_SLICES.value,
         steps=_STEPS.value,

@@ -21,7 +21,7 @@ _TIES = flags.DEFINE_enum(
     "ties",
     "pessimistic",
     ["pessimistic", "expected"],
-    "Equal scores count against the model, or as chance would order them.",
+    "Equal scores count against the model, or as their expectation over random orders.",
 )
 _EXTERNAL = flags.DEFINE_multi_string(
     "external", [], "NAME=FILE: parquet or CSV of user, item, score by raw ids. Repeatable."

@@ -1,4 +1,4 @@
-"""Gives a run's model back to Hugging Face.
+"""Exports a run's model to a Hugging Face directory.
 
     python launch/export.py --workdir=runs/shop --out=DIR --merge          # for transformers
     python launch/export.py --workdir=runs/shop --out=DIR --adapter_only   # for peft

@@ -1,11 +1,11 @@
 """Runs the steps of an experiment, skips those that are finished, resumes one that was killed.
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
-    python launch/train.py --config=configs/beauty.py --workdir=runs/beauty --steps=sft,evaluate
+    python launch/train.py --config=configs/beauty.py --workdir=runs/beauty --steps=sft,evaluation
     python launch/train.py --config=configs/base.py:sasrec --config.data.root=DIR --workdir=runs/my
 
 Any field of the config can be set on the command line: --config.sft.steps=200
-SIGTERM saves and ends with status 0, and with the command that goes on.
+SIGTERM saves, logs the command that continues the run, and ends with status 0.
 """
 
 import shlex
@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each step.")
-_STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluate.")
+_STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluation.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
@@ -34,9 +34,11 @@ def main(argv):
     interruption.watch()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
+    from mmsrec_jax.methods.settings import Settings
+    from mmsrec_jax.runtime.settings import from_config
 
-    config = _CONFIG.value
-    methods.find(config.method).run(config, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
+    settings = from_config(Settings, _CONFIG.value)
+    methods.find(settings.method).run(settings, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
 
 
 if __name__ == "__main__":

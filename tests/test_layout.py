@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# An import never goes up this list. Modules of the package's root, the public face, stand above it.
+# An import never goes up this list; the package itself, the public face, stands above it.
 FOLDERS = (
     "runtime", "models", "hf", "data", "prompts", "inputs", "inference", "training", "evaluation",
-    "sequential", "retrieval", "rl", "planning", "methods",
+    "sequential", "retrieval", "rl", "planning", "methods", "api",
 )  # fmt: skip
 NARROWER = {"models": {"runtime"}}  # of what the list allows, what a folder may import
 JAX_FREE = ("data", "prompts", "inputs")  # imported by input workers, which see numpy only
@@ -24,8 +24,7 @@ MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
 LONG_FUNCTIONS = {  # still to be split
     "benchmarks/real_llava.py:main",
-    "configs/base.py:get_config",
-    "mmsrec_jax/sequential/train.py:train",
+    "mmsrec_jax/rl/grpo.py:train",
 }
 
 # The words that the field has others for.

@@ -1,70 +1,121 @@
-"""From a config to a prepared data set: read or generate, filter, split, store, report."""
+"""From settings to a prepared data set: read or generate, filter, split, store, report."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
 from mmsrec_jax.data.records import Catalog, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, group, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 
 
-def check(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True)
+class DataSettings(Section):
+    """Which interactions and items, how they are filtered, and how they are split."""
+
+    source: str = setting(
+        "atomic",
+        "RecBole atomic files in the folder `root`, or the generated toyshop.",
+        choices=("atomic", "toyshop"),
+    )
+    root: str = setting("", "Folder of NAME.inter[.gz], NAME.item and images/<item_id>.jpg.")
+    download_page: str = setting(
+        "", "Web page of the raw data; the error names it when `root` is missing.", recorded=False
+    )
+    images_root: str | None = setting(None, "Folder of the images. None is images/ in `root`.")
+    text_fields: tuple[str, ...] | None = setting(
+        None, "Columns of .item that are text. None is all that have no other use."
+    )
+    category_field: str | None = setting(None, "Column of .item with the category.")
+    attribute_fields: tuple[str, ...] = setting((), "Columns of .item that are attributes.")
+    rating_threshold: float | None = setting(
+        None, "Interactions with a lower rating are dropped. None keeps all."
+    )
+    user_core: int = setting(5, "Fewest interactions of a user, after filtering.", low=0)
+    item_core: int = setting(5, "Fewest interactions of an item, after filtering.", low=0)
+    only_items_with_image: bool = setting(False, "Drop the items without an image file.")
+    max_users: int = setting(0, "Size of a random subset of the users. 0 is all.", low=0)
+    split: str = setting(
+        "leave_one_out",
+        "The last interaction of each user is its test target, or two moments cut all users.",
+        choices=("leave_one_out", "global_time"),
+    )
+    validation_quantile: float = setting(
+        0.8, "Quantile of the timestamps where validation begins (global_time).", above=0, below=1
+    )
+    test_quantile: float = setting(
+        0.9, "Quantile of the timestamps where test begins (global_time).", above=0, below=1
+    )
+    seed: int = setting(
+        0, "Of the subset of users and of the order of equal timestamps.", follows="seed", low=0
+    )
+    toyshop: ToyshopSettings = group(ToyshopSettings)
+
+    def check(self, name: str) -> None:
+        if self.validation_quantile >= self.test_quantile:
+            raise UserError(
+                f"{name}.validation_quantile={self.validation_quantile:g}: must be below "
+                f"test_quantile={self.test_quantile:g}"
+            )
+
+
+def check(settings: DataSettings) -> None:
     """Stops early, with what to do, when the raw files are not there.
 
     Raises:
       UserError: no folder is given, or it does not exist.
     """
-    if config.source != "atomic":
+    if settings.source != "atomic":
         return
-    if not config.root:
+    files = "the folder of NAME.inter, NAME.item and images/"
+    page = f"; the raw data: {settings.download_page}" if settings.download_page else ""
+    if not settings.root:
         raise UserError(
-            "config.data.root is not set: give the folder of NAME.inter, NAME.item and images/ "
-            f"with --config.data.root=DIR. {config.root_help}".strip()
+            f"config.data.root is not set: give {files} with --config.data.root=DIR{page}"
         )
-    if not Path(config.root).is_dir():
+    if not Path(settings.root).is_dir():
         raise UserError(
-            f"config.data.root={config.root}: no such folder. {config.root_help}".strip()
+            f"config.data.root={settings.root}: no such folder; it should be {files}{page}"
         )
 
 
-def build(config: ConfigDict, directory: Path) -> None:
-    """Prepares `config` (the section `data`) in `directory` and logs what was read and dropped.
+def build(settings: DataSettings, directory: Path) -> None:
+    """Prepares the data set in `directory` and logs what was read and dropped.
 
     Raises:
       UserError: bad input, see `atomic.read` and `splits`; or nothing is left after filtering.
     """
     items: list[Item] | atomic.AtomicItems
     image_name: Callable[[str], str] = str
-    if config.source == "toyshop":
-        items, histories, world = toyshop.generate(**config.toyshop)
+    if settings.source == "toyshop":
+        items, histories, world = toyshop.generate(settings.toyshop)
         world.save(directory / _WORLD)
         report = Report(source="toyshop, generated")
         report.read = describe(histories, len(items))
-    elif config.source == "atomic":
-        items, histories, report = _read_atomic(config)
-        image_name = items.image_name
     else:
-        raise UserError(f"config.data.source={config.source!r} is neither 'toyshop' nor 'atomic'")
+        items, histories, report = _read_atomic(settings)
+        image_name = items.image_name
     written = store.write(directory / _STORE, items, histories, image_name=image_name)
     catalog, histories = store.open(directory / _STORE)
     report.finish(catalog, histories, written)
-    report.split(split(config, histories))
+    report.split(split(settings, histories))
     report.save(directory / _REPORT)
     for line in report.table().splitlines():
         logging.info("%s", line)
 
 
-def open_built(config: ConfigDict, directory: Path) -> tuple[Catalog, Histories, Split]:
+def open_built(settings: DataSettings, directory: Path) -> tuple[Catalog, Histories, Split]:
     """What `build` prepared."""
     catalog, histories = store.open(directory / _STORE)
-    return catalog, histories, split(config, histories)
+    return catalog, histories, split(settings, histories)
 
 
 def fingerprint(directory: Path) -> str:
@@ -78,55 +129,51 @@ def open_world(directory: Path) -> toyshop.World | None:
     return toyshop.World.load(path) if path.exists() else None
 
 
-def split(config: ConfigDict, histories: Histories) -> Split:
-    """The split that `config.split` names."""
-    if config.split == "leave_one_out":
+def split(settings: DataSettings, histories: Histories) -> Split:
+    """The split that `settings.split` names."""
+    if settings.split == "leave_one_out":
         return splits.leave_one_out(histories)
-    if config.split == "global_time":
-        return splits.global_time(
-            histories,
-            validation_quantile=config.validation_quantile,
-            test_quantile=config.test_quantile,
-        )
-    raise UserError(
-        f"config.data.split={config.split!r} is neither 'leave_one_out' nor 'global_time'"
+    return splits.global_time(
+        histories,
+        validation_quantile=settings.validation_quantile,
+        test_quantile=settings.test_quantile,
     )
 
 
-def source_files(config: ConfigDict) -> dict[str, list[int]]:
+def source_files(settings: DataSettings) -> dict[str, list[int]]:
     """Size and time of change of the raw files: the data is built again when one changes."""
-    if config.source != "atomic":
+    if settings.source != "atomic":
         return {}
-    root = Path(config.root or ".")
+    root = Path(settings.root or ".")
     paths = [path for pattern in ("*.inter*", "*.item*") for path in sorted(root.glob(pattern))]
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
-def _read_atomic(config: ConfigDict) -> tuple[atomic.AtomicItems, Histories, Report]:
+def _read_atomic(settings: DataSettings) -> tuple[atomic.AtomicItems, Histories, Report]:
     items, histories, report = atomic.read(
-        config.root,
-        rating_threshold=config.rating_threshold,
-        category_field=config.category_field,
-        attribute_fields=config.attribute_fields,
-        text_fields=config.text_fields,
-        images_root=config.images_root,
+        settings.root,
+        rating_threshold=settings.rating_threshold,
+        category_field=settings.category_field,
+        attribute_fields=settings.attribute_fields,
+        text_fields=settings.text_fields,
+        images_root=settings.images_root,
     )
     histories = report.step("same item again", histories, filters.first_of_repeats(histories))
-    if config.only_items_with_image:
+    if settings.only_items_with_image:
         kept = filters.only_items(histories, items.has_image)
         histories = report.step("items without image", histories, kept)
-    if config.max_users:
-        kept = filters.subset_users(histories, config.max_users, config.seed)
-        histories = report.step(f"all but {config.max_users:,} users", histories, kept)
-    core = filters.k_core(histories, users=config.user_core, items=config.item_core)
+    if settings.max_users:
+        kept = filters.subset_users(histories, settings.max_users, settings.seed)
+        histories = report.step(f"all but {settings.max_users:,} users", histories, kept)
+    core = filters.k_core(histories, users=settings.user_core, items=settings.item_core)
     histories = report.step(
-        f"core of {config.user_core} a user, {config.item_core} an item", histories, core
+        f"core of {settings.user_core} a user, {settings.item_core} an item", histories, core
     )
     if not len(histories.items):
         raise UserError(
-            f"{config.root}: no interactions are left after filtering; lower config.data.user_core "
-            "and config.data.item_core"
+            f"{settings.root}: no interactions are left after filtering; lower "
+            "config.data.user_core and config.data.item_core"
         )
-    histories = filters.break_ties(histories, config.seed)
+    histories = filters.break_ties(histories, settings.seed)
     histories, kept_items = filters.reindex(histories)
     return items.select(np.asarray(kept_items)), histories, report

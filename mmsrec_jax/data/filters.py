@@ -20,7 +20,7 @@ def at_least(histories: Histories, rating: float) -> Histories:
 
 
 def first_of_repeats(histories: Histories) -> Histories:
-    """Each user's first interaction with an item; later ones with the same item go."""
+    """Each user's first interaction with an item; later ones with the same item are dropped."""
     width = int(histories.items.max(initial=0)) + 1
     _, first = np.unique(histories.user_of_row * width + histories.items, return_index=True)
     keep = np.zeros(len(histories.items), bool)

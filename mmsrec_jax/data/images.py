@@ -11,9 +11,9 @@ class ImageError(Exception):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """uint8[height, width, 3] of the first frame, upright, transparency laid on white.
+    """uint8[height, width, 3] of the first frame, upright, blended on white.
 
-    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB.
+    Grayscale, palette, CMYK and 16-bit images become 8-bit RGB.
 
     Raises:
       ImageError: corrupt, truncated, of an unknown format, or absurdly large.

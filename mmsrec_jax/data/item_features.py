@@ -1,4 +1,4 @@
-"""Item features for heads that know content: any float matrix with one row per catalog item."""
+"""Item features for content-aware sequential models: a float matrix with one row per item."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def check(paths: Mapping[str, str], *, can_make: bool = False) -> None:
 def read(paths: Mapping[str, str], num_items: int) -> dict[str, np.ndarray]:
     """float32[items, width] by name, from `.npy` files.
 
-    Row i belongs to item i of the prepared catalog: the items of NAME.item in their order, less
+    Row i belongs to item i of the prepared catalog: the items of NAME.item in their order, without
     those that filtering dropped. `data.store.open("RUN/data/store")[0].ids` lists their ids.
 
     Raises:
@@ -52,7 +52,7 @@ def standardized(rows: np.ndarray) -> np.ndarray:
     """Columns with mean 0 and deviation 1: float32[items, width] to the same.
 
     A row of zeros says that an item lacks the feature: it does not count, and stays (*ours*).
-    Hidden states of language models have a few columns that would drown all others.
+    Hidden states of language models have a few columns that are much larger than the others.
     """
     known: np.ndarray = (rows != 0).any(1)
     if not known.any():
@@ -65,8 +65,8 @@ def standardized(rows: np.ndarray) -> np.ndarray:
 def categories(catalog: Catalog, separator: str | None) -> np.ndarray:
     """Which categories each item has, float32[items, C] of 0 and 1; C = 0 when none has any.
 
-    separator: between the categories of one item; None, every text is one category. In the order
-    of the alphabet.
+    separator: between the categories of one item; None, every text is one category. In alphabetical
+    order.
     """
     found = []
     for item in catalog:

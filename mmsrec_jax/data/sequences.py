@@ -8,7 +8,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that holds `count`: a width, so that few shapes are compiled."""
+    """The smallest power of two that is at least `count`, so that few shapes are compiled."""
     return 1 << max(int(count) - 1, 0).bit_length()
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
 
 COLORS = {
     "red": (205, 45, 45),
@@ -115,54 +117,66 @@ class World:
 _STORED = ("groups", "leads_to", "popularity", "pull", "drift", "tastes")
 
 
-def generate(
-    *,
-    num_users: int,
-    num_items: int,
-    num_groups: int,
-    history: tuple[int, int],
-    pull: float,
-    drift: float,
-    image_weight: float,
-    text_weight: float,
-    popularity_sd: float,
-    seed: int,
-) -> tuple[list[Item], Histories, World]:
-    """Draws a shop.
+@dataclasses.dataclass(frozen=True)
+class ToyshopSettings(Section):
+    """What a shop is drawn from."""
 
-    Args:
-      num_users, num_items, num_groups: how many of each.
-      history: shortest and longest history, both inclusive.
-      pull: probability that a favourite moves to where the last item's group leads.
-      drift: probability that a favourite is redrawn.
-      image_weight, text_weight: logits for a match of a factor in the picture, or in the text.
-      popularity_sd: standard deviation of the items' shared logits.
-      seed: everything is a function of it.
+    num_users: int = setting(4000, "Users.", low=1)
+    num_items: int = setting(2500, "Items.", low=1)
+    num_groups: int = setting(
+        10, "Latent groups of items. Each one leads the tastes of users to certain values.", low=1
+    )
+    history: tuple[int, int] = setting((6, 12), "Shortest and longest history.", low=1)
+    pull: float = setting(
+        0.4, "Probability that a favorite moves to where the group of the last item leads.",
+        low=0, high=1,
+    )  # fmt: skip
+    drift: float = setting(0.03, "Probability that a favorite is drawn again.", low=0, high=1)
+    image_weight: float = setting(3.6, "Logit of a match in what only pictures show.")
+    text_weight: float = setting(3.2, "Logit of a match in what only texts name.")
+    popularity_sd: float = setting(
+        0.3, "Standard deviation of the items' own logits, which all users share.", low=0
+    )
+    seed: int = setting(0, "Everything in the shop is a function of it.", follows="seed", low=0)
+
+    def check(self, name: str) -> None:
+        shortest, longest = self.history
+        if not shortest <= longest <= self.num_items:
+            raise UserError(
+                f"{name}.history={self.history}: the longest must be at least the shortest and at "
+                f"most num_items={self.num_items}"
+            )
+
+
+def generate(settings: ToyshopSettings) -> tuple[list[Item], Histories, World]:
+    """Draws a shop.
 
     Returns:
       Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are
       seconds, and the world that made them.
     """
+    seed, num_users, num_items = settings.seed, settings.num_users, settings.num_items
+    num_groups = settings.num_groups
     rng = np.random.default_rng(seed)
     attributes = {
         name: rng.integers(0, len(values), num_items).astype(np.int32)
         for name, values in VALUES.items()
     }
-    weights = {name: image_weight for name in IMAGE_FACTORS}
-    weights |= {name: text_weight for name in TEXT_FACTORS}
+    weights = {name: settings.image_weight for name in IMAGE_FACTORS}
+    weights |= {name: settings.text_weight for name in TEXT_FACTORS}
     world = World(
         attributes=attributes,
         groups=rng.integers(0, num_groups, num_items).astype(np.int32),
         leads_to=np.stack(
             [_balanced(rng, len(VALUES[name]), num_groups) for name in weights], axis=1
         ),
-        popularity=rng.normal(0.0, popularity_sd, num_items),
+        popularity=rng.normal(0.0, settings.popularity_sd, num_items),
         weights=weights,
-        pull=pull,
-        drift=drift,
+        pull=settings.pull,
+        drift=settings.drift,
         tastes=np.zeros((0, len(weights)), np.int32),
     )
-    chosen, tastes, lengths = _choices(world, rng, num_users, history)
+    chosen, tastes, lengths = _choices(world, rng, num_users, settings.history)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     steps = np.concatenate([np.arange(n) for n in lengths])
     arrival = np.repeat(rng.integers(0, 300, num_users), lengths)
@@ -186,7 +200,7 @@ def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
 
 
 def draw(color: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
-    """A product picture as PNG bytes; place, size and pattern phase vary with `rng`."""
+    """A product image as PNG bytes; position, size and pattern phase vary with `rng`."""
     picture = Image.new("RGB", (_SIDE, _SIDE), BACKGROUNDS[background])
     product = Image.new("RGB", (_SIDE, _SIDE), COLORS[color])
     pen = ImageDraw.Draw(product)

@@ -35,7 +35,7 @@ class Random:
 
 
 class Popularity:
-    """How often an item occurs in the training interactions; the history is not looked at."""
+    """How often an item occurs in the training interactions; the history is not used."""
 
     name = "popularity"
 
@@ -51,9 +51,9 @@ class Popularity:
 class Cooccurrence:
     """What followed the last item in training histories, nearer steps counting more (*ours*).
 
-    score(j | last = i) = sum over training histories, and over places where j comes d = 1..window
-    steps after i, of 1/d. Popularity, scaled below the smallest difference of two such sums, breaks
-    ties and answers for items that nothing followed.
+    score(j | last = i) = sum over training histories, and over positions where j comes d =
+    1..window steps after i, of 1/d. Popularity, scaled below the smallest difference of two such
+    sums, breaks ties and answers for items that nothing followed.
     """
 
     name = "cooccurrence"

@@ -1,6 +1,6 @@
 """What is recommended, whether it hits or not: coverage, Gini, popularity, novelty of the lists.
 
-`top` is int[n, K] as in `Ranks`; places that hold -1 are empty and do not count.
+`top` is int[n, K] as in `Ranks`; -1 is an empty entry and does not count.
 """
 
 from dataclasses import dataclass

@@ -102,15 +102,18 @@ class Leaderboard:
         if world is None:
             return
         for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
-            scores = scores_of(world, self._histories, self._targets)
-            self.add_scores(name, lambda s=scores: np.take_along_axis(s, self.frozen.items, axis=1))
-            self._add(
-                name,
-                protocols.FULL,
-                lambda n=name, s=scores: ranking.full_from_scores(
-                    n, s, self._histories, self._targets, top=max(self._cutoffs)
-                ),
-            )
+            self._add_known(name, scores_of(world, self._histories, self._targets))
+
+    def _add_known(self, name: str, scores: np.ndarray) -> None:
+        """Both protocols from scores of the whole catalog, float[n, items]."""
+        self.add_scores(name, lambda: np.take_along_axis(scores, self.frozen.items, axis=1))
+        self._add(
+            name,
+            protocols.FULL,
+            lambda: ranking.full_from_scores(
+                name, scores, self._histories, self._targets, top=max(self._cutoffs)
+            ),
+        )
 
     def finish(self, *paths: Path) -> None:
         """Writes the table to `table.json` beside the ranks and to `paths`, and logs it."""

@@ -1,9 +1,9 @@
 """What the target competes with: frozen sampled candidates, or the whole catalog.
 
 `sampled` draws the negatives once, hashes them and stores them beside the run, so that every system
-is scored on the same lists; the positive's place in its list is random, because a stable sort over
-a list that begins with the positive turns ties into hits. Under `FULL` everything competes but what
-the user had before.
+is scored on the same lists; the positive's position in its list is random, because a stable sort
+over a list that begins with the positive turns ties into hits. Under `FULL` everything competes
+but what the user had before.
 """
 
 import hashlib

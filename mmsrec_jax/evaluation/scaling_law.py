@@ -2,7 +2,7 @@
 
 The form is that of Hoffmann et al. 2022 (arXiv 2203.15556, section 3) with compute in place of
 parameters and tokens: all runs see the same data. As there, the fit is a Huber loss on log L, which
-a run that went wrong bends little.
+a single failed run changes little.
 """
 
 import dataclasses
@@ -136,8 +136,8 @@ def fit(
 def resample(
     law: Law, flops: np.ndarray, loss: np.ndarray, *, resamples: int, seed: int
 ) -> list[Law]:
-    """Laws of data drawn anew: residuals of log L dealt to the points (Efron & Tibshirani 1993,
-    section 9.4).
+    """Laws of data drawn anew: residuals of log L resampled over the points (Efron & Tibshirani
+    1993, section 9.4).
 
     Residuals are widened for the three numbers that are fitted, and by Student's t over the normal
     quantile, without which intervals from so few points hold the truth too rarely (*ours*).

@@ -16,14 +16,60 @@ from safetensors import SafetensorError, safe_open
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.families.base import located
 from mmsrec_jax.hf.processor import read_json
-from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.hf.tiny_init import TinySettings
+from mmsrec_jax.models.config import REMAT_POLICIES, MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, group, setting
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATING = ("F32", "BF16", "F16", "F64")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(Section):
+    """The multimodal LLM."""
+
+    path: str = setting("", "Folder of a Hugging Face model. Empty: from scratch, of sizes `tiny`.")
+    require_path: bool = setting(
+        False, "Whether the experiment makes no sense with a model from scratch."
+    )
+    dtype: str = setting(
+        "bfloat16", "Of the computation; float32 on CPU.", choices=("bfloat16", "float32")
+    )
+    remat: str = setting(
+        "full",
+        "What layers compute again in the backward pass: nothing, everything, all but products of "
+        "matrices.",
+        choices=REMAT_POLICIES,
+    )
+    max_pixels: int = setting(
+        0, "Largest area of an image in pixels. 0 is what the folder says.", low=0
+    )
+    seed: int = setting(
+        0, "Of a model from scratch: its weights, and which images it is fitted to.",
+        follows="seed", low=0,
+    )  # fmt: skip
+    tiny: TinySettings = group(TinySettings)
+
+    def check_path(self) -> None:
+        """Stops early, with what to do, when the model is not there.
+
+        Raises:
+          UserError: `path` is no folder, or is not set although the experiment needs it.
+        """
+        folder = (
+            "a model's folder in Hugging Face's format (config.json, safetensors, tokenizer), as "
+            "`huggingface-cli download Qwen/Qwen2.5-VL-7B-Instruct --local-dir=DIR` makes one"
+        )
+        if self.path and not Path(self.path).is_dir():
+            raise UserError(f"config.model.path={self.path}: no such folder; it should be {folder}")
+        if self.require_path and not self.path:
+            raise UserError(
+                f"config.model.path is not set: give {folder}, with --config.model.path=DIR"
+            )
 
 
 def has_tensors(directory: Path) -> bool:

@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +16,44 @@ from mmsrec_jax.hf.processor import CLIP_MEAN, CLIP_STD, ImageProcessor, read_js
 from mmsrec_jax.models.config import VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
 
 _IMAGES_MEASURED = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class TinySettings(Section):
+    """Sizes of a model from scratch."""
+
+    vocab_size: int = setting(1024, "Most tokens of the tokenizer.", low=1)
+    hidden: int = setting(128, "Width of the decoder.", low=1)
+    layers: int = setting(3, "Layers of the decoder.", low=1)
+    heads: int = setting(4, "Attention heads of the decoder; they divide `hidden`.", low=1)
+    kv_heads: int = setting(2, "Key and value heads; they divide `heads`.", low=1)
+    intermediate: int = setting(384, "Width of the decoder's MLP.", low=1)
+    vision_hidden: int = setting(96, "Width of the vision tower.", low=1)
+    vision_layers: int = setting(2, "Layers of the vision tower.", low=1)
+    vision_heads: int = setting(
+        3, "Attention heads of the vision tower; they divide `vision_hidden`.", low=1
+    )
+    vision_intermediate: int = setting(192, "Width of the vision tower's MLP.", low=1)
+    patch_size: int = setting(14, "Side of a vision patch in pixels.", low=1)
+    image_size: int = setting(28, "Side of a square of an image's area, in pixels.", low=1)
+
+    def check(self, name: str) -> None:
+        for part, whole in (
+            ("heads", "hidden"),
+            ("kv_heads", "heads"),
+            ("vision_heads", "vision_hidden"),
+        ):
+            found, size = getattr(self, part), getattr(self, whole)
+            if size % found:
+                raise UserError(f"{name}.{part}={found}: must divide {whole}={size}")
+
+
 def write_directory(
-    directory: Path, config: Any, texts: Iterable[str], images: Iterable[np.ndarray]
+    directory: Path, settings: TinySettings, texts: Iterable[str], images: Iterable[np.ndarray]
 ) -> None:
     """Writes tokenizer, config.json and preprocessor_config.json of a Qwen2.5-VL of any size.
 
@@ -30,21 +61,18 @@ def write_directory(
     with the usual constants, which fit photographs.
 
     Args:
-      config: vocab_size (at most), hidden, layers, heads, kv_heads, intermediate;
-        vision_hidden, vision_layers, vision_heads, vision_intermediate, patch_size, image_size
-        (pixels per side: every image has about that area).
       texts: what the tokenizer is trained on.
       images: uint8[height, width, 3], some of the catalog's.
     """
-    tokens = tokenizer.train(texts, config.vocab_size, directory)
+    tokens = tokenizer.train(texts, settings.vocab_size, directory)
     vocabulary = tokens.get_vocab()
     ids = [vocabulary[f"<|{name}|>"] for name in _TOKENS]
-    raw = hf_config(config, len(tokens), ids, tokens.eos_token_id)
+    raw = hf_config(settings, len(tokens), ids, tokens.eos_token_id)
     mean, std = _pixel_statistics(images)
     tower = mapping.config_from_hf(raw).vision
     assert isinstance(tower, VisionConfig), "hf_config describes a Qwen-VL"
     tower = dataclasses.replace(tower, image_mean=mean, image_std=std)
-    area = config.image_size**2
+    area = settings.image_size**2
     ImageProcessor.for_tower(tower, area, area).save_pretrained(directory)
     partial = directory / "config.json.partial"
     partial.write_text(json.dumps(raw, indent=2) + "\n")
@@ -52,13 +80,13 @@ def write_directory(
 
 
 def hf_config(
-    config: Any, vocab_size: int, ids: Sequence[int] = (0, 1, 2), eos: int | None = None
+    settings: TinySettings, vocab_size: int, ids: Sequence[int] = (0, 1, 2), eos: int | None = None
 ) -> dict:
     """config.json of the model that `write_directory` describes.
 
     ids: of the tokens for an image slot, the start and the end of an image.
     """
-    head_dim = config.hidden // config.heads
+    head_dim = settings.hidden // settings.heads
     quarter = head_dim // 8
     image, start, end = ids
     return {
@@ -71,11 +99,11 @@ def hf_config(
         "text_config": {
             "model_type": "qwen2_5_vl_text",
             "vocab_size": vocab_size,
-            "hidden_size": config.hidden,
-            "intermediate_size": config.intermediate,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads,
+            "hidden_size": settings.hidden,
+            "intermediate_size": settings.intermediate,
+            "num_hidden_layers": settings.layers,
+            "num_attention_heads": settings.heads,
+            "num_key_value_heads": settings.kv_heads,
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": False,
             "bos_token_id": None,
@@ -88,16 +116,16 @@ def hf_config(
         },
         "vision_config": {
             "model_type": "qwen2_5_vl",
-            "depth": config.vision_layers,
-            "hidden_size": config.vision_hidden,
-            "num_heads": config.vision_heads,
-            "intermediate_size": config.vision_intermediate,
-            "out_hidden_size": config.hidden,
-            "patch_size": config.patch_size,
+            "depth": settings.vision_layers,
+            "hidden_size": settings.vision_hidden,
+            "num_heads": settings.vision_heads,
+            "intermediate_size": settings.vision_intermediate,
+            "out_hidden_size": settings.hidden,
+            "patch_size": settings.patch_size,
             "spatial_merge_size": VisionConfig.merge,
             "temporal_patch_size": VisionConfig.temporal_patch_size,
             "window_size": VisionConfig.window_size,
-            "fullatt_block_indexes": list(range(config.vision_layers)),
+            "fullatt_block_indexes": list(range(settings.vision_layers)),
         },
     }
 

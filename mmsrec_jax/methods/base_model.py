@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.hf import loading, tiny_init
-from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import startup
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import weights
 from mmsrec_jax.training.state import param_dtype
 
@@ -37,7 +37,7 @@ class BaseModel:
       warmed_up: a model from scratch has the weights of step `warmup`; else random ones.
     """
 
-    def __init__(self, config: Any, workdir: Path, mesh: Mesh, *, warmed_up: bool = True):
+    def __init__(self, config: Settings, workdir: Path, mesh: Mesh, *, warmed_up: bool = True):
         self._config, self._workdir, self._mesh = config, workdir, mesh
         self._warmed_up = warmed_up
 
@@ -129,14 +129,3 @@ def trained_by(workdir: Path, step: str) -> Path:
 def base_path(workdir: Path, model_path: str) -> Path:
     """The Hugging Face directory of a run's base model; `model_path`: `config.model.path`."""
     return Path(model_path) if model_path else workdir / MODEL
-
-
-def check_pretrained(model: Any) -> None:
-    """Stops early when the model that the section `model` names is not there.
-
-    Raises:
-      UserError: `path` is no folder.
-    """
-    if model.path and not Path(model.path).is_dir():
-        remedy = model.path_help
-        raise UserError(f"config.model.path={model.path}: no such folder. {remedy}".strip())

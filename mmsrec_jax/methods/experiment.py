@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build, splits
 from mmsrec_jax.data.records import Catalog, Histories, Split
@@ -17,32 +16,25 @@ from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import config_from_hf, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.items import PromptConfig
-from mmsrec_jax.methods import base_model, features
+from mmsrec_jax.methods import features
 from mmsrec_jax.methods.base_model import BaseModel
-from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import sharding, startup
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, run_steps, share
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.training import metering
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Settings) -> None:
     """Stops early when the data, the model or the item features that the config names are not
     there (UserError)."""
     build.check(config.data)
-    base_model.check_pretrained(config.model)
-    if config.prompts.templates not in TEMPLATES:
-        raise UserError(
-            f"config.prompts.templates={config.prompts.templates!r} is none of "
-            f"{', '.join(TEMPLATES)}"
-        )
-    registry.find(config.sequential_model)
+    config.model.check_path()
     features.check(config)
-    train.item_loss(getattr(config, config.sequential_model))
-    metering.steps_to_trace(config.profile)
 
 
 class Experiment:
@@ -52,13 +44,13 @@ class Experiment:
     that writes to the folder it is called with.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, mesh: jax.sharding.Mesh):
+    def __init__(self, config: Settings, workdir: Path, mesh: jax.sharding.Mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.profile = metering.steps_to_trace(config.profile)
         self.base = self.make_base_model()
 
     @classmethod
-    def run(cls, config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+    def run(cls, config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`."""
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
@@ -104,7 +96,7 @@ class Experiment:
     def sequential_record(self) -> dict[str, Any]:
         """What a sequential recommender depends on, for the record of a step."""
         name = self.config.sequential_model
-        record = {name: as_dict(getattr(self.config, name))}
+        record = {name: as_dict(self.config.sequential)}
         if files := features.given(self.config):
             record["feature_files"] = files
         return record
@@ -150,10 +142,8 @@ class Experiment:
     def sequential_options(self) -> dict[str, Any]:
         """Arguments of `sequential.train` that do not change from fold to fold."""
         catalog, histories, split = self.dataset
-        name = self.config.sequential_model
         return {
-            "kind": name,
-            "config": getattr(self.config, name),
+            "settings": self.config.sequential,
             "histories": histories,
             "split": split,
             "num_items": len(catalog),
@@ -192,8 +182,8 @@ class Experiment:
             ),
             templates=TEMPLATES[c.templates],
             processor=processor if self.config.use.images else None,
-            fields=tuple(c.fields),
-            list_fields=tuple(c.list_fields),
+            fields=c.fields,
+            list_fields=c.list_fields,
             text_tokens=c.text_tokens,
             candidate_keywords=c.candidate_keywords,
         )

@@ -53,7 +53,7 @@ def export(
             f"step {step} of {workdir} trained adapters: say --merge for a whole model or "
             "--adapter_only for adapters in peft's format"
         )
-    if adapter_only:
+    if adapter_only and adapters is not None:
         name = str(base.resolve()) if config["model"]["path"] else None
         exporting.write_adapters(
             out, adapters, base, dtype=dtype or "float32", base_name=name, max_pixels=max_pixels

@@ -4,7 +4,6 @@ the run's MLLM."""
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,31 +15,31 @@ from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.inputs.items import PromptConfig
 from mmsrec_jax.methods.counts import log_counts
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import processes
-from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.base import CATEGORIES
 
 
-def check(config: Any) -> None:
+def check(config: Settings) -> None:
     """Stops early when a feature is neither given nor can be made (UserError)."""
     item_features.check(_paths(config), can_make=bool(config.model.path))
 
 
-def given(config: Any) -> dict[str, list[int]]:
+def given(config: Settings) -> dict[str, list[int]]:
     """Size and time of change of the files that the settings give, for the record of a step."""
     files = {name: Path(path).stat() for name, path in _paths(config).items() if path}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
 
 
-def to_make(config: Any) -> list[str]:
+def to_make(config: Settings) -> list[str]:
     """Names of the features that the model reads and that are not given."""
     return [name for name, path in _paths(config).items() if not path]
 
 
-def read(config: Any, directory: Path, catalog: Catalog) -> dict[str, np.ndarray]:
+def read(config: Settings, directory: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     """float32[items, width] by name: what the model reads, standardized, and categories.
 
     directory: of those that `make` wrote.
@@ -71,7 +70,7 @@ def read(config: Any, directory: Path, catalog: Catalog) -> dict[str, np.ndarray
 
 
 def make(
-    config: Any,
+    config: Settings,
     directory: Path,
     catalog: Catalog,
     prompt_config: PromptConfig,
@@ -92,7 +91,7 @@ def make(
     for name in missing:
         length = _prompt_length(c.length, prompt_config, name)
         source = ContentSource(catalog, prompt_config, length=length, content=name)
-        counts = Counter()
+        counts: Counter[str] = Counter()
         rows = embed_items(
             model,
             source,
@@ -121,17 +120,13 @@ def _file(directory: Path, name: str) -> Path:
     return directory / f"{name}.npy"
 
 
-def _paths(config: Any) -> dict[str, str]:
+def _paths(config: Settings) -> dict[str, str]:
     """Files of the item features that the model reads; "" where none is given."""
     name_of_model = config.sequential_model
     readable = registry.contents(registry.find(name_of_model))
     if not readable:
         return {}
     section, field = getattr(config, name_of_model), f"config.{name_of_model}.contents"
-    for name in section.contents:
-        choose_name(name, readable, what=field)
-    if not section.contents or len(set(section.contents)) < len(section.contents):
-        raise UserError(f"{field}={section.contents}: name one or more, each once")
     if "image" in section.contents and not config.use.images and not section.features.image:
         raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
     return {name: getattr(section.features, name) for name in section.contents}

@@ -20,9 +20,9 @@ from mmsrec_jax.inputs.warmup import WarmupSource
 from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
-from mmsrec_jax.methods.records import as_dict
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.progress import track
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
@@ -42,7 +42,7 @@ class MLLMExperiment(Experiment):
         """Steps that make the base model, none when it is pretrained."""
         c = self.config
         record = self.prompt_record()
-        warmup = {**record, "warmup": sft.settings(c.warmup)}
+        warmup = {**record, "warmup": as_dict(c.warmup)}
         steps = [
             Step(MODEL, self.write_model_directory, record, ["data"], alone=True),
             Step(WARMUP, self.warmup, warmup, ["data", MODEL]),
@@ -71,7 +71,7 @@ class MLLMExperiment(Experiment):
         # Spread over the catalog, which may be sorted.
         with_image = np.flatnonzero(catalog.has_image)
         chosen = np.random.default_rng(self.config.model.seed).permutation(with_image)
-        images = (catalog.image(int(i)) for i in chosen)
+        images = (image for i in chosen if (image := catalog.image(int(i))) is not None)
         tiny_init.write_directory(directory, self.config.model.tiny, texts, images)
 
     def warmup(self, directory: Path) -> None:
@@ -93,7 +93,8 @@ class MLLMExperiment(Experiment):
 
     def fine_tune(self, step: str, source: Source, directory: Path) -> None:
         """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
-        c, counts = getattr(self.config, SECTIONS[step]), Counter()
+        c = getattr(self.config, SECTIONS[step])
+        counts: Counter[str] = Counter()
 
         def batches(shard: int, shards: int) -> grain.IterDataset:
             return pipeline.batches(
@@ -123,7 +124,9 @@ class MLLMExperiment(Experiment):
         log_counts(step, counts, self.mesh)
         self.base.save(step, model)
 
-    def score(self, name: str, step: str, source: Source, num_candidates: int) -> np.ndarray:
+    def score(
+        self, name: str, step: str, source: CandidateSource, num_candidates: int
+    ) -> np.ndarray:
         """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
 
         name: for progress lines.
@@ -170,7 +173,7 @@ class MLLMExperiment(Experiment):
             targets,
             length=c.length,
             seed=c.seed,
-            tasks=dict(c.tasks) if self.config.use.multitask else {"pointwise": 1.0},
+            tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
             negatives=c.negatives,
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,

@@ -18,13 +18,13 @@ tasks rank, next_keywords and align (the paper's four are not public), the listw
 keywords beside a candidate. Each of them can be turned off in the settings.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
@@ -32,26 +32,26 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
 from mmsrec_jax.rl import grpo
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
-from mmsrec_jax.training import sft
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 
-def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
     """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
       UserError: anything the user can put right, see the steps.
     """
     experiment.check(config)
-    if config.model.require_path and not config.model.path:
-        raise UserError(f"config.model.path is not set. {config.model.path_help}")
     MMSRARec.run(config, workdir, only)
 
 
@@ -63,7 +63,7 @@ class MMSRARec(MLLMExperiment):
         base, context = self.base_inputs(), []
         steps = [self.data_step(), *self.base_steps()]
         if use.summaries and use.rewards:
-            settings = self.prompt_record() | {"summarizer": grpo.settings(c.summarizer)}
+            settings = self.prompt_record() | {"summarizer": as_dict(c.summarizer)}
             steps.append(Step("summarizer", self.summarizer, settings, base))
         if use.summaries:
             written = {"summaries": as_dict(c.summaries), "rewards": use.rewards}
@@ -76,7 +76,7 @@ class MMSRARec(MLLMExperiment):
             settings |= self.sequential_record()
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context.append("retrieval")
-        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": sft.settings(c.sft)}
+        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
         trained = [c.sequential_model, "plain_sft", "sft"]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
@@ -107,7 +107,7 @@ class MMSRARec(MLLMExperiment):
         c = self.config
         catalog, _, _ = self.dataset
 
-        def make_model():
+        def make_model() -> MLLM:
             if c.use.rewards:
                 return self.base.trained("summaries", "summarizer")
             return self.base.load("summaries")
@@ -149,14 +149,12 @@ class MMSRARec(MLLMExperiment):
         """What step `summaries` has written so far."""
         return TextStore(self.workdir / "summaries" / "summaries.jsonl", key="item")
 
-    def _summarizer_settings(self) -> ConfigDict:
+    def _summarizer_settings(self) -> GRPOSettings:
         """Those of the section; a run without images has no image-contrastive reward."""
-        c = self.config.summarizer.copy_and_resolve_references()
-        with c.unlocked():
-            c.patches = self.image_room(c.patches)
-            if not self.config.use.images:
-                c.weights.image_contrastive = 0.0
-        return c
+        c = self.config.summarizer
+        if self.config.use.images:
+            return c
+        return dataclasses.replace(c, patches=0, weights={**c.weights, "image_contrastive": 0.0})
 
     # --- stage 2: retrieve -----------------------------------------------------------------------
 
@@ -164,7 +162,8 @@ class MMSRARec(MLLMExperiment):
         """Similar users' next items for every prompt that will be written: `neighbors.parquet`."""
         _, histories, split = self.dataset
         c = self.config.retrieval
-        folds, fold_models = None, ()
+        folds: np.ndarray | None = None
+        fold_models: Sequence[SequentialRecommender] = ()
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
             fold_models = train.train_folds(

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation.scaling_law import POINT, total_flops
@@ -19,16 +18,17 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.records import as_dict
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
 
 
-def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
+def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
     """Runs the steps of `config` in `workdir`, or those named in `only`.
 
     Raises:
@@ -47,7 +47,7 @@ class ScalingPoint(MLLMExperiment):
 
     def steps(self) -> list[Step]:
         c, base = self.config, self.base_inputs()
-        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": sft.settings(c.sft)}
+        tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         tuned["use"] = {"images": c.use.images, "multitask": c.use.multitask}
         evaluation = {"evaluation": as_dict(c.evaluation)}
         return [

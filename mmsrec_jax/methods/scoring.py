@@ -1,26 +1,33 @@
 """Candidates for a history that someone typed, scored by the MMSRARec model of a finished run."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Catalog, Histories
 from mmsrec_jax.data.sequences import power_of_two
+from mmsrec_jax.evaluation.settings import EvaluationSettings
+from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods.mmsrarec import MMSRARec
+from mmsrec_jax.methods.settings import Settings, UseSettings
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval import similar
-from mmsrec_jax.retrieval.similar import KnowledgeBase
+from mmsrec_jax.retrieval.similar import KnowledgeBase, RetrievalSettings
 from mmsrec_jax.runtime import sharding, workdir
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import S, from_record
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.recommender import SequentialRecommender
+from mmsrec_jax.training.sft import SFTSettings
 
 _SFT_READS = ("data", "model", "warmup", "summaries", "retrieval")
 
@@ -38,7 +45,7 @@ class Scorer:
     def __init__(self, folder: str | Path, mesh: jax.sharding.Mesh | None = None):
         """folder: the run's workdir; mesh: None takes all devices."""
         folder = Path(folder)
-        config = _recorded_config(folder)
+        config = _recorded_settings(folder)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         self._run = MMSRARec(config, folder, self._mesh)
         self.catalog: Catalog
@@ -171,14 +178,28 @@ class Scorer:
         return np.arange(count, dtype=np.float64)
 
 
-def _recorded_config(folder: Path) -> ConfigDict:
+def _recorded_settings(folder: Path) -> Settings:
     """The settings that the steps of a run recorded, as far as scoring reads them."""
     tuned = workdir.finished(folder, "sft", same=_SFT_READS)
-    sections: dict[str, Any] = {name: tuned[name] for name in ("model", "prompts", "use", "sft")}
-    sections["data"] = workdir.finished(folder, "data")["data"]
-    sections["evaluation"] = workdir.finished(folder, "evaluation")["evaluation"]
-    if tuned["use"]["retrieval"]:
-        record = workdir.finished(folder, "retrieval")
-        name = next(name for name in record if name in registry.MODELS)
-        sections |= {"retrieval": record["retrieval"], "sequential_model": name}
-    return ConfigDict({**sections, "profile": ""})
+    found = Settings(
+        data=_recorded(DataSettings, workdir.finished(folder, "data"), "data"),
+        model=_recorded(ModelSettings, tuned, "model"),
+        use=_recorded(UseSettings, tuned, "use"),
+        prompts=_recorded(PromptSettings, tuned, "prompts"),
+        sft=_recorded(SFTSettings, tuned, "sft"),
+        evaluation=_recorded(
+            EvaluationSettings, workdir.finished(folder, "evaluation"), "evaluation"
+        ),
+    )
+    if not found.use.retrieval:
+        return found
+    record = workdir.finished(folder, "retrieval")
+    return dataclasses.replace(
+        found,
+        retrieval=_recorded(RetrievalSettings, record, "retrieval"),
+        sequential_model=next(name for name in record if name in registry.MODELS),
+    )
+
+
+def _recorded(cls: type[S], record: Mapping[str, Any], section: str) -> S:
+    return from_record(cls, record[section], f"config.{section}")

@@ -1,1 +1,1 @@
-"""What a step costs on machines that are not here: programs compiled ahead of time, and read."""
+"""What a step costs on absent machines: compiles programs ahead of time and analyzes them."""

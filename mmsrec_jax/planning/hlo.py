@@ -1,7 +1,7 @@
 """Reads a compiled program: its collectives, the HBM it reads and writes, its large buffers.
 
-The text of optimized HLO is all that every compiler gives. What stands in a loop counts as often as
-the loop turns: by `known_trip_count` where the compiler says it, else by the constant that the
+The text of optimized HLO is all that every compiler gives. An instruction in a loop counts once per
+iteration: by `known_trip_count` where the compiler says it, else by the constant that the
 loop's condition compares with (a loop that may end early counts in full). Both branches of a
 conditional count.
 """
@@ -112,8 +112,8 @@ class Program:
     def collectives(self, devices: int, slices: np.ndarray | None = None) -> list[Collective]:
         """Every collective among `devices` that is more than one device wide.
 
-        slices: int[groups, count], the places of devices that are alike in all of several slices;
-          what these exchange over the data center's network is a send in the text.
+        slices: int[groups, count], the positions of devices that are alike in all of several
+          slices; what these exchange over the data center's network is a send in the text.
         """
         found: list[Collective] = []
         if slices is not None:
@@ -362,7 +362,7 @@ def _is_collective(instruction: Instruction) -> bool:
 
 
 def _groups(instruction: Instruction, devices: int) -> np.ndarray:
-    """int[groups, size]: places in the mesh's flat order that communicate with each other."""
+    """int[groups, size]: positions in the mesh's flat order that communicate with each other."""
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text):
         return np.array([pair for pair in _lists(pairs[1]) if pair[0] != pair[1]] or [[0]])

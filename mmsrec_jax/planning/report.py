@@ -12,23 +12,23 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mmsrec_jax.planning import roofline
 from mmsrec_jax.planning.hlo import Program
-from mmsrec_jax.planning.steps import STEPS, Step, Steps, model_config, model_name
+from mmsrec_jax.planning.steps import STEPS, Planned, Step, Steps, model_config, model_name
 from mmsrec_jax.planning.topologies import Topology, describe
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_text
+from mmsrec_jax.runtime.settings import as_dict
 
 _LARGEST = 8
 
 
 def run(
-    config: ConfigDict,
+    config: Planned,
     *,
     topology: str,
     slices: int = 1,
@@ -50,7 +50,7 @@ def run(
     for name in steps:
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)
-    mesh = sharding.make_mesh(**config.mesh, devices=machine.devices)
+    mesh = sharding.make_mesh(**as_dict(config.mesh), devices=machine.devices)
     made = Steps(config, model_config(config), mesh)
     jax.config.update("jax_optimization_level", "O0" if quick else "UNKNOWN")
     limit = hbm_gib * GIB if hbm_gib else machine.chip.hbm

@@ -2,8 +2,8 @@
 
 Three times that overlap at best, so that the longest is the bound (Williams et al. 2009):
 arithmetic at the peak rate, HBM traffic at its bandwidth, and the network, where each collective is
-a ring (or rings along several axes of a torus) at the bandwidth of its links. No latency, no
-contention.
+a ring (or rings along several axes of a torus) at the bandwidth of its links. Latency and
+contention are not modeled.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def traffic(program: Program, topology: Topology, mesh: Mesh) -> list[Traffic]:
 
 
 def _across_slices(mesh: Mesh) -> np.ndarray | None:
-    """int[groups, slices]: places of the devices that are alike in every slice."""
+    """int[groups, slices]: positions of the devices that are alike in every slice."""
     slices = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
     found = np.unique(slices)
     if len(found) == 1:

@@ -7,15 +7,16 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf import mapping, presets, tiny_init
+from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
@@ -26,12 +27,47 @@ from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.rollout import make_rollout
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import param_dtype, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanningSettings(Section):
+    """What launch/compile.py reads beside the settings of the steps."""
+
+    model: str = setting(
+        "", "Published model, or a folder with a config.json, compiled while `model.path` is empty."
+    )
+
+
+class _Use(Protocol):
+    @property
+    def images(self) -> bool: ...
+
+
+class Planned(Protocol):
+    """The settings of an experiment, as far as planning reads them."""
+
+    @property
+    def mesh(self) -> sharding.MeshSettings: ...
+    @property
+    def model(self) -> ModelSettings: ...
+    @property
+    def planning(self) -> PlanningSettings: ...
+    @property
+    def use(self) -> _Use: ...
+    @property
+    def summarizer(self) -> GRPOSettings: ...
+    @property
+    def sft(self) -> sft.FineTuneSettings: ...
+    @property
+    def evaluation(self) -> EvaluationSettings: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +89,12 @@ class Step:
     repeated: int = 0
 
 
-def model_name(config: ConfigDict) -> str:
+def model_name(config: Planned) -> str:
     """Folder or published name, "" from scratch."""
     return config.model.path or config.planning.model
 
 
-def model_config(config: ConfigDict) -> MLLMConfig:
+def model_config(config: Planned) -> MLLMConfig:
     """The model that `config` is about: config.model.path or else config.planning.model, either a
     folder or a published name; without them the one from scratch.
 
@@ -81,10 +117,14 @@ def model_config(config: ConfigDict) -> MLLMConfig:
     return dataclasses.replace(found, remat=config.model.remat)
 
 
+_Trained = sft.FineTuneSettings | GRPOSettings
+_Read = _Trained | EvaluationSettings
+
+
 class Steps:
     """What `config` compiles on `mesh` for the model `shape`."""
 
-    def __init__(self, config: ConfigDict, shape: MLLMConfig, mesh: Mesh):
+    def __init__(self, config: Planned, shape: MLLMConfig, mesh: Mesh):
         self.config, self.shape, self.mesh = config, shape, mesh
 
     def sft(self) -> Step:
@@ -119,7 +159,7 @@ class Steps:
         )
 
     def rollout(self) -> Step:
-        """Samples of stage 1: prefill, and as many decoding steps as there may be."""
+        """Summaries of stage 1: prefill, and the largest number of decoding steps."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
         sampling = Sampling(
@@ -149,7 +189,7 @@ class Steps:
         )
 
     def grpo(self) -> Step:
-        """One update of stage 1 on scored samples."""
+        """One update of stage 1 on scored summaries."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, _ = self._grpo()
         completions = c.batch_size, c.num_generations, c.max_new_tokens
@@ -203,7 +243,9 @@ class Steps:
             c.batch_size * self._tower_again(parts),
         )
 
-    def _trained(self, config: ConfigDict, row: flops.Row, adapters) -> tuple[int, int]:
+    def _trained(
+        self, config: _Trained, row: flops.Row, adapters: flops.Adapters | None
+    ) -> tuple[int, int]:
         """Required and repeated FLOPs of a training step on rows like `row`."""
         parts = flops.train_step(self.shape, row, adapters)
         again = flops.recomputed(self.shape, row, adapters)
@@ -228,7 +270,7 @@ class Steps:
         index = batch.pop("index")
         return graphdef, state, frozen, batch, index
 
-    def _model(self, trainable: str, adapters: ConfigDict) -> MLLM:
+    def _model(self, trainable: str, adapters: _Trained) -> MLLM:
         dtype, held = self.config.model.dtype, "float32"
         if model_name(self.config):
             held = param_dtype(trainable, dtype)
@@ -241,7 +283,7 @@ class Steps:
 
         return nnx.eval_shape(make)
 
-    def _batch(self, config: ConfigDict, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, config: _Read, **sizes: Any) -> dict[str, jax.ShapeDtypeStruct]:
         vision = self.shape.vision
         shards = sharding.num_batch_shards(self.mesh)
         if config.batch_size % shards:
@@ -260,10 +302,10 @@ class Steps:
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
 
-    def _patches(self, config: ConfigDict) -> int:
+    def _patches(self, config: _Read) -> int:
         return config.patches if self.config.use.images and self.shape.vision is not None else 0
 
-    def _row(self, config: ConfigDict, length: int, targets: int) -> flops.Row:
+    def _row(self, config: _Read, length: int, targets: int) -> flops.Row:
         """A full row: as many of the largest images as its patches hold."""
         patches = self._patches(config)
         if not patches:
@@ -276,7 +318,7 @@ class Steps:
         return flops.Row(length, targets, [(height, width)] * (patches // (height * width)))
 
     @staticmethod
-    def _adapters(config: ConfigDict) -> flops.Adapters:
+    def _adapters(config: _Trained) -> flops.Adapters:
         return flops.Adapters(config.lora_rank)
 
 

@@ -1,4 +1,4 @@
-"""Chips, and the devices of machines that programs can be compiled for without having them."""
+"""Devices of absent machines, as programs are compiled for them."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ class Topology:
         links = 0
         for axis, size in zip(coords.T, self.shape, strict=False):
             if len(set(axis)) > 1:
-                # A line that is cut from a ring passes everything over its one open end.
+                # In a line, unlike in a ring, everything passes over one link in each direction.
                 closed = len(set(axis)) == size and self._closed(size, self.chip.wraps)
                 links += 2 if closed else 1
         return "ici", links * self.chip.link

@@ -1,4 +1,4 @@
-"""Similar users: whose history looks like this one, and what did they take next?
+"""Similar users: the nearest histories by cosine, and the items that followed them.
 
 *Paper* (MMSRARec, stage 2): embed each history with an ID-only sequence model, take the k = 3 users
 from the training set nearest by cosine; their next items become context.
@@ -26,6 +26,7 @@ from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import gather_ragged, targets
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
 from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
@@ -35,6 +36,19 @@ _Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, 
 _NEVER = np.iinfo(np.int32).max
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
+
+
+@dataclass(frozen=True)
+class RetrievalSettings(Section):
+    """Stage 2: similar users."""
+
+    folds: int = setting(
+        1,
+        "Above 1: training queries are embedded by models that never saw their user (ours).",
+        low=1,
+    )
+    distinct_items: bool = setting(False, "No next item is given twice (ours).")
+    seed: int = setting(0, "Of the assignment of users to folds.", follows="seed", low=0)
 
 
 @dataclass(frozen=True)
@@ -257,7 +271,8 @@ def hit_rate(items: np.ndarray, wanted: np.ndarray) -> float:
     """Share of queries whose own next item is among their neighbors' next items.
 
     items int32[n, k] as in Neighbors; wanted int32[n]. Compare it between training and validation
-    rows: a gap is what a model trained on these neighbors will miss at test time.
+    rows: if the training rate is higher, a model trained on these neighbors expects too much of
+    them.
     """
     return float(np.mean((items == np.asarray(wanted)[:, None]).any(1))) if len(items) else 0.0
 

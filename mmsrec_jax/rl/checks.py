@@ -1,13 +1,12 @@
 """Settings with which GRPO cannot work, refused before anything runs."""
 
-from ml_collections import ConfigDict
-
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.errors import UserError
 
 
-def check(config: ConfigDict, model: MLLM) -> None:
+def check(config: GRPOSettings, model: MLLM) -> None:
     """Of what rewards read, each reward checks itself.
 
     config: `config.summarizer`.
@@ -21,11 +20,7 @@ def check(config: ConfigDict, model: MLLM) -> None:
             "model without them; it must be at least 1"
         )
     group, micro_batch = config.num_generations, config.micro_batch
-    if group < 2:
-        raise UserError(
-            f"config.summarizer.num_generations={group}: an advantage needs a group of at least 2"
-        )
-    if micro_batch < 1 or micro_batch % group:
+    if micro_batch % group:
         raise UserError(
             f"config.summarizer.micro_batch={micro_batch} would split a group of "
             f"config.summarizer.num_generations={group}; make it a multiple"
@@ -35,8 +30,4 @@ def check(config: ConfigDict, model: MLLM) -> None:
         raise UserError(
             f"config.summarizer.micro_batch={micro_batch} does not divide "
             f"config.summarizer.batch_size * num_generations = {completions}"
-        )
-    if config.updates_per_rollout < 1:
-        raise UserError(
-            f"config.summarizer.updates_per_rollout={config.updates_per_rollout} must be at least 1"
         )

@@ -17,7 +17,7 @@ A step's random numbers depend on (seed, step), so that a resumed run equals an 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import chex
 import jax
@@ -26,7 +26,6 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inference.sampler import Generation
 from mmsrec_jax.inference.suffixes import suffix_logprobs
@@ -39,9 +38,11 @@ from mmsrec_jax.rl.policy_loss import group_advantages, policy_loss
 from mmsrec_jax.rl.rewards import WeightedRewards, make_rewards
 from mmsrec_jax.rl.rewards.inputs import RewardInputs
 from mmsrec_jax.rl.rollout import make_rollout, make_sampling, parse, prompt_batches
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import local_rows, to_devices
 from mmsrec_jax.runtime.microbatch import accumulate_gradients, map_microbatches
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, place
@@ -69,7 +70,7 @@ Examples = tuple[Batch, Generation, Scored]
 
 
 def train(
-    config: ConfigDict,
+    config: GRPOSettings,
     model: MLLM,
     tokenizer: "PreTrainedTokenizerBase",
     source: SummarySource,
@@ -137,7 +138,7 @@ def train(
                 steps=config.steps,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
-                config=settings(config),
+                config=as_dict(config),
                 profile=profile,
             )
         finally:
@@ -146,7 +147,7 @@ def train(
 
 
 def make_score_rollouts(
-    graphdef: nnx.GraphDef, rewards: WeightedRewards, config: ConfigDict, num_microbatches: int
+    graphdef: nnx.GraphDef, rewards: WeightedRewards, config: GRPOSettings, num_microbatches: int
 ) -> Callable[..., tuple[Scored, Metrics]]:
     """Jitted `(params, frozen, batch, rollout, inputs) -> (Scored, metrics)`."""
 
@@ -174,7 +175,7 @@ def make_score_rollouts(
 def make_update(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    config: ConfigDict,
+    config: GRPOSettings,
     num_microbatches: int,
     *,
     shardings: TrainState | None = None,
@@ -218,7 +219,7 @@ def make_update(
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: GRPOSettings) -> optax.GradientTransformation:
     """AdamW at a constant rate after a linear warm-up, gradients clipped by their global norm.
 
     warmup_steps counts updates.
@@ -231,8 +232,3 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
         ),
     )
-
-
-def settings(config: ConfigDict) -> dict[str, Any]:
-    """What the trained weights depend on; where weights lie during a rollout does not count."""
-    return {k: v for k, v in config.to_dict().items() if k != "gather_weights"}

@@ -7,7 +7,6 @@ import chex
 import grain
 import jax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inference import sampler, texts
 from mmsrec_jax.inference.sampler import Generation, Sampling
@@ -16,6 +15,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Summary, parse_summary
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.arrays import local_rows
 from mmsrec_jax.runtime.sharding import constrain
 
@@ -26,7 +26,7 @@ Batch = dict[str, jax.Array]
 
 
 def prompt_batches(
-    config: ConfigDict, source: SummarySource, process_shard: tuple[int, int]
+    config: GRPOSettings, source: SummarySource, process_shard: tuple[int, int]
 ) -> Sharded:
     """Prompts in random order, without end.
 
@@ -50,7 +50,7 @@ def prompt_batches(
 
 
 def make_sampling(
-    config: ConfigDict, model: MLLM, tokenizer: "PreTrainedTokenizerBase", source: SummarySource
+    config: GRPOSettings, model: MLLM, tokenizer: "PreTrainedTokenizerBase", source: SummarySource
 ) -> Sampling:
     """How `config` draws summaries."""
     return texts.make_sampling(

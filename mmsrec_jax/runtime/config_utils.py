@@ -1,4 +1,4 @@
-"""What has to do with configs: choices by name, what differs between two."""
+"""Helpers for configs: choices by name, differences between two."""
 
 import difflib
 from collections.abc import Collection, Mapping

@@ -1,9 +1,9 @@
-"""SIGTERM ends a run in a safe place; the same command takes it up again.
+"""SIGTERM ends a run where it can be resumed; the same command continues it.
 
 Schedulers send it some seconds before they take a machine away. A training loop saves and stops
 after the step under way. Elsewhere a run stops at once, for a step that was stopped goes on where
-it was. Of several processes any may get the signal: JAX's preemption service then names one place,
-of those that all of them pass, where all stop.
+it was. Of several processes any may get the signal: JAX's preemption service then picks one of the
+points that all of them pass, and all stop there.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def requested() -> bool:
 
 
 def stop_if_requested() -> None:
-    """A place where work that keeps what it has done may stop; all processes have to pass it."""
+    """A point where work that keeps its results may stop; all processes have to pass it."""
     if requested():
         raise Interrupted
 

@@ -1,4 +1,4 @@
-"""One run in several processes: who they are, what they tell each other, what they put on devices.
+"""One run in several processes: their ids, the values they exchange, their parts of arrays.
 
 Every process runs the same program and takes part in every computation; one of them, the main one,
 writes files. They tell each other host values through JAX's coordination service and not through

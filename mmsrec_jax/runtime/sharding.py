@@ -4,6 +4,7 @@ Parameters carry the logical names of their axes as metadata (`logical_axes`); a
 theirs where they are constrained. Nothing else in the package mentions a mesh axis.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
 
 T = TypeVar("T")
 AnyMesh = Mesh | AbstractMesh
@@ -54,8 +56,27 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 REPLICATED_WHEN_UNEVEN = ("kv_heads", "lora_mlp", "lora_head_dim")
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshSettings(Section):
+    """Sizes of the mesh; at most one is -1, which takes the devices that are left."""
+
+    data: int = setting(1, "Replicas of the model. -1 takes the devices that are left.", low=-1)
+    fsdp: int = setting(
+        -1, "Shards of the weights and of the batch. -1 takes the devices that are left.", low=-1
+    )
+    tensor: int = setting(
+        1,
+        "Shards of the heads, the MLP and the vocabulary. -1 takes the devices that are left.",
+        low=-1,
+    )
+
+
 def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+    data: int = MeshSettings.data,
+    fsdp: int = MeshSettings.fsdp,
+    tensor: int = MeshSettings.tensor,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Mesh with axes data, fsdp, tensor over `devices` (default: all); a size of -1 fills up.
 
@@ -82,8 +103,8 @@ def make_mesh(
 def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices along the network: neighbors on a mesh axis are neighbors in the machine.
 
-    Several slices, between which the network is slow, are told apart on the first axis that they
-    divide: replicas if there are any, else shards of the weights.
+    Several slices, between which the network is slow, are divided along the first axis whose size
+    they divide: replicas if there are any, else shards of the weights.
     """
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
@@ -253,7 +274,7 @@ def shardings(state: Any, mesh: AnyMesh, *, without: str | None = None) -> Any:
 def gathered(state: T) -> T:
     """NNX state whose weights are no longer divided by FSDP, while tracing; without a mesh a no-op.
 
-    For loops that use all of them in every turn.
+    For loops that use all of them in every iteration.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

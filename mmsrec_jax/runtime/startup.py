@@ -2,6 +2,7 @@
 
 import logging as standard_logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,13 +35,27 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
         sys.exit(2)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Flags as absl reads them; a field that the config does not have becomes one clear line."""
+def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Flags as absl reads them; what is wrong with one becomes one clear line."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return known(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
     except (AttributeError, KeyError, TypeError) as error:
-        problem = " ".join(str(error).replace("\\n", " ").split()).strip("'\" \\")
-        raise UserError(f"the config has no such field: {problem}") from error
+        raise UserError(_no_such_field(argv, str(error))) from error
+
+
+def _no_such_field(argv: Sequence[str], problem: str) -> str:
+    """One line about the flag that names a field which the config does not have."""
+    problem = " ".join(problem.replace("\\n", " ").split())
+    guess = re.search(r'Did you mean "(\w+)"', problem)
+    names = re.findall(r"\w+", problem)
+    given = [arg.partition("=")[0] for arg in argv if arg.startswith("--") and "." in arg]
+    wrong = [flag for flag in given if names and names[0] in flag.split(".")]
+    if not wrong:
+        return f"the config has no such field: {problem}"
+    nearest = f"; did you mean {guess[1]!r}?" if guess else ""
+    return f"{wrong[0]}: the config has no such field{nearest}"
 
 
 def plain_log_lines() -> None:
@@ -70,7 +85,7 @@ class PlainFormatter(standard_logging.Formatter):
 def keep_compiled_programs(directory: Path) -> None:
     """Stores compiled programs, so that a resumed run does not compile again.
 
-    `JAX_COMPILATION_CACHE_DIR`, when set, names another place.
+    `JAX_COMPILATION_CACHE_DIR`, when set, names another folder.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory))

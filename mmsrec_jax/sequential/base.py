@@ -1,8 +1,10 @@
-"""What every sequential recommender has in common: rows of items in, one vector a place out.
+"""What every sequential recommender has in common: rows of items in, one vector per position
+out.
 
-A kind of model is a file of this package with a config (`SequentialConfig`), a module
-(`SequentialModule`) and a line in `registry.MODELS`. Training (`sequential.train`) and scoring
-(`SequentialRecommender`) know no more of it than stands here.
+A kind of model is a file of this package with its sizes (`Sizes`), a config (these and
+`SequentialConfig`), settings (these and `SequentialSettings`), a module (`SequentialModule`) and a
+line in `registry.MODELS`. Training (`sequential.train`) and scoring
+(`SequentialRecommender`) use only what this file declares.
 """
 
 from dataclasses import dataclass
@@ -12,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.losses import ItemLoss
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.sequential.losses import BCE, SAMPLED_SOFTMAX, SOFTMAX, ItemLoss
 
+FEATURE_FILE = "A .npy, one row per item of the prepared catalog. Empty: `model.path` makes it."
 CATEGORIES = "categories"  # the one feature that is made of the catalog: float 0 or 1
 
 
@@ -33,13 +38,73 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SequentialConfig:
-    """num_items: catalog size; length: longest window of a history; features: (name, width) of
-    the frozen item features that it reads, in the order of the module's `FEATURES`."""
+class Sizes(Section):
+    """What the settings of a model and its config have in common."""
+
+    length: int = setting(50, "Latest items of a history that are read.", low=1)
+
+
+@dataclass(frozen=True)
+class CatalogShape:
+    """num_items: catalog size; features: (name, width) of the frozen item features that the model
+    reads, in the order of the module's `FEATURES`."""
 
     num_items: int
     features: tuple[tuple[str, int], ...] = ()
-    length: int = 50
+
+
+@dataclass(frozen=True)
+class SequentialConfig(Sizes, CatalogShape):
+    """What a module is built from and compiled for; hashable."""
+
+
+@dataclass(frozen=True)
+class SequentialSettings(Section):
+    """How a model is trained; the settings of each model add its sizes to these."""
+
+    loss: str = setting(
+        SOFTMAX,
+        "Softmax over the catalog, sampled softmax, or binary cross-entropy with one negative.",
+        choices=(SOFTMAX, SAMPLED_SOFTMAX, BCE),
+    )
+    negatives: int = setting(
+        ItemLoss.negatives, "Uniformly drawn items that a batch shares (sampled_softmax).", low=1
+    )
+    loss_chunk: int = setting(
+        ItemLoss.chunk,
+        "Targets whose logits are in memory at once (softmax).",
+        low=1,
+    )
+    learning_rate: float = setting(1e-3, "Constant after the warm-up (AdamW).", low=0)
+    warmup_steps: int = setting(100, "Steps until the learning rate is reached.", low=0)
+    weight_decay: float = setting(0.01, "Of AdamW; biases and norms are left alone.", low=0)
+    batch_size: int = setting(128, "Rows of `length` items into which histories are packed.", low=1)
+    steps: int = setting(
+        10_000, "Most updates, rounded up to a multiple of `evaluate_every`.", low=1
+    )
+    evaluate_every: int = setting(200, "Steps between two validations.", low=1)
+    patience: int = setting(
+        10, "Training ends after so many validations without a better NDCG@10.", low=1
+    )
+    validation_rows: int = setting(
+        0, "Size of a random subset of the validation targets. 0 is all.", low=0
+    )
+    log_every: int = setting(100, "Steps between two lines of metrics.", low=1)
+    seed: int = setting(
+        0, "Of the weights, the order, dropout and negatives.", follows="seed", low=0
+    )
+
+
+@dataclass(frozen=True)
+class ContentSettings(SequentialSettings):
+    """Of a model that reads item features."""
+
+    contents: tuple[str, ...] = setting((), "Item features that are read.")
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if not self.contents or len(set(self.contents)) < len(self.contents):
+            raise UserError(f"{name}.contents={self.contents}: name one or more, each once")
 
 
 class Features(nnx.Variable):
@@ -51,9 +116,9 @@ def last_position(rows: Rows) -> jax.Array:
     return jnp.maximum((rows.ids > 0).sum(1) - 1, 0)
 
 
-def take_position(x: jax.Array, places: jax.Array) -> jax.Array:
-    """One place of each row: [B, L, D] -> [B, 1, D]; places int32[B]."""
-    return jnp.take_along_axis(x, places[:, None, None], 1)
+def take_position(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """One position of each row: [B, L, D] -> [B, 1, D]; positions int32[B]."""
+    return jnp.take_along_axis(x, positions[:, None, None], 1)
 
 
 class SequentialModule(nnx.Module):
@@ -68,7 +133,7 @@ class SequentialModule(nnx.Module):
       SHIFTED: training rows end one item early and carry that shift as `targets` (next item).
         False: rows hold every training item, `targets` is -1 throughout, the module masks.
       USES_TIMES: it reads `Rows.times`; elsewhere they are 0.
-      CAUSAL: the state at a place does not depend on later ones, so that one pass embeds every
+      CAUSAL: the state at a position does not depend on later ones, so that one pass embeds every
         prefix of a sequence.
     """
 
@@ -107,7 +172,7 @@ class SequentialModule(nnx.Module):
     def loss(
         self, rows: Rows, key: jax.Array, item_loss: ItemLoss
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar that training minimizes, and the parts of it worth a curve (scalars by name)."""
+        """Scalar that training minimizes, and its parts for the log (scalars by name)."""
         states = self(rows, key)
         negatives = jax.random.fold_in(key, 1)
         return item_loss(states, self.table(), rows.targets, negatives, self.bias()), {}

@@ -6,7 +6,7 @@ use, where the mask token follows the history. Output layer with an item bias, e
 a layer norm after the GELU, as in the authors' code.
 
 *Ours:* pre-norm layers, as in RecTools; positions count from the end of the sequence, so that the
-mask token after a history always has the place that a masked last item has in training.
+mask token after a history always has the position that a masked last item has in training.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import Rows, SequentialModule
+from mmsrec_jax.runtime.settings import setting, setting_like
+from mmsrec_jax.sequential.base import (
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+)
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.transformer import (
     Transformer,
-    TransformerConfig,
+    TransformerSizes,
     identity_norms,
     norm,
     same_segment,
@@ -27,11 +33,24 @@ from mmsrec_jax.sequential.transformer import (
 
 
 @dataclass(frozen=True)
-class BERT4RecConfig(TransformerConfig):
-    """mask_rate: of training items; last_rate: of sequences that lose their last item alone."""
+class BERT4RecSizes(TransformerSizes):
+    mask_rate: float = setting(0.2, "Share of the training items that are masked.", low=0, high=1)
+    last_rate: float = setting(
+        0.1, "Share of the training sequences whose last item alone is masked.", low=0, high=1
+    )
 
-    mask_rate: float = 0.2
-    last_rate: float = 0.1
+
+@dataclass(frozen=True)
+class BERT4RecConfig(BERT4RecSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class BERT4RecSettings(SequentialSettings, BERT4RecSizes):
+    """BERT4Rec and its training."""
+
+    # Small, because chunks without a masked item cost nothing.
+    loss_chunk: int = setting_like(SequentialSettings, "loss_chunk", 512)
 
 
 class BERT4Rec(SequentialModule):
@@ -77,7 +96,7 @@ class BERT4Rec(SequentialModule):
     def last(self, rows: Rows) -> jax.Array:
         """State of a mask token after each history, float32[B, D].
 
-        A history that fills the window makes room by its first item.
+        Of a history that fills the window, the first item is left out.
         """
         counts = (rows.ids > 0).sum(1)
         full = counts == self.config.length
@@ -96,7 +115,7 @@ class BERT4Rec(SequentialModule):
         """Loss of the masked items."""
         masked = self.draw_masks(rows, jax.random.fold_in(key, 1))
         states = self(rows._replace(ids=jnp.where(masked, self.mask_token, rows.ids)), key)
-        # Masked places come first, so that the loss skips whole chunks of others.
+        # Masked positions come first, so that the loss skips whole chunks of others.
         order = jnp.argsort(~masked.reshape(-1), stable=True)
         targets = jnp.where(masked, rows.ids - 1, -1).reshape(-1)[order]
         states = states.reshape(len(order), -1)[order]

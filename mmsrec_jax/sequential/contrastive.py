@@ -9,7 +9,7 @@ from mmsrec_jax.sequential.base import Rows
 
 
 class Positions(NamedTuple):
-    """Drawn places of packed rows; every array has one entry a place, int32[N].
+    """Drawn positions of packed rows; every array has one entry per position, int32[N].
 
     at: index into the flattened [B, L]; known: bool, False where a batch has too few targets;
     targets: the next item; sequences: which sequence of which row.
@@ -26,17 +26,17 @@ class Positions(NamedTuple):
 
     @property
     def other_sequences(self) -> jax.Array:
-        """Bool[N, N]: [i, j] whether place j is known and of another sequence than i."""
+        """Bool[N, N]: [i, j] whether position j is known and of another sequence than i."""
         return self.known & (self.sequences[:, None] != self.sequences)
 
     @property
     def other_targets(self) -> jax.Array:
-        """Bool[N, N]: [i, j] whether place j is known and has another target than i."""
+        """Bool[N, N]: [i, j] whether position j is known and has another target than i."""
         return self.known & (self.targets[:, None] != self.targets)
 
 
 def draw_positions(rows: Rows, count: int, key: jax.Array) -> Positions:
-    """At most `count` places with a target, uniformly without replacement (*ours*).
+    """At most `count` positions with a target, uniformly without replacement (*ours*).
 
     The papers contrast the users of a batch, one prefix each. A packed row holds every prefix of
     its sequences; all of them against all would be a matrix too large.

@@ -1,4 +1,4 @@
-"""GRU4Rec (Hidasi et al. 2016), trained by cross-entropy at every place of the sequence.
+"""GRU4Rec (Hidasi et al. 2016), trained by cross-entropy at every position.
 
 Embedding, GRU layers, a linear map back to the width of the embedding, which also scores (tied:
 the constrained embedding of Hidasi & Karatzoglou 2018). Dropout before every layer and after the
@@ -12,18 +12,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.runtime.settings import setting
 from mmsrec_jax.sequential import dropout
-from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialModule
+from mmsrec_jax.sequential.base import (
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+    Sizes,
+)
 
 
 @dataclass(frozen=True)
-class GRU4RecConfig(SequentialConfig):
-    """dim: width of the embedding; hidden: of the state of each layer."""
+class GRU4RecSizes(Sizes):
+    dim: int = setting(64, "Width of the item embeddings.", low=1)
+    hidden: int = setting(128, "Width of the state of each layer.", low=1)
+    layers: int = setting(1, "GRU layers.", low=1)
+    dropout: float = setting(0.3, "Before every layer and after the last.", low=0, below=1)
 
-    dim: int = 64
-    hidden: int = 128
-    layers: int = 1
-    dropout: float = 0.3
+
+@dataclass(frozen=True)
+class GRU4RecConfig(GRU4RecSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class GRU4RecSettings(SequentialSettings, GRU4RecSizes):
+    """GRU4Rec and its training."""
 
 
 class GRU4Rec(SequentialModule):
@@ -73,7 +88,7 @@ class GRU(nnx.Module):
     def __call__(self, x: jax.Array, first: jax.Array) -> jax.Array:
         """float32[B, L, width] -> float32[B, L, hidden].
 
-        first bool[B, L]: where a sequence begins, and the state with it, at zero.
+        first bool[B, L]: where a sequence begins; its state begins at zero.
         """
         hidden = self.state.shape[0]
         inputs = x @ self.input[...] + self.bias[...]

@@ -9,11 +9,12 @@ Beside the softmax over items: contrast of the id stream with the next item's id
 categories from the three embeddings of each item (CP), and contrast of the text and image streams
 with themselves after some items gave way to placeholders made of their times (PCL).
 
-*Ours:* pre-norm transformers over packed rows, where every place is a user at that time; a sample
-of these places is contrasted; placeholders are drawn for each item alone instead of a fixed number
-a sequence; rivals with the same target are left out of a contrast (the code counts each as exp(0)),
-and in PCL those of the same sequence; time is counted in days, because float32 has no seconds of
-this century; one of text and image may be missing. Items without a category do not count in CP.
+*Ours:* pre-norm transformers over packed rows, where every position is a user at that time; a
+sample of these positions is contrasted; placeholders are drawn for each item alone instead of a
+fixed number a sequence; negatives with the same target are left out of a contrast (the code counts
+each as exp(0)), and in PCL those of the same sequence; time is counted in days, because float32
+has no seconds of this century; one of text and image may be missing. Items without a category do
+not count in CP.
 
 Where the data has no clock (`Rows.times` are positions), all intervals are 1 and the days are
 almost 0: the temporal mixture is the same for every item but the first.
@@ -28,12 +29,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax.sequential.base import CATEGORIES, Rows, SequentialModule
+from mmsrec_jax.runtime.settings import Section, group, setting, setting_like
+from mmsrec_jax.sequential.base import (
+    CATEGORIES,
+    FEATURE_FILE,
+    ContentSettings,
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+)
 from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.transformer import (
     Transformer,
-    TransformerConfig,
+    TransformerSizes,
     causal_mask,
     identity_norms,
     norm,
@@ -44,24 +54,52 @@ _DOUBLINGS = 31  # of an interval of one second until int32 ends
 
 
 @dataclass(frozen=True)
-class HM4SRConfig(TransformerConfig):
-    """Sizes of each stream.
+class HM4SRSizes(TransformerSizes):
+    """Of each stream."""
 
-    experts: of either mixture; interval_buckets: a doubling of the interval; id_temperature,
-    placeholder_temperature: of IDCL and PCL; placeholder_rate: share of items that give way;
-    id_weight, category_weight, placeholder_weight: of IDCL, CP and PCL; contrast: places of a batch
-    that either contrast tells apart.
-    """
+    dropout: float = setting_like(TransformerSizes, "dropout", 0.5)
+    experts: int = setting(4, "Experts of either mixture.", low=1)
+    interval_buckets: int = setting(
+        100, "Embeddings of intervals between two items, for each doubling of the interval.", low=1
+    )
+    id_temperature: float = setting(0.2, "Of the contrast with the next item's id.", above=0)
+    placeholder_temperature: float = setting(1.0, "Of the contrast with placeholders.", above=0)
+    placeholder_rate: float = setting(
+        0.3, "Share of the items that a placeholder made of their time replaces.", low=0, high=1
+    )
+    id_weight: float = setting(1.0, "Of the contrast with the next item's id in the loss.", low=0)
+    category_weight: float = setting(1.0, "Of the items' categories in the loss.", low=0)
+    placeholder_weight: float = setting(
+        1.0, "Of the contrast with placeholders in the loss.", low=0
+    )
+    contrast: int = setting(1024, "Positions of a batch that either contrast tells apart.", low=1)
 
-    experts: int = 4
-    interval_buckets: int = 100
-    id_temperature: float = 0.2
-    placeholder_temperature: float = 1.0
-    placeholder_rate: float = 0.3
-    id_weight: float = 1.0
-    category_weight: float = 1.0
-    placeholder_weight: float = 1.0
-    contrast: int = 1024
+
+@dataclass(frozen=True)
+class HM4SRConfig(HM4SRSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class HM4SRFeatures(Section):
+    """Files of item features."""
+
+    text: str = setting("", FEATURE_FILE)
+    image: str = setting("", FEATURE_FILE)
+
+
+@dataclass(frozen=True)
+class HM4SRSettings(ContentSettings, HM4SRSizes):
+    """HM4SR and its training."""
+
+    weight_decay: float = setting_like(SequentialSettings, "weight_decay", 0.0)
+    contents: tuple[str, ...] = setting(
+        ("text", "image"), "Item features that are read, a stream each.", choices=("text", "image")
+    )
+    features: HM4SRFeatures = group(HM4SRFeatures)
+    category_separator: str | None = setting(
+        None, "Between the categories of one item. None: an item has one category."
+    )
 
 
 class HM4SR(SequentialModule):

@@ -1,4 +1,4 @@
-"""How the states of a model are trained to point at items: full softmax, sampled softmax, BCE."""
+"""How the states of a model are trained to predict items: full softmax, sampled softmax, BCE."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class ItemLoss:
     """
 
     kind: str
-    negatives: int = 0
+    negatives: int = 256
     chunk: int = 4096
 
     def __post_init__(self) -> None:

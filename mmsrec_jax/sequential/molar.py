@@ -1,4 +1,5 @@
-"""Molar (Luo et al., arXiv 2412.18176): content decides, an ID-based model lends what users share.
+"""Molar (Luo et al., arXiv 2412.18176): content scores items, an ID-based model aligns
+users.
 
 The paper's: items are what an MLLM says of them (section 3.3); a sequence model over these vectors
 gives the content-based user embedding, which is scored against the items' vectors (3.4); an
@@ -9,10 +10,10 @@ the scores through this alignment alone. `loss="bce"`, one negative a target, is
 
 *Ours:* the MLLM is frozen, its pooled hidden states pass a two-layer adapter in place of the
 paper's fine-tuning of the MLLM (three tasks, then both losses); the sequence model is a causal
-transformer from scratch instead of an LLM without its word embeddings, so that every place of a
-sequence is a user at that time and no [User] token is needed; the ID-based model, of whose training
-the paper says nothing, is trained along on the same targets; alpha and the temperature, which the
-paper does not give.
+transformer from scratch instead of an LLM without its word embeddings, so that every position
+of a sequence is a user at that time and no [User] token is needed; the ID-based model, whose
+training the paper does not describe, is trained on the same targets at the same time; alpha and the
+temperature, which the paper does not give.
 """
 
 from dataclasses import dataclass
@@ -21,28 +22,62 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmsrec_jax.sequential.base import Rows, SequentialModule, last_position
+from mmsrec_jax.runtime.settings import Section, group, setting, setting_like
+from mmsrec_jax.sequential.base import (
+    FEATURE_FILE,
+    ContentSettings,
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    last_position,
+)
 from mmsrec_jax.sequential.contrastive import draw_positions, info_nce
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.sasrec import SASRec, SASRecConfig
-from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
+from mmsrec_jax.sequential.transformer import Transformer, TransformerSizes, causal_mask
 
 
 @dataclass(frozen=True)
-class MolarConfig(TransformerConfig):
-    """Sizes of both sequence models; `mlp_dim` is also the width of the adapter.
+class MolarSizes(TransformerSizes):
+    """Of both sequence models; `mlp_dim` is also the width of the adapter."""
 
-    alignment_weight: the paper's alpha; temperature: its tau; contrast: users of a batch, each at
-    one time, that the alignment tells apart.
-    """
+    dropout: float = setting_like(TransformerSizes, "dropout", 0.3)
+    alignment_weight: float = setting(
+        0.1, "Of the alignment in the loss; the paper's alpha.", low=0
+    )
+    temperature: float = setting(0.1, "Of the alignment; the paper's tau.", above=0)
+    contrast: int = setting(
+        512, "Users of a batch, each at one time, that the alignment tells apart.", low=1
+    )
 
-    alignment_weight: float = 0.1
-    temperature: float = 0.1
-    contrast: int = 512
+
+@dataclass(frozen=True)
+class MolarConfig(MolarSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class MolarFeatures(Section):
+    """Files of item features."""
+
+    item: str = setting("", FEATURE_FILE)
+    text: str = setting("", FEATURE_FILE)
+    image: str = setting("", FEATURE_FILE)
+
+
+@dataclass(frozen=True)
+class MolarSettings(ContentSettings, MolarSizes):
+    """Molar and its training."""
+
+    contents: tuple[str, ...] = setting(
+        ("item",), "Item features that are read; \"item\" is text and image in one.",
+        choices=("item", "text", "image"),
+    )  # fmt: skip
+    features: MolarFeatures = group(MolarFeatures)
 
 
 class Molar(SequentialModule):
-    """The content-based model, and the ID-based one that only training asks."""
+    """The content-based model, and the ID-based one, which only training uses."""
 
     config: MolarConfig
     FEATURES = ("item", "text", "image")
@@ -115,8 +150,8 @@ def align(
 ) -> jax.Array:
     """Equation 4 over at most `count` users, scalar: both directions of InfoNCE, added.
 
-    content, id_based float[B, L, D]. Negatives are the other drawn places, less those of the same
-    sequence, which are the same user (*ours*).
+    content, id_based float[B, L, D]. Negatives are the other drawn positions, except those of the
+    same sequence, which are the same user (*ours*).
     """
     places = draw_positions(rows, count, key)
     content, id_based = places.of(content), places.of(id_based)

@@ -24,7 +24,7 @@ _NARROWEST = 8  # a chunk of short histories is cut to the power of two that hol
 
 
 class SequentialRecommender:
-    """A model of any kind with its weights; ids are catalog indices, -1 is padding anywhere.
+    """A model of any kind with its weights; ids are catalog indices, -1 is padding at any position.
 
     With a mesh, the rows of a chunk are split over its data axes and the weights are replicated.
     `times` are seconds since 1970, float64[B, L] beside the histories; only models that look at the

@@ -1,13 +1,20 @@
-"""The kinds of sequential recommender, one file each: a config and a module."""
+"""The kinds of sequential recommender, one file each: settings, a config and a module."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import bert4rec, gru4rec, hm4sr, molar, sasrec
-from mmsrec_jax.sequential.base import CATEGORIES, SequentialConfig, SequentialModule
+from mmsrec_jax.sequential.base import (
+    CATEGORIES,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +22,19 @@ class SequentialModel:
     """A model by its parts; `name` is also that of its section in a config."""
 
     name: str
+    settings: type[SequentialSettings]
     config: type[SequentialConfig]
     module: type[SequentialModule]
 
 
 _ALL = (
-    SequentialModel("sasrec", sasrec.SASRecConfig, sasrec.SASRec),
-    SequentialModel("bert4rec", bert4rec.BERT4RecConfig, bert4rec.BERT4Rec),
-    SequentialModel("gru4rec", gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
-    SequentialModel("molar", molar.MolarConfig, molar.Molar),
-    SequentialModel("hm4sr", hm4sr.HM4SRConfig, hm4sr.HM4SR),
+    SequentialModel("sasrec", sasrec.SASRecSettings, sasrec.SASRecConfig, sasrec.SASRec),
+    SequentialModel(
+        "bert4rec", bert4rec.BERT4RecSettings, bert4rec.BERT4RecConfig, bert4rec.BERT4Rec
+    ),
+    SequentialModel("gru4rec", gru4rec.GRU4RecSettings, gru4rec.GRU4RecConfig, gru4rec.GRU4Rec),
+    SequentialModel("molar", molar.MolarSettings, molar.MolarConfig, molar.Molar),
+    SequentialModel("hm4sr", hm4sr.HM4SRSettings, hm4sr.HM4SRConfig, hm4sr.HM4SR),
 )
 MODELS = {kind.name: kind for kind in _ALL}
 
@@ -35,33 +45,34 @@ def find(name: str) -> SequentialModel:
 
 
 def contents(kind: SequentialModel) -> frozenset[str]:
-    """The item features that it can read, less those that are made of the catalog."""
+    """The item features that it can read, except those made from the catalog."""
     return frozenset(kind.module.FEATURES) - {CATEGORIES}
 
 
-def of(config: SequentialConfig) -> SequentialModel:
-    """The kind that a config belongs to."""
-    return next(kind for kind in MODELS.values() if kind.config is type(config))
+def of(config: SequentialConfig | SequentialSettings) -> SequentialModel:
+    """The kind that a config or settings belong to."""
+    return next(kind for kind in MODELS.values() if type(config) in (kind.config, kind.settings))
 
 
 def configure(
-    name: str, settings: Mapping[str, Any], num_items: int, features: Mapping[str, Any]
+    settings: SequentialSettings, num_items: int, features: Mapping[str, np.ndarray]
 ) -> SequentialConfig:
-    """The config of a kind from those of its fields that are in `settings`.
+    """The config that the settings of a kind of model give on one catalog.
 
     features: float32[items, width] by name; of these the kind takes those that it can read.
     Raises UserError when a kind that reads content gets none.
     """
-    kind = find(name)
+    kind = of(settings)
     readable = contents(kind)
     if readable and not readable.intersection(features):
-        raise UserError(f"{name} reads item features: give it one of {', '.join(sorted(readable))}")
+        raise UserError(
+            f"{kind.name} reads item features: give it one of {', '.join(sorted(readable))}"
+        )
     fixed = {"num_items", "features"}
-    fields = {field.name for field in dataclasses.fields(kind.config)} - fixed
+    sizes = {field.name for field in dataclasses.fields(kind.config)} - fixed
     found = (name for name in kind.module.FEATURES if name in features)
     widths = tuple((name, features[name].shape[1]) for name in found)
-    chosen = {field: settings[field] for field in fields if field in settings}
-    return kind.config(num_items=num_items, features=widths, **chosen)
+    return kind.config(num_items, widths, **{name: getattr(settings, name) for name in sizes})
 
 
 def to_json(config: SequentialConfig) -> dict[str, Any]:

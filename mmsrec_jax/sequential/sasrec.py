@@ -10,13 +10,30 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from mmsrec_jax.sequential.base import Rows, SequentialModule, last_position
-from mmsrec_jax.sequential.transformer import Transformer, TransformerConfig, causal_mask
+from mmsrec_jax.runtime.settings import setting_like
+from mmsrec_jax.sequential.base import (
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+    last_position,
+)
+from mmsrec_jax.sequential.transformer import Transformer, TransformerSizes, causal_mask
 
 
 @dataclass(frozen=True)
-class SASRecConfig(TransformerConfig):
-    """Transformer sizes."""
+class SASRecSizes(TransformerSizes):
+    dropout: float = setting_like(TransformerSizes, "dropout", 0.3)
+
+
+@dataclass(frozen=True)
+class SASRecConfig(SASRecSizes, SequentialConfig):
+    """What the module is built from."""
+
+
+@dataclass(frozen=True)
+class SASRecSettings(SequentialSettings, SASRecSizes):
+    """SASRec and its training."""
 
 
 class SASRec(SequentialModule):

@@ -22,9 +22,10 @@ from mmsrec_jax.data.splits import subset
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
 from mmsrec_jax.sequential import recommender, registry
-from mmsrec_jax.sequential.base import Rows, SequentialConfig
+from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialSettings
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.state import TrainState
@@ -45,14 +46,16 @@ class Recipe:
         return _optimizer(self)
 
 
-def recipe(kind: str, config, num_items: int, features: Mapping[str, np.ndarray]) -> Recipe:
-    """How `train` trains a model of this kind and config; arguments as there."""
+def recipe(
+    settings: SequentialSettings, num_items: int, features: Mapping[str, np.ndarray]
+) -> Recipe:
+    """How `train` trains a model of these settings; arguments as there."""
     return Recipe(
-        registry.configure(kind, config, num_items, features),
-        item_loss(config),
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
+        registry.configure(settings, num_items, features),
+        ItemLoss(settings.loss, settings.negatives, settings.loss_chunk),
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
     )
 
 
@@ -78,8 +81,7 @@ class SequentialState(flax.struct.PyTreeNode):
 
 
 def train(
-    kind: str,
-    config,
+    settings: SequentialSettings,
     histories: Histories,
     split: Split,
     *,
@@ -92,42 +94,30 @@ def train(
     """Trains a model on every training target and returns the weights best on validation.
 
     Interrupted, it goes on from its last checkpoint in `directory` and ends with the same bits.
-    Stops early after `config.patience` validations without a better NDCG@10; `config.steps` is
-    rounded up to a multiple of `config.evaluate_every`. The result also lies in `directory`/head.
+    Stops early after `settings.patience` validations without a better NDCG@10; `settings.steps` is
+    rounded up to a multiple of `settings.evaluate_every`. The model also lies in `directory`/model.
 
     Args:
-      kind: a name in `registry.MODELS`.
-      config: fields of that kind's config, of `ItemLoss`, of the optimizer and of this loop.
+      settings: those of one kind of `registry.MODELS`.
       features: float32[items, width] by name, for a kind that reads some.
       profile: steps to trace.
 
     Raises:
       UserError: no training target, no validation row, or a batch size the mesh cannot divide.
     """
+    name = registry.of(settings).name
     if not len(split.validation):
         raise UserError("the split has no validation rows; a model is selected on validation NDCG")
-    if mesh is not None and config.batch_size % num_batch_shards(mesh):
+    if mesh is not None and settings.batch_size % num_batch_shards(mesh):
         raise UserError(
-            f"batch_size {config.batch_size} does not divide over {num_batch_shards(mesh)} data "
-            "shards of the mesh; make it a multiple"
+            f"config.{name}.batch_size={settings.batch_size} does not divide over "
+            f"{num_batch_shards(mesh)} data shards of the mesh; make it a multiple"
         )
     features = features or {}
-    how = recipe(kind, config, num_items, features)
+    how = recipe(settings, num_items, features)
     shape = how.model
-    key = jax.random.key(config.seed)
-    params, frozen = (
-        recommender.init_params(shape, config.seed),
-        recommender.place_features(shape, features),
-    )
-    if mesh is not None:
-        params, frozen = processes.put((params, frozen), replicated(mesh))
-    state = SequentialState(
-        train=TrainState.create(params, how.optimizer),
-        best_ndcg=jnp.float32(-1.0),
-        stale=jnp.int32(0),
-    )
-    if mesh is not None:
-        state = jax.device_put(state, replicated(mesh))
+    key = jax.random.key(settings.seed)
+    state, frozen = _initial(how, settings.seed, features, mesh)
 
     def train_step(
         state: SequentialState, batch: dict[str, np.ndarray]
@@ -137,7 +127,7 @@ def train(
         trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured | work
 
-    validation = subset(split.validation, config.validation_rows, config.seed)
+    validation = subset(split.validation, settings.validation_rows, settings.seed)
 
     def evaluate(state: SequentialState, _: int) -> tuple[SequentialState, dict[str, float], bool]:
         current = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
@@ -156,22 +146,22 @@ def train(
             "validation/recall@10": metrics.hit_rate(ranks, 10),
             "validation/best": float(state.best_ndcg),
         }
-        return state, measured, int(state.stale) >= config.patience
+        return state, measured, int(state.stale) >= settings.patience
 
-    every = config.evaluate_every
+    every = settings.evaluate_every
     state = loop.run(
         state,
         train_step,
-        iter(batches(histories, split, shape, batch_size=config.batch_size, seed=config.seed)),
-        name=kind,
+        iter(batches(histories, split, shape, batch_size=settings.batch_size, seed=settings.seed)),
+        name=name,
         directory=directory,
-        steps=-(-config.steps // every) * every,
+        steps=-(-settings.steps // every) * every,
         checkpoint_every=every,
-        log_every=config.log_every,
+        log_every=settings.log_every,
         evaluate=evaluate,
         evaluate_every=every,
         best="validation/ndcg@10",
-        config=config.to_dict(),
+        config=as_dict(settings),
         profile=profile,
     )
     trained = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
@@ -179,14 +169,24 @@ def train(
     return trained
 
 
-def item_loss(config) -> ItemLoss:
-    """The loss that a model's section names. Raises UserError when there is none such."""
-    return ItemLoss(config.loss, config.negatives, config.loss_chunk)
+def _initial(
+    how: Recipe, seed: int, features: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh | None
+) -> tuple[SequentialState, nnx.State]:
+    """The state at step 0 and the features that stay as they are, on the devices of `mesh`."""
+    params = recommender.init_params(how.model, seed)
+    frozen = recommender.place_features(how.model, features)
+    if mesh is not None:
+        params, frozen = processes.put((params, frozen), replicated(mesh))
+    state = SequentialState(
+        train=TrainState.create(params, how.optimizer),
+        best_ndcg=jnp.float32(-1.0),
+        stale=jnp.int32(0),
+    )
+    return state if mesh is None else jax.device_put(state, replicated(mesh)), frozen
 
 
 def train_folds(
-    kind: str,
-    config,
+    settings: SequentialSettings,
     histories: Histories,
     split: Split,
     folds: np.ndarray,
@@ -201,8 +201,7 @@ def train_folds(
     """
     return [
         train(
-            kind,
-            config,
+            settings,
             histories,
             without(split, folds == fold),
             directory=Path(directory) / f"fold{fold}",
@@ -250,11 +249,12 @@ class PackedSequences:
 
     A sequence longer than a row is cut from its end into windows, so that every training target
     occurs exactly once. Which window lengths share a row is decided once (best fit, longest first);
-    which windows of those lengths take the places is drawn anew in every epoch. Rows are filled up
-    with empty ones to a multiple of `multiple`.
+    which windows of those lengths fill the rows is drawn anew in every epoch. Empty rows make
+    their number a multiple of `multiple`.
 
-    With `shifted`, a place's target is the next item and a sequence's last item is a target only;
-    without, every item has a place and there are no targets. Without `times` these are 0.
+    With `shifted`, the target of a position is the next item, and a sequence's last item is only a
+    target; without, every item has a position and there are no targets. Without `times` these are
+    0.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class PackedSequences:
         self._items, self._length, self._seed = histories.items, length, seed
         self._shifted = shifted
         self._times = seconds(histories.timestamps) if times else None
-        # A lone training interaction teaches nothing, to neither kind of row.
+        # A single training interaction has no target and no history: neither kind of row uses it.
         tokens = np.where(np.asarray(train_end) > 1, np.asarray(train_end) - shifted, 0)
         starts, lengths = _windows(histories.offsets[:-1], tokens, length)
         if not len(lengths):

@@ -6,27 +6,37 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import setting
 from mmsrec_jax.sequential import dropout
-from mmsrec_jax.sequential.base import Rows, SequentialConfig, take_position
+from mmsrec_jax.sequential.base import Rows, Sizes, take_position
 
 
 @dataclass(frozen=True)
-class TransformerConfig(SequentialConfig):
-    """Transformer sizes."""
+class TransformerSizes(Sizes):
+    """Sizes of the transformer over a history."""
 
-    dim: int = 64
-    layers: int = 2
-    heads: int = 2
-    mlp_dim: int = 256
-    dropout: float = 0.2
+    dim: int = setting(64, "Width of the item embeddings and of the states.", low=1)
+    layers: int = setting(2, "Transformer layers.", low=1)
+    heads: int = setting(2, "Attention heads; they divide `dim`.", low=1)
+    mlp_dim: int = setting(256, "Width of the MLP in each layer.", low=1)
+    dropout: float = setting(
+        0.2, "Of the input, of both residual branches and of the attention weights.",
+        low=0, below=1,
+    )  # fmt: skip
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if self.dim % self.heads:
+            raise UserError(f"{name}.heads={self.heads}: must divide dim={self.dim}")
 
 
 class Transformer(nnx.Module):
-    """Layers with stacked weights and a norm at the end; who sees whom is the caller's mask."""
+    """Layers with stacked weights and a final norm; the caller gives the attention mask."""
 
     NO_DECAY = ("norms", "final_norm", "up_bias", "down_bias")
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerSizes, *, rngs: nnx.Rngs):
         self.config = c = config
         kernel = nnx.initializers.xavier_uniform(batch_axis=0)
         self.qkv = nnx.Param(kernel(rngs.params(), (c.layers, c.dim, 3 * c.dim)))
@@ -41,23 +51,24 @@ class Transformer(nnx.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """float32[B, L, D] -> float32[B, L, D].
 
-        mask bool[B, L, L]: [b, q, k] lets place q see place k. key: dropout of the input, of both
-        residual branches and of the attention weights; None for no dropout.
+        mask bool[B, L, L]: [b, q, k]: position q sees position k. key: dropout of the input, of
+        both residual connections and of the attention weights; None for no dropout.
         """
         keep = None
         if key is not None and self.config.dropout > 0:
             x, keep = self._dropout_masks(x, key)
         return norm(self._layers(x, mask, self._weights(), keep), self.final_norm[...])
 
-    def at(self, x: jax.Array, mask: jax.Array, places: jax.Array) -> jax.Array:
-        """The states of `self(x, mask)` at one place of each row: float32[B, D], places int32[B].
+    def at(self, x: jax.Array, mask: jax.Array, positions: jax.Array) -> jax.Array:
+        """States of `self(x, mask)` at one position of each row: float32[B, D]; positions int32[B].
 
-        The last layer has no other queries and needs the others' keys and values only.
+        In the last layer this position is the only query; the others give keys and values.
         """
         weights = self._weights()
         x = self._layers(x, mask, jax.tree.map(lambda w: w[:-1], weights))
         last = jax.tree.map(lambda w: w[-1], weights)
-        x = _layer(take_position(x, places), x, take_position(mask, places), last, self.config)
+        mask = take_position(mask, positions)
+        x = _layer(take_position(x, positions), x, mask, last, self.config)
         return norm(x, self.final_norm[...])[:, 0]
 
     def _weights(self) -> dict[str, jax.Array]:
@@ -89,12 +100,12 @@ class Transformer(nnx.Module):
 
 
 def same_segment(segments: jax.Array) -> jax.Array:
-    """bool[B, L, L]: which places of packed rows belong to one sequence; segments int32[B, L]."""
+    """bool[B, L, L]: which positions belong to one sequence; segments int32[B, L]."""
     return segments[:, :, None] == segments[:, None, :]
 
 
 def causal_mask(rows: Rows) -> jax.Array:
-    """bool[B, L, L]: a place sees itself and what stands before it in its sequence."""
+    """bool[B, L, L]: a position sees itself and earlier positions of its sequence."""
     steps = jnp.arange(rows.segments.shape[1])
     return same_segment(rows.segments) & (steps[:, None] >= steps[None, :])
 
@@ -116,7 +127,7 @@ def _layer(
     seen: jax.Array,
     mask: jax.Array,
     w: dict[str, jax.Array],
-    c: TransformerConfig,
+    c: TransformerSizes,
     keep: jax.Array | None = None,
 ) -> jax.Array:
     """x [B, Q, D] after one layer, in which it attends to `seen` [B, L, D]; mask bool[B, Q, L]."""
@@ -132,7 +143,7 @@ def _attend(
     q: jax.Array,
     kv: jax.Array,
     mask: jax.Array,
-    config: TransformerConfig,
+    config: TransformerSizes,
     keep: jax.Array | None,
 ) -> jax.Array:
     (batch, queries, _), length = q.shape, kv.shape[1]

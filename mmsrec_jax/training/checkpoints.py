@@ -1,4 +1,4 @@
-"""Checkpoints of a training loop: arrays, position in the data and config, all or nothing."""
+"""Checkpoints of a training loop: arrays, position in the data and config, written atomically."""
 
 import json
 import os

@@ -174,7 +174,7 @@ class Meter:
             self._warned = True
             logging.warning(
                 "%s: the devices waited for data %.0f%% of the last %d steps; raise `workers` in "
-                "this step's section of the config (a head has none: raise its batch_size)",
+                "this step's section of the config (a sequential model has none: raise batch_size)",
                 self._name, 100 * waiting, self._steps,
             )  # fmt: skip
 

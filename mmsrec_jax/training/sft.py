@@ -4,8 +4,9 @@ The paper trains the yes/no label token; the listwise term is *ours*: softmax cr
 candidates of one user with logit(yes) - logit(no) as their score, the quantity that ranks them.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients
+from mmsrec_jax.runtime.settings import Section, as_dict, setting
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
@@ -31,8 +33,87 @@ Batch = dict[str, jax.Array]
 Counts = dict[str, jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class FineTuneSettings(Section):
+    """What warm-up and stage 3 have in common."""
+
+    trainable: str = setting(
+        "lora", "Adapters, or every weight of the model.", choices=("lora", "full")
+    )
+    lora_rank: int = setting(16, "Rank of the adapters.", low=1)
+    lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
+    steps: int = setting(2000, "Updates.", low=1)
+    batch_size: int = setting(64, "Packed rows of an update.", low=1)
+    micro_batch: int = setting(0, "Packed rows of one backward pass. 0 is all.", low=0)
+    offload_optimizer: bool = setting(
+        False,
+        "Keep the moments of the optimizer in the hosts' memory: less HBM, more transfers.",
+        recorded=False,
+    )
+    length: int = setting(4096, "Tokens of a row.", low=1)
+    patches: int = setting(8192, "Vision patches of a row.", low=0)
+    answers: int = setting(32, "Yes/no labels of a row.", low=1)
+    targets: int = setting(256, "Tokens of a row that have a loss.", low=1)
+    learning_rate: float = setting(1e-4, "The peak; a cosine ends at a tenth of it (AdamW).", low=0)
+    warmup_steps: int = setting(100, "Steps until the peak; fewer than `steps`.", low=0)
+    weight_decay: float = setting(0.0, "Of AdamW.", low=0)
+    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
+    listwise_weight: float = setting(
+        0.0, "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).", low=0
+    )
+    input_shards: int = setting(
+        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
+    )
+    workers: int = setting(
+        8, "Processes that make batches, for each part. 0 is threads of the main process.", low=0
+    )
+    checkpoint_every: int = setting(200, "Steps between two checkpoints.", low=1)
+    log_every: int = setting(20, "Steps between two lines of metrics.", low=1)
+    seed: int = setting(0, "Of adapters, order, tasks and negatives.", follows="seed", low=0)
+
+    def check(self, name: str) -> None:
+        if self.warmup_steps >= self.steps:
+            raise UserError(
+                f"{name}.warmup_steps={self.warmup_steps}: must be below steps={self.steps}"
+            )
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise UserError(
+                f"{name}.micro_batch={self.micro_batch}: must divide batch_size={self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTSettings(FineTuneSettings):
+    """Stage 3, and the plain SFT beside it."""
+
+    tasks: Mapping[str, float] = setting(
+        {"pointwise": 0.7, "rank": 0.1, "next_keywords": 0.1, "align": 0.1},
+        "Shares of the tasks.",
+        low=0,
+    )
+    negatives: int = setting(7, "Negatives of a training list.", low=1)
+    rows: int = setting(0, "Size of a random subset of the training targets. 0 is all.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupSettings(FineTuneSettings):
+    """Visual instruction tuning of a model from scratch (*ours*)."""
+
+    tasks: Mapping[str, float] = setting(
+        {"describe": 0.25, "see": 0.25, "vqa": 0.2, "retell": 0.1, "match": 0.2},
+        "Shares of the tasks.",
+        low=0,
+    )
+    noise: float = setting(
+        0.3,
+        "Probability that a described keyword is left out or repeated: what stage 1 can improve.",
+        low=0,
+        high=1,
+    )
+
+
 def train(
-    config: Any,
+    settings: FineTuneSettings,
     model: MLLM,
     dataset: Iterable[Any],
     *,
@@ -45,10 +126,6 @@ def train(
     """Trains `model` and returns it with the trained weights; resumes what `directory` holds.
 
     Args:
-      config: trainable ("full" or "lora"), steps, warmup_steps, learning_rate (the peak; cosine to
-        a tenth of it), weight_decay, clip_norm, listwise_weight (0 = the paper), batch_size,
-        micro_batch (rows in one backward pass, 0 = all), offload_optimizer (its moments lie in the
-        hosts' memory between updates), checkpoint_every, log_every.
       model: with adapters if they are what is trained. What is trained of it is donated: go on
         with the model that is returned.
       dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
@@ -59,22 +136,22 @@ def train(
     Raises:
       UserError: `trainable` selects nothing in `model`, or a micro-batch that does not divide.
     """
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(settings)
     with jax.set_mesh(mesh):
         graphdef, state, frozen, shardings = place(
-            model, config.trainable, optimizer, mesh, offload=config.offload_optimizer
+            model, settings.trainable, optimizer, mesh, offload=settings.offload_optimizer
         )
         step = make_step(
             graphdef,
             optimizer,
             yes_no_ids=yes_no_ids,
-            listwise_weight=config.listwise_weight,
-            num_microbatches=num_microbatches(config, mesh),
+            listwise_weight=settings.listwise_weight,
+            num_microbatches=num_microbatches(settings, mesh),
             shardings=shardings,
-            offload=config.offload_optimizer,
+            offload=settings.offload_optimizer,
         )
 
-        counted = metering.ModelFlops(model, adapters=config.trainable == "lora")
+        counted = metering.ModelFlops(model, adapters=settings.trainable == "lora")
         _, parts = sharding.process_batch_shard(mesh)
 
         def step_fn(state, batch):
@@ -90,10 +167,10 @@ def train(
                 iterator,
                 name=name,
                 directory=directory,
-                steps=config.steps,
-                checkpoint_every=config.checkpoint_every,
-                log_every=config.log_every,
-                config=settings(config),
+                steps=settings.steps,
+                checkpoint_every=settings.checkpoint_every,
+                log_every=settings.log_every,
+                config=as_dict(settings),
                 profile=profile,
             )
         finally:
@@ -101,26 +178,21 @@ def train(
     return nnx.merge(graphdef, state.params, frozen)
 
 
-def settings(config: Any) -> dict[str, Any]:
-    """What the trained weights depend on; where the optimizer's moments lie does not count."""
-    return {k: v for k, v in config.to_dict().items() if k != "offload_optimizer"}
-
-
-def num_microbatches(config: Any, mesh: Mesh) -> int:
+def num_microbatches(settings: FineTuneSettings, mesh: Mesh) -> int:
     """How many backward passes a step takes.
 
     Raises:
-      UserError: config.micro_batch does not divide.
+      UserError: micro_batch does not divide.
     """
-    if not config.micro_batch:
+    if not settings.micro_batch:
         return 1
-    shards = sharding.num_batch_shards(mesh)
-    if config.batch_size % config.micro_batch or config.micro_batch % shards:
+    size, part, shards = settings.batch_size, settings.micro_batch, sharding.num_batch_shards(mesh)
+    if size % part or part % shards:
         raise UserError(
-            f"micro_batch={config.micro_batch} must divide batch_size={config.batch_size} and be a "
-            f"multiple of the {shards} shards of the batch (mesh data x fsdp)"
+            f"micro_batch={part} must divide batch_size={size} and be a multiple of the {shards} "
+            "shards of the batch (mesh data x fsdp)"
         )
-    return config.batch_size // config.micro_batch
+    return size // part
 
 
 def _work(counted: metering.ModelFlops, batch: dict[str, np.ndarray]) -> dict[str, int]:
@@ -131,24 +203,18 @@ def _work(counted: metering.ModelFlops, batch: dict[str, np.ndarray]) -> dict[st
     }
 
 
-def make_optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine, gradients clipped by their global norm.
-
-    Raises:
-      UserError: the warm-up takes all steps.
-    """
-    if config.warmup_steps >= config.steps:
-        raise UserError(f"warmup_steps={config.warmup_steps} must be below steps={config.steps}")
+def make_optimizer(settings: FineTuneSettings) -> optax.GradientTransformation:
+    """AdamW under a warm-up and a cosine, gradients clipped by their global norm."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=config.steps,
-        end_value=0.1 * config.learning_rate,
+        peak_value=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=settings.steps,
+        end_value=0.1 * settings.learning_rate,
     )
     return optax.chain(
-        clip_by_global_norm(config.clip_norm),
-        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
+        clip_by_global_norm(settings.clip_norm),
+        optax.adamw(schedule, b2=0.98, weight_decay=settings.weight_decay),
     )
 
 
@@ -273,7 +339,7 @@ def _yes_no_terms(
     yes = jnp.sum(positive & (scores > 0)) / lists
     no = jnp.sum(negative & (scores <= 0)) / counts["negatives"]
     return jnp.sum(jnp.where(positive, nll, 0.0)) / lists, {
-        "yes/no label/accuracy_yes": yes,
-        "yes/no label/accuracy_no": no,
-        "yes/no label/positive_first": jnp.sum(positive & first) / lists,
+        "yes_no/accuracy_yes": yes,
+        "yes_no/accuracy_no": no,
+        "yes_no/positive_first": jnp.sum(positive & first) / lists,
     }

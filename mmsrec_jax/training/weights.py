@@ -42,7 +42,7 @@ def _is_variable(node: Any) -> bool:
 
 
 def _is_stacked(variable: nnx.Variable) -> nnx.Variable:
-    """`variable` with whether its first axis is that of the layers in place of its value."""
+    """`variable` with a flag instead of its value: whether its first axis is that of the layers."""
     stacked = variable.get_metadata()["logical_axes"][:1] == ("layers",)
     return jax.tree.map(lambda _: stacked, variable)
 

@@ -1,9 +1,23 @@
-"""Seeds of an experiment: all follow the one of the config, and each can be set by itself."""
+"""Experiments: they read as settings, override what they say, and their seeds follow one."""
+
+import dataclasses
 
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, beauty, movielens, quickstart
+from configs import base, beauty, movielens, quickstart, scaling
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict, from_config, to_config
+from mmsrec_jax.sequential import registry
+
+ALL = [
+    *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
+    *((beauty, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
+    *((movielens, variant) for variant in ("", "smoke", *base.SEQUENTIAL_MODELS)),
+    (quickstart, ""),
+    *((scaling, f"size={size}") for size in scaling.SIZES),
+]
 
 
 def seeds(config: ConfigDict, path: str = "config") -> dict[str, int]:
@@ -14,6 +28,29 @@ def seeds(config: ConfigDict, path: str = "config") -> dict[str, int]:
         elif name == "seed":
             found[f"{path}.seed"] = value
     return found
+
+
+@pytest.mark.parametrize(("experiment", "variant"), ALL, ids=[f"{m.__name__}:{v}" for m, v in ALL])
+def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_back(
+    experiment, variant
+):
+    config = experiment.get_config(variant)
+    settings = from_config(Settings, config)
+    assert from_config(Settings, to_config(settings)) == settings
+    assert settings.sequential is getattr(settings, settings.sequential_model)
+    assert type(settings.sequential) is registry.MODELS[settings.sequential_model].settings
+    assert config.is_locked
+
+
+def test_the_base_is_the_defaults():
+    assert from_config(Settings, base.get_config()) == Settings()
+
+
+def test_every_sequential_model_has_its_section_and_its_variant():
+    sections = {field.name: field.default_factory for field in dataclasses.fields(Settings)}
+    assert sorted(base.SEQUENTIAL_MODELS) == sorted(registry.MODELS)
+    for name, model in registry.MODELS.items():
+        assert sections[name] is model.settings
 
 
 def test_parts_of_the_input_are_those_of_the_experiment_unless_set():
@@ -32,3 +69,55 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
     config.data.seed = config.evaluation.seed = 0
     own = {"config.data.seed", "config.evaluation.seed"}
     assert seeds(config) == {name: 0 if name in own else 3 for name in seeds(config)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sft.negatives": 0}, "config.sft.negatives=0: must be at least 1"),
+        ({"sft.learning_rate": -1e-4}, "config.sft.learning_rate=-0.0001: must be at least 0"),
+        ({"warmup.noise": 1.5}, "config.warmup.noise=1.5: must be at least 0 and at most 1"),
+        ({"sft.warmup_steps": 2000}, "config.sft.warmup_steps=2000: must be below steps=2000"),
+        ({"sft.micro_batch": 48}, "config.sft.micro_batch=48: must divide batch_size=64"),
+        ({"summarizer.temperature": 0.0}, "config.summarizer.temperature=0.0: must be above 0"),
+        ({"summarizer.num_generations": 1}, "config.summarizer.num_generations=1: must be at l"),
+        ({"sasrec.dropout": 1.0}, "config.sasrec.dropout=1.0: must be at least 0 and below 1"),
+        ({"sasrec.heads": 3}, "config.sasrec.heads=3: must divide dim=64"),
+        ({"sasrec.loss": "sofmax"}, "config.sasrec.loss='sofmax': .*; did you mean 'softmax'?"),
+        ({"molar.contents": ("text", "sound")}, "config.molar.contents=.*: must each be one of"),
+        ({"hm4sr.contents": ()}, r"config.hm4sr.contents=\(\): name one or more, each once"),
+        ({"model.tiny.kv_heads": 3}, "config.model.tiny.kv_heads=3: must divide heads=4"),
+        ({"model.remat": "some"}, "config.model.remat='some': must be one of 'none', 'full'"),
+        ({"data.max_users": -1}, "config.data.max_users=-1: must be at least 0"),
+        ({"data.test_quantile": 0.8}, "config.data.validation_quantile=0.8: must be below"),
+        ({"data.toyshop.history": (9, 8)}, r"config.data.toyshop.history=\(9, 8\): the longest"),
+        ({"retrieval.folds": 0}, "config.retrieval.folds=0: must be at least 1"),
+        ({"prompts.history": -1}, "config.prompts.history=-1: must be at least 0"),
+        ({"prompts.templates": "ful"}, "config.prompts.templates='ful': .*did you mean 'full'?"),
+        ({"evaluation.k": (0, 5)}, r"config.evaluation.k=\(0, 5\): must each be at least 1"),
+        ({"sequential_model": "sasrek"}, "config.sequential_model='sasrek'.*'sasrec'?"),
+        ({"method": "model"}, "config.method='model': must be one of 'mmsrarec'"),
+        ({"profile": "3"}, "config.profile='3' is not FIRST:LAST"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(fields, message):
+    config = base.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        from_config(Settings, config)
+
+
+def test_what_changes_no_result_is_in_no_record():
+    config = base.get_config()
+    before = as_dict(from_config(Settings, config))
+    config.summarizer.gather_weights = False
+    config.sft.offload_optimizer = config.warmup.offload_optimizer = True
+    config.data.download_page = "https://example.org"
+    assert as_dict(from_config(Settings, config)) == before
+    config.sft.micro_batch = 16
+    assert as_dict(from_config(Settings, config)) != before
+
+
+def test_a_misspelt_variant_gets_the_nearest():
+    with pytest.raises(UserError, match="did you mean configs/beauty.py:sasrec"):
+        beauty.get_config("sasrecs")

@@ -159,7 +159,7 @@ def test_truncated_array_record(copied, name):
         store.open(copied)
 
 
-def test_damaged_or_foreign_manifest(copied):
+def test_damaged_or_unknown_manifest(copied):
     manifest = json.loads((copied / "manifest.json").read_text())
     (copied / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     with pytest.raises(UserError, match="store format 0, this version reads 1"):

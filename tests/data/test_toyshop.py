@@ -1,5 +1,6 @@
 """The generated shop: reproducible, and its exact rows agree with how the choices come out."""
 
+import dataclasses
 import functools
 import io
 
@@ -10,7 +11,7 @@ from PIL import Image
 from mmsrec_jax.data import toyshop
 from mmsrec_jax.data.toyshop_truth import Observer, Truth, bayes_optimal_scores, oracle_scores
 
-SMALL = dict(
+SMALL = toyshop.ToyshopSettings(
     num_users=300, num_items=24, num_groups=3, history=(6, 9), pull=0.4, drift=0.1,
     image_weight=1.9, text_weight=1.6, popularity_sd=0.4, seed=3,
 )  # fmt: skip
@@ -18,15 +19,16 @@ SMALL = dict(
 
 @pytest.fixture(scope="module")
 def shop():
-    return toyshop.generate(**SMALL)
+    return toyshop.generate(SMALL)
 
 
 def test_same_seed_same_shop_other_seed_another(shop):
-    items, histories, world = toyshop.generate(**SMALL)
+    items, histories, world = toyshop.generate(SMALL)
     assert items == shop[0]
     np.testing.assert_array_equal(histories.items, shop[1].items)
     np.testing.assert_array_equal(world.tastes, shop[2].tastes)
-    assert (toyshop.generate(**{**SMALL, "seed": 4})[1].items[:50] != histories.items[:50]).any()
+    _, other, _ = toyshop.generate(dataclasses.replace(SMALL, seed=4))
+    assert (other.items[:50] != histories.items[:50]).any()
 
 
 def test_histories_have_no_repeats_and_time_goes_on(shop):
@@ -52,8 +54,8 @@ def test_text_tells_nothing_of_image_attributes_and_the_picture_shows_them(shop)
 
 def test_bayes_optimal_is_how_often_users_with_that_history_choose(monkeypatch):
     monkeypatch.setattr(toyshop, "_item", lambda *_: None)
-    crowd = {**SMALL, "num_users": 400_000, "history": (3, 3)}
-    _, histories, world = toyshop.generate(**crowd)
+    crowd = dataclasses.replace(SMALL, num_users=400_000, history=(3, 3))
+    _, histories, world = toyshop.generate(crowd)
     chosen = histories.items.reshape(-1, 3)
     pairs, counts = np.unique(chosen[:, 0] * 24 + chosen[:, 1], return_counts=True)
     first, second = divmod(int(pairs[counts.argmax()]), 24)

@@ -129,7 +129,7 @@ def test_perfect_scorer_has_one_everywhere():
         assert np.allclose(list(got.values()), 1)
 
 
-def test_the_targets_place_among_the_candidates_does_not_matter(random):
+def test_the_position_of_the_target_among_the_candidates_does_not_matter(random):
     scores, targets = random
     got = ranks_of(scores, targets)
     rng = np.random.default_rng(2)

@@ -34,7 +34,7 @@ def test_negatives_are_distinct_and_never_in_the_full_history(histories):
         assert not set(np.delete(items, positive)) & set(histories.of(user))
 
 
-def test_negatives_and_positive_places_are_uniform(histories):
+def test_negatives_and_positions_of_positives_are_uniform(histories):
     rows = np.repeat(splits.leave_one_out(histories).test[:1], 8000, axis=0)
     found = sampled(histories, rows, n=4, seed=0, num_items=60)
     places = np.bincount(found.positive, minlength=5)

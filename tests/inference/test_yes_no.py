@@ -7,7 +7,7 @@ from mmsrec_jax.inference import suffixes, yes_no
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_yes_nos_match_plain_sequences(tied):
+def test_yes_no_scores_match_plain_sequences(tied):
     """Each candidate alone behind the prefix, its full softmax, against suffixes in one forward."""
     model = tiny.model(tied=tied)
     texts = [[5, 6, 7], [8, 9, 10, 11, 12]]

@@ -7,8 +7,10 @@ from configs import base, beauty, movielens
 from mmsrec_jax import methods
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.methods import base_model, features, sequential
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 SMALL = dict(
@@ -34,7 +36,8 @@ def tiny(kind):
 
 
 def run(config, workdir, **options):
-    methods.find(config.method).run(config, workdir, **options)
+    settings = from_config(Settings, config)
+    methods.find(settings.method).run(settings, workdir, **options)
 
 
 @pytest.fixture
@@ -42,10 +45,11 @@ def model_path(tmp_path, monkeypatch):
     """A directory as `config.model.path` names one, of a model with random weights."""
     path = tmp_path / "model"
     path.mkdir()
-    config = base.get_config().model.tiny
-    config.update(hidden=16, heads=2, kv_heads=1, layers=1, intermediate=16)
-    config.update(vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16)
-    tiny_init.write_directory(path, config, corpus(TEMPLATES["full"]) * 4, [])
+    sizes = tiny_init.TinySettings(
+        hidden=16, heads=2, kv_heads=1, layers=1, intermediate=16,
+        vision_hidden=16, vision_layers=1, vision_heads=1, vision_intermediate=16,
+    )  # fmt: skip
+    tiny_init.write_directory(path, sizes, corpus(TEMPLATES["full"]) * 4, [])
 
     def load(path, dtype, mesh, **_):
         return tiny_init.init(path, dtype=dtype, seed=0, mesh=mesh)
@@ -82,7 +86,7 @@ def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, c
     np.save(tmp_path / "text.npy", rows)
     config.hm4sr.contents = ("text",)
     config.hm4sr.features.text = str(tmp_path / "text.npy")
-    experiment = sequential.Sequential(config, tmp_path, None)
+    experiment = sequential.Sequential(from_config(Settings, config), tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
     found = experiment.sequential_options()["features"]
@@ -108,7 +112,7 @@ def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="features.text=nowhere.npy: no such file"):
         run(config, tmp_path / "run")
     config.hm4sr.contents = ("text", "sound")
-    with pytest.raises(UserError, match="config.hm4sr.contents='sound' is not known"):
+    with pytest.raises(UserError, match="config.hm4sr.contents=.*must each be one of"):
         run(config, tmp_path / "run")
     config.hm4sr.update(contents=("image",), features={"image": ""})
     config.use.images = False

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from logged_metrics import explained, logged
 
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.ranking import read_ranks
@@ -124,6 +125,12 @@ def test_the_table_has_every_system_under_its_protocols(runs):
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
     assert score["oracle"] > score["bayes_optimal"] > score["random"]
+
+
+def test_every_logged_metric_is_explained(runs):
+    found = logged(runs[0])
+    assert {"loss/tokens", "reward/total", "validation/ndcg@10"} <= found
+    assert found <= explained()
 
 
 def test_every_item_has_one_summary(runs):

@@ -15,6 +15,8 @@ from configs import scaling as experiment
 from mmsrec_jax.data import splits
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.methods import scaling_point
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,7 @@ def test_the_held_out_loss_is_the_mean_over_target_tokens(runs):
     and never more than a few rows of logits."""
     config = experiment.get_config(f"size={SIZES[2]}").unlock()
     config.update_from_flattened_dict(TINY)
+    config = from_config(Settings, config)
     run = scaling_point.ScalingPoint(config, runs[2], make_mesh())
     model = run.base.trained("again", "sft")
     _, _, split = run.dataset

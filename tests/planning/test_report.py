@@ -15,9 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from configs import beauty, quickstart
 from mmsrec_jax.hf import presets
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.planning import report, steps, topologies
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, WIDTH = 512, 1024
@@ -167,7 +169,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
     config, mesh = beauty.get_config(), sharding.make_mesh(*sizes)
     for trainable in ("lora", "full"):
         config.sft.trainable = trainable
-        made = steps.Steps(config, presets.config(name), mesh)
+        made = steps.Steps(from_config(Settings, config), presets.config(name), mesh)
         step = made.sft()
         state, frozen, batch = step.arguments
         large = report.replicated((state, frozen, batch), mesh)
@@ -182,17 +184,21 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
         assert moments == pytest.approx(2 * report.held(state.params), rel=1e-3)
 
 
+def model_of(config):
+    return steps.model_config(from_config(Settings, config))
+
+
 def test_model_of_a_config(tmp_path):
     config = beauty.get_config()
-    assert steps.model_config(config).text.hidden == 3584
+    assert model_of(config).text.hidden == 3584
     config.model.path = "qwen2.5-vl-3b"
-    small = steps.model_config(config)
+    small = model_of(config)
     golden = (ROOT / "tests/golden/qwen2_5_vl_3b_config.json").read_text()
     (tmp_path / "config.json").write_text(golden)
     config.model.path = str(tmp_path)
-    assert steps.model_config(config) == small and small.text.layers == 36
+    assert model_of(config) == small and small.text.layers == 36
     scratch = quickstart.get_config()
-    assert steps.model_config(scratch).text.hidden == scratch.model.tiny.hidden
+    assert model_of(scratch).text.hidden == scratch.model.tiny.hidden
     config.model.path = "qwen9"
     with pytest.raises(UserError, match="no folder with a config.json"):
-        steps.model_config(config)
+        model_of(config)

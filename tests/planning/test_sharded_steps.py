@@ -4,13 +4,15 @@ import jax
 import pytest
 
 from configs import quickstart
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.planning import hlo, report, roofline, steps
 from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.settings import from_config
 
 LAYERS, VISION_LAYERS, TOKENS = 5, 7, 11
 
 
-def make(sizes, trainable):
+def make(sizes, trainable, *, gather_weights=True):
     """A model whose stacked kernels are a few MiB each, in rows that are short."""
     config = quickstart.get_config()
     config.model.tiny.update(
@@ -24,12 +26,15 @@ def make(sizes, trainable):
         lora_rank=8,
         batch_size=8,
         num_generations=2,
+        micro_batch=16,
         prompt_length=64,
         patches=16,
         max_new_tokens=TOKENS,
+        gather_weights=gather_weights,
     )
     config.model.remat = "full"
-    return steps.Steps(config, steps.model_config(config), sharding.make_mesh(*sizes))
+    settings = from_config(Settings, config)
+    return steps.Steps(settings, steps.model_config(settings), sharding.make_mesh(*sizes))
 
 
 @pytest.mark.parametrize(
@@ -58,8 +63,7 @@ def test_weights_are_gathered_layer_by_layer_and_the_embedding_never(sizes, trai
 
 @pytest.mark.parametrize("once", [True, False])
 def test_weights_are_gathered_once_for_all_tokens(once):
-    made = make((1, 4, 2), "lora")
-    made.config.summarizer.gather_weights = once
+    made = make((1, 4, 2), "lora", gather_weights=once)
     step = made.rollout()
     with jax.set_mesh(made.mesh):
         program = hlo.Program(step.function.lower(*step.arguments).compile().as_text())

@@ -121,7 +121,7 @@ def test_cut_is_a_prefix_of_at_most_so_many_tokens(chat, text):
         assert short == text if limit >= total else len(short) < len(text)
 
 
-def test_yes_nos(trained):
+def test_yes_no_ids(trained):
     yes, no = yes_no_ids(trained)
     assert trained.decode([yes]) == "yes" and trained.decode([no]) == "no"
 

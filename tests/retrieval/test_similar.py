@@ -175,7 +175,7 @@ def test_global_time_allows_only_the_past(histories):
     assert future_would_have_won > 20
 
 
-def test_training_rows_use_the_head_that_has_not_seen_their_user(histories):
+def test_training_rows_use_the_model_that_has_not_seen_their_user(histories):
     split = splits.leave_one_out(histories)
     full, fold_models = Stub(0), [Stub(1), Stub(2)]
     folds = similar.assign_folds(USERS, 2, seed=0)

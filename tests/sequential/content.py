@@ -12,7 +12,7 @@ from mmsrec_jax.sequential.base import Rows
 from mmsrec_jax.sequential.recommender import init_params, merge, place_features
 
 ITEMS, LENGTH = 20, 8
-SIZES = dict(length=LENGTH, dim=8, layers=1, heads=2, mlp_dim=12, dropout=0.0)
+SIZES = dict(length=LENGTH, dim=8, layers=1, dropout=0.0)
 _RNG = np.random.default_rng(5)
 FEATURES = {
     name: _RNG.normal(size=(ITEMS, width)).astype(np.float32)
@@ -24,7 +24,8 @@ FEATURES = {
 def weights(kind: str, names: tuple[str, ...], **options):
     """Config, weights (drawn by numpy: nothing to compile) and features of a model."""
     given = {name: FEATURES[name] for name in names}
-    config = registry.configure(kind, SIZES | options, ITEMS, given)
+    sizes = SIZES if kind == "gru4rec" else SIZES | dict(heads=2, mlp_dim=12)
+    config = registry.configure(registry.MODELS[kind].settings(**sizes | options), ITEMS, given)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(config, 0))
     params = jax.tree.map(lambda x: jnp.array(rng.normal(0, 0.3, x.shape), x.dtype), shapes)

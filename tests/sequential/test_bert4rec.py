@@ -145,7 +145,7 @@ def test_the_loss_is_that_of_the_masked_items_and_of_nothing_else(params):
     assert abs(float(other - found)) > 1e-3
 
 
-def test_saved_head_scores_the_same(recommender, tmp_path):
+def test_saved_model_scores_the_same(recommender, tmp_path):
     recommender.save(tmp_path)
     back, rows = SequentialRecommender.load(tmp_path), np.arange(12).reshape(2, 6)
     assert back.config == CONFIG and not back.causal

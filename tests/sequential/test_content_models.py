@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 from content import FEATURES, packed, weights
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import item_features, splits
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry, train
+from mmsrec_jax.sequential.hm4sr import HM4SRSettings
+from mmsrec_jax.sequential.molar import MolarSettings
 from mmsrec_jax.sequential.recommender import SequentialRecommender, merge
 
 MODELS = {"molar": ("item",), "hm4sr": ("text", "image", "categories")}
@@ -31,7 +32,7 @@ def test_packed_sequences_do_not_see_each_other_nor_the_future(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_saved_head_scores_the_same(kind, tmp_path):
+def test_saved_model_scores_the_same(kind, tmp_path):
     recommender = SequentialRecommender(*weights(kind, MODELS[kind]))
     recommender.save(tmp_path)
     back = SequentialRecommender.load(tmp_path)
@@ -41,11 +42,11 @@ def test_saved_head_scores_the_same(kind, tmp_path):
     np.testing.assert_array_equal(back.scores(past, times), recommender.scores(past, times))
 
 
-def test_a_content_head_without_content_says_what_it_reads():
+def test_a_content_model_without_content_says_what_it_reads():
     with pytest.raises(UserError, match="molar reads item features: give it one of image, item"):
-        registry.configure("molar", {}, 20, {})
+        registry.configure(MolarSettings(), 20, {})
     with pytest.raises(UserError, match="hm4sr reads item features: give it one of image, text"):
-        registry.configure("hm4sr", {}, 20, {"categories": FEATURES["categories"]})
+        registry.configure(HM4SRSettings(), 20, {"categories": FEATURES["categories"]})
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +73,16 @@ def clustered():
 def test_learns_what_only_the_features_tell(kind, clustered, tmp_path):
     histories, known, shuffled = clustered
     split = splits.leave_one_out(histories)
-    config = ConfigDict(
-        dict(
-            length=6, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.0, loss="softmax",
-            negatives=0, loss_chunk=256, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0,
-            batch_size=16, steps=60, evaluate_every=60, patience=9, validation_rows=0,
-            log_every=20, seed=0,
-        )
+    settings = registry.MODELS[kind].settings(
+        length=6, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.0, loss="softmax",
+        loss_chunk=256, learning_rate=1e-2, warmup_steps=5, weight_decay=0.0, batch_size=16,
+        steps=60, evaluate_every=60, patience=9, log_every=20,
     )  # fmt: skip
     hits = []
     for name, rows in (("known", known), ("shuffled", shuffled)):
         given = {part: rows for part in MODELS[kind] if part != "categories"}
         recommender = train.train(
-            kind, config, histories, split,
+            settings, histories, split,
             num_items=180, directory=tmp_path / name, features=given,
         )  # fmt: skip
         for part in given:  # never trained

@@ -50,7 +50,7 @@ def test_info_nce_of_orthogonal_keys_has_a_closed_form():
     np.testing.assert_allclose(alone, 0, atol=1e-6)  # no rivals, nothing to tell apart
 
 
-def test_places_are_drawn_among_the_targets_once_each():
+def test_positions_are_drawn_among_the_targets_once_each():
     targets = np.array([[3, 4, -1, 5], [-1, 3, 6, -1]])
     packed = rows(targets, [[1, 1, 0, 2], [0, 1, 1, 0]])
     everyone = jax.tree.map(np.asarray, draw_positions(packed, 100, jax.random.key(0)))

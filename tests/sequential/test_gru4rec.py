@@ -90,7 +90,7 @@ def test_dropout_only_with_a_key(encode):
     assert np.abs(keyed[0] - encode(row([1, 2, 3]))[0, :3]).max() > 0.1
 
 
-def test_saved_head_scores_the_same(recommender, tmp_path):
+def test_saved_model_scores_the_same(recommender, tmp_path):
     recommender.save(tmp_path)
     back, rows = SequentialRecommender.load(tmp_path), np.arange(12).reshape(2, 6)
     assert back.config == CONFIG and back.causal

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import item_features, sequences, splits
 from mmsrec_jax.data.records import Histories
@@ -21,8 +20,14 @@ from mmsrec_jax.retrieval import similar
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import recommender as recommender_lib
 from mmsrec_jax.sequential import registry, train
-from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialModule
-from mmsrec_jax.sequential.sasrec import SASRecConfig
+from mmsrec_jax.sequential.base import (
+    Rows,
+    SequentialConfig,
+    SequentialModule,
+    SequentialSettings,
+    Sizes,
+)
+from mmsrec_jax.sequential.sasrec import SASRecConfig, SASRecSettings
 
 
 def test_a_misspelt_kind_gets_the_nearest():
@@ -37,8 +42,7 @@ def test_a_misspelt_kind_gets_the_nearest():
 def test_a_config_survives_json():
     config = SASRecConfig(7, (("text", 3), ("image", 4)), length=5, dim=8)
     assert registry.from_json(registry.to_json(config)) == config
-    settings = {"length": 9, "dropout": 0.5, "learning_rate": 1e-3}
-    made = registry.configure("sasrec", settings, 7, {})
+    made = registry.configure(SASRecSettings(length=9, dropout=0.5, learning_rate=1.0), 7, {})
     assert made == SASRecConfig(7, length=9, dropout=0.5)
 
 
@@ -52,7 +56,7 @@ def test_a_config_survives_json():
         ("hm4sr", ("text",), 2),
     ],
 )
-def test_the_last_state_is_that_of_a_pass_over_all_places(kind, names, layers):
+def test_the_last_state_is_that_of_a_pass_over_all_positions(kind, names, layers):
     model = content.module(kind, names, layers=layers)
     counts = np.array([1, 3, 7, content.LENGTH])
     rows = [content.packed(list(range(n, 2 * n)), times=[90_000 * np.arange(n)]) for n in counts]
@@ -107,8 +111,18 @@ def test_milliseconds_are_not_taken_for_seconds():
 
 
 @dataclass(frozen=True)
-class BagConfig(SequentialConfig):
+class BagSizes(Sizes):
     dim: int = 4
+
+
+@dataclass(frozen=True)
+class BagConfig(BagSizes, SequentialConfig):
+    pass
+
+
+@dataclass(frozen=True)
+class BagSettings(SequentialSettings, BagSizes):
+    pass
 
 
 class Bag(SequentialModule):
@@ -143,7 +157,8 @@ class Bag(SequentialModule):
 
 @pytest.fixture
 def bag(monkeypatch):
-    monkeypatch.setitem(registry.MODELS, "bag", registry.SequentialModel("bag", BagConfig, Bag))
+    kind = registry.SequentialModel("bag", BagSettings, BagConfig, Bag)
+    monkeypatch.setitem(registry.MODELS, "bag", kind)
 
 
 @pytest.fixture(scope="module")
@@ -158,18 +173,15 @@ def histories():
     )
 
 
-def test_a_head_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_path):
+def test_a_model_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_path):
     split = splits.leave_one_out(histories)
     text = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
-    config = ConfigDict(
-        dict(
-            length=6, dim=4, loss="softmax", negatives=0, loss_chunk=64, learning_rate=1e-2,
-            warmup_steps=1, weight_decay=0.0, batch_size=4, steps=4, evaluate_every=2, patience=9,
-            validation_rows=0, log_every=1, seed=0,
-        )
+    settings = BagSettings(
+        length=6, dim=4, loss="softmax", loss_chunk=64, learning_rate=1e-2, warmup_steps=1,
+        weight_decay=0.0, batch_size=4, steps=4, evaluate_every=2, patience=9, log_every=1,
     )  # fmt: skip
     recommender = train.train(
-        "bag", config, histories, split,
+        settings, histories, split,
         num_items=9, directory=tmp_path, features={"text": text},
     )  # fmt: skip
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -201,9 +213,9 @@ def test_a_head_with_content_clock_and_a_loss_of_its_own(bag, histories, tmp_pat
     np.testing.assert_allclose(embedded, unit, atol=1e-4)
 
 
-def test_rows_of_a_head_that_masks_hold_every_training_item_and_its_time(bag, histories):
+def test_rows_of_a_model_that_masks_hold_every_training_item_and_its_time(bag, histories):
     split = splits.leave_one_out(histories)
-    config = registry.configure("bag", {"length": 6}, 9, {"text": np.zeros((9, 3))})
+    config = registry.configure(BagSettings(length=6), 9, {"text": np.zeros((9, 3))})
     stream = iter(train.batches(histories, split, config, batch_size=1, seed=0))
     count = len(train.PackedSequences(
         histories, split.train_end, 6, seed=0, multiple=1, shifted=False

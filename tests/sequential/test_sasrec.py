@@ -123,7 +123,7 @@ def test_right_padded_keeps_order_and_the_latest():
     np.testing.assert_array_equal(clock, np.where(moved < 0, -1, 1.4e9 + moved))
 
 
-def test_saved_head_scores_the_same(recommender, tmp_path):
+def test_saved_model_scores_the_same(recommender, tmp_path):
     recommender.save(tmp_path / "model")
     back = SequentialRecommender.load(tmp_path / "model")
     rows = np.arange(30).reshape(5, 6)

@@ -3,12 +3,12 @@
 import json
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
@@ -19,6 +19,7 @@ from mmsrec_jax.retrieval.similar import assign_folds
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
 from mmsrec_jax.sequential import registry, train
+from mmsrec_jax.sequential.bert4rec import BERT4RecConfig
 from mmsrec_jax.sequential.losses import ItemLoss
 from mmsrec_jax.sequential.sasrec import SASRecConfig
 
@@ -26,16 +27,15 @@ ITEMS = 30
 HEAD = SASRecConfig(ITEMS, length=12, dim=16, layers=1, heads=2, mlp_dim=32)
 
 
-def config(**changes):
-    return ConfigDict(
-        dict(
-            length=12, dim=16, layers=1, heads=2, mlp_dim=32, dropout=0.1, batch_size=16,
-            learning_rate=1e-2, weight_decay=0.01, warmup_steps=5, steps=100, evaluate_every=20,
-            patience=3, validation_rows=0, loss="softmax", negatives=10, loss_chunk=256,
-            log_every=10, seed=0,
-        )
-        | changes
+def settings(kind="sasrec", **changes):
+    small = dict(
+        length=12, dim=16, dropout=0.1, layers=1, batch_size=16, learning_rate=1e-2,
+        weight_decay=0.01, warmup_steps=5, steps=100, evaluate_every=20, patience=3,
+        validation_rows=0, loss="softmax", loss_chunk=256, log_every=10, seed=0,
     )  # fmt: skip
+    if kind != "gru4rec":
+        small |= dict(heads=2, mlp_dim=32)
+    return registry.MODELS[kind].settings(**small | changes)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_batches_are_static_and_resume_exactly(histories, split):
     for batch in wanted[25:]:
         got = next(resumed)
         assert all(array.shape == (16, 12) for array in got.values())
-        jax.tree.map(np.testing.assert_array_equal, got, batch)
+        chex.assert_trees_all_equal(got, batch)
 
 
 def test_held_out_users_are_never_fed(histories, split):
@@ -116,16 +116,16 @@ def test_held_out_users_are_never_fed(histories, split):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "least"),
+    ("kind", "changes", "least"),
     [
         ("sasrec", {}, 0.99),
         ("bert4rec", dict(mask_rate=0.3, last_rate=0.2, steps=200), 0.9),
         ("gru4rec", dict(hidden=24), 0.99),
     ],
 )
-def test_learns_a_circle(histories, split, tmp_path, kind, settings, least):
+def test_learns_a_circle(histories, split, tmp_path, kind, changes, least):
     recommender = train.train(
-        kind, config(**settings), histories, split, num_items=ITEMS, directory=tmp_path
+        settings(kind, **changes), histories, split, num_items=ITEMS, directory=tmp_path
     )
     found = ranking.full(recommender, histories, split.test)
     assert metrics.ndcg(found.ranks, 10) > least  # popularity: 0.51
@@ -139,7 +139,7 @@ def test_learns_a_circle(histories, split, tmp_path, kind, settings, least):
 
 
 def test_weight_decay_leaves_biases_and_norms_alone():
-    shape = registry.configure("bert4rec", {"dim": 4, "heads": 1, "mlp_dim": 4, "layers": 1}, 3, {})
+    shape = BERT4RecConfig(3, dim=4, heads=1, mlp_dim=4, layers=1)
     recipe = train.Recipe(shape, ItemLoss("softmax"), 1.0, 1, weight_decay=0.5)
 
     @jax.jit
@@ -175,7 +175,7 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
 
     def trained(directory):
         return train.train(
-            "sasrec", config(**options), histories, split, num_items=ITEMS, directory=directory
+            settings(**options), histories, split, num_items=ITEMS, directory=directory
         )
 
     unbroken = trained(tmp_path / "unbroken")
@@ -194,7 +194,7 @@ def test_killed_and_resumed_equals_unbroken(histories, split, tmp_path, monkeypa
     resumed = trained(tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "unbroken")
     assert lines(tmp_path / "unbroken")[-1]["step"] == 24  # best at 4, five more without
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, unbroken.params)
+    chex.assert_trees_all_equal(resumed.params, unbroken.params)
 
 
 def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, monkeypatch):
@@ -213,8 +213,7 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
     monkeypatch.setattr(metrics, "ndcg", scripted_ndcg)
     monkeypatch.setattr(ranking, "full", recording)
     recommender = train.train(
-        "sasrec",
-        config(evaluate_every=3, patience=3),
+        settings(evaluate_every=3, patience=3),
         histories,
         split,
         num_items=ITEMS,
@@ -230,14 +229,14 @@ def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
     options = dict(steps=6, evaluate_every=6, loss_chunk=32)
     one, many = (
         train.train(
-            "bert4rec", config(**options), histories, split,
+            settings("bert4rec", **options), histories, split,
             num_items=ITEMS, directory=tmp_path / name, mesh=mesh,
         )
         for name, mesh in (("one", None), ("many", make_mesh(2, 4, 1)))
     )  # fmt: skip
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params, many.params)
-    with pytest.raises(UserError, match="batch_size 12 does not divide over 8"):
+    chex.assert_trees_all_close(one.params, many.params, rtol=1e-7, atol=2e-4)
+    with pytest.raises(UserError, match="config.sasrec.batch_size=12 does not divide over 8"):
         train.train(
-            "sasrec", config(batch_size=12), histories, split,
+            settings(batch_size=12), histories, split,
             num_items=ITEMS, directory=tmp_path / "x", mesh=make_mesh(2, 4, 1),
         )  # fmt: skip

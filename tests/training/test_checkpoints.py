@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -28,7 +28,7 @@ def state(step, devices=8):
 
 
 def assert_equal(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    chex.assert_trees_all_equal(found, wanted)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Clipping against optax's, and what it adds to the memory of an update."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ def test_is_optax_clipping(size):
 
     jax.tree.map(near, got, expected)
     if size <= 0.01:
-        jax.tree.map(np.testing.assert_array_equal, got, gradients)
+        chex.assert_trees_all_equal(got, gradients)
 
 
 def test_an_update_holds_no_second_copy_of_the_gradients():

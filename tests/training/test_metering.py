@@ -139,7 +139,7 @@ def test_a_trace_of_the_steps_that_are_asked_for(tmp_path, last):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_trace_of_steps_that_do_not_come_is_missed_aloud(tmp_path, caplog):
+def test_a_trace_of_steps_that_do_not_come_is_a_warning(tmp_path, caplog):
     run(tmp_path, profile=(8, 9))
     assert not (tmp_path / "profile").exists()
     assert any("step 8 was not run" in record.getMessage() for record in caplog.records)

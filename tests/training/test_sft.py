@@ -1,5 +1,6 @@
 """The loss against plain softmaxes over whole logits, and runs that stop and go on."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,6 @@ import optax
 import pytest
 import toy_items
 from flax import nnx
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.pipeline import batches
 from mmsrec_jax.inputs.recommend import PromptContext, RecommendSource
@@ -20,16 +20,14 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config, to_config
 from mmsrec_jax.training import sft
+from mmsrec_jax.training.sft import SFTSettings
 from mmsrec_jax.training.state import place
 
-CONFIG = ConfigDict(
-    dict(
-        trainable="full", steps=20, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
-        clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2, batch_size=4,
-        micro_batch=0,
-        offload_optimizer=False,
-    )
+SETTINGS = SFTSettings(
+    trainable="full", steps=20, warmup_steps=3, learning_rate=2e-2, weight_decay=0.01,
+    clip_norm=1.0, listwise_weight=0.5, checkpoint_every=10, log_every=2, batch_size=4,
 )  # fmt: skip
 SHAPE = dict(batch_size=4, length=256, patches=96, answers=8, targets=48)
 
@@ -115,16 +113,16 @@ def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
     assert len(lists) >= 4
     np.testing.assert_allclose(metrics["loss/listwise"], np.mean(lists), rtol=1e-4)
     np.testing.assert_allclose(total, token / weights.sum() + 0.5 * np.mean(lists), rtol=1e-4)
-    np.testing.assert_allclose(metrics["yes/no label/positive_first"], np.mean(first), atol=1e-6)
-    np.testing.assert_allclose(metrics["yes/no label/accuracy_yes"], np.mean(right[1]), atol=1e-6)
-    np.testing.assert_allclose(metrics["yes/no label/accuracy_no"], np.mean(right[0]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/positive_first"], np.mean(first), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/accuracy_yes"], np.mean(right[1]), atol=1e-6)
+    np.testing.assert_allclose(metrics["yes_no/accuracy_no"], np.mean(right[0]), atol=1e-6)
 
 
 def test_equal_scores_are_not_first(forward):
     model = make_model()
     model.text.head.kernel[...] = jnp.zeros_like(model.text.head.kernel[...])
     _, _, metrics = forward(model)
-    assert metrics["yes/no label/positive_first"] == 0
+    assert metrics["yes_no/positive_first"] == 0
     np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
 
@@ -171,7 +169,7 @@ def test_micro_batches_that_do_not_divide_are_refused(source, prompt_config, tmp
 
 def train(source, prompt_config, directory, model=None, **changes):
     return sft.train(
-        ConfigDict(CONFIG.to_dict() | changes), model or make_model(), batches(source, **SHAPE),
+        dataclasses.replace(SETTINGS, **changes), model or make_model(), batches(source, **SHAPE),
         name="sft", directory=directory, yes_no_ids=prompt_config.chat.yes_no_ids,
         mesh=sharding.make_mesh(data=2, fsdp=2, tensor=1, devices=jax.devices()[:4]),
     )  # fmt: skip
@@ -261,5 +259,7 @@ def test_adapters_alone_are_trained_and_learn(source, prompt_config, tmp_path):
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
-    with pytest.raises(UserError, match="warmup_steps=5 must be below steps=5"):
-        sft.make_optimizer(ConfigDict(CONFIG.to_dict() | {"steps": 5, "warmup_steps": 5}))
+    config = to_config(SETTINGS)
+    config.update(steps=5, warmup_steps=5)
+    with pytest.raises(UserError, match="config.sft.warmup_steps=5: must be below steps=5"):
+        from_config(SFTSettings, config, "config.sft")

@@ -1,4 +1,4 @@
-"""Paired bootstrap over users: how far a difference could be chance in who was tested."""
+"""Paired bootstrap over users: could a difference be due to the choice of test users?"""
 
 import numpy as np
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build
 from mmsrec_jax.data.records import Catalog, Histories, Split
@@ -24,6 +23,7 @@ from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.results import Result, Setting
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_record
 
 BASELINE = "popularity"  # every run has it
 
@@ -106,7 +106,7 @@ def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-    """Folder names where they tell the runs apart, else paths."""
+    """Folder names where they are all different, else paths."""
     resolved = [path.resolve() for path in workdirs]
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each workdir once")
@@ -122,8 +122,9 @@ def _results(workdir: Path) -> list[Result]:
 
 
 def _open_data(workdir: Path) -> Data:
-    config = ConfigDict(workdir_lib.finished(workdir, "data")["data"])
-    catalog, histories, split = build.open_built(config, workdir / "data")
+    recorded = workdir_lib.finished(workdir, "data")["data"]
+    settings = from_record(build.DataSettings, recorded, "config.data")
+    catalog, histories, split = build.open_built(settings, workdir / "data")
     training = Training.of(histories, split, len(catalog))
     return Data(catalog, histories, split, training)
 

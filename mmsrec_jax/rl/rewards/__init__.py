@@ -1,7 +1,7 @@
-"""Rewards of summaries. A new one is a file here, its class in `REWARDS`, and a weight in
-`config.summarizer.weights`."""
+"""Rewards of summaries. A new one is a file here and its class in `REWARDS`, which gives it a field
+in `config.summarizer.weights` too."""
 
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.base import Reward
@@ -13,6 +13,10 @@ from mmsrec_jax.rl.rewards.semantic import Semantic
 from mmsrec_jax.rl.rewards.weighted import WeightedRewards
 from mmsrec_jax.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from mmsrec_jax.rl.settings import GRPOSettings
+
+
 # The total is summed in this order: another one gives other bits.
 REWARDS: dict[str, type[Reward]] = {
     "semantic": Semantic,
@@ -23,7 +27,7 @@ REWARDS: dict[str, type[Reward]] = {
 }
 
 
-def make_rewards(config: ConfigDict, source: SummarySource) -> WeightedRewards:
+def make_rewards(config: "GRPOSettings", source: SummarySource) -> WeightedRewards:
     """The rewards that `config.weights` names. One of weight 0 is not in the total; it is computed,
     for its metrics, only if that needs no forward pass.
 

@@ -2,15 +2,17 @@
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries
+
+if TYPE_CHECKING:
+    from mmsrec_jax.rl.settings import GRPOSettings
 
 
 class Reward(abc.ABC):
@@ -29,7 +31,7 @@ class Reward(abc.ABC):
     default_weight: ClassVar[float]
     runs_model: ClassVar[bool]
 
-    def __init__(self, config: ConfigDict, source: SummarySource) -> None:
+    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         """Keeps what it needs of the settings.
 
         Args:

@@ -1,12 +1,12 @@
 """Image-contrastive reward: the image's keywords fit their own image better than other images."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import Summary, format_summary, tasks
@@ -14,6 +14,9 @@ from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
 from mmsrec_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from mmsrec_jax.rl.settings import GRPOSettings
 
 
 class ImageContrastive(Reward):
@@ -29,7 +32,7 @@ class ImageContrastive(Reward):
     default_weight = 0.2
     runs_model = True
 
-    def __init__(self, config: ConfigDict, source: SummarySource) -> None:
+    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         super().__init__(config, source)
         if not source.items.patch_width:
             raise UserError(

@@ -1,19 +1,19 @@
 """Length reward: fewer keywords are better."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries
-from mmsrec_jax.runtime.errors import UserError
 
-UNITS = ("keywords", "tokens")
+if TYPE_CHECKING:
+    from mmsrec_jax.rl.settings import GRPOSettings
 
 
 class Length(Reward):
@@ -27,10 +27,8 @@ class Length(Reward):
     default_weight = 0.02
     runs_model = False
 
-    def __init__(self, config: ConfigDict, source: SummarySource) -> None:
+    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         super().__init__(config, source)
-        if config.length not in UNITS:
-            raise UserError(f"config.summarizer.length={config.length!r} is none of {UNITS}")
         self._unit = config.length
 
     def prepare(self, items: Sequence[ItemSummaries]) -> dict[str, np.ndarray]:

@@ -1,21 +1,21 @@
 """Reconstruction reward: the item's text can be told from its keywords."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.prompts import tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext, flat, text_batch
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
-from mmsrec_jax.runtime.errors import UserError
 
-FORMS = ("bounded", "perplexity")
+if TYPE_CHECKING:
+    from mmsrec_jax.rl.settings import GRPOSettings
 
 
 class Reconstruction(Reward):
@@ -31,12 +31,8 @@ class Reconstruction(Reward):
     default_weight = 1.0
     runs_model = True
 
-    def __init__(self, config: ConfigDict, source: SummarySource) -> None:
+    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
         super().__init__(config, source)
-        if config.reconstruction not in FORMS:
-            raise UserError(
-                f"config.summarizer.reconstruction={config.reconstruction!r} is none of {FORMS}"
-            )
         self._form, self._word_tokens = config.reconstruction, config.max_new_tokens
         self._chat = source.items.prompt_config.chat
         self._templates = source.items.prompt_config.templates

@@ -18,7 +18,9 @@ from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, slices
 from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.evaluation.results import Results
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict, from_config
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,15 +35,16 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         config.evaluation.update(negatives=negatives, seed=0, k=k)
         config.data.update(seed=data_seed)
         config.sft.learning_rate = noise  # any field in which two configs differ
+    settings = from_config(Settings, config)
 
     def evaluation(directory):
-        catalog, histories, split = build.open_built(config.data, workdir / "data")
+        catalog, histories, split = build.open_built(settings.data, workdir / "data")
         rows = split.test
         frozen = protocols.sampled(histories, rows, n=negatives, seed=0, num_items=50)
         frozen.write(directory / "candidates.parquet")
         results = Results(
             directory, data=build.fingerprint(workdir / "data"), split=split.kind, seed=seed,
-            config=config.to_dict(),
+            config=as_dict(settings),
         )  # fmt: skip
         seen = baselines.Cooccurrence(histories, split, 50)
         luck = baselines.Random(50, seed + 100)
@@ -61,8 +64,8 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
     run_steps(
         workdir,
         [
-            Step("data", lambda d: build.build(config.data, d), {"data": config.data.to_dict()}),
-            Step("evaluation", evaluation, {"evaluation": config.evaluation.to_dict()}, ["data"]),
+            Step("data", lambda d: build.build(settings.data, d), {"data": as_dict(settings.data)}),
+            Step("evaluation", evaluation, {"evaluation": as_dict(settings.evaluation)}, ["data"]),
         ],
     )
     return workdir
@@ -93,8 +96,7 @@ def test_every_number_of_two_runs(runs, tmp_path):
     rows = rows_of(tmp_path)
     assert {row["system"] for row in rows} == {"popularity", "taste:a", "taste:b"}
     assert {row["protocol"] for row in rows} == {"full", "sampled@20"}
-    config = quickstart.get_config().data
-    catalog, histories, split = build.open_built(config, runs["a"] / "data")
+    catalog, histories, split = build.open_built(build.DataSettings(), runs["a"] / "data")
     training = Training.of(histories, split, 50)
     first, second = stored(runs["a"]), stored(runs["b"])
     parts = slices.slices(first, training, split)
@@ -154,9 +156,9 @@ def test_same_input_same_files(runs, tmp_path):
         assert path.read_bytes() == (tmp_path / "y" / path.name).read_bytes(), path.name
 
 
-def test_foreign_scores_stand_beside_the_runs(runs, tmp_path):
+def test_external_scores_stand_beside_the_runs(runs, tmp_path):
     """Popularity, written as another library would, ranks as popularity does."""
-    catalog, histories, split = build.open_built(quickstart.get_config().data, runs["a"] / "data")
+    catalog, histories, split = build.open_built(build.DataSettings(), runs["a"] / "data")
     counts = Training.of(histories, split, 50).interactions
     lines = [f"{u},{i},{counts[n]}" for u in histories.users for n, i in enumerate(catalog.ids)]
     file = tmp_path / "theirs.csv"

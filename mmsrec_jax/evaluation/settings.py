@@ -1,0 +1,23 @@
+"""What is ranked and measured."""
+
+import dataclasses
+
+from mmsrec_jax.runtime.settings import Section, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(Section):
+    """The test: its users, its candidates, its metrics, and how an MLLM reads them."""
+
+    users: int = setting(0, "Size of a random subset of the test users. 0 is all.", low=0)
+    negatives: int = setting(20, "Negatives of a candidate list.", low=1)
+    k: tuple[int, ...] = setting(
+        (1, 5, 10, 20), "Cut-offs of the metrics; ranked lists of the largest are stored.", low=1
+    )
+    length: int = setting(8192, "Tokens of a user's history and candidates.", low=1)
+    patches: int = setting(16384, "Vision patches of the candidates.", low=0)
+    batch_size: int = setting(32, "Users scored at a time.", low=1)
+    workers: int = setting(
+        8, "Processes that make batches. 0 is threads of the main process.", low=0
+    )
+    seed: int = setting(0, "Of the subset of users and of the negatives.", follows="seed", low=0)

@@ -1,0 +1,84 @@
+"""The settings of an experiment: those of every part, composed."""
+
+import dataclasses
+
+from mmsrec_jax.data.build import DataSettings
+from mmsrec_jax.evaluation.settings import EvaluationSettings
+from mmsrec_jax.hf.loading import ModelSettings
+from mmsrec_jax.inference.settings import FeatureSettings, SummariesSettings
+from mmsrec_jax.planning.steps import PlanningSettings
+from mmsrec_jax.prompts.settings import PromptSettings
+from mmsrec_jax.retrieval.similar import RetrievalSettings
+from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.sharding import MeshSettings
+from mmsrec_jax.sequential.base import SequentialSettings
+from mmsrec_jax.sequential.bert4rec import BERT4RecSettings
+from mmsrec_jax.sequential.gru4rec import GRU4RecSettings
+from mmsrec_jax.sequential.hm4sr import HM4SRSettings
+from mmsrec_jax.sequential.molar import MolarSettings
+from mmsrec_jax.sequential.registry import MODELS
+from mmsrec_jax.sequential.sasrec import SASRecSettings
+from mmsrec_jax.training.metering import steps_to_trace
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class UseSettings(Section):
+    """Ablations: what the method may use."""
+
+    images: bool = setting(True, "False: no image anywhere.")
+    summaries: bool = setting(True, "False: raw text in place of keywords.")
+    rewards: bool = setting(True, "False: summaries by the model as it is, not tuned by rewards.")
+    retrieval: bool = setting(True, "False: no similar users in the prompt.")
+    multitask: bool = setting(True, "False: the pointwise task alone.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Section):
+    """Every field of an experiment. Each section belongs to the code that reads it."""
+
+    method: str = setting(
+        "mmsrarec",
+        "The paper's method, a sequential recommender by itself, or one point of a scaling study.",
+        choices=("mmsrarec", "sequential", "scaling"),
+    )
+    sequential_model: str = setting(
+        "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
+    )
+    seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
+    input_shards: int = setting(
+        0,
+        "Batches are packed in so many parts, which processes share. A run goes on with any number "
+        "of processes that divides it. 0 is as many as there are processes at the start.",
+        low=0,
+    )
+    profile: str = setting(
+        "", 'Steps to trace, as "10:13", in profile/ of every step that trains. Empty: none.'
+    )
+    mesh: MeshSettings = group(MeshSettings)
+    data: DataSettings = group(DataSettings)
+    model: ModelSettings = group(ModelSettings)
+    planning: PlanningSettings = group(PlanningSettings)
+    use: UseSettings = group(UseSettings)
+    prompts: PromptSettings = group(PromptSettings)
+    warmup: WarmupSettings = group(WarmupSettings)
+    summarizer: GRPOSettings = group(GRPOSettings)
+    summaries: SummariesSettings = group(SummariesSettings)
+    sasrec: SASRecSettings = group(SASRecSettings)
+    bert4rec: BERT4RecSettings = group(BERT4RecSettings)
+    gru4rec: GRU4RecSettings = group(GRU4RecSettings)
+    molar: MolarSettings = group(MolarSettings)
+    hm4sr: HM4SRSettings = group(HM4SRSettings)
+    features: FeatureSettings = group(FeatureSettings)
+    retrieval: RetrievalSettings = group(RetrievalSettings)
+    sft: SFTSettings = group(SFTSettings)
+    evaluation: EvaluationSettings = group(EvaluationSettings)
+
+    def check(self, name: str) -> None:
+        steps_to_trace(self.profile)
+
+    @property
+    def sequential(self) -> SequentialSettings:
+        """The section of `sequential_model`."""
+        return getattr(self, self.sequential_model)

@@ -1,0 +1,28 @@
+"""Which sentences, items and texts the prompts hold."""
+
+import dataclasses
+
+from mmsrec_jax.prompts.templates import TEMPLATES
+from mmsrec_jax.runtime.settings import Section, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings(Section):
+    """What prompts say of items and users. Training and scoring read the same."""
+
+    templates: str = setting(
+        "full", "English sentences, or terse ones for tiny models.", choices=tuple(TEMPLATES)
+    )
+    history: int = setting(5, "Last items of a user in a prompt (paper: n = 5).", low=0)
+    similar: int = setting(3, "Next items of similar users in a prompt (paper: k = 3).", low=1)
+    fields: tuple[str, ...] = setting(
+        ("title", "description"), "Text fields of an item that is described or a candidate."
+    )
+    list_fields: tuple[str, ...] = setting(
+        ("title",), "Text fields of an item in a list when it has no keywords."
+    )
+    candidate_keywords: bool = setting(
+        False, "Candidates show their keywords beside text and image (ours)."
+    )
+    text_tokens: int = setting(256, "Longer texts of an item lose their tail.", low=0)
+    image_attributes: tuple[str, ...] = setting((), "Attributes that the image shows (warm-up).")

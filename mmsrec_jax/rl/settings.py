@@ -1,0 +1,74 @@
+"""What GRPO is told: the rollout, the rewards and the update."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mmsrec_jax.rl.rewards import REWARDS
+from mmsrec_jax.runtime.settings import Section, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOSettings(Section):
+    """Stage 1: GRPO with verifiable rewards."""
+
+    steps: int = setting(500, "Rollouts.", low=1)
+    batch_size: int = setting(64, "Items of a rollout.", low=1)
+    num_generations: int = setting(8, "Summaries of an item: the group of an advantage.", low=2)
+    prompt_length: int = setting(1024, "Tokens of a prompt.", low=1)
+    patches: int = setting(4096, "Vision patches of a prompt.", low=0)
+    image_tokens: int = setting(
+        32, "Tokens of the image's keywords that the image-contrastive reward reads.", low=1
+    )
+    max_new_tokens: int = setting(64, "Most tokens of a summary.", low=1)
+    temperature: float = setting(1.0, "Of the sampling.", above=0)
+    top_k: int = setting(0, "Samples are drawn from the k likeliest tokens. 0 is all.", low=0)
+    top_p: float = setting(
+        1.0, "Samples are drawn from the likeliest tokens of this mass. 1 is all.", above=0, high=1
+    )
+    gather_weights: bool = setting(
+        True,
+        "Gather sharded weights once a rollout, not once a token. False where they do not fit.",
+        recorded=False,
+    )
+    micro_batch: int = setting(
+        64, "Completions of one backward pass; a multiple of `num_generations`.", low=1
+    )
+    updates_per_rollout: int = setting(1, "Updates on the summaries of a rollout.", low=1)
+    clip_epsilon: float = setting(
+        0.2, "The probability ratio is clipped to 1 - epsilon and 1 + epsilon.", above=0, below=1
+    )
+    kl_coef: float = setting(0.02, "Weight of the divergence from the reference.", low=0)
+    scale_by_std: bool = setting(
+        True, "Divide advantages by the standard deviation of their group."
+    )
+    lora_rank: int = setting(16, "Rank of the adapters.", low=1)
+    lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
+    learning_rate: float = setting(1e-5, "Constant after the warm-up (AdamW).", low=0)
+    warmup_steps: int = setting(20, "Updates until the learning rate is reached.", low=0)
+    weight_decay: float = setting(0.0, "Of AdamW.", low=0)
+    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
+    weights: Mapping[str, float] = setting(
+        {name: reward.default_weight for name, reward in REWARDS.items()},
+        "Of the rewards. The paper's alpha, beta, gamma: semantic, reconstruction, length.",
+    )
+    length: str = setting(
+        "keywords", "What the length reward counts.", choices=("keywords", "tokens")
+    )
+    reconstruction: str = setting(
+        "bounded",
+        "Share of the text's nats that the keywords explain, or the paper's own.",
+        choices=("bounded", "perplexity"),
+    )
+    center: bool = setting(True, "Subtract the batch's mean from embeddings (semantic reward).")
+    distractors: int = setting(
+        7, "Other images that an image's keywords are told from (image-contrastive reward).", low=1
+    )
+    input_shards: int = setting(
+        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
+    )
+    workers: int = setting(
+        8, "Processes that make batches, for each part. 0 is threads of the main process.", low=0
+    )
+    checkpoint_every: int = setting(50, "Steps between two checkpoints.", low=1)
+    log_every: int = setting(10, "Steps between two lines of metrics.", low=1)
+    seed: int = setting(0, "Of adapters, order and samples.", follows="seed", low=0)
