@@ -148,7 +148,7 @@ def write_model(
         if total > (free := shutil.disk_usage(partial).free):
             raise UserError(
                 f"{directory}: the model takes {total / 2**30:.1f} GiB, the disk has "
-                f"{free / 2**30:.1f} GiB free; choose another place"
+                f"{free / 2**30:.1f} GiB free; choose another folder"
             )
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):

@@ -152,7 +152,7 @@ class Scorer:
         return similar.knowledge_base(self._recommender, self.histories, self._split)
 
     def _items(self, ids: Sequence[str], what: str) -> np.ndarray:
-        """int32[n]: places in the catalog."""
+        """int32[n]: positions in the catalog."""
         if not len(ids):
             raise UserError(f"{what} is empty; give one item id or more")
         for id in ids:
