@@ -14,7 +14,9 @@ forward is from float32. Exit status 1 when a check fails.
 import importlib
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -109,21 +111,34 @@ def padded(rows, images, length: int) -> tuple[np.ndarray, np.ndarray, list]:
     return ids, mask, images
 
 
+class Theirs:
+    """The model and the image processor of transformers."""
+
+    def __init__(self, directory: Path):
+        self.torch, transformers = (importlib.import_module(n) for n in ("torch", "transformers"))
+        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(
+            directory, dtype=self.torch.float32, local_files_only=True
+        ).eval()
+        self.images = transformers.AutoImageProcessor.from_pretrained(
+            directory, local_files_only=True, backend="pil"
+        )
+
+    def pixels(self, row: Sequence[np.ndarray]) -> Mapping[str, Any]:
+        """Of images uint8 [H, W, 3]; nothing of none."""
+        if not row:
+            return {}
+        return dict(self.images([Image.fromarray(image) for image in row], return_tensors="pt"))
+
+
 def main(_) -> None:
     directory = Path(_MODEL.value)
     if not (directory / "config.json").exists():
         print(f"{directory}: no model there, nothing compared; give --model=DIR")
         return
-    torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     check = Checks()
     tokens = tokenizer.load(directory)
     model = mmsrec_jax.load(directory)
-    theirs = transformers.LlavaForConditionalGeneration.from_pretrained(
-        directory, dtype=torch.float32, local_files_only=True
-    ).eval()
-    images_of_theirs = transformers.AutoImageProcessor.from_pretrained(
-        directory, local_files_only=True, backend="pil"
-    )
+    theirs = Theirs(directory)
     chat = Chat(tokens, image_token_id=model.config.image_token_id, processor=model.processor)
     images = [[image] for image in pictures(len(_WITH_IMAGE))] + [[] for _ in _TEXT_ALONE]
     prompts = _WITH_IMAGE + _TEXT_ALONE
@@ -131,30 +146,40 @@ def main(_) -> None:
     expected = theirs_of(tokens, prompts, images, model.processor.slots)
     same = sum(list(a) == list(b) for a, b in zip(rows, expected, strict=True))
     check(same == len(prompts), f"tokens of {same} of {len(prompts)} prompts are the same")
+    check_features(check, model, theirs, [row[0] for row in images if row])
+    halves = (slice(0, len(_WITH_IMAGE)), slice(len(_WITH_IMAGE), None))
+    batches = [padded(rows[half], images[half], max(map(len, rows[half]))) for half in halves]
+    asked = list(zip(prompts, expected, images, strict=True))
+    check_text(check, model, theirs, chat, tokens, batches, asked)
+    check_logits(check, model, mmsrec_jax.load(directory, dtype="bfloat16"), theirs, batches)
+    sys.exit(check.failed)
 
-    def pixels_of(row):
-        return images_of_theirs([Image.fromarray(image) for image in row], return_tensors="pt")
 
+def check_features(check: Checks, model, theirs: Theirs, images: list[np.ndarray]) -> None:
+    """What the projector reads of the tower, beside transformers' hidden states."""
+    torch = theirs.torch
     graphdef, state = nnx.split(model)
-    patches = np.stack([model.processor.patchify(row[0])["patches"] for row in images if row])
+    patches = np.stack([model.processor.patchify(image)["patches"] for image in images])
     features = jax.jit(lambda state, x: nnx.merge(graphdef, state).vision.features(x))
     mine = np.asarray(features(state, patches))
     with torch.no_grad():
-        pixels = pixels_of([row[0] for row in images if row])["pixel_values"]
-        hidden = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        pixels = theirs.pixels(images)["pixel_values"]
+        hidden = theirs.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         layers = model.config.vision.feature_layers
         reference = torch.cat([hidden[layer] for layer in layers], -1).numpy()
     error, rms = np.abs(mine - reference).max(), np.sqrt((reference**2).mean())
     check(error <= 1e-3, f"features of the tower: max abs difference {error:.1e} (RMS {rms:.2f})")
 
-    halves = (slice(0, len(_WITH_IMAGE)), slice(len(_WITH_IMAGE), None))
-    batches = [padded(rows[half], images[half], max(map(len, rows[half]))) for half in halves]
+
+def check_text(check: Checks, model, theirs: Theirs, chat: Chat, tokens, batches, asked) -> None:
+    """Greedy continuations; asked: (prompt, its tokens, its images) of all rows of `batches`."""
     unused = range(len(tokens), model.config.text.vocab_size)
     sampling = sampler.Sampling(
         num_generations=1, max_new_tokens=_NEW_TOKENS.value, eos_ids=(chat.stop_id,),
         pad_id=chat.stop_id, gather_weights=False, temperature=0.0,
         suppress=(model.config.image_token_id, *unused),
     )  # fmt: skip
+    graphdef, state = nnx.split(model)
     generate = sampler.compiled(graphdef, sampling)
     written = []
     start = time.perf_counter()
@@ -164,33 +189,35 @@ def main(_) -> None:
         ends = np.asarray(out.lengths[:, 0])
         written += [row[:n] for row, n in zip(np.asarray(out.tokens[:, 0]), ends, strict=True)]
     print(f"     generated here in {time.perf_counter() - start:.0f} s, compiling included")
-    start, same = time.perf_counter(), 0
-    for index, (row, own, mine) in enumerate(zip(expected, images, written, strict=True)):
+    start, same, torch = time.perf_counter(), 0, theirs.torch
+    for index, ((prompt, row, own), mine) in enumerate(zip(asked, written, strict=True)):
         inputs = {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row))}
-        inputs |= dict(pixels_of(own)) if own else {}
         with torch.no_grad():
-            out = theirs.generate(
-                **inputs, max_new_tokens=_NEW_TOKENS.value, do_sample=False,
+            out = theirs.model.generate(
+                **inputs, **theirs.pixels(own), max_new_tokens=_NEW_TOKENS.value, do_sample=False,
                 eos_token_id=chat.stop_id, suppress_tokens=list(sampling.suppress),
             )  # fmt: skip
         text = tokens.decode(out[0, len(row) :])
         equal = text == tokens.decode(mine)
         same += equal
         if index % 5 == 0 or not equal:
-            print(f"     {prompts[index]!r} -> {tokens.decode(mine)!r}")
+            print(f"     {prompt!r} -> {tokens.decode(mine)!r}")
         if not equal:
             print(f"     transformers: {text!r}")
     print(f"     transformers generated in {time.perf_counter() - start:.0f} s")
-    check(same == len(prompts), f"greedy text of {same} of {len(prompts)} prompts is the same")
+    check(same == len(asked), f"greedy text of {same} of {len(asked)} prompts is the same")
 
-    narrow = mmsrec_jax.load(directory, dtype="bfloat16")
+
+def check_logits(check: Checks, model, narrow, theirs: Theirs, batches) -> None:
+    """Logits in float32 beside transformers', and in bfloat16 (`narrow`) beside float32."""
+    torch = theirs.torch
     for half, (ids, mask, own) in zip(("with image", "text alone"), batches, strict=True):
         kept = mask.astype(bool)
         wide = mmsrec_jax.logits(model, ids, mask, own)[kept]
         inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-        inputs |= dict(pixels_of([row[0] for row in own])) if own[0] else {}
         with torch.no_grad():
-            reference = theirs(**inputs).logits.numpy()[kept]
+            pixels = theirs.pixels([row[0] for row in own if row])
+            reference = theirs.model(**inputs, **pixels).logits.numpy()[kept]
         error = np.abs(wide - reference).max()
         low, high = reference.min(), reference.max()
         check(
@@ -205,7 +232,6 @@ def main(_) -> None:
             f"bfloat16 logits, {half}: relative distance {distance:.4f} from float32, "
             f"same arg max at {agree:.1%} of positions",
         )
-    sys.exit(check.failed)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,19 @@ class Adapters:
         return np.float32(self.alpha / self.rank) * np.tensordot(a, b, 1)
 
 
+def adapters_of(model: MLLM) -> Adapters:
+    """The adapters of a model in memory. Raises UserError when it has none."""
+    adapted = lora.adapted(model)
+    if not adapted:
+        raise UserError("the model has no adapters; lora.add(model, ...) puts some in")
+    factors = {
+        f"text.layers.{target}": (np.asarray(linear.lora_a[...]), np.asarray(linear.lora_b[...]))
+        for target, linear in adapted.items()
+    }
+    linear = next(iter(adapted.values()))
+    return Adapters(factors, linear.lora_scale * linear.lora_a.shape[-1])
+
+
 def of_model(model: MLLM) -> Parameters:
     """The parameters of a model in memory, fetched from its devices one layer at a time.
 

@@ -9,13 +9,16 @@ the token whatever the tokenizer merges.
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts.templates import IMAGE, YES_NO
 from mmsrec_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:  # it imports jax
+    from mmsrec_jax.models.mllm import MLLM
 
 _QUESTION, _ANSWER = "\ue002", "\ue003"
 _PRIVATE = re.compile(f"[{IMAGE}{_QUESTION}{_ANSWER}]")
@@ -97,6 +100,18 @@ class Chat:
         if len(tail) == 0:
             raise UserError("the chat template must close the answer with a token")
         self.stop_id = int(tail[0])
+
+    @classmethod
+    def of(cls, model: "MLLM", tokenizer: Any) -> "Chat":
+        """The conversations of a model that `hf.loading.load` gave, and of its tokenizer."""
+        config = model.config
+        return cls(
+            tokenizer,
+            image_token_id=config.image_token_id,
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+            processor=model.processor,
+        )
 
     def clean(self, text: str) -> str:
         """Text of an item without special tokens (which it could forge), on one line."""

@@ -91,11 +91,9 @@ class ImageContrastive(Reward):
         return self._chat.ids(line.partition("\n")[0])
 
     def _image_prompt(self, item: ItemSummaries) -> dict[str, np.ndarray]:
-        has_image = item.image is not None
-        question = tasks.summarize(self._templates, "", has_image)
-        piece = self._chat.encode(
-            self._chat.head + question + self._chat.middle, (item.image,) if has_image else ()
-        )
+        images = [] if item.image is None else [item.image]
+        question = tasks.summarize(self._templates, "", bool(images))
+        piece = self._chat.encode(self._chat.head + question + self._chat.middle, images)
         room = self._prompt_length - len(piece)
         return {
             "tokens": np.pad(piece.tokens, (0, room)),
