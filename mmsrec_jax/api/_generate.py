@@ -99,7 +99,7 @@ def generate(
         model,
         tokenizer,
         chat.stop_id,
-        samples=1,
+        num_generations=1,
         max_new_tokens=max_new_tokens,
         gather_weights=False,
         temperature=temperature,

@@ -43,7 +43,7 @@ class Sampling:
     suppress: tuple[int, ...] = ()
 
 
-def chat_sampling(model: Any, tokenizer: Any, stop_id: int, **options: Any) -> Sampling:
+def chat_sampling(model: MLLM, tokenizer: Any, stop_id: int, **options: Any) -> Sampling:
     """Sampling of a turn that ends with `stop_id`; never emits what stands for an image, nor rows
     of the embedding that only pad the vocabulary.
 

@@ -22,6 +22,7 @@ from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import Piece, Section, Templates, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.runtime.errors import UserError
 
@@ -155,9 +156,9 @@ class RecommendSource(_Recommend):
         length: int,
         seed: int,
         tasks: Mapping[str, float],
-        negatives: int = 7,
-        history: int = 5,
-        similar: int = 3,
+        negatives: int,
+        history: int = PromptSettings.history,
+        similar: int = PromptSettings.similar,
         positive_weight: float | None = None,
     ):
         weight = float(negatives) if positive_weight is None else positive_weight
@@ -277,8 +278,8 @@ class CandidateSource(_Recommend):
         candidates: np.ndarray,
         *,
         length: int,
-        history: int = 5,
-        similar: int = 3,
+        history: int = PromptSettings.history,
+        similar: int = PromptSettings.similar,
     ):
         super().__init__(
             context, prompt_config, rows,

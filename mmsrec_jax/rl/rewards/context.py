@@ -3,7 +3,7 @@ second copy of the weights."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class RewardContext:
     def _mean_states(self, texts: PaddedTexts[jax.Array]) -> jax.Array:
         """phi (*ours*): float32[N, D], the mean of the last hidden states; 0 for an empty text."""
         batch = text_rows(texts.tokens, texts.lengths)
-        hidden = self._model(batch, adapters=False).astype(jnp.float32)
+        hidden = cast(jax.Array, self._model(batch, adapters=False)).astype(jnp.float32)
         inside = batch.segment_ids[..., None] > 0
         total = jnp.sum(jnp.where(inside, hidden, 0.0), 1)
         return total / jnp.maximum(texts.lengths, 1)[:, None]
