@@ -72,7 +72,7 @@ def compare(name: str, tokens, catalog: Catalog, chosen: np.ndarray) -> bool:
         vision_end_token_id=end,
         processor=images,
     )
-    items = ItemRenderer(catalog, PromptConfig(chat, FULL, images, fields=FIELDS))
+    items = ItemRenderer(catalog, PromptConfig(chat, FULL, images, fields=FIELDS, text_tokens=64))
     head, counts = chat.ids(chat.head), collections.Counter()
     for i in chosen:
         piece = items.candidate(i, _TEXT_TOKENS.value, counts)

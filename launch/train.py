@@ -34,11 +34,8 @@ def main(argv):
     interruption.watch()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
-    from mmsrec_jax.methods.settings import Settings
-    from mmsrec_jax.runtime.settings import from_config
 
-    settings = from_config(Settings, _CONFIG.value)
-    methods.find(settings.method).run(settings, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
+    methods.run(_CONFIG.value, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
 
 
 if __name__ == "__main__":

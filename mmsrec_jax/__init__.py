@@ -1,18 +1,57 @@
 """Multimodal LLM recommenders in JAX.
 
-What is named here is the public face, imported on use, so that input workers stay free of jax;
-everything else is reached by its folder.
+The names below are the public face. They are imported on first use: `import mmsrec_jax` imports no
+jax, so that input workers stay free of it. Everything else is reached by its folder.
 """
 
-from collections.abc import Callable
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmsrec_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from mmsrec_jax.api._dataset import Dataset, open_dataset
+    from mmsrec_jax.api._embed import embed
+    from mmsrec_jax.api._evaluate import evaluate
+    from mmsrec_jax.api._generate import generate
+    from mmsrec_jax.api._recommend import Recommendation, recommend
+    from mmsrec_jax.hf.api import logits
+    from mmsrec_jax.hf.loading import load
 
 __version__ = "0.1.0"
-__all__ = ["load", "logits"]
+__all__ = [
+    "Dataset",
+    "Recommendation",
+    "UserError",
+    "embed",
+    "evaluate",
+    "generate",
+    "load",
+    "logits",
+    "open_dataset",
+    "recommend",
+]
+
+_WHERE = {
+    "Dataset": "mmsrec_jax.api._dataset",
+    "Recommendation": "mmsrec_jax.api._recommend",
+    "embed": "mmsrec_jax.api._embed",
+    "evaluate": "mmsrec_jax.api._evaluate",
+    "generate": "mmsrec_jax.api._generate",
+    "load": "mmsrec_jax.hf.loading",
+    "logits": "mmsrec_jax.hf.api",
+    "open_dataset": "mmsrec_jax.api._dataset",
+    "recommend": "mmsrec_jax.api._recommend",
+}
 
 
-def __getattr__(name: str) -> Callable:
-    if name not in __all__:
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mmsrec_jax.hf import api
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
 
-    return getattr(api, name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,3 +30,13 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("real data sets are not present beside the repository")
     return root
+
+
+@pytest.fixture(scope="session")
+def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the examples of docstrings run: see `shop_folder.make`."""
+    import shop_folder
+
+    folder = tmp_path_factory.mktemp("shop_folder")
+    shop_folder.make(folder)
+    return folder

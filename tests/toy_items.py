@@ -82,4 +82,5 @@ def prompt_config(trained, templates: str = "terse", **options) -> PromptConfig:
         vision_end_token_id=end,
         processor=processor,
     )
-    return PromptConfig(chat, TEMPLATES[templates], **{"processor": processor} | options)
+    defaults = {"processor": processor, "fields": ("title",), "text_tokens": 64}
+    return PromptConfig(chat, TEMPLATES[templates], **defaults | options)

@@ -118,6 +118,14 @@ def open_built(settings: DataSettings, directory: Path) -> tuple[Catalog, Histor
     return catalog, histories, split(settings, histories)
 
 
+def open_atomic(settings: DataSettings) -> tuple[Catalog, Histories, Split]:
+    """What `build` would prepare of a folder of atomic files, in memory and not on disk. Images are
+    read when they are asked for, and a corrupt one is found then."""
+    items, histories, _ = _read_atomic(settings)
+    catalog = Catalog(items, np.asarray(items.ids), items.has_image)
+    return catalog, histories, split(settings, histories)
+
+
 def fingerprint(directory: Path) -> str:
     """Hash of the content that `build` prepared."""
     return store.fingerprint(directory / _STORE)

@@ -26,6 +26,12 @@ def logits(
     input_ids int [B, L] with image slots expanded, attention_mask [B, L] of 0 and 1, padded left or
     right; images: per row the uint8 [H, W, 3] images in slot order. Logits under padding mean
     nothing. Raises UserError when a row's slots and images do not agree.
+
+    >>> model = mmsrec_jax.load("models/tiny")
+    >>> input_ids = np.array([[30, 31, 32], [33, 34, 0]])
+    >>> attention_mask = np.array([[1, 1, 1], [1, 1, 0]])
+    >>> mmsrec_jax.logits(model, input_ids, attention_mask, images=[[], []]).shape[:2]
+    (2, 3)
     """
     graphdef, state = nnx.split(model)
     batch = make_batch(model, input_ids, attention_mask, images)

@@ -60,6 +60,21 @@ class Adapters:
         return np.float32(self.alpha / self.rank) * np.tensordot(a, b, 1)
 
 
+def adapters_of(model: MLLM) -> Adapters:
+    """The adapters of a model in memory. Raises UserError when it has none."""
+    adapted = lora.adapted(model)
+    if not adapted:
+        raise UserError("the model has no adapters; lora.add(model, ...) puts some in")
+    factors = {
+        f"text.layers.{target}": (np.asarray(linear.lora_a[...]), np.asarray(linear.lora_b[...]))
+        for target, linear in adapted.items()
+        if linear.lora_a is not None and linear.lora_b is not None
+    }
+    linear = next(iter(adapted.values()))
+    rank = next(iter(factors.values()))[0].shape[-1]
+    return Adapters(factors, linear.lora_scale * rank)
+
+
 def of_model(model: MLLM) -> Parameters:
     """The parameters of a model in memory, fetched from its devices one layer at a time.
 
@@ -135,7 +150,7 @@ def write_model(
         if total > (free := shutil.disk_usage(partial).free):
             raise UserError(
                 f"{directory}: the model takes {total / 2**30:.1f} GiB, the disk has "
-                f"{free / 2**30:.1f} GiB free; choose another place"
+                f"{free / 2**30:.1f} GiB free; choose another folder"
             )
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):

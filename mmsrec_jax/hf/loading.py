@@ -167,6 +167,10 @@ def load(
 
     Raises UserError that names the tensor and file for anything missing, extra or of another shape,
     and for model types and settings that are not supported.
+
+    >>> model = mmsrec_jax.load("models/tiny", dtype="bfloat16")
+    >>> model.config.text.layers, model.config.text.hidden
+    (2, 32)
     """
     directory = Path(path)
     raw = read_json(directory / "config.json")

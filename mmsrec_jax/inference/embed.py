@@ -54,18 +54,21 @@ def embed_items(
         counts=counts,
     )
 
-    def pooled(model: MLLM, batch: Batch) -> jax.Array:
-        assert batch.loss_weights is not None
-        own = batch.loss_weights > 0
-        if batch.images is not None:
-            own |= (batch.tokens == model.config.image_token_id) & (batch.segment_ids > 0)
-        hidden = model(batch)
-        total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
-        return total / jnp.maximum(own.sum(1), 1)[:, None]
-
     place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")
-    for items, values in per_row(model, dataset, pooled, progress=progress, mesh=mesh):
+    for items, values in per_row(model, dataset, mean_hidden, progress=progress, mesh=mesh):
         found[[place[item] for item in items.tolist()]] = values
     return found
+
+
+def mean_hidden(model: MLLM, batch: Batch) -> jax.Array:
+    """Mean of the final hidden states over image slots and tokens with a loss weight: float32[B,
+    hidden]; zeros in rows that have neither."""
+    assert batch.loss_weights is not None, "prompts say which tokens are read"
+    own = batch.loss_weights > 0
+    if batch.images is not None:
+        own |= (batch.tokens == model.config.image_token_id) & (batch.segment_ids > 0)
+    hidden = model(batch)
+    total = jnp.einsum("bl,bld->bd", own, hidden, preferred_element_type=jnp.float32)
+    return total / jnp.maximum(own.sum(1), 1)[:, None]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -41,6 +41,24 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     suppress: tuple[int, ...] = ()
+
+
+def chat_sampling(model: MLLM, tokenizer: Any, stop_id: int, **options: Any) -> Sampling:
+    """Sampling of a turn that ends with `stop_id`; never emits what stands for an image, nor rows
+    of the embedding that only pad the vocabulary.
+
+    options: the other fields of `Sampling`.
+    """
+    ends = {stop_id, tokenizer.eos_token_id} - {None}
+    config = model.config
+    image = (config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
+    unused = range(len(tokenizer), config.text.vocab_size)
+    return Sampling(
+        eos_ids=tuple(sorted(ends)),
+        pad_id=stop_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        suppress=(*(i for i in image if i is not None), *unused),
+        **options,
+    )
 
 
 class Generation(NamedTuple):

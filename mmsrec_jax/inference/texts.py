@@ -15,6 +15,7 @@ from mmsrec_jax.inference.sampler import Sampling
 from mmsrec_jax.inference.text_store import Key, TextStore, prompt_digest
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import interruption, processes, sharding
@@ -28,6 +29,7 @@ class PromptSource(Source, Protocol):
     """A source of prompts; `length` is the room of one in tokens."""
 
     length: int
+    renderer: ItemRenderer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class _Subset:
 
     def __init__(self, source: PromptSource, rows: Sequence[int]):
         self._source, self._rows = source, np.asarray(rows)
-        self.renderer = source.renderer
+        self.patch_width = source.patch_width
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -173,21 +175,7 @@ def _prompt_digest(source: PromptSource, row: int) -> str:
     return prompt_digest(_prompt(source, row))
 
 
-def make_sampling(model: MLLM, tokenizer: Any, source: Source, **options: Any) -> Sampling:
-    """Sampling of answers: ends with the turn; never emits what stands for an image, nor rows of
-    the embedding that only pad the vocabulary."""
+def make_sampling(model: MLLM, tokenizer: Any, source: PromptSource, **options: Any) -> Sampling:
+    """Sampling of answers: ends with the turn; see `sampler.chat_sampling`."""
     stop = source.renderer.prompt_config.chat.stop_id
-    ends = {stop, tokenizer.eos_token_id} - {None}
-    model_config = model.config
-    image = (
-        model_config.image_token_id,
-        model_config.vision_start_token_id,
-        model_config.vision_end_token_id,
-    )
-    unused = range(len(tokenizer), model_config.text.vocab_size)
-    return Sampling(
-        eos_ids=tuple(sorted(ends)),
-        pad_id=stop if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        suppress=(*(i for i in image if i is not None), *unused),
-        **options,
-    )
+    return sampler.chat_sampling(model, tokenizer, stop, **options)

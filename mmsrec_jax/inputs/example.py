@@ -1,4 +1,4 @@
-"""One training or scoring example in tokens, before it has a place in a batch."""
+"""One training or scoring example in tokens, before it is part of a batch."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

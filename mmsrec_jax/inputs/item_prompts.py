@@ -38,6 +38,11 @@ class PerItem(abc.ABC):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 without images."""
+        return self.renderer.patch_width
+
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
 

@@ -10,6 +10,7 @@ from mmsrec_jax.data.images import ImageError
 from mmsrec_jax.data.records import Catalog, Item
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts import Chat, Piece, Templates, tasks
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -30,10 +31,10 @@ class PromptConfig:
     chat: Chat
     templates: Templates
     processor: ImageProcessor | None = None
-    fields: tuple[str, ...] = ("title",)
-    list_fields: tuple[str, ...] = ("title",)
-    text_tokens: int = 64
-    candidate_keywords: bool = False
+    fields: tuple[str, ...] = PromptSettings.fields
+    list_fields: tuple[str, ...] = PromptSettings.list_fields
+    text_tokens: int = PromptSettings.text_tokens
+    candidate_keywords: bool = PromptSettings.candidate_keywords
     image_cache_bytes: int = 256 * 2**20
 
 

@@ -16,7 +16,7 @@ def with_negatives(
     negatives: int,
     train_end: np.ndarray | None,
 ) -> np.ndarray:
-    """int32[1 + negatives], the target at a random place.
+    """int32[1 + negatives], the target at a random position.
 
     Negatives are uniform over the items that are neither the target nor among the user's training
     interactions `of(user)[:train_end[user]]` (None = all interactions).

@@ -13,7 +13,6 @@ import numpy as np
 
 from mmsrec_jax.inputs.batch import Room, collate, needs
 from mmsrec_jax.inputs.example import Example, filler
-from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.runtime.errors import UserError
 
@@ -23,9 +22,12 @@ _COUNTING = threading.Lock()  # shards of one process are made in threads
 
 
 class Source(Protocol):
-    """See `inputs.recommend`."""
+    """Examples by row; a row's example may differ from draw to draw. See `inputs.recommend`."""
 
-    renderer: ItemRenderer
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 where prompts have no images."""
+        ...
 
     def __len__(self) -> int: ...
     def example(self, row: int, draw: int) -> Example: ...
@@ -80,7 +82,7 @@ def batches(
         )
     if pack and not repeat and shards > 1:
         raise UserError("packed batches of one epoch differ in number between shards")
-    patch_width = source.renderer.patch_width
+    patch_width = source.patch_width
     if bool(patches) != bool(patch_width):
         raise UserError(
             f"patches={patches}, but the prompts have {'' if patch_width else 'no '}images"

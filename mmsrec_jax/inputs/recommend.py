@@ -22,6 +22,7 @@ from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import Piece, Section, Templates, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.runtime.errors import UserError
 
@@ -75,6 +76,11 @@ class _Recommend(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 without images."""
+        return self.renderer.patch_width
 
     def __getitem__(self, draw: int) -> Example:
         return self.example(draw % len(self), draw)
@@ -150,9 +156,9 @@ class RecommendSource(_Recommend):
         length: int,
         seed: int,
         tasks: Mapping[str, float],
-        negatives: int = 7,
-        history: int = 5,
-        similar: int = 3,
+        negatives: int,
+        history: int = PromptSettings.history,
+        similar: int = PromptSettings.similar,
         positive_weight: float | None = None,
     ):
         weight = float(negatives) if positive_weight is None else positive_weight
@@ -272,8 +278,8 @@ class CandidateSource(_Recommend):
         candidates: np.ndarray,
         *,
         length: int,
-        history: int = 5,
-        similar: int = 3,
+        history: int = PromptSettings.history,
+        similar: int = PromptSettings.similar,
     ):
         super().__init__(
             context, prompt_config, rows,

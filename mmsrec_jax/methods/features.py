@@ -97,7 +97,7 @@ def make(
             source,
             name=name,
             batch_size=c.batch_size,
-            patches=c.patches if source.renderer.patch_width else 0,
+            patches=c.patches if source.patch_width else 0,
             workers=c.workers,
             mesh=mesh,
             counts=counts,

@@ -15,7 +15,7 @@ of the user's last items and those of the similar users' next items.
 `plain_sft`, the baseline without keywords and similar users; in stage 1 the image and format
 rewards and the bounded reconstruction reward; in stage 2 folds and distinct items; in stage 3 the
 tasks rank, next_keywords and align (the paper's four are not public), the listwise loss and the
-keywords beside a candidate. Each of them can be turned off in the settings.
+keywords beside a candidate. But for the steps, each has a weight or a flag in the settings.
 """
 
 import dataclasses

@@ -152,7 +152,7 @@ class Scorer:
         return similar.knowledge_base(self._recommender, self.histories, self._split)
 
     def _items(self, ids: Sequence[str], what: str) -> np.ndarray:
-        """int32[n]: places in the catalog."""
+        """int32[n]: positions in the catalog."""
         if not len(ids):
             raise UserError(f"{what} is empty; give one item id or more")
         for id in ids:
@@ -179,7 +179,11 @@ class Scorer:
 
 
 def _recorded_settings(folder: Path) -> Settings:
-    """The settings that the steps of a run recorded, as far as scoring reads them."""
+    """The settings that the steps of a run recorded, as far as scoring reads them.
+
+    Raises:
+      UserError: a step has not finished, or recorded fields that this version does not have.
+    """
     tuned = workdir.finished(folder, "sft", same=_SFT_READS)
     found = Settings(
         data=_recorded(DataSettings, workdir.finished(folder, "data"), "data"),
@@ -202,4 +206,10 @@ def _recorded_settings(folder: Path) -> Settings:
 
 
 def _recorded(cls: type[S], record: Mapping[str, Any], section: str) -> S:
-    return from_record(cls, record[section], f"config.{section}")
+    try:
+        return from_record(cls, record[section], f"config.{section}")
+    except UserError as error:
+        raise UserError(
+            f"{error} (in the record of a step: another version wrote it; run launch/train.py with "
+            "this --workdir again)"
+        ) from error

@@ -8,14 +8,17 @@ the token whatever the tokenizer merges.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts.templates import IMAGE, YES_NO
 from mmsrec_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:  # it imports jax
+    from mmsrec_jax.models.mllm import MLLM
 
 _QUESTION, _ANSWER = "\ue002", "\ue003"
 _PRIVATE = re.compile(f"[{IMAGE}{_QUESTION}{_ANSWER}]")
@@ -35,7 +38,7 @@ class Piece:
     tokens: np.ndarray
     positions: np.ndarray
     next_position: int
-    images: tuple[Mapping[str, Any], ...] = ()
+    images: tuple[dict, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -98,6 +101,18 @@ class Chat:
             raise UserError("the chat template must close the answer with a token")
         self.stop_id = int(tail[0])
 
+    @classmethod
+    def of(cls, model: "MLLM", tokenizer: Any) -> "Chat":
+        """The conversations of a model that `hf.loading.load` gave, and of its tokenizer."""
+        config = model.config
+        return cls(
+            tokenizer,
+            image_token_id=config.image_token_id,
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+            processor=model.processor,
+        )
+
     def clean(self, text: str) -> str:
         """Text of an item without special tokens (which it could forge), on one line."""
         text = _PRIVATE.sub("", text)
@@ -119,7 +134,7 @@ class Chat:
         """int32[n] of text without images."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def encode(self, text: str, images: Sequence[Mapping[str, Any]] = ()) -> Piece:
+    def encode(self, text: str, images: Sequence[dict] = ()) -> Piece:
         """Text with one `IMAGE` mark per image as a piece."""
         if text.count(IMAGE) != len(images):
             raise ValueError(f"{text.count(IMAGE)} image marks for {len(images)} images")

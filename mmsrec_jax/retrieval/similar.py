@@ -218,7 +218,7 @@ def neighbors(
     split: Split,
     rows: np.ndarray,
     *,
-    k: int = 3,
+    k: int,
     fold_models: Sequence[SequentialRecommender] = (),
     folds: np.ndarray | None = None,
     distinct_items: bool = False,

@@ -17,7 +17,7 @@ A step's random numbers depend on (seed, step), so that a resumed run equals an 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import chex
 import jax
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Metrics = dict[str, jax.Array]
+Logged = dict[str, jax.Array | float]
 
 
 class Scored(NamedTuple):
@@ -105,25 +106,23 @@ def train(
             num_batch_shards=shard[1],
         )
 
-        def step(state: TrainState, prompts: Batch) -> tuple[TrainState, Metrics]:
-            logged: dict[str, Any]
-            assert prompts.index is not None, "every prompt is of an item"
+        def step(state: TrainState, prompts: Batch) -> tuple[TrainState, Logged]:
             # 1. Rollout
             batch, items = to_devices((prompts.model_inputs(), prompts.index), mesh)
             rollout = roll(state.params, frozen, batch, items, state.step)
             # 2. Rewards and 3. advantages
             summaries = parse(tokenizer, rollout)
             inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
-            scored, logged = score(state.params, frozen, batch, rollout, inputs)
+            scored, found = score(state.params, frozen, batch, rollout, inputs)
             work = count_work(prompts, local_rows(rollout.lengths))
-            logged = {**logged, **metrics.of_keywords(summaries), **work}
+            logged: Logged = {**found, **metrics.of_keywords(summaries), **work}
             # 4. Update
             for epoch in range(config.updates_per_rollout):
                 state, updated = update(state, frozen, batch, rollout, scored)
                 gap = updated.pop("logprob_gap")
                 if epoch == 0:  # before any update: what separates sampling from training
                     logged["rollout/logprob_gap"] = gap
-            return state, logged | updated
+            return state, {**logged, **updated}
 
         iterator = iter(prompt_batches(config, source, shard))
         try:
@@ -155,7 +154,7 @@ def make_score_rollouts(
         frozen: nnx.State,
         batch: Batch,
         rollout: Generation,
-        inputs: RewardInputs,
+        inputs: RewardInputs[jax.Array],
     ) -> tuple[Scored, Metrics]:
         chex.assert_tree_shape_prefix((batch, inputs), rollout.lengths.shape[:1])
         model = nnx.merge(graphdef, params, frozen)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mmsrec_jax.rl.rewards import REWARDS
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
 
@@ -49,7 +50,8 @@ class GRPOSettings(Section):
     clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
     weights: Mapping[str, float] = setting(
         {name: reward.default_weight for name, reward in REWARDS.items()},
-        "Of the rewards: alpha, beta and gamma of the paper are the first three.",
+        "Of the rewards: semantic, reconstruction and length are the paper's alpha, beta and "
+        "gamma. 0 turns a reward off.",
     )
     length: str = setting(
         "keywords", "What the length reward counts.", choices=("keywords", "tokens")
@@ -72,3 +74,22 @@ class GRPOSettings(Section):
     checkpoint_every: int = setting(50, "Steps between two checkpoints.", low=1)
     log_every: int = setting(10, "Steps between two lines of metrics.", low=1)
     seed: int = setting(0, "Of adapters, order and samples.", follows="seed", low=0)
+
+    def check(self, name: str) -> None:
+        group, micro_batch = self.num_generations, self.micro_batch
+        if micro_batch % group:
+            raise UserError(
+                f"{name}.micro_batch={micro_batch} would split a group of "
+                f"{name}.num_generations={group}; make it a multiple"
+            )
+        completions = self.batch_size * group
+        if completions % micro_batch:
+            raise UserError(
+                f"{name}.micro_batch={micro_batch} does not divide "
+                f"{name}.batch_size * num_generations = {completions}"
+            )
+        if self.weights.get("image_contrastive") and self.distractors >= self.batch_size:
+            raise UserError(
+                f"{name}.distractors={self.distractors} must be below "
+                f"{name}.batch_size={self.batch_size}"
+            )

@@ -1,6 +1,6 @@
 """Arrays between the hosts and their devices."""
 
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,11 +8,10 @@ from jax.sharding import Mesh
 
 from mmsrec_jax.runtime import sharding
 
-Tree = TypeVar("Tree")
 
-
-def to_devices(batch: Tree, mesh: Mesh) -> Tree:
-    """A tree of arrays: the rows of this process as rows of global arrays."""
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+    """A tree of arrays on the host -> the same tree on the devices: the rows of this process become
+    rows of global arrays."""
     rows = sharding.batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 

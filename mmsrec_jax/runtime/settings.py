@@ -17,7 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -142,7 +142,7 @@ def from_config(cls: type[S], config: Mapping[str, Any], name: str = "config") -
         if field.name not in config:
             raise UserError(f"{where} is missing")
         value = config[field.name]
-        if isinstance(hint, type) and issubclass(hint, Section):
+        if _is_section(hint):
             if not isinstance(value, Mapping | ConfigDict):
                 raise UserError(f"{where}={value!r}: must be a section of the config")
             values[field.name] = from_config(hint, value, where)
@@ -202,7 +202,7 @@ def sections(cls: type[Section], name: str = "config") -> Iterator[tuple[str, ty
     yield name, cls
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
+        if _is_section(hints[field.name]):
             yield from sections(hints[field.name], f"{name}.{field.name}")
 
 
@@ -211,7 +211,7 @@ def describe(cls: type[Section], name: str = "config") -> Iterator[Description]:
     hints, defaults = typing.get_type_hints(cls), cls()
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], getattr(defaults, field.name)
-        if dataclasses.is_dataclass(hint):
+        if _is_section(hint):
             continue
         follows = field.metadata["follows"]
         default = f"config.{follows}" if follows else _shown(value)
@@ -222,8 +222,13 @@ def describe(cls: type[Section], name: str = "config") -> Iterator[Description]:
         yield Description(where, _type_name(hint), default, limits, field.metadata["doc"])
 
 
+def _is_section(hint: Any) -> TypeGuard[type[Section]]:
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
 def _field(default: Any, metadata: Mapping[str, Any]) -> Any:
     if isinstance(default, Mapping):
+        metadata = {**metadata, "names": tuple(default)}
         return dataclasses.field(default_factory=lambda: _ordered(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -277,39 +282,38 @@ def _checked(where: str, field: dataclasses.Field, hint: Any, value: Any) -> Any
         if any(type(element) is not kind for kind, element in zip(kinds, value, strict=True)):
             raise UserError(f"{where}={value!r}: must be {_type_name(hint)}")
         return tuple(
-            _checked_one(where, limits, kind, element, value)
+            _checked_one(where, limits, kind, element, tuple(value))
             for kind, element in zip(kinds, value, strict=True)
         )
     if origin is Mapping:
-        assert field.default_factory is not dataclasses.MISSING, "see `_field`"
-        known = field.default_factory()
+        names = field.metadata["names"]
         if not isinstance(value, Mapping | ConfigDict):
             raise _wrong_type(where, hint, value)
-        if unknown := sorted(set(value) - set(known)):
-            raise UserError(f"{where}.{unknown[0]}: there is no such field"
-                            f"{_guess(unknown[0], list(known))}")  # fmt: skip
+        if unknown := sorted(set(value) - set(names)):
+            raise UserError(
+                f"{where}.{unknown[0]}: there is no such field{_guess(unknown[0], names)}"
+            )
         return _ordered(
             {key: _checked_one(f"{where}.{key}", limits, arguments[1], value[key]) for key in value}
         )
     return _checked_one(where, limits, hint, value)
 
 
-_WHOLE = object()
-
-
-def _checked_one(where: str, limits: Limits, kind: type, value: Any, whole: Any = _WHOLE) -> Any:
+def _checked_one(
+    where: str, limits: Limits, kind: type, value: Any, whole: tuple[Any, ...] | None = None
+) -> Any:
     """A plain value; `whole` is the tuple that it is an element of."""
-    shown = value if whole is _WHOLE else whole
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         raise _wrong_type(where, kind, value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={shown!r}: must be finite")
+        raise UserError(f"{where}={value!r}: must be finite")
     if not limits.allow(value):
         near = _guess(value, limits.choices) if limits.choices else ""
-        each = "" if whole is _WHOLE else "each "
-        raise UserError(f"{where}={shown!r}: must {each}be {limits}{near}")
+        if whole is not None:
+            raise UserError(f"{where}={whole!r}: must each be {limits}{near}")
+        raise UserError(f"{where}={value!r}: must be {limits}{near}")
     return value
 
 

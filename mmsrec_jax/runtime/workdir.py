@@ -105,11 +105,7 @@ def finished(workdir: Path, step: str, *, same: Sequence[str] = ()) -> dict[str,
     Raises:
       UserError: the step has not finished, or one of its inputs named in `same` ran again since.
     """
-    record = _read(workdir / step)
-    if not record.get("finished"):
-        raise UserError(
-            f"{workdir}: step {step} has not finished; run launch/train.py with this --workdir"
-        )
+    record = _finished(workdir, step)
     for name in same:
         made_from = record["inputs"].get(name)
         if made_from is not None and made_from != _read(workdir / name).get("fingerprint"):
@@ -118,6 +114,25 @@ def finished(workdir: Path, step: str, *, same: Sequence[str] = ()) -> dict[str,
                 "run launch/train.py with this --workdir"
             )
     return record["config"]
+
+
+def fingerprint(workdir: Path, step: str) -> str:
+    """Hash of the config of a finished step and of all that it read; raises as `finished`."""
+    return _finished(workdir, step)["fingerprint"]
+
+
+def inputs(workdir: Path, step: str) -> tuple[str, ...]:
+    """Names of the steps whose outputs a finished step read; raises as `finished`."""
+    return tuple(_finished(workdir, step)["inputs"])
+
+
+def _finished(workdir: Path, step: str) -> dict[str, Any]:
+    record = _read(workdir / step)
+    if not record.get("finished"):
+        raise UserError(
+            f"{workdir}: step {step} has not finished; run launch/train.py with this --workdir"
+        )
+    return record
 
 
 def _run_step(directory: Path, step: Step, inputs: dict[str, str]) -> str:

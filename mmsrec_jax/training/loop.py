@@ -26,7 +26,7 @@ class Batches(Iterator[Any], Protocol):
     def set_state(self, state: Any) -> None: ...
 
 
-Step = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]]
+Step = Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array | float]]]
 Evaluate = Callable[[Any, int], tuple[Any, Mapping[str, float], bool]]
 
 

@@ -42,6 +42,14 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     assert config.is_locked
 
 
+@pytest.mark.parametrize("experiment", [base, beauty, movielens])
+def test_a_variant_is_a_sequential_model_by_itself(experiment):
+    assert experiment.get_config().method == "mmsrarec"
+    for name in base.SEQUENTIAL_MODELS:
+        config = experiment.get_config(name)
+        assert (config.method, config.sequential_model) == ("sequential", name)
+
+
 def test_the_base_is_the_defaults():
     assert from_config(Settings, base.get_config()) == Settings()
 
@@ -81,6 +89,9 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"sft.micro_batch": 48}, "config.sft.micro_batch=48: must divide batch_size=64"),
         ({"summarizer.temperature": 0.0}, "config.summarizer.temperature=0.0: must be above 0"),
         ({"summarizer.num_generations": 1}, "config.summarizer.num_generations=1: must be at l"),
+        ({"summarizer.micro_batch": 12}, "config.summarizer.micro_batch=12 would split a group"),
+        ({"summarizer.micro_batch": 48}, "config.summarizer.micro_batch=48 does not divide"),
+        ({"summarizer.distractors": 64}, "config.summarizer.distractors=64 must be below"),
         ({"sasrec.dropout": 1.0}, "config.sasrec.dropout=1.0: must be at least 0 and below 1"),
         ({"sasrec.heads": 3}, "config.sasrec.heads=3: must divide dim=64"),
         ({"sasrec.loss": "sofmax"}, "config.sasrec.loss='sofmax': .*; did you mean 'softmax'?"),

@@ -212,7 +212,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="GiB free; choose another place"):
+    with pytest.raises(UserError, match="GiB free; choose another folder"):
         exporting.write_model(
             tmp_path / "out", exporting.of_directory(GOLDEN), GOLDEN, dtype="bfloat16"
         )

@@ -134,7 +134,7 @@ def test_a_given_digest_decides_and_the_model_is_made_only_when_needed(
 class Windows:
     """Prompts of users' windows: its items, after the text of the window before it."""
 
-    length = 40
+    length, patch_width = 40, 0
 
     def __init__(self, items, histories, window, previous):
         self.renderer, self._histories, self._window = items, histories, window

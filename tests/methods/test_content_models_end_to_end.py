@@ -35,11 +35,6 @@ def tiny(kind):
     return config
 
 
-def run(config, workdir, **options):
-    settings = from_config(Settings, config)
-    methods.find(settings.method).run(settings, workdir, **options)
-
-
 @pytest.fixture
 def model_path(tmp_path, monkeypatch):
     """A directory as `config.model.path` names one, of a model with random weights."""
@@ -65,7 +60,7 @@ def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_p
     config.features.update(length=64, patches=256, batch_size=8, workers=0)
     config.prompts.update(fields=("title",), text_tokens=8)
     steps = ["data", "features", "molar"]
-    run(config, tmp_path / "run", only=steps)
+    methods.run(config, tmp_path / "run", only=steps)
     made = np.load(tmp_path / "run" / "features" / "item.npy")
     assert made.shape == (40, 16) and made.dtype == np.float32 and made.any(1).all()
     recommender = SequentialRecommender.load(tmp_path / "run" / "molar" / "model")
@@ -73,7 +68,7 @@ def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_p
     stored = np.asarray(recommender.features["features"]["item"][...])
     np.testing.assert_allclose(stored, (made - made.mean(0)) / made.std(0), atol=1e-3)
     caplog.clear()
-    run(config, tmp_path / "run", only=steps)
+    methods.run(config, tmp_path / "run", only=steps)
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("step features is finished") for line in said)
     assert not any("begins" in line for line in said)
@@ -107,23 +102,24 @@ def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, c
 def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
     config = tiny("hm4sr")
     with pytest.raises(UserError, match=r"features.text is not set.*or a model.*config.model.path"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
     config.hm4sr.features.update(text="nowhere.npy", image="nowhere.npy")
     with pytest.raises(UserError, match="features.text=nowhere.npy: no such file"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
     config.hm4sr.contents = ("text", "sound")
     with pytest.raises(UserError, match="config.hm4sr.contents=.*must each be one of"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
     config.hm4sr.update(contents=("image",), features={"image": ""})
     config.use.images = False
     with pytest.raises(UserError, match="config.use.images is False"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
     config.hm4sr.contents = ()
     with pytest.raises(UserError, match="config.hm4sr.contents=.*name one or more, each once"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
+    config.hm4sr.contents = ("image",)
     config.model.path = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="config.model.path=.*no such folder"):
-        run(config, tmp_path / "run")
+        methods.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,15 +8,7 @@ import pytest
 
 from configs import base, quickstart
 from mmsrec_jax import methods
-from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import from_config
-
-
-def run(config, workdir, **options):
-    settings = from_config(Settings, config)
-    methods.find(settings.method).run(settings, workdir, **options)
-
 
 SYSTEMS = ("random", "popularity", "cooccurrence", "sasrec")
 
@@ -37,7 +29,7 @@ def config():
 @pytest.fixture(scope="module")
 def workdir(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sequential") / "run"
-    run(config, workdir)
+    methods.run(config, workdir)
     return workdir
 
 
@@ -58,7 +50,7 @@ def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir)
 
 def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, caplog):
     caplog.set_level("INFO")
-    run(config, workdir)
+    methods.run(config, workdir)
     done = [record.getMessage() for record in caplog.records]
     for step in ("data", "sasrec", "evaluation"):
         assert any(line.startswith(f"step {step} is finished") for line in done)
@@ -66,7 +58,7 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, capl
     before = json.loads((workdir / "sasrec" / "step.json").read_text())
     again = config.copy_and_resolve_references()
     again.sasrec.seed = 1
-    run(again, workdir, only=["data", "sasrec"])
+    methods.run(again, workdir, only=["data", "sasrec"])
     after = json.loads((workdir / "sasrec" / "step.json").read_text())
     assert before["fingerprint"] != after["fingerprint"] and after["finished"]
 
@@ -76,7 +68,7 @@ def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
     config.sequential_model = "gru4rec"
     config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
     config.gru4rec.update(steps=4, evaluate_every=4, batch_size=8, dim=8, hidden=8)
-    run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
+    methods.run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
     found = pq.read_table(tmp_path / "retrieval" / "neighbors.parquet")
     assert found.num_rows > 150 and (tmp_path / "gru4rec" / "model" / "config.json").exists()
 

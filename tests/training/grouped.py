@@ -7,7 +7,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from absl import app
@@ -22,7 +21,7 @@ class Numbers:
     """Row i is the token i; making it takes `seconds`."""
 
     seconds: float = 0.0
-    renderer = SimpleNamespace(patch_width=0)
+    patch_width = 0
 
     def __len__(self):
         return 64

@@ -183,15 +183,23 @@ class Killed(Exception):
     pass
 
 
-def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
-    source, prompt_config, tmp_path, monkeypatch
-):
-    compiled, make_step, run = [], sft.make_step, sft.loop.run
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Runs of one test share their compiled step; `offload` alone tells two apart."""
+    steps, make_step = {}, sft.make_step
 
-    def make_step_once(*args, **options):
-        if not compiled:
-            compiled.append(make_step(*args, **options))
-        return compiled[0]
+    def make_step_once(*args, offload, **options):
+        if offload not in steps:
+            steps[offload] = make_step(*args, offload=offload, **options)
+        return steps[offload]
+
+    monkeypatch.setattr(sft, "make_step", make_step_once)
+
+
+def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
+    source, prompt_config, tmp_path, monkeypatch, compiled_once
+):
+    run = sft.loop.run
 
     def run_and_die(state, step_fn, iterator, **options):
         calls = iter(range(13))
@@ -203,7 +211,6 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
 
         return run(state, step, iterator, **options)
 
-    monkeypatch.setattr(sft, "make_step", make_step_once)
     whole = train(source, prompt_config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(sft.loop, "run", run_and_die)
@@ -218,7 +225,7 @@ def test_stopped_run_ends_with_the_same_bits_and_has_learnt(
 
 
 def test_an_optimizer_in_the_hosts_memory_makes_the_same_updates_and_resumes_there(
-    source, prompt_config, tmp_path, monkeypatch
+    source, prompt_config, tmp_path, monkeypatch, compiled_once
 ):
     seen, run = [], sft.loop.run
 

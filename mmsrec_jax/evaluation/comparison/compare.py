@@ -46,6 +46,14 @@ class Data:
     training: Training
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """External files of scores by name, and the folder that their ranks are written to."""
+
+    files: Mapping[str, Path]
+    out: Path
+
+
 def run(
     workdirs: Sequence[Path],
     *,
@@ -63,18 +71,48 @@ def run(
     lie in `out` too. Returns the tables for the screen.
 
     Raises:
+      UserError: as `table`, or an external file is wrong.
+    """
+    rows, about = table(
+        workdirs,
+        baseline=baseline,
+        cutoffs=cutoffs,
+        ties=ties,
+        resamples=resamples,
+        seed=seed,
+        predictions=Predictions(_external_names(external_files), out),
+    )
+    presentation.write(out, rows, about)
+    logging.info("comparison: CSV, JSON, LaTeX and plots are in %s", out)
+    return presentation.screen(rows, about)
+
+
+def table(
+    workdirs: Sequence[Path],
+    *,
+    baseline: str,
+    cutoffs: Sequence[int],
+    ties: str,
+    resamples: int,
+    seed: int,
+    predictions: Predictions | None = None,
+) -> tuple[list[Row], presentation.About]:
+    """Every number of the comparison, and what the numbers are of.
+
+    Raises:
       UserError: a run is not finished or cannot be compared with the first, the baseline is in
-        none, a cut-off is beyond what competes, or an external file is wrong.
+        none, or a cut-off is beyond what competes.
     """
     if not workdirs:
         raise UserError("no run to compare; name one or more finished workdirs")
     if resamples < 1:
         raise UserError(f"--bootstrap={resamples}: at least one resample is needed")
-    files = _external_names(external_files)
     runs = dict(zip(_names(workdirs), map(_results, workdirs), strict=True))
     data = _open_data(workdirs[0])
-    for name, path in files.items():
-        runs[name] = _rank_external(name, path, workdirs[0], next(iter(runs.values())), data, out)
+    if predictions is not None:
+        of_run = next(iter(runs.values()))
+        for name, path in predictions.files.items():
+            runs[name] = _rank_external(name, path, workdirs[0], of_run, data, predictions.out)
     by_protocol = _by_protocol(runs)
     settings = {protocol: _common_setting(found) for protocol, found in by_protocol.items()}
     entries = {protocol: _entries(found) for protocol, found in by_protocol.items()}
@@ -90,9 +128,7 @@ def run(
         resamples=resamples,
         seed=seed,
     )
-    presentation.write(out, rows, about)
-    logging.info("comparison: CSV, JSON, LaTeX and plots are in %s", out)
-    return presentation.screen(rows, about)
+    return rows, about
 
 
 def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:

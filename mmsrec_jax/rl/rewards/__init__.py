@@ -1,5 +1,5 @@
-"""Rewards of summaries. A new one is a file here, its class in `REWARDS`, and a weight in
-`config.summarizer.weights`."""
+"""Rewards of summaries. A new one is a file here and its class in `REWARDS`, which gives it a field
+in `config.summarizer.weights` too."""
 
 from typing import TYPE_CHECKING
 

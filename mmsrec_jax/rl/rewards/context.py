@@ -24,7 +24,7 @@ class RewardContext:
     """
 
     def __init__(
-        self, model: MLLM, prompts: Batch, inputs: RewardInputs, num_microbatches: int
+        self, model: MLLM, prompts: Batch, inputs: RewardInputs[jax.Array], num_microbatches: int
     ) -> None:
         self.prompts, self.inputs = prompts, inputs
         self._model, self._num_microbatches = model, num_microbatches
@@ -42,7 +42,7 @@ class RewardContext:
     def keyword_states(self) -> jax.Array:
         """phi(W), float32[B, G, D], of the keywords of each summary."""
 
-        def read(keywords: PaddedTexts) -> jax.Array:
+        def read(keywords: PaddedTexts[jax.Array]) -> jax.Array:
             rows, group, _ = keywords.tokens.shape
             return self._mean_states(flat(keywords)).reshape(rows, group, -1)
 
@@ -53,7 +53,7 @@ class RewardContext:
         """phi(text), float32[B, D], of the text of each item."""
         return self.in_microbatches(self._mean_states)(self.inputs.text)
 
-    def _mean_states(self, texts: PaddedTexts) -> jax.Array:
+    def _mean_states(self, texts: PaddedTexts[jax.Array]) -> jax.Array:
         """phi (*ours*): float32[N, D], the mean of the last hidden states; 0 for an empty text."""
         batch = text_rows(texts.tokens, texts.lengths)
         hidden = self._model(batch, adapters=False).astype(jnp.float32)
@@ -62,6 +62,6 @@ class RewardContext:
         return total / jnp.maximum(texts.lengths, 1)[:, None]
 
 
-def flat(texts: PaddedTexts) -> PaddedTexts:
+def flat(texts: PaddedTexts[jax.Array]) -> PaddedTexts[jax.Array]:
     """[B, G, ...] -> [B * G, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), texts)

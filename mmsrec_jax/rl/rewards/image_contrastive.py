@@ -39,11 +39,6 @@ class ImageContrastive(Reward):
             raise UserError(
                 f"config.summarizer.weights.{self.name}: the prompts have no images; set it to 0"
             )
-        if not 1 <= config.distractors < config.batch_size:
-            raise UserError(
-                f"config.summarizer.distractors={config.distractors} must be at least 1 and below "
-                f"config.summarizer.batch_size={config.batch_size}"
-            )
         self._distractors, self._image_tokens = config.distractors, config.image_tokens
         self._prompt_length = source.length
         self._chat = source.renderer.prompt_config.chat
@@ -96,7 +91,7 @@ class ImageContrastive(Reward):
         return self._chat.ids(line.partition("\n")[0])
 
     def _image_prompt(self, item: ItemSummaries) -> dict[str, np.ndarray]:
-        images = () if item.image is None else (item.image,)
+        images = [] if item.image is None else [item.image]
         question = tasks.summarize(self._templates, "", bool(images))
         piece = self._chat.encode(self._chat.head + question + self._chat.middle, images)
         room = self._prompt_length - len(piece)

@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import flax.struct
 import jax
@@ -12,19 +12,19 @@ import numpy as np
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.prompts import Summary, tasks
 
-Array = Any  # numpy on the host, jax in compiled functions
+A = TypeVar("A", np.ndarray, jax.Array)  # on the host, on the devices
 
 
 @flax.struct.dataclass
-class PaddedTexts:
+class PaddedTexts(Generic[A]):
     """Tokens int32[..., T] of texts, padded with 0 to one length, and their lengths int32[...]."""
 
-    tokens: Array
-    lengths: Array
+    tokens: A
+    lengths: A
 
 
 @flax.struct.dataclass
-class RewardInputs:
+class RewardInputs(Generic[A]):
     """Of B items with G summaries each.
 
     Attributes:
@@ -34,10 +34,10 @@ class RewardInputs:
       own: what each reward prepared for itself: name of the reward -> name -> [B, ...].
     """
 
-    keywords: PaddedTexts
-    text: PaddedTexts
-    has_image: Array
-    own: dict[str, dict[str, Array]]
+    keywords: PaddedTexts[A]
+    text: PaddedTexts[A]
+    has_image: A
+    own: dict[str, dict[str, A]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ItemSummaries:
     summaries: Sequence[Summary]
     keywords: Sequence[str]
     text: str
-    image: Mapping[str, Any] | None
+    image: dict[str, Any] | None
 
 
 def read_items(
@@ -91,10 +91,10 @@ def read_items(
 def shared_inputs(
     config: PromptConfig,
     items: Sequence[ItemSummaries],
-    own: dict[str, dict[str, Array]],
+    own: dict[str, dict[str, np.ndarray]],
     *,
     word_tokens: int,
-) -> RewardInputs:
+) -> RewardInputs[np.ndarray]:
     """The arrays that several rewards read, with what each of them prepared for itself."""
 
     def ids(words: str) -> np.ndarray:
@@ -111,7 +111,7 @@ def shared_inputs(
     )
 
 
-def pad(texts: Iterable[np.ndarray], length: int) -> PaddedTexts:
+def pad(texts: Iterable[np.ndarray], length: int) -> PaddedTexts[np.ndarray]:
     """N texts, each int32[t], as tokens int32[N, length]; a longer one loses its tail."""
     texts = [text[:length] for text in texts]
     tokens = np.zeros((len(texts), length), np.int32)
@@ -120,7 +120,7 @@ def pad(texts: Iterable[np.ndarray], length: int) -> PaddedTexts:
     return PaddedTexts(tokens, np.array([len(text) for text in texts], np.int32))
 
 
-def stacked(texts: Iterable[PaddedTexts]) -> PaddedTexts:
+def stacked(texts: Iterable[PaddedTexts[np.ndarray]]) -> PaddedTexts[np.ndarray]:
     """One more axis in front."""
     return jax.tree.map(lambda *arrays: np.stack(arrays), *texts)
 

@@ -52,7 +52,9 @@ class Reconstruction(Reward):
     def score(self, context: RewardContext) -> jax.Array:
         own, text = context.inputs.own[self.name], context.inputs.text
 
-        def negative_log_likelihood(rows: tuple[PaddedTexts, PaddedTexts]) -> jax.Array:
+        def negative_log_likelihood(
+            rows: tuple[PaddedTexts[jax.Array], PaddedTexts[jax.Array]],
+        ) -> jax.Array:
             """float32[b, G + 1], in nats."""
             questions, text = rows
             count, asked, _ = questions.tokens.shape

@@ -62,11 +62,8 @@ def cosine(
     """
     chex.assert_equal_shape_prefix([keywords, has_keywords], 2)
     chex.assert_shape(texts, (keywords.shape[0], keywords.shape[2]))
-    keyword_mean: jax.Array | float = 0.0
-    text_mean: jax.Array | float = 0.0
-    if center:
-        keyword_mean = _mean(keywords, has_keywords)
-        text_mean = _mean(texts, has_text)
+    keyword_mean = _mean(keywords, has_keywords) if center else 0.0
+    text_mean = _mean(texts, has_text) if center else 0.0
     keywords, texts = _unit(keywords, keyword_mean), _unit(texts, text_mean)
     found = jnp.einsum("bgd,bd->bg", keywords, texts)
     return jnp.where(has_text[:, None], jnp.where(has_keywords, found, -1.0), 0.0)

@@ -37,7 +37,9 @@ class WeightedRewards:
         self._rewards, self._weights, self._renderer = rewards, weights, renderer
         self._word_tokens = word_tokens
 
-    def prepare(self, index: np.ndarray, summaries: Sequence[Sequence[Summary]]) -> RewardInputs:
+    def prepare(
+        self, index: np.ndarray, summaries: Sequence[Sequence[Summary]]
+    ) -> RewardInputs[np.ndarray]:
         """What the rewards read of these summaries, on the host; the same shapes for every batch.
 
         index: int[B], items; summaries: G for each.
@@ -48,7 +50,12 @@ class WeightedRewards:
         return shared_inputs(config, items, own, word_tokens=self._word_tokens)
 
     def score(
-        self, model: MLLM, prompts: Batch, inputs: RewardInputs, *, num_microbatches: int
+        self,
+        model: MLLM,
+        prompts: Batch,
+        inputs: RewardInputs[jax.Array],
+        *,
+        num_microbatches: int,
     ) -> dict[str, jax.Array]:
         """Each reward by name and their weighted sum, "total": float32[B, G]. Pure.
 
@@ -63,6 +70,5 @@ class WeightedRewards:
         scores = {name: reward.score(context) for name, reward in self._rewards.items()}
         chex.assert_shape(list(scores.values()), inputs.keywords.lengths.shape)
         chex.assert_type(list(scores.values()), jnp.float32)
-        counted = [self._weights[name] * s for name, s in scores.items() if self._weights[name]]
-        total = sum(counted, jnp.zeros(()))
-        return scores | {"total": total}
+        terms = (self._weights[name] * s for name, s in scores.items() if self._weights[name])
+        return scores | {"total": jnp.asarray(sum(terms))}

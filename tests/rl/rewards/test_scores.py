@@ -202,7 +202,6 @@ def test_weight_0_leaves_the_others_alone_and_runs_no_model(world, scored, monke
     [
         (dict(weights={"image": 1.0}), r"config\.summarizer\.weights\.image: no such reward"),
         (dict(weights={"semantic": 0.0}), r"config\.summarizer\.weights: at least one"),
-        (dict(distractors=4), r"config\.summarizer\.distractors=4"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(world, changes, message):

@@ -1,0 +1,1 @@
+"""What `mmsrec_jax` offers at the top, one function a file; import it from there."""

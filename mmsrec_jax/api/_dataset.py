@@ -1,0 +1,67 @@
+"""A data set of one's own, or that of a run, as the package sees it."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmsrec_jax.data import build
+from mmsrec_jax.data.build import DataSettings
+from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.runtime import workdir as workdir_lib
+from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import as_dict, from_record
+
+
+class Dataset(NamedTuple):
+    """Items, interactions in terms of them, and which interactions are predicted when."""
+
+    catalog: Catalog
+    histories: Histories
+    split: Split
+
+
+def open_dataset(path: str | Path, **settings: Any) -> Dataset:
+    """Catalog, histories and split of a folder of RecBole atomic files, or of a run.
+
+    A folder of atomic files is read, filtered and split as the step `data` of a run does it, in
+    memory; images are read when they are asked for. Of a run it is what that step stored.
+
+    Args:
+      path: folder of NAME.inter, NAME.item and images/<item_id>.jpg, or a run's workdir.
+      settings: of atomic files, fields of `data.build.DataSettings`: `user_core=5`,
+        `split="leave_one_out"`, `category_field=None`, ...
+
+    Raises:
+      UserError: no such folder, a file that cannot be read, an unknown setting, or settings for a
+        run, which has its own.
+
+    >>> catalog, histories, split = mmsrec_jax.open_dataset("shop", user_core=3, item_core=1)
+    >>> len(catalog), len(histories)
+    (60, 150)
+    >>> catalog[0].id, catalog[0].text["title"]
+    ('i0000', 'glass travel vase')
+    >>> catalog.image(0).shape
+    (112, 112, 3)
+    >>> user, position = split.test[0]
+    >>> str(catalog.ids[histories.of(user)[position]])  # what the first user is tested on
+    'i0003'
+    >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
+    True
+    """
+    path = Path(path)
+    if (path / "data" / "step.json").exists():
+        if settings:
+            raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
+        return of_run(path)
+    choices = as_dict(DataSettings()).keys() - {"source", "root", "toyshop"}
+    for name in settings:
+        choose_name(name, choices, what="setting")
+    record = as_dict(DataSettings()) | {"root": str(path)} | settings
+    return Dataset(*build.open_atomic(from_record(DataSettings, record, "open_dataset")))
+
+
+def of_run(workdir: Path) -> Dataset:
+    """What the step `data` of a run stored. Raises UserError when it has not finished."""
+    recorded = workdir_lib.finished(workdir, "data")["data"]
+    settings = from_record(DataSettings, recorded, "config.data")
+    return Dataset(*build.open_built(settings, workdir / "data"))

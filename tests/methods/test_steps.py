@@ -1,0 +1,86 @@
+"""The steps of MMSRARec: what each ablation leaves out, and what records must hold for others."""
+
+import jax
+import pytest
+
+from configs import base, quickstart
+from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
+from mmsrec_jax.methods.mmsrarec import MMSRARec
+from mmsrec_jax.methods.scaling_point import ScalingPoint
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.runtime.sharding import make_mesh
+
+ALL = [
+    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft", "sft",
+    "evaluation",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def settings_of(config, **changes) -> Settings:
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return from_config(Settings, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, set()),
+        ({"use.rewards": False}, {"summarizer"}),
+        ({"use.summaries": False}, {"summarizer", "summaries"}),
+        ({"use.retrieval": False}, {"retrieval"}),
+        ({"model.path": "somewhere"}, {"model", "warmup"}),
+    ],
+)
+def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path, changes, left_out):
+    settings = settings_of(quickstart.get_config(), **changes)
+    steps = MMSRARec(settings, tmp_path, mesh).steps()
+    assert [step.name for step in steps] == [name for name in ALL if name not in left_out]
+    for place, step in enumerate(steps):
+        assert set(step.inputs) <= {earlier.name for earlier in steps[:place]}
+    reads = {step.name: set(step.inputs) for step in steps}
+    assert reads["sft"] >= {"summaries", "retrieval"} - left_out
+    assert not reads["plain_sft"] & {"summaries", "retrieval"}
+
+
+@pytest.mark.parametrize("method", [MMSRARec, ScalingPoint])
+def test_every_step_that_trains_records_what_export_reads(mesh, tmp_path, method):
+    steps = method(settings_of(quickstart.get_config()), tmp_path, mesh).steps()
+    trained = [step for step in steps if step.name in SECTIONS]
+    assert len(trained) == (4 if method is MMSRARec else 1)
+    for step in trained:
+        assert {"path", "dtype", "max_pixels"} <= set(step.config["model"])
+        assert "lora_alpha" in step.config[SECTIONS[step.name]]
+
+
+def test_a_model_that_no_step_has_made_is_not_replaced_by_another(mesh, tmp_path):
+    """Tokenizer and shape are there, the weights of the warm-up and of SFT are not."""
+    settings = settings_of(
+        quickstart.get_config(),
+        **{"model.tiny.hidden": 16, "model.tiny.heads": 2, "model.tiny.kv_heads": 1,
+           "model.tiny.layers": 1, "data.toyshop.num_users": 30, "data.toyshop.num_items": 30,
+           "data.toyshop.num_groups": 3},
+    )  # fmt: skip
+    run = MMSRARec(settings, tmp_path, mesh)
+    for name, make in (("data", run.data), ("model", run.write_model_directory)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name)
+    with pytest.raises(UserError, match="warmup/weights: no weights here"):
+        run.base.load("test")
+    random = BaseModel(settings, tmp_path, mesh, warmed_up=False)
+    assert random.steps == ["model"] and random.load("test") is not None
+    with pytest.raises(UserError, match="sft/weights: no weights here"):
+        random.trained("test", "sft")
+
+
+def test_a_pretrained_base_is_made_by_no_step(mesh, tmp_path):
+    settings = settings_of(base.get_config(), **{"model.path": str(tmp_path)})
+    found = BaseModel(settings, tmp_path / "run", mesh)
+    assert found.is_pretrained and found.steps == [] and found.path == tmp_path
