@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.forward import per_row
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inference.forward import in_order, per_row
 from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
 
 
@@ -38,22 +36,16 @@ def embed_items(
       patches: room for the vision patches of a prompt, 0 for prompts without images.
       counts: as in `pipeline.batches`.
     """
-    shard, shards = sharding.process_batch_shard(mesh)
-    dataset = pipeline.batches(
+    dataset = in_order(
         source,
+        mesh,
         batch_size=batch_size,
         length=source.length,
         patches=patches,
         targets=source.length,
-        shuffle=False,
-        repeat=False,
-        pack=False,
         workers=workers,
-        shard=shard,
-        shards=shards,
         counts=counts,
     )
-
     place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")

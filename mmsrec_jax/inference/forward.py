@@ -1,6 +1,7 @@
 """One forward pass over the rows of a source: an array for each row."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import grain
@@ -9,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
@@ -17,6 +20,40 @@ from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.progress import Progress
 
 Compute = Callable[[MLLM, Batch], jax.Array]
+
+
+def in_order(
+    source: Source,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    length: int,
+    patches: int,
+    workers: int,
+    answers: int = 0,
+    targets: int | None = None,
+    counts: Counter | None = None,
+) -> grain.IterDataset:
+    """Every row of `source` once, in order and without packing: this process's share of batches.
+
+    Arguments are those of `inputs.pipeline.batches`.
+    """
+    shard, shards = sharding.process_batch_shard(mesh)
+    return pipeline.batches(
+        source,
+        batch_size=batch_size,
+        length=length,
+        patches=patches,
+        answers=answers,
+        targets=targets,
+        shuffle=False,
+        repeat=False,
+        pack=False,
+        workers=workers,
+        shard=shard,
+        shards=shards,
+        counts=counts,
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -47,21 +84,32 @@ def per_row(
     Every process gets the rows of all.
 
     Args:
-      dataset: `inputs.pipeline.batches` without packing, this process's share of the rows; its
-        `index` is negative for padding.
+      dataset: as from `in_order`; its `index` is negative for padding.
       compute: (model, batch) -> values [B, ...]; compiled once.
     """
     graphdef, state = nnx.split(model)
     run = compiled(graphdef, compute, mesh)
-    with jax.set_mesh(mesh):
-        state = jax.device_put(state, sharding.shardings(state, mesh))
-        iterator = iter(dataset)
-        try:
-            for batch in iterator:
-                interruption.stop_if_requested()
-                index, values = map(np.asarray, run(state, to_devices(batch, mesh)))
-                real = index >= 0
-                yield index[real], values[real]
-                progress.update(int(real.sum()))
-        finally:
-            iterator.close()
+    state = jax.device_put(state, sharding.shardings(state, mesh))
+
+    def real_rows(out: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
+        index, values = map(np.asarray, out)
+        real = index >= 0
+        progress.update(int(real.sum()))
+        return index[real], values[real]
+
+    iterator = iter(dataset)
+    pending: tuple[jax.Array, jax.Array] | None = None
+    try:
+        for batch in iterator:
+            interruption.stop_if_requested()
+            # Not around the loop: a mesh that is set when a generator yields is its caller's too.
+            with jax.set_mesh(mesh):
+                out = run(state, to_devices(batch, mesh))
+            # The devices have the next batch before the host waits for this one's values.
+            if pending is not None:
+                yield real_rows(pending)
+            pending = out
+        if pending is not None:
+            yield real_rows(pending)
+    finally:
+        iterator.close()

@@ -6,14 +6,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.forward import Compute, per_row
+from mmsrec_jax.inference.forward import Compute, in_order, per_row
 from mmsrec_jax.inference.yes_no import yes_no_margins
-from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.recommend import CandidateSource
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.progress import Progress
 
 
@@ -47,19 +45,14 @@ def candidate_scores(
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
     is 0 or 1 in float32. A user's history is read once for all candidates, which are suffixes.
     """
-    shard, shards = sharding.process_batch_shard(mesh)
-    dataset = pipeline.batches(
+    dataset = in_order(
         source,
+        mesh,
         batch_size=batch_size,
         length=source.length,
         patches=patches,
         answers=num_candidates,
-        shuffle=False,
-        repeat=False,
-        pack=False,
         workers=workers,
-        shard=shard,
-        shards=shards,
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="users")

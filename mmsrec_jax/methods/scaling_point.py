@@ -13,14 +13,12 @@ from flax import nnx
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation.scaling_law import POINT, total_flops
-from mmsrec_jax.inference.forward import per_row
-from mmsrec_jax.inputs import pipeline
+from mmsrec_jax.inference.forward import in_order, per_row
 from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.settings import as_dict
@@ -67,20 +65,15 @@ class ScalingPoint(MLLMExperiment):
         model = self.base.trained("validation", "sft")
         _, _, split = self.dataset
         targets = splits.subset(split.validation, evaluation.users, evaluation.seed)
-        shard, shards = sharding.process_batch_shard(self.mesh)
-        dataset = pipeline.batches(
+        dataset = in_order(
             self.plain_source(targets),
+            self.mesh,
             batch_size=evaluation.batch_size,
             length=c.length,
             patches=self.image_room(c.patches),
             answers=c.answers,
             targets=c.targets,
-            shuffle=False,
-            repeat=False,
-            pack=False,
             workers=evaluation.workers,
-            shard=shard,
-            shards=shards,
         )
         progress = Progress("validation", len(targets), unit="targets")
         rows = per_row(model, dataset, sft.row_sums, progress=progress, mesh=self.mesh)
