@@ -180,12 +180,12 @@ def check_text(check: Checks, model, theirs: Theirs, chat: Chat, tokens, batches
         suppress=(model.config.image_token_id, *unused),
     )  # fmt: skip
     graphdef, state = nnx.split(model)
-    generate = sampler.compiled(graphdef, sampling)
     written = []
     start = time.perf_counter()
     for ids, mask, own in batches:
         batch = api.make_batch(model, ids, mask, own)
-        out = generate(state, {}, batch, np.arange(len(ids)), jax.random.key(0))
+        rows, key = np.arange(len(ids)), jax.random.key(0)
+        out = sampler.generate_compiled(graphdef, sampling, state, batch, rows, key)
         ends = np.asarray(out.lengths[:, 0])
         written += [row[:n] for row, n in zip(np.asarray(out.tokens[:, 0]), ends, strict=True)]
     print(f"     generated here in {time.perf_counter() - start:.0f} s, compiling included")

@@ -14,10 +14,11 @@ import pytest
 import toy_items
 
 import mmsrec_jax
-from mmsrec_jax.api import _generate, _recommend
+from mmsrec_jax.api import _recommend
 from mmsrec_jax.data.records import Catalog, Item
 from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.hf import tokenizer
+from mmsrec_jax.inference import sampler
 from mmsrec_jax.inference.embed import embed_items
 from mmsrec_jax.inputs.item_prompts import ContentSource
 from mmsrec_jax.inputs.item_renderer import PromptConfig
@@ -119,10 +120,10 @@ def test_calls_of_other_lengths_share_a_program(model, tokens):
         return mmsrec_jax.generate(model, tokens, texts, max_new_tokens=3)
 
     generate(4, 3)
-    compiled = _generate._generate._cache_size()
+    compiled = sampler.generate_compiled._cache_size()
     for count, words in ((3, 1), (4, 6), (3, 9)):
         assert len(generate(count, words)) == count
-    assert _generate._generate._cache_size() == compiled
+    assert sampler.generate_compiled._cache_size() == compiled
 
 
 def test_drawn_text_depends_on_the_seed_and_a_prompts_place_alone(model, tokens):

@@ -1,7 +1,6 @@
 """Text from a model: prompts and images in, text out."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,8 @@ from flax import nnx
 
 from mmsrec_jax.api import _conversation
 from mmsrec_jax.inference import sampler
-from mmsrec_jax.inference.sampler import Generation, Sampling
+from mmsrec_jax.inference.sampler import Sampling
 from mmsrec_jax.inputs import example
-from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
@@ -118,7 +116,7 @@ def generate(
             batch = _conversation.make_batch(rows[part]).model_inputs()
             identities = np.arange(part.start, part.start + len(batch.tokens), dtype=np.int32)
             identities = np.minimum(identities, part.stop - 1)
-            out = _generate(graphdef, sampling, state, batch, identities, key)
+            out = sampler.generate_compiled(graphdef, sampling, state, batch, identities, key)
             found = np.asarray(out.tokens)[: part.stop - part.start, 0]
             texts += [_text(tokenizer, tokens, sampling) for tokens in found]
     return texts
@@ -150,15 +148,3 @@ def _text(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray, sampling: Sa
     ends = (*sampling.eos_ids, sampling.pad_id)
     kept = [token for token in tokens.tolist() if token not in ends]
     return tokenizer.decode(kept, skip_special_tokens=True)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    graphdef: nnx.GraphDef,
-    sampling: Sampling,
-    state: nnx.State,
-    batch: Batch,
-    rows: jax.Array,
-    key: jax.Array,
-) -> Generation:
-    return sampler.generate(nnx.merge(graphdef, state), batch, rows, key, sampling)

@@ -1,7 +1,7 @@
 """Image-conditioned sampling: one prefill per prompt, G continuations, one compiled loop."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -81,6 +81,19 @@ class Generation(NamedTuple):
     lengths: jax.Array
 
 
+class _Carry(NamedTuple):
+    """What a step of decoding leaves to the next, of N = B * G rows.
+
+    step: int32[], the next one; token: int32[N], the last one drawn; done: bool[N]; out: [N, ...].
+    """
+
+    step: jax.Array
+    cache: kv_cache.KVCache
+    token: jax.Array
+    done: jax.Array
+    out: Generation
+
+
 def truncate(logits: jax.Array, *, top_k: int, top_p: float) -> jax.Array:
     """Sets to -inf what top_k, then top_p (nucleus, Holtzman et al. 2020) leave out.
 
@@ -158,50 +171,60 @@ def generate(
         step: jax.Array | int, hidden: jax.Array, done: jax.Array, out: Generation
     ) -> tuple[jax.Array, jax.Array, Generation]:
         keys = jax.vmap(lambda row: jax.random.fold_in(row, step))(row_keys)
-        drawn = draw(model.unembed(hidden)[:, 0], keys, sampling)
-        token = jnp.where(done, sampling.pad_id, drawn[0])
-        values = (token, *(jnp.where(done, 0.0, value) for value in drawn[1:]))
-        tokens, logprobs, sampled, entropies = (
-            a.at[:, step].set(v) for a, v in zip(out[:4], values, strict=True)
+        token, logprobs, sampling_logprobs, entropies = draw(
+            model.unembed(hidden)[:, 0], keys, sampling
         )
-        ended = done | jnp.any(token[:, None] == ends, axis=-1)
-        return token, ended, Generation(tokens, logprobs, sampled, entropies, out.lengths + ~done)
+        token = jnp.where(done, sampling.pad_id, token)
 
-    def step_once(carry: tuple) -> tuple:
+        def put(array: jax.Array, values: jax.Array) -> jax.Array:
+            return array.at[:, step].set(jnp.where(done, 0.0, values))
+
+        out = Generation(
+            tokens=out.tokens.at[:, step].set(token),
+            logprobs=put(out.logprobs, logprobs),
+            sampling_logprobs=put(out.sampling_logprobs, sampling_logprobs),
+            entropies=put(out.entropies, entropies),
+            lengths=out.lengths + ~done,
+        )
+        return token, done | jnp.any(token[:, None] == ends, axis=-1), out
+
+    def unfinished(carry: _Carry) -> jax.Array:
+        return (carry.step < steps) & ~jnp.all(carry.done)
+
+    def step_once(carry: _Carry) -> _Carry:
         step, cache, token, done, out = carry
         position = jnp.broadcast_to((offset + step - 1)[:, None, None], (token.shape[0], 3, 1))
         token_batch = Batch(token[:, None], position, segment)
         hidden, cache = model(token_batch, cache=cache)
         token, done, out = emit(step, hidden, done, out)
-        return step + 1, cache, token, done, out
+        return _Carry(step + 1, cache, token, done, out)
 
     total = count * group
     blank = jnp.zeros((total, steps), jnp.float32)
     out = Generation(
-        jnp.full((total, steps), sampling.pad_id, jnp.int32),
-        blank,
-        blank,
-        blank,
-        jnp.zeros(total, jnp.int32),
+        tokens=jnp.full((total, steps), sampling.pad_id, jnp.int32),
+        logprobs=blank,
+        sampling_logprobs=blank,
+        entropies=blank,
+        lengths=jnp.zeros(total, jnp.int32),
     )
     token, done, out = emit(0, hidden, jnp.zeros(total, bool), out)
-    carry = (jnp.int32(1), cache, token, done, out)
-    carry = jax.lax.while_loop(
-        lambda carry: (carry[0] < steps) & ~jnp.all(carry[3]), step_once, carry
-    )
-    return jax.tree.map(lambda a: a.reshape(count, group, *a.shape[1:]), carry[4])
+    start = _Carry(jnp.int32(1), cache, token, done, out)
+    out = jax.lax.while_loop(unfinished, step_once, start).out
+    return jax.tree.map(lambda a: a.reshape(count, group, *a.shape[1:]), out)
 
 
-def compiled(graphdef: nnx.GraphDef, sampling: Sampling) -> Callable[..., Generation]:
-    """`generate` as one jitted function of (trainable, frozen, batch, rows, key)."""
-
-    @jax.jit
-    def run(
-        trainable: nnx.State, frozen: nnx.State, batch: Batch, rows: jax.Array, key: jax.Array
-    ) -> Generation:
-        return generate(nnx.merge(graphdef, trainable, frozen), batch, rows, key, sampling)
-
-    return run
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def generate_compiled(
+    graphdef: nnx.GraphDef,
+    sampling: Sampling,
+    state: nnx.State,
+    batch: Batch,
+    rows: jax.Array,
+    key: jax.Array,
+) -> Generation:
+    """`generate` of a split model, jitted: one program for each model, sampling and shape."""
+    return generate(nnx.merge(graphdef, state), batch, rows, key, sampling)
 
 
 def last_slots(batch: Batch) -> jax.Array:

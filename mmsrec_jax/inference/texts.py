@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.inference import sampler
+from mmsrec_jax.inference.forward import in_order
 from mmsrec_jax.inference.sampler import Sampling
 from mmsrec_jax.inference.text_store import Key, TextStore, prompt_digest
-from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.pipeline import Source
@@ -21,8 +21,6 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import interruption, processes, sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.progress import Progress
-
-_compiled = functools.lru_cache(maxsize=8)(sampler.compiled)
 
 
 class PromptSource(Source, Protocol):
@@ -122,33 +120,29 @@ def generate(
         gather_weights=decoding.gather_weights,
     )
     graphdef, state = nnx.split(model)
-    shard, shards = sharding.process_batch_shard(mesh)
-    dataset = pipeline.batches(
+    dataset = in_order(
         _Subset(source, rows),
+        mesh,
         batch_size=decoding.batch_size,
         length=source.length,
         patches=decoding.patches,
-        shuffle=False,
-        repeat=False,
-        pack=False,
-        shard=shard,
-        shards=shards,
+        workers=0,
     )
-    run = _compiled(graphdef, sampling)
     key = jax.random.key(decoding.seed)
-    with jax.set_mesh(mesh):
-        state = jax.device_put(state, sharding.shardings(state, mesh))
-        iterator = iter(dataset)
-        try:
-            for batch in iterator:
-                interruption.stop_if_requested()
+    state = jax.device_put(state, sharding.shardings(state, mesh))
+    iterator = iter(dataset)
+    try:
+        for batch in iterator:
+            interruption.stop_if_requested()
+            # Not around the loop: a mesh that is set when a generator yields is its caller's too.
+            with jax.set_mesh(mesh):
                 prompts, index = to_devices((batch.model_inputs(), batch.index), mesh)
-                out = run(state, {}, prompts, index, key)
-                texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
-                found = zip(processes.fetch(index).tolist(), texts, strict=True)
-                yield sorted((row, text) for row, text in found if row >= 0)
-        finally:
-            iterator.close()
+                out = sampler.generate_compiled(graphdef, sampling, state, prompts, index, key)
+            texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
+            found = zip(processes.fetch(index).tolist(), texts, strict=True)
+            yield sorted((row, text) for row, text in found if row >= 0)
+    finally:
+        iterator.close()
 
 
 class _Subset:

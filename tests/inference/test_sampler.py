@@ -21,11 +21,11 @@ ROWS = np.array([10, 11, 12, 13])
 
 def compile_for(model, sampling):
     graphdef, state = nnx.split(model)
-    run = sampler.compiled(graphdef, sampling)
 
     def sample(batch, rows, seed=0):
-        out = run(state, {}, batch, rows, jax.random.key(seed))
-        sample.compilations = run._cache_size()
+        key = jax.random.key(seed)
+        out = sampler.generate_compiled(graphdef, sampling, state, batch, rows, key)
+        sample.compilations = sampler.generate_compiled._cache_size()
         return jax.tree.map(np.asarray, out)
 
     return sample

@@ -11,7 +11,7 @@ import toy_items
 import toy_model
 
 from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.inference import texts
+from mmsrec_jax.inference import sampler, texts
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import example as examples
@@ -41,13 +41,9 @@ def model(tokenizer):
 @pytest.fixture
 def calls(monkeypatch):
     """Every call of the model, one entry each."""
-    made, compiled = [], texts._compiled
-
-    def counted(*args):
-        run = compiled(*args)
-        return lambda *inputs: made.append(1) or run(*inputs)
-
-    monkeypatch.setattr(texts, "_compiled", counted)
+    made, generate = [], sampler.generate_compiled
+    counted = lambda *inputs: made.append(1) or generate(*inputs)  # noqa: E731
+    monkeypatch.setattr(sampler, "generate_compiled", counted)
     return made
 
 
