@@ -11,10 +11,7 @@ from mmsrec_jax.runtime.sharding import constrain, is_divisible, num_batch_shard
 def token_logprobs(
     model: MLLM, hidden: jax.Array, tokens: jax.Array, *, chunk: int = 1024
 ) -> jax.Array:
-    """log p(tokens[b, t] | hidden[b, t - 1]), 0 at t = 0.
-
-    The logits of about `chunk` tokens a device exist at a time, in the backward pass too
-    (rematerialized).
+    """log p(tokens[b, t] | hidden[b, t - 1]), 0 at t = 0: `next_logprobs` of whole rows.
 
     Args:
       hidden: [B, L, hidden] of `model`, final-normed.
@@ -23,10 +20,28 @@ def token_logprobs(
     Returns:
       float32[B, L], in nats.
     """
-    batch, length = tokens.shape
-    steps = length - 1
+    found = next_logprobs(model, hidden[:, :-1], tokens[:, 1:], chunk=chunk)
+    return jnp.pad(found, [(0, 0), (1, 0)])
+
+
+def next_logprobs(
+    model: MLLM, hidden: jax.Array, targets: jax.Array, *, chunk: int = 1024
+) -> jax.Array:
+    """log p(targets[b, t] | hidden[b, t]): the target is the token after the one of this state.
+
+    The logits of about `chunk` tokens a device exist at a time, in the backward pass too
+    (rematerialized).
+
+    Args:
+      hidden: [B, T, hidden] of `model`, final-normed.
+      targets: int32[B, T].
+
+    Returns:
+      float32[B, T], in nats.
+    """
+    batch, steps = targets.shape
     if steps == 0:
-        return jnp.zeros((batch, length), jnp.float32)
+        return jnp.zeros((batch, steps), jnp.float32)
     shards = num_batch_shards() if is_divisible(batch, "batch") else 1
     columns = max(1, chunk * shards // batch)  # whole columns keep the batch sharded
     count = -(-steps // columns)
@@ -45,6 +60,5 @@ def token_logprobs(
         chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
         return jnp.sum(jnp.where(chosen, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
-    out = jax.lax.map(lambda x: logprobs(*x), (chunks(hidden[:, :-1]), chunks(tokens[:, 1:])))
-    out = jnp.moveaxis(out, 0, 1).reshape(batch, count * width)[:, :steps]
-    return jnp.pad(out, [(0, 0), (1, 0)])
+    out = jax.lax.map(lambda x: logprobs(*x), (chunks(hidden), chunks(targets)))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, count * width)[:, :steps]

@@ -21,7 +21,7 @@ from mmsrec_jax.models import flops
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.models.token_logprobs import token_logprobs
+from mmsrec_jax.models.token_logprobs import next_logprobs
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
@@ -326,11 +326,7 @@ def _target_nll(model: MLLM, hidden: jax.Array, batch: Batch) -> tuple[jax.Array
     targets = jnp.take_along_axis(batch.tokens, at, axis=1)
     before = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
     before = sharding.constrain(before, "batch", "length", "features")
-    # token_logprobs predicts token t from hidden t - 1: shift the gathered pairs accordingly
-    logprobs = token_logprobs(
-        model, jnp.pad(before, ((0, 0), (0, 1), (0, 0))), jnp.pad(targets, ((0, 0), (1, 0)))
-    )[:, 1:]
-    return -logprobs, _target_weights(batch)
+    return -next_logprobs(model, before, targets), _target_weights(batch)
 
 
 def _yes_no_terms(
