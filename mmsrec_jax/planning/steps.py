@@ -211,7 +211,6 @@ class Steps:
             graphdef,
             grpo.make_optimizer(c),
             c,
-            c.batch_size * c.num_generations // c.micro_batch,
             shardings=jax.tree.map(lambda x: x.sharding, state),
         )
         suffixes = c.num_generations * (c.max_new_tokens + 1)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -90,15 +91,14 @@ def train(
     """
     check(config, model)
     rewards = make_rewards(config, source)
-    num_microbatches = config.batch_size * config.num_generations // config.micro_batch
     sampling = make_sampling(config, model, tokenizer, source)
     optimizer = make_optimizer(config)
     shard = sharding.process_batch_shard(mesh)
     with jax.set_mesh(mesh):
         graphdef, state, frozen, shardings = place(model, "lora", optimizer, mesh)
         roll = make_rollout(graphdef, sampling, config.seed)
-        score = make_score_rollouts(graphdef, rewards, config, num_microbatches)
-        update = make_update(graphdef, optimizer, config, num_microbatches, shardings=shardings)
+        score = make_score_rollouts(graphdef, rewards, config)
+        update = make_update(graphdef, optimizer, config, shardings=shardings)
         count_work = functools.partial(
             metrics.of_work,
             metering.ModelFlops(model, adapters=True),
@@ -112,7 +112,7 @@ def train(
             rollout = roll(state.params, frozen, batch, items, state.step)
             # 2. Rewards and 3. advantages
             summaries = parse(tokenizer, rollout)
-            inputs = to_devices(rewards.prepare(local_rows(items), summaries), mesh)
+            inputs = to_devices(rewards.prepare(np.asarray(prompts.index), summaries), mesh)
             scored, found = score(state.params, frozen, batch, rollout, inputs)
             work = count_work(prompts, local_rows(rollout.lengths))
             logged: Logged = {**found, **metrics.of_keywords(summaries), **work}
@@ -144,9 +144,10 @@ def train(
 
 
 def make_score_rollouts(
-    graphdef: nnx.GraphDef, rewards: WeightedRewards, config: GRPOSettings, num_microbatches: int
+    graphdef: nnx.GraphDef, rewards: WeightedRewards, config: GRPOSettings
 ) -> Callable[..., tuple[Scored, Metrics]]:
     """Jitted `(params, frozen, batch, rollout, inputs) -> (Scored, metrics)`."""
+    num_microbatches = config.num_microbatches
 
     @jax.jit
     def score(
@@ -173,15 +174,15 @@ def make_update(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     config: GRPOSettings,
-    num_microbatches: int,
     *,
     shardings: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Jitted `(state, frozen, batch, rollout, scored) -> (state, metrics)`; the state is donated.
 
-    Gradients of `num_microbatches` micro-batches of whole groups are averaged before the one
+    Gradients of `config.num_microbatches` micro-batches of whole groups are averaged before the one
     update.
     """
+    num_microbatches = config.num_microbatches
 
     def loss_of(
         params: nnx.State, frozen: nnx.State, examples: Examples

@@ -75,6 +75,11 @@ class GRPOSettings(Section):
     log_every: int = setting(10, "Steps between two lines of metrics.", low=1)
     seed: int = setting(0, "Of adapters, order and samples.", follows="seed", low=0)
 
+    @property
+    def num_microbatches(self) -> int:
+        """How many backward passes an update takes."""
+        return self.batch_size * self.num_generations // self.micro_batch
+
     def check(self, name: str) -> None:
         group, micro_batch = self.num_generations, self.micro_batch
         if micro_batch % group:

@@ -83,12 +83,15 @@ class TokenBandit:
         lora.add(model, 4, alpha=8.0, rngs=nnx.Rngs(0))
         self.graphdef, self.params, self.frozen = nnx.split(model, nnx.LoRAParam, ...)
         self.batch = tiny.prompts([[5, 6], [8, 9, 10], [3], [4, 4]], images=False, length=4)
-        settings = config(learning_rate=learning_rate, kl_coef=0.0)
+        settings = config(
+            learning_rate=learning_rate, kl_coef=0.0, num_generations=self.GROUP,
+            batch_size=self.ITEMS, micro_batch=self.GROUP * self.ITEMS // num_microbatches,
+        )  # fmt: skip
         optimizer = grpo.make_optimizer(settings)
         self.state = TrainState.create(jax.tree.map(jnp.copy, self.params), optimizer)
         sampling = Sampling(self.GROUP, 6, (1,), 0, gather_weights=True)
         self.roll = make_rollout(self.graphdef, sampling, seed=0)
-        self.update = grpo.make_update(self.graphdef, optimizer, settings, num_microbatches)
+        self.update = grpo.make_update(self.graphdef, optimizer, settings)
 
     def rollout(self) -> tuple[Generation, jax.Array]:
         rows = np.arange(self.ITEMS)
