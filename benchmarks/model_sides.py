@@ -158,7 +158,8 @@ class Ours:
         import optax
         from flax import nnx
 
-        from mmsrec_jax.hf import api, loading
+        from mmsrec_jax.api import _logits
+        from mmsrec_jax.hf import loading
         from mmsrec_jax.models import flops
         from mmsrec_jax.training import sft
         from mmsrec_jax.training.clipping import clip_by_global_norm
@@ -170,7 +171,7 @@ class Ours:
             self.directory, "bfloat16" if on_gpu else "float32", param_dtype="float32",
             remat=case.remat,
         )  # fmt: skip
-        rows = api.make_batch(model, ids, np.ones_like(ids), images)
+        rows = _logits.make_batch(model, ids, np.ones_like(ids), images)
         answer = np.arange(case.length - case.targets, case.length, dtype=np.int32)
         rows = dataclasses.replace(
             rows,

@@ -25,7 +25,8 @@ from flax import nnx
 from PIL import Image
 
 import mmsrec_jax
-from mmsrec_jax.hf import api, tokenizer
+from mmsrec_jax.api import _logits
+from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.inference import sampler
 from mmsrec_jax.prompts.chat import Chat
 from mmsrec_jax.prompts.templates import IMAGE
@@ -183,7 +184,7 @@ def check_text(check: Checks, model, theirs: Theirs, chat: Chat, tokens, batches
     written = []
     start = time.perf_counter()
     for ids, mask, own in batches:
-        batch = api.make_batch(model, ids, mask, own)
+        batch = _logits.make_batch(model, ids, mask, own)
         rows, key = np.arange(len(ids)), jax.random.key(0)
         out = sampler.generate_compiled(graphdef, sampling, state, batch, rows, key)
         ends = np.asarray(out.lengths[:, 0])

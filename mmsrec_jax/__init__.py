@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mmsrec_jax.api._embed import embed
     from mmsrec_jax.api._evaluate import evaluate
     from mmsrec_jax.api._generate import generate
+    from mmsrec_jax.api._logits import logits
     from mmsrec_jax.api._recommend import Recommendation, recommend
-    from mmsrec_jax.hf.api import logits
     from mmsrec_jax.hf.loading import load
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _WHERE = {
     "evaluate": "mmsrec_jax.api._evaluate",
     "generate": "mmsrec_jax.api._generate",
     "load": "mmsrec_jax.hf.loading",
-    "logits": "mmsrec_jax.hf.api",
+    "logits": "mmsrec_jax.api._logits",
     "open_dataset": "mmsrec_jax.api._dataset",
     "recommend": "mmsrec_jax.api._recommend",
 }

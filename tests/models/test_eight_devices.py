@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import mmsrec_jax
-from mmsrec_jax.hf import api
+from mmsrec_jax.api import _logits
 from mmsrec_jax.models.token_logprobs import token_logprobs
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.training.state import TrainState
@@ -32,7 +32,7 @@ def train_step(directory, mesh):
     stored = np.load(directory / "golden.npz")
     ids, mask = stored["input_ids"], stored["attention_mask"]
     model = mmsrec_jax.load(directory, mesh=mesh)
-    batch = api.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
+    batch = _logits.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
     answer = np.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 4
     weights = (answer & (mask > 0)).astype(np.float32)
     batch = dataclasses.replace(batch, loss_weights=weights)

@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import mmsrec_jax
-from mmsrec_jax.hf import api
+from mmsrec_jax.api import _logits
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.runtime.errors import UserError
 
@@ -41,8 +42,8 @@ def distance(logits, golden, rows=slice(None)):
 @pytest.fixture(scope="module")
 def forward(model):
     """Logits of a batch after changes to it."""
-    graphdef, state = api.nnx.split(model)
-    return lambda batch: np.asarray(api._logits(graphdef, state, batch))
+    graphdef, state = nnx.split(model)
+    return lambda batch: np.asarray(_logits._logits(graphdef, state, batch))
 
 
 def end_of_first_image(model, golden) -> int:
@@ -72,7 +73,7 @@ def test_left_padding_gives_the_same_logits(model, golden):
 def test_batches_of_one_bucket_compile_once(model, golden, forward):
     """Other rows, and fewer images of another size: padding changes nothing."""
     ids, mask, images, expected = golden
-    batch = api.make_batch(model, ids, mask, images)
+    batch = _logits.make_batch(model, ids, mask, images)
     count = batch.images.pixels.shape[1]
     room = count + count // 8 * 4 + 4  # whole blocks of four, but no whole number of tiles
 
@@ -83,12 +84,12 @@ def test_batches_of_one_bucket_compile_once(model, golden, forward):
         return dataclasses.replace(batch, images=jax.tree.map(padded, batch.images))
 
     assert distance(forward(widened(batch)), golden) <= TOLERANCE
-    compiled = api._logits._cache_size()
+    compiled = _logits._logits._cache_size()
     end = end_of_first_image(model, golden)
     mask = np.stack([mask[1], np.arange(ids.shape[1]) < end])
-    other = api.make_batch(model, ids[::-1], mask, [[], images[0][:1]])
+    other = _logits.make_batch(model, ids[::-1], mask, [[], images[0][:1]])
     logits = forward(widened(other))
-    assert api._logits._cache_size() == compiled
+    assert _logits._logits._cache_size() == compiled
     length = int(mask[0].sum())
     assert np.abs(logits[0, :length] - expected[1, :length]).max() <= TOLERANCE
     assert np.abs(logits[1, :end] - expected[0, :end]).max() <= TOLERANCE
@@ -96,7 +97,7 @@ def test_batches_of_one_bucket_compile_once(model, golden, forward):
 
 def test_packed_segments_equal_their_rows(model, golden, forward):
     ids, mask, images, expected = golden
-    batch = api.make_batch(model, ids, mask, images)
+    batch = _logits.make_batch(model, ids, mask, images)
     lengths = mask.sum(1)
     packed = {}
     for key in ("tokens", "positions", "segment_ids"):
@@ -121,7 +122,7 @@ def test_no_image_sees_a_later_one(model, golden):
 def test_what_the_logits_depend_on(model, golden, forward):
     """Each part left out moves the logits at least a thousand times the tolerance."""
     ids, mask, images, _ = golden
-    batch = api.make_batch(model, ids, mask, images)
+    batch = _logits.make_batch(model, ids, mask, images)
     shown = batch.images
     ids_of = shown.image_ids[0]
     windows = [shown.window_ids[0][ids_of == i].max() for i in (1, 2)]
@@ -149,7 +150,7 @@ def test_what_the_logits_depend_on(model, golden, forward):
 def test_bfloat16_is_near(directory, golden):
     ids, mask, images, expected = golden
     model = mmsrec_jax.load(directory, dtype="bfloat16")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(api.nnx.state(model))} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"bfloat16"}
     logits = mmsrec_jax.logits(model, ids, mask, images)
     kept = mask.astype(bool)
     error = np.linalg.norm((logits - expected)[kept]) / np.linalg.norm(expected[kept])

@@ -23,7 +23,7 @@ from pairs import (
 )
 
 import mmsrec_jax
-from mmsrec_jax.hf import api
+from mmsrec_jax.api import _logits
 from mmsrec_jax.inference.sampler import Sampling, generate
 from mmsrec_jax.models.batch import Batch, Patches
 
@@ -86,8 +86,8 @@ def test_packed_rows(pair):
     theirs, ours = pair
     rows, images = make_rows(theirs.config, 5, [TWO_IMAGES, ONE_IMAGE, SQUARE_AND_STRIP, NO_IMAGE])
     alone = [(*hf.pad([row]), [own]) for row, own in zip(rows, images, strict=True)]
-    batch = pack([api.make_batch(ours, *arguments) for arguments in alone])
-    packed = np.asarray(api._logits(*nnx.split(ours), batch))[0]
+    batch = pack([_logits.make_batch(ours, *arguments) for arguments in alone])
+    packed = np.asarray(_logits._logits(*nnx.split(ours), batch))[0]
     ends = np.cumsum([len(tokens) for tokens in rows])[:-1]
     for got, arguments in zip(np.split(packed, ends), alone, strict=True):
         assert np.abs(got - their_logits(theirs, *arguments)[0]).max() <= TOLERANCE
@@ -111,7 +111,7 @@ def test_greedy_generation(pair):
         )
     tokens = out.sequences[:, left["input_ids"].shape[1] :]
     logprobs = torch.stack(out.logits, 1).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
-    batch = api.make_batch(ours, *hf.pad(rows), images)
+    batch = _logits.make_batch(ours, *hf.pad(rows), images)
     sampling = Sampling(
         num_generations=1, max_new_tokens=32, eos_ids=(-1,), pad_id=0, gather_weights=False,
         temperature=0.0, suppress=(hf.IMAGE,),

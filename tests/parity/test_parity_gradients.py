@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 from pairs import NO_IMAGE, ONE_IMAGE, TWO_IMAGES, hf, make_rows, save, torch
 
-from mmsrec_jax.hf import api, exporting, mapping
+from mmsrec_jax.api import _logits
+from mmsrec_jax.hf import exporting, mapping
 from mmsrec_jax.models.token_logprobs import token_logprobs
 
 pytestmark = pytest.mark.parity
@@ -39,7 +40,7 @@ def their_loss(theirs, ids, mask, images, answer) -> float:
 def our_gradients(ours, kind, ids, mask, images, answer):
     """The loss, and its gradients by path of the parameters of `kind`."""
     graphdef, trained, frozen = nnx.split(ours, kind, ...)
-    batch = api.make_batch(ours, ids, mask, images)
+    batch = _logits.make_batch(ours, ids, mask, images)
 
     def loss(trained, frozen):
         model = nnx.merge(graphdef, trained, frozen)

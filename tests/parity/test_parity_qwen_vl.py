@@ -21,7 +21,8 @@ from pairs import (
     torch,
 )
 
-from mmsrec_jax.hf import api, processor
+from mmsrec_jax.api import _logits
+from mmsrec_jax.hf import processor
 
 pytestmark = pytest.mark.parity
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -98,7 +99,7 @@ def test_positions_equal_rope_index(family, side, tmp_path):
         image_grid_thw=inputs["image_grid_thw"],
         attention_mask=inputs["attention_mask"],
     )
-    positions = api.make_batch(ours, ids, mask, images).positions.swapaxes(0, 1)
+    positions = _logits.make_batch(ours, ids, mask, images).positions.swapaxes(0, 1)
     kept = mask.astype(bool)
     np.testing.assert_array_equal(positions[:, kept], expected[:, kept].numpy())
 

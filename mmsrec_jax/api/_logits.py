@@ -1,4 +1,4 @@
-"""The package's public face: load a directory, ask for logits with numpy in and out."""
+"""Next-token logits of token ids and images, numpy in and out."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,12 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mmsrec_jax.hf.loading import load
 from mmsrec_jax.models.batch import Batch, Patches, pack_images
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.errors import UserError
-
-__all__ = ["load", "logits", "make_batch"]
 
 
 def logits(
