@@ -1,29 +1,14 @@
-"""Candidates scored by the yes/no label: p(yes) / (p(yes) + p(no)) (MMSRARec, stage 3)."""
+"""Candidates scored by the yes/no label.
+
+The paper (MMSRARec, stage 3) scores by p(yes) / (p(yes) + p(no)). The normalizer over the
+vocabulary cancels, so that this is the sigmoid of logit(yes) - logit(no), the margin given here.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from mmsrec_jax.models.batch import Batch
-from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.sharding import constrain, weight
-
-
-def yes_no_scores(
-    model: MLLM, batch: Batch, yes_id: int, no_id: int, *, adapters: bool = True
-) -> jax.Array:
-    """float32[B, C] in [0, 1]: p(yes) / (p(yes) + p(no)); -inf where answer_positions is -1.
-
-    batch: with answer_positions int32[B, C], the tokens whose next token is the yes/no label.
-    Pure and jit-friendly: one forward, and only two columns of the head at C positions.
-    """
-    check_shapes(batch, "answer_positions")
-    positions = batch.answer_positions
-    assert positions is not None
-    hidden = model(batch, adapters=adapters)
-    # The normalizer over the vocabulary cancels in the ratio.
-    scores = jax.nn.sigmoid(yes_no_margins(model, hidden, positions, (yes_id, no_id)))
-    return jnp.where(positions >= 0, scores, -jnp.inf)
 
 
 def yes_no_margins(
@@ -31,7 +16,12 @@ def yes_no_margins(
 ) -> jax.Array:
     """float32[B, C] logit(yes) - logit(no) after hidden[b, positions[b, c]]; meaningless at -1.
 
-    yes_no_ids: ids (yes, no).
+    Reads two columns of the head at C positions.
+
+    Args:
+      hidden: [B, L, hidden] of `model`, final-normed.
+      positions: int32[B, C], tokens whose next token is the label (`Batch.answer_positions`).
+      yes_no_ids: ids (yes, no).
     """
     text, (yes, no) = model.text, yes_no_ids
     head = text.embed.embedding[...].T if text.head is None else text.head.kernel[...]
