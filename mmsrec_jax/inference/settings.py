@@ -1,4 +1,4 @@
-"""How an MLLM passes over a whole catalog, or over the users that are evaluated."""
+"""How an MLLM passes over a whole catalog: to write keywords, to make item features."""
 
 import dataclasses
 

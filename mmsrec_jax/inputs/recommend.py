@@ -1,9 +1,10 @@
 """Examples by index: every source is random access, picklable and a function of (seed, draw).
 
 `source.example(row, draw)` makes one example of `row`; `draw` counts the examples of a run, so that
-each epoch draws fresh negatives and noise. An example is kept within `length` tokens as
-`inputs.truncation` says: the oldest items of the history go first, down to the latest one; then
-similar users' items, least similar first; then the latest history item; then the tails of texts.
+each epoch draws fresh negatives and noise. An example is kept within `length` tokens by
+leaving out entries of its sections (`prompts.sections`: the oldest items of the history first, down
+to the latest one; then similar users' items, least similar first; then the latest history item),
+then the tails of texts (`inputs.truncation`).
 """
 
 import abc

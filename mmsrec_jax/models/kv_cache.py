@@ -1,16 +1,12 @@
 """Key-value cache of the decoder: slots are written in order, right-padded prompts leave holes."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-if TYPE_CHECKING:
-    from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.config import MLLMConfig
 
 
 @jax.tree_util.register_dataclass
