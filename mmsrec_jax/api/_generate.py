@@ -109,8 +109,8 @@ def generate(
     rows = []
     for row, (prompt, of_row) in enumerate(zip(prompts, images, strict=True)):
         text = _written(tokenizer, _messages(prompt, len(of_row)))
-        prompt = _conversation.encode(model, chat, text, of_row, row)
-        rows.append(example.sequence(prompt, np.zeros(0, np.int32)))
+        piece = _conversation.encode(model, chat, text, of_row, row)
+        rows.append(example.sequence(piece, np.zeros(0, np.int32)))
     graphdef, state = nnx.split(model)
     key, texts = jax.random.key(seed), []
     with _conversation.on_mesh_of(model):
