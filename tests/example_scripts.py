@@ -22,6 +22,8 @@ class Script:
         self.names = runpy.run_path(str(path))
 
     def run(self, **values: Any) -> None:
+        for name in self.flags:
+            flags.FLAGS[name].unparse()  # of the run before
         flags.FLAGS([sys.argv[0], *(f"--{name}={value}" for name, value in values.items())])
         self.names["main"]([])
 
