@@ -102,7 +102,7 @@ def quickstart(rows: list[dict[str, str]]) -> Figure:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(GRAY)
-    figure.subplots_adjust(left=0.29, right=0.99, top=0.99, bottom=0.14)
+    figure.subplots_adjust(left=0.17, right=0.99, top=0.99, bottom=0.14)
     return figure
 
 
