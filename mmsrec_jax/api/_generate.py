@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -142,14 +142,16 @@ def _content(content: str | Sequence[Mapping[str, str]]) -> str:
 
 def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
     """The conversation up to where the answer begins, in the words of the chat template."""
-    asked = [*messages, {"role": "assistant", "content": _ANSWER}]
-    return tokenizer.apply_chat_template(asked, tokenize=False).partition(_ANSWER)[0]
+    asked = [dict(message) for message in messages]
+    asked.append({"role": "assistant", "content": _ANSWER})
+    written = cast(str, tokenizer.apply_chat_template(asked, tokenize=False))
+    return written.partition(_ANSWER)[0]
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray, sampling: Sampling) -> str:
     ends = (*sampling.eos_ids, sampling.pad_id)
     kept = [token for token in tokens.tolist() if token not in ends]
-    return tokenizer.decode(kept, skip_special_tokens=True)
+    return cast(str, tokenizer.decode(kept, skip_special_tokens=True))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
