@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import jax
+
 from configs import base
-from mmsrec_jax import methods
 from mmsrec_jax.data import toyshop
 from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.hf import exporting, tiny_init
+from mmsrec_jax.methods.sequential import Sequential
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.runtime.workdir import run_steps
 
 SHOP = ToyshopSettings(num_users=150, num_items=60, num_groups=3)
 
@@ -18,8 +23,10 @@ def make(folder: Path) -> None:
     items, histories, _ = toyshop.generate(SHOP)
     write_atomic(folder / "shop", items, histories)
     write_model(folder / "models" / "tiny", items)
-    config = sequential_config(folder / "shop")
-    methods.run(config, folder / "runs" / "shop")
+    settings = from_config(Settings, sequential_config(folder / "shop"))
+    workdir, mesh = folder / "runs" / "shop", sharding.make_mesh(devices=jax.devices()[:1])
+    workdir.mkdir(parents=True)
+    run_steps(workdir, Sequential(settings, workdir, mesh).steps())
 
 
 def write_atomic(root: Path, items: list[Item], histories: Histories) -> None:
@@ -44,7 +51,7 @@ def write_model(directory: Path, items: list[Item]) -> None:
     )  # fmt: skip
     shape = directory.with_name("shape")
     tiny_init.write_directory(shape, settings, [item.text["title"] for item in items], [])
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     model = tiny_init.init(shape, dtype="float32", seed=0, mesh=mesh)
     exporting.write_model(directory, exporting.of_model(model), shape, dtype="float32")
 

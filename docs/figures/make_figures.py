@@ -3,8 +3,8 @@
     python docs/figures/make_figures.py
     python docs/figures/make_figures.py --table=runs/quickstart/table.json   # after `make run`
 
-The bars are docs/figures/quickstart.csv. --table first replaces the values of the systems that the
-table of a run has; the others keep theirs. Colors are legible on white and on dark pages.
+The bars are docs/figures/quickstart.csv. --table first replaces its values by those of a run.
+Colors are legible on white and on dark pages.
 """
 
 import csv
@@ -86,28 +86,23 @@ def quickstart(rows: list[dict[str, str]]) -> Figure:
     rows = sorted(rows, key=lambda row: float(row[_METRIC]))
     figure, axes = plt.subplots(figsize=(8.4, 3.9))
     for y, row in enumerate(rows):
-        value, measured = float(row[_METRIC]), row["in_table"] == "yes"
+        value = float(row[_METRIC])
         color = {"mmsrarec": OURS, "bayes_optimal": BOUND, "oracle": BOUND}.get(
             row["system"], OTHERS
         )
-        axes.barh(
-            y, value, height=0.68, linewidth=1.6, edgecolor=color, hatch=None if measured else "//",
-            facecolor=color if measured else "none",
-        )  # fmt: skip
+        axes.barh(y, value, height=0.68, linewidth=1.6, edgecolor=color, facecolor=color)
         weight = "bold" if row["system"] == "mmsrarec" else "normal"
         text = f"{value:.3f}".removeprefix("0")
         axes.text(value + 0.012, y, text, va="center", color=GRAY, fontsize=10.5, weight=weight)
         axes.text(-0.012, y, row["label"], va="center", ha="right", color=GRAY, fontsize=10.5,
                   weight=weight)  # fmt: skip
     axes.set(xlim=(0, 1.06), ylim=(-0.6, len(rows) - 0.4), yticks=[])
-    axes.set_xlabel(
-        "HR@5, 1 true + 20 sampled items (hatched: not in the table of make run yet)", color=GRAY
-    )
+    axes.set_xlabel("HR@5, 1 true + 20 sampled items", color=GRAY)
     axes.tick_params(axis="x", colors=GRAY)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(GRAY)
-    figure.subplots_adjust(left=0.29, right=0.99, top=0.99, bottom=0.14)
+    figure.subplots_adjust(left=0.17, right=0.99, top=0.99, bottom=0.14)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from mmsrec_jax.data.sequences import power_of_two
 from mmsrec_jax.hf import tokenizer as tokenizers
@@ -76,6 +76,6 @@ def chunks(count: int, size: int) -> Iterator[slice]:
 def on_mesh_of(model: MLLM) -> contextlib.AbstractContextManager:
     """The mesh over which the parameters lie as the mesh in use, if they lie over one."""
     sharding = jax.tree.leaves(nnx.state(model, nnx.Param))[0].sharding
-    if isinstance(sharding, NamedSharding):
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return jax.set_mesh(sharding.mesh)
     return contextlib.nullcontext()

@@ -55,8 +55,8 @@ def embed(
     """
     if texts is None and images is None:
         raise UserError("give texts, images, or as many of both")
-    count = len(images) if texts is None else len(texts)
-    texts = [""] * count if texts is None else texts
+    texts = [""] * len(images or ()) if texts is None else texts
+    count = len(texts)
     images = [None] * count if images is None else images
     if isinstance(texts, str) or len(images) != count:
         raise UserError(f"{count} texts and {len(images)} images: give lists of one length")

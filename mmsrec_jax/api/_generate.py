@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -107,8 +107,8 @@ def generate(
     rows = []
     for row, (prompt, of_row) in enumerate(zip(prompts, images, strict=True)):
         text = _written(tokenizer, _messages(prompt, len(of_row)))
-        prompt = _conversation.encode(model, chat, text, of_row, row)
-        rows.append(example.sequence(prompt, np.zeros(0, np.int32)))
+        piece = _conversation.encode(model, chat, text, of_row, row)
+        rows.append(example.sequence(piece, np.zeros(0, np.int32)))
     graphdef, state = nnx.split(model)
     key, texts = jax.random.key(seed), []
     with _conversation.on_mesh_of(model):
@@ -140,11 +140,13 @@ def _content(content: str | Sequence[Mapping[str, str]]) -> str:
 
 def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
     """The conversation up to where the answer begins, in the words of the chat template."""
-    asked = [*messages, {"role": "assistant", "content": _ANSWER}]
-    return tokenizer.apply_chat_template(asked, tokenize=False).partition(_ANSWER)[0]
+    asked = [dict(message) for message in messages]
+    asked.append({"role": "assistant", "content": _ANSWER})
+    written = cast(str, tokenizer.apply_chat_template(asked, tokenize=False))
+    return written.partition(_ANSWER)[0]
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray, sampling: Sampling) -> str:
     ends = (*sampling.eos_ids, sampling.pad_id)
     kept = [token for token in tokens.tolist() if token not in ends]
-    return tokenizer.decode(kept, skip_special_tokens=True)
+    return cast(str, tokenizer.decode(kept, skip_special_tokens=True))

@@ -69,7 +69,7 @@ def recommend(
         raise UserError(f"top={top}: must be at least 1")
     if candidates is not None:
         return _among(workdir, history, candidates, times)[:top]
-    run = _open(workdir, workdir_lib.fingerprint(workdir, "evaluation"))
+    run = _open(workdir.resolve(), workdir_lib.fingerprint(workdir, "evaluation"))
     catalog = run.dataset.catalog
     past = _indices(catalog, history, "history")
     if not len(past):
@@ -94,7 +94,7 @@ def _among(
         )
     if len(set(candidates)) < len(candidates):
         raise UserError("candidates: an item is named twice; name each once")
-    scorer = _scorer(workdir, workdir_lib.fingerprint(workdir, "evaluation"))
+    scorer = _scorer(workdir.resolve(), workdir_lib.fingerprint(workdir, "evaluation"))
     scores, catalog = scorer.scores(history, candidates, times=times), scorer.catalog
     items = _indices(catalog, candidates, "candidates")
     order = np.argsort(-scores, kind="stable")

@@ -9,13 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import example_scripts
 import jax
 import launched
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from logged_metrics import explained, logged
 
+import mmsrec_jax
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.ranking import read_ranks
 from mmsrec_jax.methods.scoring import Scorer
@@ -241,3 +244,47 @@ def test_mistakes_in_typed_histories(scorer, arguments, message):
 def test_a_run_that_is_not_finished_has_no_scorer(tmp_path):
     with pytest.raises(UserError, match="step sft has not finished"):
         Scorer(tmp_path)
+
+
+# --- examples that read a finished run ------------------------------------------------------------
+
+
+def test_the_notebook_shows_items_keywords_curves_and_lists(runs, monkeypatch, capsys):
+    """On a finished run, which it does not run again."""
+    plt.switch_backend("Agg")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    try:
+        names = example_scripts.run_notebook(runs[0], TINY)
+        figures = [plt.figure(number) for number in plt.get_fignums()]
+        assert [len(figure.axes) for figure in figures] == [6, 6, 4, 6, 6, 6]
+        picture = figures[0].axes[1].images[0].get_array()
+        np.testing.assert_array_equal(picture, names["catalog"].image(1))
+        for axis, (step, metric) in zip(figures[2].axes, names["CURVES"].items(), strict=True):
+            (line,) = axis.lines
+            assert metric in axis.get_title() and len(line.get_xdata()) >= 2
+            assert line.get_xdata()[-1] == TINY[f"{step}.steps"]
+    finally:
+        plt.close("all")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("mmsrarec", "sasrec", "popularity"))
+    assert not (runs[0] / "superseded").exists()
+
+
+def test_a_typed_history_on_the_command_line(runs, scorer, capsys):
+    history, candidates = ["i0001", "i0002"], ["i0003", "i0007", "i0005", "i0011"]
+    script = example_scripts.Script("score_history")
+    try:
+        values = dict(workdir=runs[0], history=",".join(history))
+        script.run(**values, candidates=",".join(candidates), top=3)
+        among = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+        script.run(**values, top=5)
+        listed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    finally:
+        script.close()
+    scores = scorer.scores(history, candidates)
+    best = np.argsort(-scores)[:3]
+    assert [item for _, item in among] == [candidates[i] for i in best]
+    np.testing.assert_allclose([float(score) for score, _ in among], scores[best], atol=1e-3)
+    assert len(listed) == 5 and not set(listed) & set(history)
+    with pytest.raises(UserError, match="an item is named twice"):
+        mmsrec_jax.recommend(runs[0], history, ["i0003", "i0003"])
