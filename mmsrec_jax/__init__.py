@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mmsrec_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from mmsrec_jax.api._dataset import Dataset, open_dataset
+    from mmsrec_jax.api._dataset import open_dataset
     from mmsrec_jax.api._embed import embed
     from mmsrec_jax.api._evaluate import evaluate
     from mmsrec_jax.api._generate import generate
     from mmsrec_jax.api._logits import logits
     from mmsrec_jax.api._recommend import Recommendation, recommend
+    from mmsrec_jax.data.records import Dataset
     from mmsrec_jax.hf.loading import load
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Dataset": "mmsrec_jax.api._dataset",
+    "Dataset": "mmsrec_jax.data.records",
     "Recommendation": "mmsrec_jax.api._recommend",
     "embed": "mmsrec_jax.api._embed",
     "evaluate": "mmsrec_jax.api._evaluate",

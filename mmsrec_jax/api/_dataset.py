@@ -1,23 +1,15 @@
 """A data set of one's own, or that of a run, as the package sees it."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
-from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, from_record
-
-
-class Dataset(NamedTuple):
-    """Items, interactions in terms of them, and which interactions are predicted when."""
-
-    catalog: Catalog
-    histories: Histories
-    split: Split
 
 
 def open_dataset(path: str | Path, **settings: Any) -> Dataset:
@@ -57,11 +49,11 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     for name in settings:
         choose_name(name, choices, what="setting")
     record = as_dict(DataSettings()) | {"root": str(path)} | settings
-    return Dataset(*build.open_atomic(from_record(DataSettings, record, "open_dataset")))
+    return build.open_atomic(from_record(DataSettings, record, "open_dataset"))
 
 
 def of_run(workdir: Path) -> Dataset:
     """What the step `data` of a run stored. Raises UserError when it has not finished."""
     recorded = workdir_lib.finished(workdir, "data")["data"]
     settings = from_record(DataSettings, recorded, "config.data")
-    return Dataset(*build.open_built(settings, workdir / "data"))
+    return build.open_built(settings, workdir / "data")

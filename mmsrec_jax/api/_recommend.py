@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmsrec_jax.api import _dataset
-from mmsrec_jax.api._dataset import Dataset
-from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.data.records import Catalog, Dataset
 from mmsrec_jax.methods.scoring import Scorer
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
-from mmsrec_jax.data.records import Catalog, Histories, Item, Split
+from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.runtime.errors import UserError
@@ -112,18 +112,18 @@ def build(settings: DataSettings, directory: Path) -> None:
         logging.info("%s", line)
 
 
-def open_built(settings: DataSettings, directory: Path) -> tuple[Catalog, Histories, Split]:
+def open_built(settings: DataSettings, directory: Path) -> Dataset:
     """What `build` prepared."""
     catalog, histories = store.open(directory / _STORE)
-    return catalog, histories, split(settings, histories)
+    return Dataset(catalog, histories, split(settings, histories))
 
 
-def open_atomic(settings: DataSettings) -> tuple[Catalog, Histories, Split]:
+def open_atomic(settings: DataSettings) -> Dataset:
     """What `build` would prepare of a folder of atomic files, in memory and not on disk. Images are
     read when they are asked for, and a corrupt one is found then."""
     items, histories, _ = _read_atomic(settings)
     catalog = Catalog(items, np.asarray(items.ids), items.has_image)
-    return catalog, histories, split(settings, histories)
+    return Dataset(catalog, histories, split(settings, histories))
 
 
 def fingerprint(directory: Path) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -203,3 +203,11 @@ class Split:
     kind: str
     train_end: np.ndarray
     counts: dict[str, int] = field(default_factory=dict)
+
+
+class Dataset(NamedTuple):
+    """Items, interactions in terms of them, and which interactions are predicted when."""
+
+    catalog: Catalog
+    histories: Histories
+    split: Split

@@ -10,7 +10,8 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
-from mmsrec_jax.data.records import Catalog, Histories, Split
+from mmsrec_jax.data.records import Dataset
+from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import config_from_hf, processor_of
@@ -103,7 +104,7 @@ class Experiment:
 
     def make_features(self, directory: Path) -> None:
         """What the MLLM makes of every item, for the sequential recommender."""
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
         features.make(
             self.config,
             directory,
@@ -115,7 +116,7 @@ class Experiment:
 
     def train_sequential(self, directory: Path) -> None:
         """The sequential recommender."""
-        _, histories, _ = self.dataset
+        histories = self.dataset.histories
         name = self.config.sequential_model
         if registry.find(name).module.USES_TIMES and not histories.clock:
             logging.warning(
@@ -126,13 +127,13 @@ class Experiment:
     # --- what steps read -------------------------------------------------------------------------
 
     @functools.cached_property
-    def dataset(self) -> tuple[Catalog, Histories, Split]:
+    def dataset(self) -> Dataset:
         """What step `data` prepared."""
         return build.open_built(self.config.data, self.workdir / "data")
 
     def test_targets(self) -> np.ndarray:
         """int32[n, 2] (user, position): the test targets that are evaluated."""
-        _, _, split = self.dataset
+        split = self.dataset.split
         if not len(split.test):
             raise UserError(
                 "the split has no test targets; lower config.data.user_core or change it"
@@ -208,6 +209,6 @@ class Experiment:
             data=build.fingerprint(self.workdir / "data"),
         )
 
-    def world(self) -> Any:
+    def world(self) -> World | None:
         """The generating model of a toyshop, None for real data."""
         return build.open_world(self.workdir / "data")

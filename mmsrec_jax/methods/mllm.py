@@ -60,7 +60,7 @@ class MLLMExperiment(Experiment):
 
     def write_model_directory(self, directory: Path) -> None:
         """Tokenizer and shape of a model from scratch."""
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
         texts = list(corpus(TEMPLATES[self.config.prompts.templates]))
         for item in track(catalog, "read texts", len(catalog), "items"):
             words = [*item.text.values(), *item.attributes.keys(), item.category or ""]
@@ -77,7 +77,7 @@ class MLLMExperiment(Experiment):
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalog: describe, answer questions."""
         c = self.config.warmup
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
         source = WarmupSource(
             catalog,
             self.prompt_config,
@@ -152,7 +152,7 @@ class MLLMExperiment(Experiment):
 
     def training_targets(self) -> np.ndarray:
         """int32[n, 2] (user, position): the training targets that SFT uses."""
-        _, _, split = self.dataset
+        split = self.dataset.split
         return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
 
     def plain_context(self) -> PromptContext:

@@ -105,7 +105,7 @@ class MMSRARec(MLLMExperiment):
     def summaries(self, directory: Path) -> None:
         """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
         c = self.config
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
 
         def make_model() -> MLLM:
             if c.use.rewards:
@@ -141,7 +141,7 @@ class MMSRARec(MLLMExperiment):
 
     def summary_source(self) -> SummarySource:
         """The prompt of every item: its image and its text, to be turned into keywords."""
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
         length = self.config.summarizer.prompt_length
         return SummarySource(catalog, self.prompt_config, length=length)
 
@@ -209,7 +209,7 @@ class MMSRARec(MLLMExperiment):
 
     def keywords(self) -> list[str]:
         """Of every item, comma-separated; those of the image first, each once."""
-        catalog, _, _ = self.dataset
+        catalog = self.dataset.catalog
         found = [""] * len(catalog)
         for row in self.summary_store():
             found[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))

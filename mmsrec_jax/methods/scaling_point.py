@@ -63,7 +63,7 @@ class ScalingPoint(MLLMExperiment):
         """Mean -log p of target tokens, of the same tasks on validation targets: `point.json`."""
         c, evaluation = self.config.sft, self.config.evaluation
         model = self.base.trained("validation", "sft")
-        _, _, split = self.dataset
+        split = self.dataset.split
         targets = splits.subset(split.validation, evaluation.users, evaluation.seed)
         dataset = in_order(
             self.plain_source(targets),
