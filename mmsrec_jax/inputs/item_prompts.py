@@ -43,9 +43,6 @@ class PerItem(abc.ABC):
         """Values of a vision patch, 0 without images."""
         return self.renderer.patch_width
 
-    def __getitem__(self, draw: int) -> Example:
-        return self.example(draw % len(self), draw)
-
     @abc.abstractmethod
     def example(self, row: int, draw: int) -> Example: ...
 

@@ -134,9 +134,9 @@ def test_scoring_rows_are_training_rows(trained, prompt_config):
     examples = [train.example(row, row) for row in range(len(ROWS))]
     candidates = np.array([candidates_of(trained, example) for example in examples], np.int32)
     scoring = CandidateSource(context(), prompt_config, ROWS, candidates, length=1000)
-    assert all(same(scoring[row], example) for row, example in enumerate(examples))
+    assert all(same(scoring.example(row, row), example) for row, example in enumerate(examples))
     candidates[4, 2] = -1
-    example = CandidateSource(context(), prompt_config, ROWS, candidates, length=1000)[4]
+    example = CandidateSource(context(), prompt_config, ROWS, candidates, length=1000).example(4, 4)
     assert example.answer_positions[2] == -1 and (example.suffix_ids != 3).all()
     np.testing.assert_array_equal(
         example.tokens[example.suffix_ids == 4], examples[4].tokens[examples[4].suffix_ids == 4]
@@ -146,7 +146,9 @@ def test_scoring_rows_are_training_rows(trained, prompt_config):
 def test_a_row_at_the_end_of_a_history_has_no_target(prompt_config):
     rows = np.array([[2, len(HISTORIES.of(2))]])
     known = context(neighbors=None)
-    example = CandidateSource(known, prompt_config, rows, np.arange(4)[None], length=1000)[0]
+    example = CandidateSource(known, prompt_config, rows, np.arange(4)[None], length=1000).example(
+        0, 0
+    )
     assert example.labels.tolist() == [0] * 4
     assert f"k{HISTORIES.of(2)[-1]}" in prompt_config_text(prompt_config, example)
 
@@ -160,11 +162,11 @@ def test_missing_and_corrupt_images_become_text_and_are_counted(trained, prompt_
     known = context(neighbors=None)
     source = CandidateSource(known, prompt_config, rows, wanted, length=1000)
     for _ in range(2):  # the second time from the cache
-        example = source[0]
+        example = source.example(0, 0)
         assert example.counts["images_missing"] == 2 and len(example.images) == 2
     assert candidates_of(trained, example) == wanted[0].tolist()
     blind = toy_items.prompt_config(trained, processor=None)
-    example = CandidateSource(known, blind, rows, wanted, length=1000)[0]
+    example = CandidateSource(known, blind, rows, wanted, length=1000).example(0, 0)
     assert example.images == () and not example.counts.get("images_missing")
     assert "<|vision_start|>" not in trained.decode(example.tokens)
 
@@ -217,7 +219,7 @@ def test_long_texts_lose_their_tail_and_are_counted(trained):
     source = CandidateSource(
         context(neighbors=None), prompt_config, ROWS[:1], np.array([[0]]), length=1000
     )
-    example = source[0]
+    example = source.example(0, 0)
     assert example.counts["texts_cut"] == 1
     assert " mug number" in trained.decode(example.tokens)
     assert "for" not in trained.decode(example.tokens)
@@ -300,9 +302,9 @@ def test_candidates_show_their_keywords_where_the_config_says_so(trained, prompt
 
 def test_sources_survive_pickling(prompt_config):
     source = recommend(prompt_config, {"pointwise": 1, "rank": 1})
-    before = [source[i] for i in range(4)]
+    before = [source.example(i, i) for i in range(4)]
     again = pickle.loads(pickle.dumps(source))
-    assert all(same(again[i], before[i]) for i in range(4))
+    assert all(same(again.example(i, i), before[i]) for i in range(4))
 
 
 class WithProfile(CandidateSource):

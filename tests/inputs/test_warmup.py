@@ -26,7 +26,7 @@ def warmup(prompt_config, tasks, **options):
 def test_describe_without_noise_is_the_attributes(trained, prompt_config):
     source = warmup(prompt_config, {"describe": 1})
     for i in range(len(CATALOG)):
-        prompt, answer = answer_of(trained, source[i])
+        prompt, answer = answer_of(trained, source.example(i, i))
         known = CATALOG[i].attributes
         seen = parse_summary(answer)
         assert answer.endswith("<|im_end|>")
@@ -36,7 +36,7 @@ def test_describe_without_noise_is_the_attributes(trained, prompt_config):
             image = [] if i in (NO_IMAGE, CORRUPT) else [known["colour"]]
             assert (seen.image, seen.text) == (image, [known["thing"], known["place"]])
         # stage 1 asks with the same words
-        summary = SummarySource(CATALOG, prompt_config, length=200)[i]
+        summary = SummarySource(CATALOG, prompt_config, length=200).example(i, i)
         assert trained.decode(summary.tokens) == prompt and summary.index == i
         assert not summary.loss_weights.any()
         assert ("<|vision_start|>" in prompt) == (i not in (NO_IMAGE, CORRUPT))
@@ -75,16 +75,16 @@ def test_vqa_asks_what_can_be_seen(trained, prompt_config):
 
 def test_see_describes_the_image_without_the_text(trained, prompt_config):
     source = warmup(prompt_config, {"see": 1})
-    prompt, answer = answer_of(trained, source[0])
+    prompt, answer = answer_of(trained, source.example(0, 0))
     assert "mug" not in prompt and "<|vision_start|>" in prompt
     assert parse_summary(answer).image == ["red"] and parse_summary(answer).text == []
     # without an image there is nothing to see: described by its text instead
-    prompt, answer = answer_of(trained, source[NO_IMAGE])
+    prompt, answer = answer_of(trained, source.example(NO_IMAGE, NO_IMAGE))
     assert CATALOG[NO_IMAGE].text["title"] in prompt and parse_summary(answer).text
 
 
 def test_retell_writes_the_text_from_keywords(trained, prompt_config):
-    prompt, answer = answer_of(trained, warmup(prompt_config, {"retell": 1})[0])
+    prompt, answer = answer_of(trained, warmup(prompt_config, {"retell": 1}).example(0, 0))
     assert "red mug home" in prompt and "<|vision_start|>" not in prompt
     assert answer.removesuffix("<|im_end|>").strip() == title_of(0)
 
@@ -121,6 +121,6 @@ def test_match_lists_items_like_the_one_that_fits(trained, prompt_config):
 
 def test_a_source_survives_pickling(prompt_config):
     source = warmup(prompt_config, {"describe": 1, "vqa": 1, "match": 1})
-    before = [source[i] for i in range(4)]
+    before = [source.example(i, i) for i in range(4)]
     again = pickle.loads(pickle.dumps(source))
-    assert all(same(again[i], before[i]) for i in range(4))
+    assert all(same(again.example(i, i), before[i]) for i in range(4))
