@@ -25,7 +25,7 @@ def embed_items(
     mesh: Mesh,
     counts: Counter | None = None,
 ) -> np.ndarray:
-    """What the model makes of the rows of `source`: float32[rows, hidden].
+    """What the model makes of the items of `source`: float32[items, hidden].
 
     Mean of the final hidden states over an item's own tokens: image slots and text, not the opening
     of the conversation, on which language models park large values (*ours*; Molar reads one token
@@ -46,11 +46,10 @@ def embed_items(
         workers=workers,
         counts=counts,
     )
-    place = {int(item): row for row, item in enumerate(source.rows)}
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")
     for items, values in per_row(model, dataset, mean_hidden, progress=progress, mesh=mesh):
-        found[[place[item] for item in items.tolist()]] = values
+        found[items] = values
     return found
 
 

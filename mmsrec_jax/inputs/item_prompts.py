@@ -20,23 +20,18 @@ _NONE = np.zeros(0, np.int32)
 
 
 class PerItem(abc.ABC):
-    """Sources whose rows are items."""
+    """Sources whose rows are the items of a catalog; `Example.index` is the item.
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        prompt_config: PromptConfig,
-        *,
-        length: int,
-        rows: np.ndarray | None,
-    ):
+    length: room for a prompt, in tokens, with its answer if it has one.
+    """
+
+    def __init__(self, catalog: Catalog, prompt_config: PromptConfig, *, length: int):
         self.renderer, self.length = ItemRenderer(catalog, prompt_config), length
-        self.rows = np.arange(len(catalog)) if rows is None else np.asarray(rows)
-        if len(self.rows) == 0:
+        if len(catalog) == 0:
             raise UserError("there are no items to write prompts for")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.renderer)
 
     @property
     def patch_width(self) -> int:
@@ -61,33 +56,20 @@ class PerItem(abc.ABC):
 
 
 class SummarySource(PerItem):
-    """Stage 1's prompts without answers; `Example.index` is the item.
-
-    rows: int[n] items, None = all. length: of the prompt.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        prompt_config: PromptConfig,
-        *,
-        length: int,
-        rows: np.ndarray | None = None,
-    ):
-        super().__init__(catalog, prompt_config, length=length, rows=rows)
+    """Stage 1's prompts without answers."""
 
     def example(self, row: int, draw: int) -> Example:
         del draw
         templates = self.renderer.prompt_config.templates
         return self._answered(
-            int(self.rows[row]),
+            row,
             lambda text, has_image: tasks.summarize(templates, text, has_image),
             _NONE,
         )
 
 
 class ContentSource(PerItem):
-    """Items without a question, for what a model makes of them; `Example.index` is the item.
+    """Items without a question, for what a model makes of them.
 
     The opening of the conversation, the image, the text. Tokens of the text have loss weight 1, so
     that whoever pools tells them from the opening.
@@ -102,23 +84,22 @@ class ContentSource(PerItem):
         *,
         length: int,
         content: str,
-        rows: np.ndarray | None = None,
     ):
         if content == "text":
             prompt_config = dataclasses.replace(prompt_config, processor=None)
-        super().__init__(catalog, prompt_config, length=length, rows=rows)
+        super().__init__(catalog, prompt_config, length=length)
         self._text = content != "image"
 
     def example(self, row: int, draw: int) -> Example:
         del draw
-        i, chat = int(self.rows[row]), self.renderer.prompt_config.chat
+        chat = self.renderer.prompt_config.chat
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
-            image = self.renderer.image(i, counts)
-            text = self.renderer.text(i, limit, counts) if self._text else ""
+            image = self.renderer.image(row, counts)
+            text = self.renderer.text(row, limit, counts) if self._text else ""
             opening = chat.head if image is None else chat.head + IMAGE
             prompt = chat.encode(opening, () if image is None else (image,))
             own = chat.ids(text)
             if len(prompt) + len(own) <= self.length or last:
                 break
-        return examples.sequence(prompt, own, index=i, counts=counts)
+        return examples.sequence(prompt, own, index=row, counts=counts)

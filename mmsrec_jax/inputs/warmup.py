@@ -50,9 +50,8 @@ class WarmupSource(PerItem):
         image_attributes: Sequence[str] = (),
         noise: float = 0.0,
         negatives: int = 7,
-        rows: np.ndarray | None = None,
     ):
-        super().__init__(catalog, prompt_config, length=length, rows=rows)
+        super().__init__(catalog, prompt_config, length=length)
         self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
         self._negatives = negatives
         self._seed, self._noise = seed, noise
@@ -64,12 +63,11 @@ class WarmupSource(PerItem):
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
-        i = int(self.rows[row])
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
-        known = self._known(i)
+        known = self._known(row)
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         if task == "retell":
-            return self._retell(rng, i, known)
+            return self._retell(rng, row, known)
         if task == "match" and known:
             return self._match(rng, row, known)
         if task == "vqa" and known:
@@ -79,15 +77,15 @@ class WarmupSource(PerItem):
             def ask(text: str, has_image: bool) -> str:
                 return tasks.vqa(templates, name, text, has_image)
         else:
-            alone = task == "see" and self.renderer.image(i, Counter()) is not None
+            alone = task == "see" and self.renderer.image(row, Counter()) is not None
             if alone:
                 known = {k: v for k, v in known.items() if k in self._image_attributes}
-            answer = self._description(rng, i, known, image_alone=alone)
+            answer = self._description(rng, row, known, image_alone=alone)
 
             def ask(text: str, has_image: bool) -> str:
                 return tasks.summarize(templates, "" if alone else text, has_image)
 
-        return self._answered(i, ask, np.append(chat.ids(answer), chat.stop_id))
+        return self._answered(row, ask, np.append(chat.ids(answer), chat.stop_id))
 
     def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
@@ -101,7 +99,7 @@ class WarmupSource(PerItem):
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
-    def _match(self, rng: np.random.Generator, row: int, known: dict[str, str]) -> Example:
+    def _match(self, rng: np.random.Generator, own: int, known: dict[str, str]) -> Example:
         prompt_config = self.renderer.prompt_config
         chat, templates = prompt_config.chat, prompt_config.templates
         shown = [name for name in known if name in self._image_attributes]
@@ -115,8 +113,7 @@ class WarmupSource(PerItem):
             values = [attributes.get(name, "") for name in rng.permutation(names).tolist()]
             return tasks.item_words(templates, ", ".join(values))
 
-        own = int(self.rows[row])
-        others = self.rows[rng.choice(len(self.rows), min(_POOL, len(self.rows)), replace=False)]
+        others = rng.choice(len(self), min(_POOL, len(self)), replace=False)
         others = others[others != own]
         columns = [self._names.index(name) for name in names]
         likeness = np.sum(self._codes[others][:, columns] == self._codes[own, columns], axis=1)

@@ -11,7 +11,6 @@ import toy_model
 from flax import nnx
 from tiny_mllm import full_logprobs, prompt
 
-from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.batch import Room, collate
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.models.batch import Batch
@@ -34,11 +33,10 @@ INDEX = np.array([0, 1, 2, toy_items.NO_IMAGE])
 def world(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     prompt_config = toy_items.prompt_config(tokenizer, text_tokens=12)
-    source = SummarySource(toy_items.catalog(), prompt_config, length=48, rows=INDEX)
-    dataset = pipeline.batches(
-        source, batch_size=4, length=48, patches=16, shuffle=False, repeat=False, pack=False
-    )
-    return source, next(iter(dataset)), toy_model.make(tokenizer, rank=2)
+    source = SummarySource(toy_items.catalog(), prompt_config, length=48)
+    room = Room(4, 48, targets=24, patches=16, patch_width=source.patch_width, packed=False)
+    batch = collate([[source.example(int(item), 0)] for item in INDEX], room)
+    return source, batch, toy_model.make(tokenizer, rank=2)
 
 
 def config(**changes) -> GRPOSettings:
