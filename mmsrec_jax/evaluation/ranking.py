@@ -20,7 +20,7 @@ from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import arrays
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 from mmsrec_jax.runtime.progress import Progress
@@ -144,9 +144,9 @@ def _in_chunks(
         scores = jnp.asarray(system.scores(past, times))
         past = np.pad(past, ((0, 0), (0, longest - width)), constant_values=-1)  # compiled once
         counted, best, nan = rank(scores, past, targets[at], at)
-        if processes.fetch(nan):
+        if arrays.fetch(nan):
             _no_nan(system.name, np.nan)
-        counts[:, at], lists[at] = processes.fetch(counted), processes.fetch(best)
+        counts[:, at], lists[at] = arrays.fetch(counted), arrays.fetch(best)
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
     ranks, competing, ties = counts

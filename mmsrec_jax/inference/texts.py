@@ -18,8 +18,7 @@ from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import interruption, processes, sharding
-from mmsrec_jax.runtime.arrays import to_devices
+from mmsrec_jax.runtime import arrays, interruption, sharding
 from mmsrec_jax.runtime.progress import Progress
 
 
@@ -136,10 +135,10 @@ def generate(
             interruption.stop_if_requested()
             # Not around the loop: a mesh that is set when a generator yields is its caller's too.
             with jax.set_mesh(mesh):
-                prompts, index = to_devices((batch.model_inputs(), batch.index), mesh)
+                prompts, index = arrays.to_devices((batch.model_inputs(), batch.index), mesh)
                 out = sampler.generate_compiled(graphdef, sampling, state, prompts, index, key)
-            texts = tokenizer.batch_decode(processes.fetch(out.tokens)[:, 0])
-            found = zip(processes.fetch(index).tolist(), texts, strict=True)
+            texts = tokenizer.batch_decode(arrays.fetch(out.tokens)[:, 0])
+            found = zip(arrays.fetch(index).tolist(), texts, strict=True)
             yield sorted((row, text) for row, text in found if row >= 0)
     finally:
         iterator.close()

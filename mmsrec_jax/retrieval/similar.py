@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import gather_ragged, targets
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import arrays
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
@@ -114,7 +114,7 @@ def prefix_embeddings(
         times = pad_rows(
             gather_ragged(histories.timestamps, starts, lengths[part], width), _ENCODE_ROWS
         )
-        states = processes.fetch(_unit(recommender.states(ids, times)))
+        states = arrays.fetch(_unit(recommender.states(ids, times)))
         at = order[slice(*np.searchsorted(chunk_of_row, [chunk, chunk + 1]))]
         found[at] = states[window_of_row[at] - first, rows[at, 1] - start[at] - 1]
     return found
@@ -186,7 +186,7 @@ def search(
     size = -(-len(base.users) // (shards * base_chunk)) * shards * base_chunk
     fill = {"embeddings": 0, "users": -1, "items": -1, "times": _NEVER}
     entries = {name: _pad(array, size, fill[name]) for name, array in entries.items()}
-    entries = processes.put(entries, None if mesh is None else batch_sharding(mesh))
+    entries = arrays.put(entries, None if mesh is None else batch_sharding(mesh))
     limits = np.full(len(users), _NEVER, np.int32)
     if before is not None:
         limits = np.searchsorted(clock, before, side="left").astype(np.int32)

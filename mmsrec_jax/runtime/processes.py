@@ -1,4 +1,4 @@
-"""One run in several processes: their ids, the values they exchange, their parts of arrays.
+"""One run in several processes: their ids, and the values of the host that they exchange.
 
 Every process runs the same program and takes part in every computation; one of them, the main one,
 writes files. They tell each other host values through JAX's coordination service and not through
@@ -11,10 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax._src import clusters, distributed  # neither has a public name
-from jax.experimental import multihost_utils
-from jax.sharding import Sharding
 
 from mmsrec_jax.runtime.errors import UserError
 
@@ -106,25 +103,3 @@ def from_main(make: Callable[[], Any]) -> Any:
     if "error" in told:
         raise UserError(told["error"])
     return told["value"]
-
-
-def put(tree: Any, sharding: Sharding | None) -> Any:
-    """Host values, the same in every process, as arrays of this sharding.
-
-    None: this process's default device.
-    """
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-
-    def one(value: Any) -> jax.Array:
-        value = np.asarray(value)
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-    return jax.tree.map(one, tree)
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """The whole of an array, in every process."""
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    return multihost_utils.process_allgather(array, tiled=True)

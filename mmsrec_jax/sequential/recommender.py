@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmsrec_jax.data.sequences import power_of_two, right_padded, seconds
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import arrays, processes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
 from mmsrec_jax.sequential import registry
@@ -47,7 +47,7 @@ class SequentialRecommender:
         features = place_features(config, {}) if features is None else features
         weights = (params, features)
         if mesh is not None:
-            weights = processes.put(weights, replicated(mesh))
+            weights = arrays.put(weights, replicated(mesh))
         self.params, self.features = weights
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class SequentialRecommender:
 
     def embed(self, histories: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """User embeddings after the last item: float32[B, dim]; histories int[B, L]."""
-        return np.concatenate([processes.fetch(h)[:n] for h, n in self._last(histories, times)])
+        return np.concatenate([arrays.fetch(h)[:n] for h, n in self._last(histories, times)])
 
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> jax.Array:
         """Scores of every item: float32[B, items]; histories int[B, L]."""
@@ -127,7 +127,7 @@ class SequentialRecommender:
             return jnp.asarray(ids), jnp.asarray(clock)
         rows = -(-len(ids) // num_batch_shards(self.mesh)) * num_batch_shards(self.mesh)
         padded = (pad_rows(np.asarray(ids), rows), pad_rows(np.asarray(clock), rows))
-        return processes.put(padded, batch_sharding(self.mesh))
+        return arrays.put(padded, batch_sharding(self.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)

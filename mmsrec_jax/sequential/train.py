@@ -20,7 +20,7 @@ from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import seconds
 from mmsrec_jax.data.splits import subset
 from mmsrec_jax.evaluation import metrics, ranking
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import arrays
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
@@ -123,7 +123,7 @@ def train(
         state: SequentialState, batch: dict[str, np.ndarray]
     ) -> tuple[SequentialState, dict[str, jax.Array]]:
         work = metering.amount(**metering.of_rows(batch["segments"]))
-        batch = processes.put(batch, None if mesh is None else batch_sharding(mesh))
+        batch = arrays.put(batch, None if mesh is None else batch_sharding(mesh))
         trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured | work
 
@@ -176,7 +176,7 @@ def _initial(
     params = recommender.init_params(how.model, seed)
     frozen = recommender.place_features(how.model, features)
     if mesh is not None:
-        params, frozen = processes.put((params, frozen), replicated(mesh))
+        params, frozen = arrays.put((params, frozen), replicated(mesh))
     state = SequentialState(
         train=TrainState.create(params, how.optimizer),
         best_ndcg=jnp.float32(-1.0),

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mmsrec_jax.inference.forward import per_row
 from mmsrec_jax.inputs import pipeline
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import arrays, processes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.sharding import batch_sharding, make_mesh, process_batch_shard
@@ -26,7 +26,7 @@ mesh = make_mesh()
 
 
 def state(step):
-    return {"w": processes.put(values + step, batch_sharding(mesh))}
+    return {"w": arrays.put(values + step, batch_sharding(mesh))}
 
 
 def restored():
@@ -34,7 +34,7 @@ def restored():
     try:
         step, found, host = checkpoints.restore(state(0))
         assert host == {"position": step}
-        np.testing.assert_array_equal(processes.fetch(found["w"]), values + step)
+        np.testing.assert_array_equal(arrays.fetch(found["w"]), values + step)
         return step
     finally:
         checkpoints.close()
