@@ -9,7 +9,7 @@ import numpy as np
 
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.data.records import Catalog, Dataset
-from mmsrec_jax.methods.scoring import Scorer
+from mmsrec_jax.methods.scoring import Scorer, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry
@@ -70,9 +70,7 @@ def recommend(
         return _among(workdir, history, candidates, times)[:top]
     run = _open(workdir.resolve(), workdir_lib.fingerprint(workdir, "evaluation"))
     catalog = run.dataset.catalog
-    past = _indices(catalog, history, "history")
-    if not len(past):
-        raise UserError("history is empty; give one item id or more")
+    past = item_indices(catalog, history, "history")
     scores = _scores(run, past, times)
     ranked = np.argsort(-scores, kind="stable")
     chosen = ranked[~np.isin(ranked, past)][:top]
@@ -95,7 +93,7 @@ def _among(
         raise UserError("candidates: an item is named twice; name each once")
     scorer = _scorer(workdir.resolve(), workdir_lib.fingerprint(workdir, "evaluation"))
     scores, catalog = scorer.scores(history, candidates, times=times), scorer.catalog
-    items = _indices(catalog, candidates, "candidates")
+    items = item_indices(catalog, candidates, "candidates")
     order = np.argsort(-scores, kind="stable")
     return [_recommendation(catalog, int(items[place]), scores[place]) for place in order]
 
@@ -132,18 +130,6 @@ def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.nd
             )
         clock = np.asarray(times, np.float64)[None]
     return np.asarray(recommender.scores(past[None], clock))[0]
-
-
-def _indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:
-    """int32[n]."""
-    unknown = [id for id in ids if id not in catalog.index]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(
-            f"{what}: the run knows no item {unknown[0]!r}{more}; ids are those of the raw files, "
-            f"such as {str(catalog.ids[0])!r}, as far as the run's filters keep them"
-        )
-    return np.array([catalog.index[id] for id in ids], np.int32)
 
 
 def _recommendation(catalog: Catalog, item: int, score: float) -> Recommendation:

@@ -82,8 +82,8 @@ class Scorer:
           UserError: an id that the run does not know, an empty history or list, or times that are
             missing or not as many as items.
         """
-        past = self._items(history, "history")
-        wanted = self._items(candidates, "candidates")
+        past = item_indices(self.catalog, history, "history")
+        wanted = item_indices(self.catalog, candidates, "candidates")
         if user is not None and user not in self._user_index:
             raise UserError(f"user {user!r} is not in the data of this run; leave user out")
         typed = Histories(
@@ -151,18 +151,6 @@ class Scorer:
     def _knowledge_base(self) -> KnowledgeBase:
         return similar.knowledge_base(self._recommender, self.histories, self._split)
 
-    def _items(self, ids: Sequence[str], what: str) -> np.ndarray:
-        """int32[n]: positions in the catalog."""
-        if not len(ids):
-            raise UserError(f"{what} is empty; give one item id or more")
-        for id in ids:
-            if id not in self.catalog.index:
-                raise UserError(
-                    f"{what}: the run knows no item {id!r}; ids are those of the raw files, such "
-                    f"as {str(self.catalog.ids[0])!r}, as far as the run's filters keep them"
-                )
-        return np.array([self.catalog.index[id] for id in ids], np.int32)
-
     def _clock(self, times: Sequence[float] | None, count: int) -> np.ndarray:
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
@@ -176,6 +164,24 @@ class Scorer:
                 "for each item of the history"
             )
         return np.arange(count, dtype=np.float64)
+
+
+def item_indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:
+    """int32[n]: where raw item ids stand in the catalog of a run; what: for errors.
+
+    Raises:
+      UserError: an id that the run does not know, or no id.
+    """
+    if not len(ids):
+        raise UserError(f"{what} is empty; give one item id or more")
+    unknown = [id for id in ids if id not in catalog.index]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{what}: the run knows no item {unknown[0]!r}{more}; ids are those of the raw files, "
+            f"such as {str(catalog.ids[0])!r}, as far as the run's filters keep them"
+        )
+    return np.array([catalog.index[id] for id in ids], np.int32)
 
 
 def _recorded_settings(folder: Path) -> Settings:
