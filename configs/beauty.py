@@ -47,7 +47,7 @@ def _pod(config: ConfigDict) -> None:
     with config.unlocked():
         config.mesh.update(data=1, fsdp=64, tensor=1)
         for head in ("sasrec", "bert4rec", "gru4rec"):
-            config[head].batch_size = 64  # a row for every chip
+            config[name].batch_size = 64  # a row for every chip
         config.model.require_path = True
         config.planning.model = "qwen2.5-vl-7b"
         config.prompts.update(fields=("title", "description"), text_tokens=128)
