@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.settings import from_config
+
+if TYPE_CHECKING:
+    from mmsrec_jax.methods.experiment import Experiment
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
@@ -22,9 +25,11 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     find(settings.method).run(settings, workdir, only)
 
 
-def find(name: str) -> ModuleType:
-    """The module whose `run(settings, workdir, only)` is the method; UserError if unknown."""
-    from mmsrec_jax.methods import mmsrarec, scaling_point, sequential  # only a run needs them
+def find(name: str) -> type["Experiment"]:
+    """The class whose steps are the method; UserError if unknown."""
+    from mmsrec_jax.methods.mmsrarec import MMSRARec  # only a run needs them
+    from mmsrec_jax.methods.scaling_point import ScalingPoint
+    from mmsrec_jax.methods.sequential import Sequential
 
-    known = {"mmsrarec": mmsrarec, "sequential": sequential, "scaling": scaling_point}
+    known = {"mmsrarec": MMSRARec, "sequential": Sequential, "scaling": ScalingPoint}
     return known[choose_name(name, known, what="config.method")]

@@ -52,7 +52,12 @@ class Experiment:
 
     @classmethod
     def run(cls, config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
-        """Runs the steps of `config` in `workdir`, or those named in `only`."""
+        """Runs the steps of `config` in `workdir`, or those named in `only`.
+
+        Raises:
+          UserError: anything the user can put right, see `check` and the steps.
+        """
+        check(config)
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         share(workdir)

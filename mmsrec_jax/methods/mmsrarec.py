@@ -30,9 +30,7 @@ from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
@@ -43,16 +41,6 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
-
-
-def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs the steps of `config` in `workdir`, or those named in `only`.
-
-    Raises:
-      UserError: anything the user can put right, see the steps.
-    """
-    experiment.check(config)
-    MMSRARec.run(config, workdir, only)
 
 
 class MMSRARec(MLLMExperiment):

@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,26 +13,14 @@ from flax import nnx
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation.scaling_law import POINT, total_flops
 from mmsrec_jax.inference.forward import in_order, per_row
-from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
-
-
-def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs the steps of `config` in `workdir`, or those named in `only`.
-
-    Raises:
-      UserError: anything the user can put right, see the steps.
-    """
-    experiment.check(config)
-    ScalingPoint.run(config, workdir, only)
 
 
 class ScalingPoint(MLLMExperiment):

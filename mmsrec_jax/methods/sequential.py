@@ -4,23 +4,10 @@ co-occurrence.
 The whole catalog is the headline; frozen sampled candidates stand beside it.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from mmsrec_jax.methods import experiment
 from mmsrec_jax.methods.experiment import Experiment
-from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.workdir import Step
-
-
-def run(config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs the steps of `config` in `workdir`, or those named in `only`.
-
-    Raises:
-      UserError: anything the user can put right, see the steps.
-    """
-    experiment.check(config)
-    Sequential.run(config, workdir, only)
 
 
 class Sequential(Experiment):
