@@ -1,4 +1,4 @@
-"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64; heads beside.
+"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
@@ -46,8 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
 def _pod(config: ConfigDict) -> None:
     with config.unlocked():
         config.mesh.update(data=1, fsdp=64, tensor=1)
-        for head in ("sasrec", "bert4rec", "gru4rec"):
-            config[head].batch_size = 64  # a row for every chip
+        for name in ("sasrec", "bert4rec", "gru4rec"):
+            config[name].batch_size = 64  # a row for every chip
         config.model.require_path = True
         config.planning.model = "qwen2.5-vl-7b"
         config.prompts.update(fields=("title", "description"), text_tokens=128)

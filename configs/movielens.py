@@ -59,7 +59,7 @@ def _smoke(config: ConfigDict) -> None:
         config.prompts.update(fields=("title",), image_attributes=(), text_tokens=12, similar=3)
         config.warmup.update(steps=150, noise=0.0)
         config.summarizer.update(steps=20, prompt_length=40)
-        for head in base.SEQUENTIAL_MODELS:
-            config[head].update(length=50, batch_size=32, steps=600, dropout=0.3)
+        for name in base.SEQUENTIAL_MODELS:
+            config[name].update(length=50, batch_size=32, steps=600, dropout=0.3)
         config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
         config.evaluation.update(users=300, length=768)

@@ -40,8 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
             semantic=0.5, length=0.02, image_contrastive=1.0, format=1.0
         )
         config.summaries.batch_size = 100
-        for head in base.SEQUENTIAL_MODELS:
-            config[head].update(
+        for name in base.SEQUENTIAL_MODELS:
+            config[name].update(
                 length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
                 validation_rows=2000, learning_rate=2e-3, warmup_steps=50,
             )  # fmt: skip

@@ -135,7 +135,8 @@ class Experiment:
         _, _, split = self.dataset
         if not len(split.test):
             raise UserError(
-                "the split has no test targets; lower config.data.user_core or change it"
+                "the split has no test targets: no user has three interactions; use data with "
+                "longer histories, or config.data.split=global_time"
             )
         return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
