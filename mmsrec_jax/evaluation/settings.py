@@ -26,6 +26,6 @@ class EvaluationSettings(Section):
     def check(self, name: str) -> None:
         if not self.k or max(self.k) > 1 + self.negatives:
             raise UserError(
-                f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, the target and "
-                f"its {name}.negatives={self.negatives}"
+                f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, which is the "
+                f"target and {name}.negatives={self.negatives}, or raise the negatives"
             )
