@@ -121,7 +121,7 @@ def compiled(mesh: Mesh, name: attention.Implementation, suffixes: bool) -> dict
     return figures | {"seconds": time.monotonic() - start}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     try:
         mesh = topology_mesh()

@@ -127,7 +127,7 @@ def write_run(directory: Path) -> None:
     workdir.write_json(run / "sft" / "step.json", record)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     directory = Path(_DIRECTORY.value).resolve() / "export_memory"
     command = [

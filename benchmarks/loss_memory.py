@@ -56,7 +56,7 @@ def temporary(logprobs, rows: int, length: int) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     print(f"vocabulary {_VOCAB.value:,}, width {_HIDDEN.value:,}, {_DTYPE.value}; MiB")
     print(f"{'tokens':>10}{'ours':>10}{'naive':>10}{'logits in float32':>20}")

@@ -168,7 +168,7 @@ def report(found: dict) -> None:
     )
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     everything = []
     with tempfile.TemporaryDirectory() as directory:

@@ -144,7 +144,7 @@ def timed(sides: dict, work: str, *arguments) -> dict[str, list[dict]]:
     return {name: answers[1:] for name, answers in found.items()}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     del argv
     root = Path(_ROOT.value).resolve()
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,8 +11,8 @@
 
 DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. The columns of ml-1m.item:
 item_id, title, year, abstract (the plot), genres; RecBole's own file has other names, such as
-movie_title, and no plot. `smoke` is for two CPU
-cores: a subset of users, films with a poster only, a tiny model from scratch.
+movie_title, and no plot. `smoke` is for two CPU cores: a subset of users, films with a poster only,
+a tiny model from scratch.
 """
 
 from ml_collections import ConfigDict

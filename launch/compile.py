@@ -34,7 +34,7 @@ _QUICK = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     from mmsrec_jax.methods.settings import Settings

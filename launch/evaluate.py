@@ -33,7 +33,7 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 10_000, "Resamples of the users."
 _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     runs = [Path(name) for name in argv[1:]]
     if not (_COMPARE.value and runs):
         raise app.UsageError("say --compare RUN_A RUN_B ...")

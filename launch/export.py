@@ -26,7 +26,7 @@ _DTYPE = flags.DEFINE_enum(
 _MAX_SHARD_GIB = flags.DEFINE_float("max_shard_gib", 4.0, "Size of a safetensors file.", 0.001)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them

@@ -22,7 +22,7 @@ _RESAMPLES = flags.DEFINE_integer("resamples", 1000, "Of the residuals, for the 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     runs = [Path(name) for name in argv[1:]]
     if not runs:
         raise app.UsageError("name the workdirs of finished runs")

@@ -25,7 +25,7 @@ _STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evalua
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     processes.initialize()
