@@ -32,6 +32,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
+        flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
         logging.error("%s", error)
         sys.exit(2)
 
