@@ -1,4 +1,5 @@
-"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64; sequential models beside.
+"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64; sequential
+models beside.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty

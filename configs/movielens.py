@@ -9,8 +9,10 @@
     python launch/train.py --config=configs/movielens.py:hm4sr --config.data.root=DIR/ml-1m \\
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml-hm4sr
 
-DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. `smoke` is for two CPU
-cores: a subset of users, films with a poster only, a tiny model from scratch.
+DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. The columns of ml-1m.item:
+item_id, title, year, abstract (the plot), genres; RecBole's own file has other names, such as
+movie_title, and no plot. `smoke` is for two CPU cores: a subset of users, films with a poster only,
+a tiny model from scratch.
 """
 
 from ml_collections import ConfigDict
@@ -60,6 +62,8 @@ def _smoke(config: ConfigDict) -> None:
         config.warmup.update(steps=150, noise=0.0)
         config.summarizer.update(steps=20, prompt_length=40)
         for name in base.SEQUENTIAL_MODELS:
-            config[name].update(length=50, batch_size=32, steps=600, dropout=0.3)
+            config[name].update(length=50, batch_size=32, steps=600)
+            if "dropout" in config[name]:
+                config[name].dropout = 0.3
         config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
         config.evaluation.update(users=300, length=768)

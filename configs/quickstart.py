@@ -42,9 +42,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config.summaries.batch_size = 100
         for name in base.SEQUENTIAL_MODELS:
             config[name].update(
-                length=12, batch_size=64, steps=800, evaluate_every=100, patience=3, dropout=0.2,
+                length=12, batch_size=64, steps=800, evaluate_every=100, patience=3,
                 validation_rows=2000, learning_rate=2e-3, warmup_steps=50,
             )  # fmt: skip
+            if "dropout" in config[name]:
+                config[name].dropout = 0.2
         config.sasrec.mlp_dim = 128
         config.retrieval.distinct_items = True
         config.sft.update(

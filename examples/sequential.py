@@ -1,6 +1,9 @@
 """A sequential recommender on a folder of RecBole atomic files, ranked in the whole catalog.
 
-python examples/sequential.py --root=DIR --workdir=runs/sequential
+    python examples/sequential.py --root=DIR --workdir=runs/sequential
+
+Prints the metrics of the test targets, each ranked among all items that its user did not have
+before. Another model is another settings class: GRU4RecSettings of sequential/gru4rec.py, ...
 """
 
 from absl import flags

@@ -1,6 +1,7 @@
 """From settings to a prepared data set: read or generate, filter, split, store, report."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,12 @@ def open_atomic(settings: DataSettings) -> Dataset:
 def fingerprint(directory: Path) -> str:
     """Hash of the content that `build` prepared."""
     return store.fingerprint(directory / _STORE)
+
+
+def text_fields(directory: Path) -> list[str]:
+    """The text columns that `build` found, those that at least one item has."""
+    coverage = json.loads((directory / _REPORT).read_text(encoding="utf-8"))["coverage"]
+    return [name.removeprefix("text ") for name in coverage if name.startswith("text ")]
 
 
 def open_world(directory: Path) -> toyshop.World | None:

@@ -1,7 +1,7 @@
 """Accuracy metrics from stored ranks, row by row; one target a row.
 
 A stored rank is the number of candidates scored at or above the target, the target included
-(*ours*, after Krichene & Rendle's warning about ties). Metrics read it in one of two ways:
+(*ours*: a tie shall not help a model). Metrics read it in one of two ways:
 
 - `PESSIMISTIC` (default): a tie counts against the model, and a constant scorer gets 0 at every
   cut-off below the number of candidates.

@@ -111,7 +111,7 @@ def sampled(
         worst = users[np.argmin(free[users])]
         raise UserError(
             f"user {histories.users[worst]}: only {free[worst]} unseen items for {n} negatives; "
-            "lower the number of sampled negatives"
+            "lower config.evaluation.negatives"
         )
 
     negatives = rng.integers(0, num_items, (len(rows), n))

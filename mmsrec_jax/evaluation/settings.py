@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
 
@@ -21,3 +22,10 @@ class EvaluationSettings(Section):
         8, "Processes that make batches. 0 is threads of the main process.", low=0
     )
     seed: int = setting(0, "Of the subset of users and of the negatives.", follows="seed", low=0)
+
+    def check(self, name: str) -> None:
+        if not self.k or max(self.k) > 1 + self.negatives:
+            raise UserError(
+                f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, which is the "
+                f"target and {name}.negatives={self.negatives}, or raise the negatives"
+            )

@@ -21,6 +21,7 @@ from mmsrec_jax.methods import features
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.runtime import sharding, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
@@ -141,7 +142,8 @@ class Experiment:
         split = self.dataset.split
         if not len(split.test):
             raise UserError(
-                "the split has no test targets; lower config.data.user_core or change it"
+                "the split has no test targets: no user has three interactions; use data with "
+                "longer histories, or config.data.split=global_time"
             )
         return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
@@ -170,8 +172,13 @@ class Experiment:
 
     @functools.cached_property
     def prompt_config(self) -> PromptConfig:
-        """How this run puts items to the MLLM."""
+        """How this run puts items to the MLLM.
+
+        Raises:
+          UserError: the items have texts, but none that the prompts would show.
+        """
         c, path = self.config.prompts, self.base.path
+        _check_text_fields(c, build.text_fields(self.workdir / "data"))
         processor = processor_of(path)
         ids = config_from_hf(read_json(path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
@@ -217,3 +224,14 @@ class Experiment:
     def world(self) -> World | None:
         """The generating model of a toyshop, None for real data."""
         return build.open_world(self.workdir / "data")
+
+
+def _check_text_fields(prompts: PromptSettings, known: Sequence[str]) -> None:
+    """An item's missing field is passed over: with none of them every prompt would be blank."""
+    for name in ("fields", "list_fields"):
+        wanted = getattr(prompts, name)
+        if known and not set(wanted) & set(known):
+            raise UserError(
+                f"config.prompts.{name}={wanted}: the items have no such text; "
+                f"they have {', '.join(known)}"
+            )

@@ -1,5 +1,6 @@
 """What every start checks and says: devices, mesh, precision, parameters."""
 
+import difflib
 import logging as standard_logging
 import os
 import re
@@ -31,18 +32,35 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
+        flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
         logging.error("%s", error)
         sys.exit(2)
 
 
 def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
+    for arg in argv:
+        if arg.startswith("--config="):
+            _check_config_file(arg.removeprefix("--config="))
     try:
         return known(argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        problem = " ".join(str(error).split())
+        if missing := re.findall(r"Flag (--\w+) must have a value other than None", problem):
+            problem = f"{' and '.join(missing)} must be given; --help explains the flags"
+        raise UserError(problem) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(_no_such_field(argv, str(error))) from error
+
+
+def _check_config_file(given: str) -> None:
+    """The config library would report a missing file late and over many lines."""
+    path = Path(given.partition(":")[0])
+    if path.is_file():
+        return
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+    remedy = f"did you mean {path.parent / near[0]}?" if near else "a path begins where you are"
+    raise UserError(f"--config={given}: no file {path}; {remedy}")
 
 
 def _no_such_field(argv: Sequence[str], problem: str) -> str:

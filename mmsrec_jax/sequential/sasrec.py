@@ -1,8 +1,10 @@
-"""SASRec (Kang & McAuley 2018); with full-softmax cross-entropy as in gSASRec and RecTools.
+"""SASRec (Kang & McAuley 2018); with full-softmax cross-entropy by default.
 
-Pre-norm causal transformer over item ids, learned positions, tied item embedding. Positions count
-from the start of the window (*ours*; the original pads on the left): the embedding of a prefix does
-not depend on what comes after it, nor on whether it was computed alone or with the whole sequence.
+The loss is that of Klenitskiy & Vasilev 2023 (arXiv 2309.07602) and RecTools; `loss="bce"` is the
+original's. Pre-norm causal transformer over item ids, learned positions, tied item embedding.
+Positions count from the start of the window (*ours*; the original pads on the left): the embedding
+of a prefix does not depend on what comes after it, nor on whether it was computed alone or with the
+whole sequence.
 """
 
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ def test_every_kind_of_field_can_be_set():
         "--config.data.rating_threshold=3.5",
         "--config.data.category_field=kind",
         '--config.data.text_fields=("title", "plot")',
-        "--config.evaluation.k=(1, 50)",
+        "--config.evaluation.k=(1, 15)",
         "--config.data.toyshop.history=(3, 5)",
         "--config.hm4sr.category_separator=None",
         "--config.seed=7",
@@ -44,7 +44,7 @@ def test_every_kind_of_field_can_be_set():
     assert found.use.images is False
     assert (found.data.rating_threshold, found.data.category_field) == (3.5, "kind")
     assert found.data.text_fields == ("title", "plot")
-    assert (found.evaluation.k, found.data.toyshop.history) == ((1, 50), (3, 5))
+    assert (found.evaluation.k, found.data.toyshop.history) == ((1, 15), (3, 5))
     assert found.hm4sr.category_separator is None  # the experiment has " "
     assert (found.seed, found.data.seed, found.sasrec.seed, found.sft.seed) == (7, 7, 1, 7)
 
@@ -62,6 +62,8 @@ def test_every_kind_of_field_can_be_set():
         ("--config.sft=5", "--config.sft=5: .*is not a dict"),
         ("--config.sft.steps=0", "config.sft.steps=0: must be at least 1"),
         ("--config.evaluation.k=(1, 'a')", r"config.evaluation.k=\(1, 'a'\): must be tuple of int"),
+        ("--config.evaluation.k=(1, 22)", r"config.evaluation.k=\(1, 22\): .*at most 21"),
+        ("--config.evaluation.negatives=9", r"k=.*at most 10, .*config.evaluation.negatives=9"),
         ("--wrokdir=x", "Unknown command line flag 'wrokdir'"),
     ],
 )  # fmt: skip
@@ -69,3 +71,18 @@ def test_a_mistake_is_one_line_that_names_the_field(argument, message):
     with pytest.raises(UserError, match=message) as error:
         parse(argument)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_config_file_gets_the_nearest():
+    argv = ["program", "--config=configs/bas.py:sasrec"]
+    with pytest.raises(UserError, match="no file configs/bas.py; did you mean configs/base.py?"):
+        startup._parse_flags(argv, flags.FlagValues())
+
+
+def test_every_missing_flag_is_named():
+    known = flags.FlagValues()
+    for name in ("config", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=known)
+        flags.mark_flag_as_required(name, known)
+    with pytest.raises(UserError, match="--config and --workdir must be given"):
+        startup._parse_flags(["program"], known)

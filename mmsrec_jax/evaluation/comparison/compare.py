@@ -252,6 +252,12 @@ def _check(baseline: str, cutoffs: Sequence[int], entries: Mapping[str, Sequence
             raise UserError(f"{protocol}: {error} (--k)") from error
     labels = {entry.label for systems in entries.values() for entry in systems}
     if baseline not in labels:
+        several = sorted(label for label in labels if label.startswith(f"{baseline}:"))
+        if several:
+            raise UserError(
+                f"--baseline={baseline}: the runs have several that differ; choose one of "
+                f"{', '.join(several)}"
+            )
         raise UserError(f"--baseline={baseline} is none of {', '.join(sorted(labels))}")
 
 

@@ -212,6 +212,11 @@ def test_mistakes_are_named(runs, tmp_path, options, message):
         compare.run([runs["a"]], **{"resamples": 20, "out": tmp_path, **options})
 
 
+def test_a_baseline_that_several_runs_have_is_to_be_chosen(runs, tmp_path):
+    with pytest.raises(UserError, match="--baseline=taste: .*choose one of taste:a, taste:b"):
+        compare.run([runs["a"], runs["b"]], cutoffs=(5,), out=tmp_path, baseline="taste")
+
+
 def test_unfinished_runs_are_named(runs, tmp_path):
     with pytest.raises(UserError, match="nowhere: no such workdir"):
         compare.run([tmp_path / "nowhere"], out=tmp_path)
