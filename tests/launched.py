@@ -9,9 +9,11 @@ import multiprocessing.forkserver
 import os
 import runpy
 import sys
-from multiprocessing.context import ForkServerContext
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import config_flags  # noqa: F401 for the forks
 
@@ -31,15 +33,25 @@ def context() -> ForkServerContext:
     return forks
 
 
-def run(program: str, *arguments: str, log: Path, timeout: float = 120) -> tuple[int, str]:
-    """(exit status, standard output and error).
+def start(
+    program: str, *arguments: str, log: Path, compiled: Path | None = None
+) -> ForkServerProcess:
+    """The program as a process that has begun.
 
     Args:
       program: a path from the root of the repository, such as launch/train.py.
-      log: file that the output goes through.
+      log: file that standard output and error are added to.
+      compiled: folder of compiled programs that several starts share.
     """
-    process = context().Process(target=_become, args=(program, arguments, log))
+    variables = {} if compiled is None else {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    process = context().Process(target=_become, args=(program, arguments, log, variables))
     process.start()
+    return process
+
+
+def run(program: str, *arguments: str, log: Path, timeout: float = 120) -> tuple[int, str]:
+    """(exit status, standard output and error); arguments as in `start`."""
+    process = start(program, *arguments, log=log)
     process.join(timeout)
     if process.exitcode is None:
         process.kill()
@@ -48,11 +60,16 @@ def run(program: str, *arguments: str, log: Path, timeout: float = 120) -> tuple
     return process.exitcode, log.read_text()
 
 
-def _become(program: str, arguments: tuple[str, ...], log: Path) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _become(
+    program: str, arguments: tuple[str, ...], log: Path, variables: Mapping[str, str]
+) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(ROOT)
-    os.environ["XLA_FLAGS"] = ""  # one device, as a user has
+    os.environ |= {"XLA_FLAGS": "", **variables}  # one device, as a user has
+    if directory := variables.get("JAX_COMPILATION_CACHE_DIR"):  # which jax read when imported
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     sys.argv = [program, *arguments]
     runpy.run_path(program, run_name="__main__")

@@ -47,21 +47,15 @@ TINY = {
 
 def start(workdir, tmp_path, *arguments):
     flags = [f"--config.{name}={value}" for name, value in TINY.items()]
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "",
-    }
-    with (tmp_path / f"{workdir.name}.log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "launch/train.py", "--config=configs/quickstart.py",
-             f"--workdir={workdir}", *flags, *arguments],
-            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    return launched.start(
+        "launch/train.py", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags,
+        *arguments, log=tmp_path / f"{workdir.name}.log", compiled=tmp_path / "compiled",
+    )  # fmt: skip
 
 
 def finish(process, tmp_path, workdir):
-    assert process.wait(timeout=400) == 0, (tmp_path / f"{workdir.name}.log").read_text()[-4000:]
+    process.join(timeout=400)
+    assert process.exitcode == 0, (tmp_path / f"{workdir.name}.log").read_text()[-4000:]
 
 
 def under_way(directory):
@@ -80,11 +74,12 @@ def runs(tmp_path_factory):
     for step in STEPS:
         process = start(broken, tmp_path)
         deadline = time.monotonic() + 300
-        while process.poll() is None and not under_way(broken / step):
+        while process.exitcode is None and not under_way(broken / step):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             killed.append(step)
     finish(start(broken, tmp_path), tmp_path, broken)
     return unbroken, broken, killed

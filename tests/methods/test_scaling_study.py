@@ -1,12 +1,12 @@
 """A scaling study by its two commands, and the loss of one of its runs computed anew."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import launched
 import numpy as np
 import pytest
 from flax import nnx
@@ -31,19 +31,17 @@ TINY = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scaling")
-    environment = os.environ | {"XLA_FLAGS": ""}
     flags = [f"--config.{name}={value}" for name, value in TINY.items()]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "launch/train.py", f"--config=configs/scaling.py:size={size}",
-             f"--workdir={folder / size}", *flags],
-            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+    started = {
+        size: launched.start(
+            "launch/train.py", f"--config=configs/scaling.py:size={size}",
+            f"--workdir={folder / size}", *flags, log=folder / f"{size}.log",
         )
         for size in SIZES
-    ]  # fmt: skip
-    for process in started:
-        _, said = process.communicate(timeout=400)
-        assert process.returncode == 0, said[-3000:]
+    }  # fmt: skip
+    for size, process in started.items():
+        process.join(timeout=400)
+        assert process.exitcode == 0, (folder / f"{size}.log").read_text()[-3000:]
     return [folder / size for size in SIZES]
 
 
