@@ -9,7 +9,7 @@ import numpy as np
 
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.data.records import Catalog, Dataset
-from mmsrec_jax.methods.scoring import Scorer, item_indices
+from mmsrec_jax.methods.scorer import Scorer, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry

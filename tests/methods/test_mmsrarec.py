@@ -21,7 +21,7 @@ from logged_metrics import explained, logged
 import mmsrec_jax
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.ranking import read_ranks
-from mmsrec_jax.methods.scoring import Scorer
+from mmsrec_jax.methods.scorer import Scorer
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
 
