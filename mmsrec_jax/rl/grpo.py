@@ -90,7 +90,7 @@ def train(
       UserError: no adapters, sizes that split a group, or a reward that cannot be computed.
     """
     check(config, model)
-    rewards = make_rewards(config, source)
+    rewards = make_rewards(config.weights, config, source)
     sampling = make_sampling(config, model, tokenizer, source)
     optimizer = make_optimizer(config)
     shard = sharding.process_batch_shard(mesh)

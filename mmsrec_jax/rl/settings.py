@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 
 from mmsrec_jax.rl.rewards import REWARDS
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.runtime.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOSettings(Section):
+class GRPOSettings(RewardSettings):
     """Stage 1: GRPO with verifiable rewards."""
 
     steps: int = setting(500, "Rollouts.", low=1)
@@ -17,10 +18,6 @@ class GRPOSettings(Section):
     num_generations: int = setting(8, "Summaries of an item: the group of an advantage.", low=2)
     prompt_length: int = setting(1024, "Tokens of a prompt.", low=1)
     patches: int = setting(4096, "Vision patches of a prompt.", low=0)
-    image_tokens: int = setting(
-        32, "Tokens of the image's keywords that the image-contrastive reward reads.", low=1
-    )
-    max_new_tokens: int = setting(64, "Most tokens of a summary.", low=1)
     temperature: float = setting(1.0, "Of the sampling.", above=0)
     top_k: int = setting(0, "Samples are drawn from the k likeliest tokens. 0 is all.", low=0)
     top_p: float = setting(
@@ -52,18 +49,6 @@ class GRPOSettings(Section):
         {name: reward.default_weight for name, reward in REWARDS.items()},
         "Of the rewards: semantic, reconstruction and length are the paper's alpha, beta and "
         "gamma. 0 turns a reward off.",
-    )
-    length: str = setting(
-        "keywords", "What the length reward counts.", choices=("keywords", "tokens")
-    )
-    reconstruction: str = setting(
-        "bounded",
-        "Share of the text's nats that the keywords explain, or the paper's own.",
-        choices=("bounded", "perplexity"),
-    )
-    center: bool = setting(True, "Subtract the batch's mean from embeddings (semantic reward).")
-    distractors: int = setting(
-        7, "Other images that an image's keywords are told from (image-contrastive reward).", low=1
     )
     input_shards: int = setting(
         0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -10,9 +10,7 @@ import numpy as np
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries
-
-if TYPE_CHECKING:
-    from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 
 
 class Reward(abc.ABC):
@@ -31,7 +29,7 @@ class Reward(abc.ABC):
     default_weight: ClassVar[float]
     runs_model: ClassVar[bool]
 
-    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
+    def __init__(self, config: RewardSettings, source: SummarySource) -> None:
         """Keeps what it needs of the settings.
 
         Args:

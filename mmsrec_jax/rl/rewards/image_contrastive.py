@@ -1,7 +1,6 @@
 """Image-contrastive reward: the image's keywords fit their own image better than other images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import chex
 import jax
@@ -14,10 +13,8 @@ from mmsrec_jax.prompts import Summary, format_summary, tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 from mmsrec_jax.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    from mmsrec_jax.rl.settings import GRPOSettings
 
 
 class ImageContrastive(Reward):
@@ -33,7 +30,7 @@ class ImageContrastive(Reward):
     default_weight = 0.2
     runs_model = True
 
-    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
+    def __init__(self, config: RewardSettings, source: SummarySource) -> None:
         super().__init__(config, source)
         if not source.renderer.patch_width:
             raise UserError(

@@ -1,7 +1,6 @@
 """Length reward: fewer keywords are better."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,7 @@ from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries
-
-if TYPE_CHECKING:
-    from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 
 
 class Length(Reward):
@@ -27,7 +24,7 @@ class Length(Reward):
     default_weight = 0.02
     runs_model = False
 
-    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
+    def __init__(self, config: RewardSettings, source: SummarySource) -> None:
         super().__init__(config, source)
         self._unit = config.length
 

@@ -1,7 +1,6 @@
 """Reconstruction reward: the item's text can be told from its keywords."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import chex
 import jax
@@ -14,9 +13,7 @@ from mmsrec_jax.prompts import tasks
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext, flat
 from mmsrec_jax.rl.rewards.inputs import ItemSummaries, PaddedTexts, pad, stacked
-
-if TYPE_CHECKING:
-    from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 
 
 class Reconstruction(Reward):
@@ -32,7 +29,7 @@ class Reconstruction(Reward):
     default_weight = 1.0
     runs_model = True
 
-    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
+    def __init__(self, config: RewardSettings, source: SummarySource) -> None:
         super().__init__(config, source)
         self._form, self._word_tokens = config.reconstruction, config.max_new_tokens
         self._chat = source.renderer.prompt_config.chat

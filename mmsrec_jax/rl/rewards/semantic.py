@@ -1,7 +1,5 @@
 """Semantic reward: the keywords mean what the item's text means."""
 
-from typing import TYPE_CHECKING
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,9 +7,7 @@ import jax.numpy as jnp
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.rl.rewards.base import Reward
 from mmsrec_jax.rl.rewards.context import RewardContext
-
-if TYPE_CHECKING:
-    from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.rl.rewards.settings import RewardSettings
 
 
 class Semantic(Reward):
@@ -26,7 +22,7 @@ class Semantic(Reward):
     default_weight = 1.0
     runs_model = True
 
-    def __init__(self, config: "GRPOSettings", source: SummarySource) -> None:
+    def __init__(self, config: RewardSettings, source: SummarySource) -> None:
         super().__init__(config, source)
         self._center = config.center
 

@@ -39,6 +39,10 @@ def world(tmp_path_factory):
     return source, batch, toy_model.make(tokenizer, rank=2)
 
 
+def make_rewards(settings: GRPOSettings, source: SummarySource):
+    return rewards.make_rewards(settings.weights, settings, source)
+
+
 def config(**changes) -> GRPOSettings:
     weights = dict.fromkeys(rewards.REWARDS, 1.0)
     base = dict(
@@ -51,7 +55,7 @@ def config(**changes) -> GRPOSettings:
 def scores(world, config, *, num_microbatches=1, adapters=None) -> dict[str, np.ndarray]:
     """Of the summaries WRITTEN. adapters: what replaces those of the model."""
     source, batch, model = world
-    weighted = rewards.make_rewards(config, source)
+    weighted = make_rewards(config, source)
     inputs = weighted.prepare(INDEX, [[parse_summary(t) for t in row] for row in WRITTEN])
     graphdef, own, rest = nnx.split(model, nnx.LoRAParam, ...)
 
@@ -204,7 +208,7 @@ def test_weight_0_leaves_the_others_alone_and_runs_no_model(world, scored, monke
 )
 def test_settings_that_cannot_work_are_refused(world, changes, message):
     with pytest.raises(UserError, match=message):
-        rewards.make_rewards(config(**changes), world[0])
+        make_rewards(config(**changes), world[0])
 
 
 def test_the_image_reward_needs_images(tmp_path):
@@ -212,6 +216,6 @@ def test_the_image_reward_needs_images(tmp_path):
     prompt_config = toy_items.prompt_config(tokenizer, processor=None)
     source = SummarySource(toy_items.catalog(), prompt_config, length=48)
     with pytest.raises(UserError, match=r"weights\.image_contrastive: .* set it to 0"):
-        rewards.make_rewards(config(), source)
+        make_rewards(config(), source)
     weights = dict.fromkeys(rewards.REWARDS, 1.0) | {"image_contrastive": 0.0}
-    rewards.make_rewards(config(weights=weights), source)
+    make_rewards(config(weights=weights), source)
