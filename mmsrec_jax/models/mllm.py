@@ -18,7 +18,7 @@ from mmsrec_jax.models.vit import Vit
 from mmsrec_jax.runtime.sharding import constrain
 
 # The vision tower of each kind of vision config.
-TOWERS = {VisionConfig: Vision, VitConfig: Vit}
+TOWERS: dict[type, type[Vision] | type[Vit]] = {VisionConfig: Vision, VitConfig: Vit}
 
 
 class MLLM(nnx.Module):
