@@ -77,15 +77,21 @@ class BaseModel:
             return dataclasses.replace(found, trainable="full")
         return found
 
-    def check(self, step: str) -> None:
-        """Stops early when `step` would train a connector that is not there (UserError)."""
+    def check(self, step: str, *, has_images: bool = True) -> None:
+        """Stops early when `step` would train a connector that is not there, or that sees no image
+        (UserError); has_images: whether an item has one, as far as that is known."""
         kind, field = self._trainable(step), f"config.{SECTIONS[step]}.trainable"
         if "connector" not in trainables.parts(kind):
             return
-        if not self._config.use.images:
+        reasons = {
+            "no item has an image": not has_images,
+            "config.use.images=False shows none": not self._config.use.images,
+            f"config.{SECTIONS[step]}.patches=0 leaves none room": not self.settings(step).patches,
+        }
+        for reason in (reason for reason, holds in reasons.items() if holds):
             raise UserError(
-                f"{field}={kind!r}: config.use.images=False shows no images, from which a "
-                "connector learns; train 'lora' or 'full'"
+                f"{field}={kind!r}: a connector learns from images, but {reason}; train 'lora' or "
+                "'full'"
             )
         if not self.is_pretrained:
             return

@@ -7,8 +7,9 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 
-from mmsrec_jax.data import splits
+from mmsrec_jax.data import build, splits
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
@@ -16,7 +17,7 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.inputs.warmup import WarmupSource, lacking
 from mmsrec_jax.methods.base_model import MODEL, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
@@ -77,8 +78,15 @@ class MLLMExperiment(Experiment):
 
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalog: describe, answer questions."""
-        c = self.config.warmup
-        catalog = self.dataset.catalog
+        c, catalog = self.config.warmup, self.dataset.catalog
+        self.base.check(WARMUP, has_images=bool(catalog.has_image.any()))
+        for line in lacking(
+            build.coverage(self.workdir / "data"),
+            len(catalog),
+            tasks=[name for name, share in c.tasks.items() if share],
+            image_attributes=self.config.prompts.image_attributes,
+        ):
+            logging.warning("warmup: %s", line)
         source = WarmupSource(
             catalog,
             self.prompt_config,
