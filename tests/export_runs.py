@@ -32,7 +32,8 @@ def change(model, trainable: str, seed: int = 0):
         state = nnx.state(model, trainables.filter_of(part))
         nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, state))
     if "lora" in trainables.parts(trainable):
-        lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
+        if not lora.adapted(model):
+            lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         for linear in lora.adapted(model).values():
             linear.lora_b[...] = rng.normal(0, 0.1, linear.lora_b.shape).astype(np.float32)
     return model

@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
     flags = [f"--config.{name}={value}" for name, value in CHANGES.items()]
     status, said = launched.run(
         "launch/train.py", "--config=configs/quickstart.py", f"--workdir={folder / 'run'}",
-        f"--config.model.path={folder / 'model'}", *flags, log=folder / "log", timeout=500,
+        f"--config.model.path={folder / 'model'}", *flags, log=folder / "log", timeout=1500,
     )  # fmt: skip
     assert status == 0, said[-4000:]
     return folder / "model", folder / "run"
