@@ -69,9 +69,9 @@ def shared(incidence: scipy.sparse.csr_matrix, items: np.ndarray, listed: np.nda
 
 
 def decaying(history: int, neighbors: int) -> np.ndarray:
-    """Weights float64[history + neighbors] that nothing is fitted for: `DECAY` a step back, and a
-    step down the list of similar users."""
-    return DECAY ** np.concatenate([np.arange(history), np.arange(neighbors)])
+    """Weights float64[history + neighbors] that nothing is fitted for: `DECAY` a step back, 1 for
+    what similar users took."""
+    return np.concatenate([DECAY ** np.arange(history), np.ones(neighbors)])
 
 
 def fitted(
