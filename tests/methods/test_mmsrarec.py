@@ -231,10 +231,10 @@ def test_reranked_rows_equal_an_order_that_is_built_user_by_user(runs, scorer):
 
 def test_reranking_the_whole_catalog_is_full_ranking_by_the_mllm(runs, scorer, tmp_path):
     config = scorer._run.config
-    evaluation = dataclasses.replace(config.evaluation, users=4, rerank=1000)
+    evaluation = dataclasses.replace(config.evaluation, rerank=1000)
     run = MMSRARec(dataclasses.replace(config, evaluation=evaluation), runs[0], scorer._mesh)
     got = Reranker(run, tmp_path).ranks("mmsrarec", "sft", run.context)
-    ids, margins = scorer.catalog.ids, np.zeros((4, 60), np.float32)
+    ids, margins = scorer.catalog.ids, np.zeros((40, 60), np.float32)
     for row, (user, position) in enumerate(run.test_targets()):
         past = ids[scorer.histories.of(user)[:position]].tolist()
         name = str(scorer.histories.users[user])
@@ -243,8 +243,8 @@ def test_reranking_the_whole_catalog_is_full_ranking_by_the_mllm(runs, scorer, t
     for name in ("ranks", "candidates", "ties", "top"):
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
     cost = json.loads((tmp_path / "rerank-mmsrarec.json").read_text())
-    assert (cost["users"], cost["items"]) == (4, 60)
-    assert cost["users_per_second"] == pytest.approx(4 / cost["seconds"])
+    assert (cost["users"], cost["items"]) == (40, 60)
+    assert cost["users_per_second"] == pytest.approx(40 / cost["seconds"])
 
 
 def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
