@@ -157,3 +157,10 @@ def test_a_connector_that_is_not_there_is_named(
     BaseModel(settings_of(base.get_config(), **{"model.path": "nowhere"}), tmp_path, mesh).check(
         "sft"
     )
+
+
+def test_a_fused_row_without_reranking_is_refused():
+    with pytest.raises(
+        UserError, match="evaluation.fuse=True, but .* set config.evaluation.rerank"
+    ):
+        settings_of(quickstart.get_config(), **{"evaluation.fuse": True})
