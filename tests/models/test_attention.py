@@ -20,7 +20,7 @@ from mmsrec_jax.models.attention import Layout, attention, causal, same_segment,
 from mmsrec_jax.runtime import sharding
 
 B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one
-IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("xla", "splash", "cudnn", "flash")
 
 
 @functools.cache
