@@ -128,6 +128,18 @@ def within_segments(ids: jax.Array, dtype: DTypeLike) -> Visible:
     return splash.Segments(ids, causal=False) if name == "splash" else same_segment(ids, ids)
 
 
+def within_either(
+    first: jax.Array, second: jax.Array, dtype: DTypeLike
+) -> Callable[[jax.Array], Visible]:
+    """For layers that differ: from a flag bool[] of a layer, `within_segments` of one of two ids
+    int32[B, L], the first where it is true."""
+    if implementation(dtype, first.shape[1]) == "flash":
+        masks = within_segments(first, dtype), within_segments(second, dtype)
+        return lambda flag: jax.tree.map(lambda a, b: jnp.where(flag, a, b), *masks)
+    # Elsewhere ids are small and masks are not: these are made in the layer that needs them.
+    return lambda flag: within_segments(jnp.where(flag, first, second), dtype)
+
+
 def everything(rows: int, length: int, dtype: DTypeLike) -> Visible:
     """All tokens of a row see each other."""
     if implementation(dtype, length) in ("splash", "flash"):
