@@ -33,14 +33,14 @@ class Tokens(NamedTuple):
 class BlockList(NamedTuple):
     """For each block of one side, the blocks of the other that it visits.
 
-    indices: int32[B, blocks, others], the wanted ones first, of these the full ones first.
+    indices: int32[B, blocks, others]; those to visit first, of these the full ones first.
     full: int32[B, blocks], how many hold visible pairs only.
-    count: int32[B, blocks], how many hold any.
+    visited: int32[B, blocks], how many may hold one.
     """
 
     indices: jax.Array
     full: jax.Array
-    count: jax.Array
+    visited: jax.Array
 
 
 class BlockMask(NamedTuple):
@@ -93,49 +93,46 @@ def padded(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
 
 
 class _Range(NamedTuple):
-    """Bounds of each tile, without padding; `whole`: there is none. Each [B, tiles]."""
+    """Bounds of the ids of each tile, padding left out; `whole`: there is none. [B, tiles]."""
 
     low: jax.Array
     high: jax.Array
     whole: jax.Array
 
 
-def _ranges(x: jax.Array, live: jax.Array) -> _Range:
-    x, live = (y.reshape(len(y), -1, TILE) for y in (x, live))
-    return _Range(
-        jnp.where(live, x, _NONE_ABOVE).min(2), jnp.where(live, x, _NONE_BELOW).max(2), live.all(2)
-    )
+def _ranges(ids: jax.Array, tokens: Tokens) -> _Range:
+    real = (tokens.group >= 0).reshape(len(ids), -1, TILE)
+    ids = ids.reshape(real.shape)
+    low = jnp.where(real, ids, _NONE_ABOVE).min(2)
+    return _Range(low, jnp.where(real, ids, _NONE_BELOW).max(2), real.all(2))
 
 
 def _tiles(queries: Tokens, keys: Tokens) -> tuple[jax.Array, jax.Array]:
-    """bool[B, T / TILE, S / TILE]: tiles that may hold a visible pair, and those of nothing else."""
-    live, key_live = queries.group >= 0, keys.group >= 0
-    seen = _ranges(keys.group, key_live)
-    some = every = jnp.zeros((), bool)
-    for groups in (queries.group, queries.shared):
-        if groups is None:
-            continue
-        own = _ranges(groups, live)
-        some |= (seen.low[:, None] <= own.high[..., None]) & (
-            own.low[..., None] <= seen.high[:, None]
-        )
-        # All four bounds are equal.
-        every |= (seen.high[:, None] == own.low[..., None]) & (
-            own.high[..., None] == seen.low[:, None]
-        )
-    every &= own.whole[..., None] & seen.whole[:, None]
+    """bool[B, T / TILE, S / TILE]: tiles that may hold a visible pair, tiles of nothing else."""
+
+    def both(ids: jax.Array, key_ids: jax.Array) -> tuple[_Range, _Range]:
+        rows, columns = _ranges(ids, queries), _ranges(key_ids, keys)
+        return _Range(*(x[:, :, None] for x in rows)), _Range(*(x[:, None] for x in columns))
+
+    own, other = both(queries.group, keys.group)
+    some = (other.low <= own.high) & (own.low <= other.high)
+    every = (other.high == own.low) & (own.high == other.low)  # so all four are equal
+    if queries.shared is not None:
+        own, other = both(queries.shared, keys.group)
+        some |= (other.low <= own.high) & (own.low <= other.high)
+        every |= (other.high == own.low) & (own.high == other.low)
     if queries.slots is not None and keys.slots is not None:
-        own, seen = _ranges(queries.slots, live), _ranges(keys.slots, key_live)
-        some &= seen.low[:, None] <= own.high[..., None]
-        every &= seen.high[:, None] <= own.low[..., None]
-    return some, every
+        own, other = both(queries.slots, keys.slots)
+        some &= other.low <= own.high
+        every &= other.high <= own.low
+    return some, every & own.whole & other.whole
 
 
 def _block_list(some: jax.Array, every: jax.Array) -> BlockList:
-    rows, length, others = some.shape
+    rows, length, _ = some.shape
     shape = (rows, length * TILE // KEPT, KEPT // TILE, -1, STREAMED // TILE)
     visited = some.reshape(shape).any((2, 4))
     full = every.reshape(shape).all((2, 4))
     order = jnp.argsort(jnp.where(visited, jnp.where(full, 0, 1), 2), axis=2, stable=True)
-    full, count = (jnp.sum(x, axis=2, dtype=jnp.int32) for x in (full, visited))
-    return BlockList(order.astype(jnp.int32), full, count)
+    counts = (jnp.sum(x, axis=2, dtype=jnp.int32) for x in (full, visited))
+    return BlockList(order.astype(jnp.int32), *counts)

@@ -147,15 +147,16 @@ def _specs(
 
 
 def _mask_specs(own: Tokens, others: Tokens, blocks: BlockList) -> Sequence[Any]:
+    def kept(_: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, lib.KEPT), lambda i, h, b: (b, i))
+
     def whole(x: jax.Array) -> pl.BlockSpec:
         return pl.BlockSpec((None, x.shape[1]), lambda i, h, b: (b, 0))
 
-    def block(_: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, lib.KEPT), lambda i, h, b: (b, i))
+    def of_block(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, i, *[0] * (x.ndim - 2)))
 
-    one = pl.BlockSpec((None, None), lambda i, h, b: (b, i))
-    indices = pl.BlockSpec((None, None, blocks.indices.shape[2]), lambda i, h, b: (b, i, 0))
-    return jax.tree.map(block, own), jax.tree.map(whole, others), BlockList(indices, one, one)
+    return jax.tree.map(kept, own), jax.tree.map(whole, others), jax.tree.map(of_block, blocks)
 
 
 def _call(
@@ -291,9 +292,9 @@ def _visit(blocks_ref: BlockList, heads: int, step: Callable[..., Any], carry: A
         at = pl.ds(blocks_ref.indices[block] * lib.STREAMED, lib.STREAMED)
         return step(masked, at, head, carry)
 
-    full, count = blocks_ref.full[...] * heads, blocks_ref.count[...] * heads
+    full, visited = blocks_ref.full[...] * heads, blocks_ref.visited[...] * heads
     carry = jax.lax.fori_loop(0, full, functools.partial(visit, False), carry)
-    return jax.lax.fori_loop(full, count, functools.partial(visit, True), carry)
+    return jax.lax.fori_loop(full, visited, functools.partial(visit, True), carry)
 
 
 def _sees(queries: Tokens, keys: Tokens) -> jax.Array:

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from mmsrec_jax.models import attention as lib
-from mmsrec_jax.models.attention import Layout, attention, causal, same_segment, within_segments
+from mmsrec_jax.models.attention import Layout, attention, causal, within_segments
 from mmsrec_jax.runtime import sharding
 
 B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one

@@ -76,7 +76,7 @@ def pairs(blocks, rows, columns):
     """bool[blocks, others] from the lists of one row."""
     visited, full = np.zeros((2, rows, columns), bool)
     for i in range(rows):
-        visited[i, blocks.indices[0, i, : blocks.count[0, i]]] = True
+        visited[i, blocks.indices[0, i, : blocks.visited[0, i]]] = True
         full[i, blocks.indices[0, i, : blocks.full[0, i]]] = True
     return visited, full
 
