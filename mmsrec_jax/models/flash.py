@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from mmsrec_jax.models import block_mask as lib
 from mmsrec_jax.models.block_mask import BlockList, BlockMask, Tokens
 
+WARPS, STAGES = 8, 3  # of a program: its threads / 32; blocks of the other side on their way
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 
 
@@ -176,7 +177,7 @@ def _call(
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         interpret=interpret,
     )
 

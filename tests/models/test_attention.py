@@ -1,7 +1,7 @@
 """Attention on every platform against a plain float64 softmax and its gradients.
 
-Splash and flash run interpreted; cuDNN itself runs nowhere here: what we hand to it is handed to XLA by the
-same function, `jax.nn.dot_product_attention`.
+Splash and flash run interpreted; cuDNN itself runs nowhere here: what we hand to it is handed to
+XLA by the same function, `jax.nn.dot_product_attention`.
 """
 
 import dataclasses
