@@ -4,6 +4,7 @@ The kernels read ids of tokens instead of a mask of token pairs, and visit only 
 `BlockMask` lists. Scores are in base 2, where exponentials are one instruction.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -62,16 +63,16 @@ def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: BlockMask, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
     """The output, and float32[B, heads, T], base-2 logarithms of the sums of weights."""
-    rows, length, heads, head_dim = q.shape
-    own, others, scalars = _specs(head_dim, heads // k.shape[2], k.shape[1])
-    return _call(
-        functools.partial(_forward_kernel, head_dim=head_dim),
-        (length // lib.KEPT, heads, rows),
-        [own, others, others, *_mask_specs(mask.queries, mask.keys, mask.of_queries)],
-        [own, scalars],
+    grid = _Grid.of_queries(q)
+    own, numbers = grid.kept(q), grid.numbers()
+    others = grid.streamed(k, q.shape[2] // k.shape[2])
+    return grid.call(
+        functools.partial(_forward_kernel, head_dim=q.shape[3]),
+        [own, others, others, *grid.mask(mask.queries, mask.keys, mask.of_queries)],
+        [own, numbers],
         [
             jax.ShapeDtypeStruct(q.shape, v.dtype),
-            jax.ShapeDtypeStruct((rows, heads, length), jnp.float32),
+            jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32),
         ],
         interpret,
     )(q, k, v, mask.queries, mask.keys, mask.of_queries)
@@ -87,14 +88,14 @@ def _backward_queries(
     mask: BlockMask,
     interpret: bool,
 ) -> jax.Array:
-    rows, length, heads, head_dim = q.shape
-    own, others, scalars = _specs(head_dim, heads // k.shape[2], k.shape[1])
-    (dq,) = _call(
-        functools.partial(_backward_queries_kernel, head_dim=head_dim),
-        (length // lib.KEPT, heads, rows),
+    grid = _Grid.of_queries(q)
+    own, numbers = grid.kept(q), grid.numbers()
+    others = grid.streamed(k, q.shape[2] // k.shape[2])
+    (dq,) = grid.call(
+        functools.partial(_backward_queries_kernel, head_dim=q.shape[3]),
         [
-            *(own, others, others, own, scalars, scalars),
-            *_mask_specs(mask.queries, mask.keys, mask.of_queries),
+            *(own, others, others, own, numbers, numbers),
+            *grid.mask(mask.queries, mask.keys, mask.of_queries),
         ],
         [own],
         [jax.ShapeDtypeStruct(q.shape, q.dtype)],
@@ -114,19 +115,16 @@ def _backward_keys(
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """A program sums over the query heads of its kv head: k and v are never repeated."""
-    (rows, length, kv_heads, head_dim), queries = k.shape, q.shape[1]
-    per_kv = q.shape[2] // kv_heads
-    own, _, _ = _specs(head_dim, 1, 0)
-    group = pl.BlockSpec(
-        (None, queries, per_kv, pl.next_power_of_2(head_dim)), lambda i, h, b: (b, 0, h, 0)
-    )
-    scalars = pl.BlockSpec((None, per_kv, queries), lambda i, h, b: (b, h, 0))
-    return _call(
+    grid = _Grid.of_keys(k)
+    own, (_, queries, heads, head_dim) = grid.kept(k), q.shape
+    per_kv = heads // grid.heads
+    group = grid.spec((None, queries, per_kv, _wide(head_dim)), lambda h, b, i: (b, 0, h, 0))
+    numbers = grid.spec((None, per_kv, queries), lambda h, b, i: (b, h, 0))
+    return grid.call(
         functools.partial(_backward_keys_kernel, per_kv=per_kv, head_dim=head_dim),
-        (length // lib.KEPT, kv_heads, rows),
         [
-            *(group, own, own, group, scalars, scalars),
-            *_mask_specs(mask.keys, mask.queries, mask.of_keys),
+            *(group, own, own, group, numbers, numbers),
+            *grid.mask(mask.keys, mask.queries, mask.of_keys),
         ],
         [own, own],
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
@@ -134,52 +132,87 @@ def _backward_keys(
     )(q, k, v, d_out, lse, delta, mask.keys, mask.queries, mask.of_keys)
 
 
-def _specs(
-    head_dim: int, per_kv: int, others: int
-) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """Of a grid (blocks, heads, B): own tokens [B, L, heads, head_dim], those of the other side,
-    and own numbers [B, heads, L]."""
-    wide = pl.next_power_of_2(head_dim)  # Triton's only sizes; what is too much is not read
-    return (
-        pl.BlockSpec((None, lib.KEPT, None, wide), lambda i, h, b: (b, i, h, 0)),
-        pl.BlockSpec((None, others, None, wide), lambda i, h, b: (b, 0, h // per_kv, 0)),
-        pl.BlockSpec((None, None, lib.KEPT), lambda i, h, b: (b, h, i)),
-    )
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """Programs of a kernel, about as they start: all heads of a block, which read the same keys,
+    then rows, then blocks; and what of an array a program gets.
+
+    last_first: whether the last block starts first. Under the causal rule the last queries and the
+    first keys have most to do, and are not to start last.
+    """
+
+    heads: int
+    rows: int
+    blocks: int
+    last_first: bool
+
+    @classmethod
+    def of_queries(cls, q: jax.Array) -> "_Grid":
+        return cls(q.shape[2], q.shape[0], q.shape[1] // lib.KEPT, last_first=True)
+
+    @classmethod
+    def of_keys(cls, k: jax.Array) -> "_Grid":
+        return cls(k.shape[2], k.shape[0], k.shape[1] // lib.KEPT, last_first=False)
+
+    def spec(
+        self, shape: Sequence[int | None], place: Callable[[Any, Any, Any], tuple]
+    ) -> pl.BlockSpec:
+        """place: where it stands, in units of the shape, from head, row and block."""
+        last = self.blocks - 1
+        return pl.BlockSpec(shape, lambda h, b, i: place(h, b, last - i if self.last_first else i))
+
+    def kept(self, x: jax.Array) -> pl.BlockSpec:
+        """Of [B, L, heads, head_dim], the program's block and head."""
+        shape = (None, lib.KEPT, None, _wide(x.shape[3]))
+        return self.spec(shape, lambda h, b, i: (b, i, h, 0))
+
+    def numbers(self) -> pl.BlockSpec:
+        """Of [B, heads, L], the program's block and head."""
+        return self.spec((None, None, lib.KEPT), lambda h, b, i: (b, h, i))
+
+    def streamed(self, x: jax.Array, heads: int) -> pl.BlockSpec:
+        """Of [B, L, kv_heads, head_dim], all tokens of one kv head, which `heads` heads share."""
+        shape = (None, x.shape[1], None, _wide(x.shape[3]))
+        return self.spec(shape, lambda h, b, i: (b, 0, jax.lax.div(h, heads), 0))
+
+    def mask(self, own: Tokens, others: Tokens, blocks: BlockList) -> Sequence[Any]:
+        def kept(_: jax.Array) -> pl.BlockSpec:
+            return self.spec((None, lib.KEPT), lambda h, b, i: (b, i))
+
+        def whole(x: jax.Array) -> pl.BlockSpec:
+            return self.spec((None, x.shape[1]), lambda h, b, i: (b, 0))
+
+        def listed(x: jax.Array) -> pl.BlockSpec:
+            rest = x.shape[2:]
+            return self.spec((None, None, *rest), lambda h, b, i: (b, i, *[0] * len(rest)))
+
+        return jax.tree.map(kept, own), jax.tree.map(whole, others), jax.tree.map(listed, blocks)
+
+    def call(
+        self,
+        kernel: Callable[..., None],
+        in_specs: Sequence[Any],
+        out_specs: Sequence[pl.BlockSpec],
+        out_shape: Sequence[jax.ShapeDtypeStruct],
+        interpret: bool,
+    ) -> Callable[..., Any]:
+        # Imported where it is needed: TPU and CPU do not need it to be there.
+        from jax.experimental.pallas import triton
+
+        return pl.pallas_call(
+            kernel,
+            grid=(self.heads, self.rows, self.blocks),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            out_shape=out_shape,
+            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+            interpret=interpret,
+        )
 
 
-def _mask_specs(own: Tokens, others: Tokens, blocks: BlockList) -> Sequence[Any]:
-    def kept(_: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, lib.KEPT), lambda i, h, b: (b, i))
-
-    def whole(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, x.shape[1]), lambda i, h, b: (b, 0))
-
-    def of_block(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, *x.shape[2:]), lambda i, h, b: (b, i, *[0] * (x.ndim - 2)))
-
-    return jax.tree.map(kept, own), jax.tree.map(whole, others), jax.tree.map(of_block, blocks)
-
-
-def _call(
-    kernel: Callable[..., None],
-    grid: tuple[int, int, int],
-    in_specs: Sequence[Any],
-    out_specs: Sequence[pl.BlockSpec],
-    out_shape: Sequence[jax.ShapeDtypeStruct],
-    interpret: bool,
-) -> Callable[..., Any]:
-    # Imported where it is needed: TPU and CPU do not need it to be there.
-    from jax.experimental.pallas import triton
-
-    return pl.pallas_call(
-        kernel,
-        grid=grid,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-        interpret=interpret,
-    )
+def _wide(head_dim: int) -> int:
+    """Triton's sizes are powers of two; what is too much is not read."""
+    return pl.next_power_of_2(head_dim)
 
 
 def _forward_kernel(
