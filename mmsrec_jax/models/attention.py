@@ -78,8 +78,7 @@ def force(name: Implementation) -> Iterator[None]:
     """Traces inside use this implementation, in every dtype; for tests and comparisons.
 
     Off their platforms splash and flash run interpreted and cuDNN is replaced by XLA on the same
-    arguments.
-    Compiled functions do not know about it: trace new ones.
+    arguments. Compiled functions do not know about it: trace new ones.
     """
     token = _forced.set(name)
     try:
@@ -113,6 +112,7 @@ def causal(query: Layout, key: Layout | None, dtype: DTypeLike) -> Visible:
     name = implementation(dtype, query.slots.shape[1])
     if name == "flash":
         keys = query if key is None else key
+        assert (query.suffix_ids is None) == (keys.suffix_ids is None), "both have suffixes or none"
         return block_mask(tokens(*query, queries=True), tokens(*keys, queries=False))
     if name == "splash" and key is None and query.suffix_ids is None:
         return splash.Segments(query.segment_ids, causal=True)

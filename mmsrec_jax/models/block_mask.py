@@ -59,12 +59,12 @@ def tokens(
     *,
     queries: bool,
 ) -> Tokens:
-    """From ids int32[B, L] below 2**15 (`attention.Layout`), where segment 0 is padding.
+    """From ids int32[B, L] of a `Layout`, with suffixes below 2**15; segment 0 is padding.
 
     Padding of queries and padding of keys differ, so that they do not see each other.
     """
     group, shared = segment_ids, None
-    padding = jnp.where(queries, -1, -2)
+    padding = -1 if queries else -2
     if suffix_ids is not None:
         group, shared = segment_ids * 2**15 + suffix_ids, segment_ids * 2**15
         shared = jnp.where(segment_ids > 0, shared, padding) if queries else None
@@ -87,6 +87,7 @@ def block_mask(queries: Tokens, keys: Tokens) -> BlockMask:
 
 
 def padded(x: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+    """x with its axis of tokens filled up to blocks."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, -x.shape[axis] % KEPT)
     return jnp.pad(x, pad, constant_values=fill)
