@@ -1,6 +1,7 @@
 """Rows on which attention is checked and timed, and our implementations on them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +60,19 @@ class Case:
         """Of the two products a pair takes; a backward pass counts 2.5 times (five products)."""
         return 4.0 * pairs * self.heads * self.head_dim * (3.5 if backward else 1.0)
 
-    def tensors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """float32 q, k, v and a cotangent that is 0 at padding, all as bfloat16 has them."""
-        rows, length = self.segments.shape
-        generator = np.random.default_rng(0)
-        found = []
-        for heads in (self.heads, self.kv_heads, self.kv_heads, self.heads):
-            x = generator.standard_normal((rows, length, heads, self.head_dim), np.float32)
-            found.append(np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)))
-        q, k, v, cotangent = found
-        return q, k, v, cotangent * self.live[..., None, None]
+
+@functools.lru_cache(maxsize=1)
+def tensors(case: Case) -> tuple[np.ndarray, ...]:
+    """float32 q, k, v and a cotangent that is 0 at padding, all as bfloat16 has them."""
+    rows, length = case.segments.shape
+    generator = np.random.default_rng(0)
+    q, k, v, cotangent = (
+        generator.standard_normal((rows, length, heads, case.head_dim), np.float32)
+        .astype(jnp.bfloat16)
+        .astype(np.float32)
+        for heads in (case.heads, case.kv_heads, case.kv_heads, case.heads)
+    )
+    return q, k, v, cotangent * case.live[..., None, None]
 
 
 def packed(

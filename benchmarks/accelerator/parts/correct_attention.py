@@ -49,7 +49,7 @@ def _cases(tiny: bool) -> Iterator[cases.Case]:
 
 def _computed(case: cases.Case, name: lib.Implementation, dtype: str) -> list[np.ndarray]:
     """Output and gradients of q, k and v."""
-    tensors = [jnp.asarray(x, dtype) for x in case.tensors()]
+    tensors = [jnp.asarray(x, dtype) for x in cases.tensors(case)]
 
     @jax.jit
     def both(
