@@ -24,7 +24,7 @@ from benchmarks.accelerator import markdown, process
 from benchmarks.accelerator.record import OtherMachine, Record, say
 
 PACKAGE = "benchmarks.accelerator.parts"
-PARTS = ["environment", "correct_attention", "attention"]
+PARTS = ["environment", "correct_attention", "attention", "correct_models"]
 SHORTEST = 20.0  # seconds below which no part is begun or continued
 PATIENCE = 2.0  # times its expected seconds, after which a part counts as hung
 
