@@ -24,7 +24,16 @@ from benchmarks.accelerator import markdown, process
 from benchmarks.accelerator.record import OtherMachine, Record, say
 
 PACKAGE = "benchmarks.accelerator.parts"
-PARTS = ["environment", "correct_attention", "attention", "correct_models"]
+PARTS = [
+    "environment",
+    "correct_attention",
+    "attention",
+    "correct_models",
+    "correct_sampler",
+    "correct_training",
+    "profile",
+    "sequential",
+]
 SHORTEST = 20.0  # seconds below which no part is begun or continued
 PATIENCE = 2.0  # times its expected seconds, after which a part counts as hung
 

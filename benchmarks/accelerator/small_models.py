@@ -76,16 +76,16 @@ FAMILIES: dict[str, MLLMConfig] = {
 
 @functools.cache
 def weights(config: MLLMConfig, seed: int = 0) -> nnx.State:
-    """Random float32 weights from numpy, so that nothing is compiled for them."""
+    """Random float32 weights in numpy: nothing is compiled for them, no step can donate them."""
     generator = np.random.default_rng(seed)
 
-    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         x = generator.standard_normal(leaf.shape, np.float32)
         name = jax.tree_util.keystr(path)
         if "scale" in name:
-            return jnp.asarray(1 + 0.1 * x)
+            return 1 + np.float32(0.1) * x
         inputs = leaf.shape[1:-1] if len(leaf.shape) > 2 else leaf.shape[-1:]
-        return jnp.asarray(x * float(np.prod(inputs)) ** -0.5)
+        return x * np.float32(np.prod(inputs) ** -0.5)
 
     return jax.tree_util.tree_map_with_path(fill, nnx.split(_abstract(config, "float32"))[1])
 
@@ -96,7 +96,8 @@ def _abstract(config: MLLMConfig, dtype: str) -> MLLM:
 
 def model(config: MLLMConfig, dtype: str, seed: int = 0) -> MLLM:
     """`weights`, computing in `dtype`."""
-    return nnx.merge(nnx.split(_abstract(config, dtype))[0], weights(config, seed))
+    state = jax.tree.map(jnp.array, weights(config, seed))
+    return nnx.merge(nnx.split(_abstract(config, dtype))[0], state)
 
 
 def processor(config: MLLMConfig) -> ImageProcessor | FixedSizeProcessor | None:
@@ -139,15 +140,18 @@ def examples(config: MLLMConfig, rng: np.random.Generator) -> list[Example]:
     return [listed, sequence(piece(config, rng, 40, images=2), answer)]
 
 
-def batch(config: MLLMConfig, rows: int, seed: int = 0) -> Batch:
-    """Packed rows for training: two examples each, and padding."""
+def batch(
+    config: MLLMConfig, rows: int, seed: int = 0, *, packs: int = 1, length: int = LENGTH
+) -> Batch:
+    """Packed rows for training: `packs` times two examples each, and padding."""
     rng = np.random.default_rng(seed)
     vision = config.vision
     room = Room(
-        rows, LENGTH, targets=64, patches=PATCHES if vision else 0,
-        patch_width=3 * vision.patch_size**2 if vision else 0, answers=8,
+        rows, length, targets=64 * packs, patches=PATCHES * packs if vision else 0,
+        patch_width=3 * vision.patch_size**2 if vision else 0, answers=8 * packs,
     )  # fmt: skip
-    return collate([examples(config, rng) for _ in range(rows)], room)
+    made = [[x for _ in range(packs) for x in examples(config, rng)] for _ in range(rows)]
+    return collate(made, room)
 
 
 def prompts(config: MLLMConfig, rows: int, length: int, seed: int = 0) -> Batch:
