@@ -29,8 +29,8 @@ PARTS = [
     "correct_attention",
     "attention",
     "correct_models",
-    "correct_sampler",
     "correct_training",
+    "correct_sampler",
     "profile",
     "sequential",
 ]

@@ -58,6 +58,7 @@ def run(ask):
 """,
     "long": "TITLE = 'A part that takes long'\nSECONDS = 1000\ndef run(ask): ask.report('x', {})\n",
 }
+REAL_PARTS = measure.PARTS  # the fixture below puts others in their place
 MACHINE = {
     "device": "a device", "platform": "gpu", "jax": "1", "torch": "2", "commit": "abc",
 }  # fmt: skip
@@ -234,6 +235,7 @@ def test_a_table_has_a_column_for_every_key():
 
 def test_the_real_parts_say_title_and_seconds():
     folder = process.ROOT / "benchmarks" / "accelerator" / "parts"
-    for path in folder.glob("[a-z]*.py"):
-        title, seconds = process.title_and_seconds(measure.PACKAGE, path.stem)
+    assert sorted(REAL_PARTS) == sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    for name in REAL_PARTS:
+        title, seconds = process.title_and_seconds(measure.PACKAGE, name)
         assert title and 0 < seconds < 510

@@ -56,8 +56,8 @@ def run(ask: Ask) -> None:
     total = sum(kernel.seconds for kernel in kernels)
     if not total:
         raise RuntimeError("the trace has no kernels: is the profiler (CUPTI) available here?")
-    kinds: collections.Counter[str] = collections.Counter()
-    names: collections.Counter[str] = collections.Counter()
+    kinds: dict[str, float] = collections.defaultdict(float)
+    names: dict[str, float] = collections.defaultdict(float)
     sources: dict[str, str] = {}
     for kernel in kernels:
         name = re.sub(r"[._]\d+$", "", kernel.name)[:80]
@@ -68,10 +68,14 @@ def run(ask: Ask) -> None:
         "all kernels",
         {"ms_per_step": 1e3 * total / STEPS, "share": 1.0, "step_ms": 1e3 * step_seconds},
     )
-    for kind, seconds in kinds.most_common():
+    for kind, seconds in _largest(kinds):
         ask.report(f"kind: {kind}", _row(seconds, total))
-    for name, seconds in names.most_common(SHOWN):
+    for name, seconds in _largest(names)[:SHOWN]:
         ask.report(f"kernel: {name}", _row(seconds, total) | {"source": sources[name]})
+
+
+def _largest(sums: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(sums.items(), key=lambda item: -item[1])
 
 
 def _row(seconds: float, total: float) -> dict[str, Any]:
