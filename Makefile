@@ -6,6 +6,7 @@
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
 # make bench-loss-memory  memory of the token loss as the batch grows
+# make bench-accelerator  correctness and speed on a GPU, FLAGS=--tiny on a CPU; into runs/accelerator
 # make lint   ruff, and the types by mypy
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity processes real-llava real-tokenizer bench-model bench-loss-memory lint clean
+.PHONY: run test parity processes real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -43,6 +44,9 @@ bench-model: $(VENV)/.installed-torch
 
 bench-loss-memory: $(VENV)/.installed
 	$(BIN)/python benchmarks/loss_memory.py $(FLAGS)
+
+bench-accelerator: $(VENV)/.installed-torch
+	$(BIN)/python benchmarks/accelerator/measure.py --out=runs/accelerator $(FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

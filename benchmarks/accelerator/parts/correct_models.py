@@ -1,0 +1,72 @@
+"""Every family forward: float32 here and on the host, bfloat16 by every attention of a GPU.
+
+Small random models on packed rows with images and suffixes; errors of all logits, relative.
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.accelerator import small_models
+from benchmarks.accelerator.parts.correct_attention import implementations
+from benchmarks.accelerator.record import Ask, attempt
+from mmsrec_jax.models import attention as lib
+
+TITLE = "Families: logits in float32 here against the host, in bfloat16 against float32"
+SECONDS = 70
+LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
+
+
+EXACT = "float32, here against the host"
+
+
+def run(ask: Ask) -> None:
+    for family in small_models.FAMILIES:
+        variants = [EXACT, *(f"bfloat16, {name}" for name in implementations())]
+        if ask.done >= {f"{family}, {variant}" for variant in variants}:
+            continue
+        with ThreadPoolExecutor() as pool:  # XLA leaves most cores of the host idle
+            logits = _Logits(family, 1 if ask.tiny else 4, pool)
+            for variant in variants:
+                attempt(ask, f"{family}, {variant}", lambda: logits.row(variant))  # noqa: B023
+
+
+class _Logits:
+    """Those of one family; all programs are compiled at the same time."""
+
+    def __init__(self, family: str, rows: int, pool: ThreadPoolExecutor):
+        self._config = small_models.FAMILIES[family]
+        self._arguments = (
+            small_models.weights(self._config),
+            small_models.batch(self._config, rows).model_inputs(),
+        )
+        here, host = jax.devices()[0], jax.devices("cpu")[0]
+        self._here = pool.submit(self._computed, "float32", here)
+        self._host = pool.submit(self._computed, "float32", host)
+        self._rounded = {
+            f"bfloat16, {name}": pool.submit(self._computed, "bfloat16", here, name)
+            for name in implementations()
+        }
+
+    def _computed(
+        self, dtype: str, device: jax.Device, name: lib.Implementation = "xla"
+    ) -> np.ndarray:
+        graphdef = nnx.split(small_models.model(self._config, dtype))[0]
+        # A new function: JAX would take a known one as it was traced for another implementation.
+        program = jax.jit(functools.partial(small_models.logits, graphdef))
+        with lib.force(name):
+            return np.asarray(program(*jax.device_put(self._arguments, device)))
+
+    def row(self, variant: str) -> dict[str, Any]:
+        found, reference = self._here, self._host
+        if variant != EXACT:
+            found, reference = self._rounded[variant], self._here
+        segments = self._arguments[1].segment_ids
+        error = small_models.relative_error(found.result(), reference.result(), segments)
+        limit = LIMITS[variant.partition(",")[0]]
+        result = "pass" if error <= limit else "FAIL"  # NaN fails
+        return {"error": error, "limit": limit, "result": result}
