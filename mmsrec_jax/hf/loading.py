@@ -27,6 +27,7 @@ from mmsrec_jax.runtime.settings import Section, group, setting
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATING = ("F32", "BF16", "F16", "F64")
+_STRIP = 16  # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +237,18 @@ def _assemble(
     if leaf.stacked:
         layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
     for name, part in layers:
-        part[...] = leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape)
+        _copy(part, leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape))
     return host
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """target[...] = source. A transposed source goes in strips as wide as a cache line, which are
+    some times faster: numpy would fetch a line for every value."""
+    if source.flags.c_contiguous:
+        target[...] = source
+        return
+    for start in range(0, source.shape[-1], _STRIP):
+        target[..., start : start + _STRIP] = source[..., start : start + _STRIP]
 
 
 def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
