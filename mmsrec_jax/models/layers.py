@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from mmsrec_jax.models import rope as rope_lib
 from mmsrec_jax.runtime.sharding import constrain, weight
 
 Carry = TypeVar("Carry")
+_LINEAR = "linear"  # names what a Linear returns and its adapter's inner product, which remat keeps
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -76,9 +78,9 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         if adapters and self.lora_a is not None and self.lora_b is not None:
-            low = self._dot(x, self.lora_a, self.in_ndim)
+            low = checkpoint_name(self._dot(x, self.lora_a, self.in_ndim), _LINEAR)
             y = y + self._dot(low, self.lora_b, 1) * self.lora_scale
-        return y
+        return checkpoint_name(y, _LINEAR)
 
     def _dot(self, x: jax.Array, param: nnx.Param, contracted: int) -> jax.Array:
         over = (range(x.ndim - contracted, x.ndim), range(contracted))
@@ -258,7 +260,8 @@ _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
     "dots": lambda step: jax.checkpoint(
         step,
         prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        # By name: of an adapted map the sum is kept, and not the products of kernel and adapter.
+        policy=jax.checkpoint_policies.save_only_these_names(_LINEAR),
     ),
 }
 
