@@ -236,7 +236,7 @@ def _forward_kernel(
         if masked:
             scores = jnp.where(_sees(queries, _row(keys_ref, at)), scores, MASKED)
         top, before = jnp.maximum(top, jnp.max(scores, axis=1)), top
-        weights = jnp.exp2(scores * scale - (top * scale)[:, None])
+        weights = jnp.exp2((scores - top[:, None]) * scale)
         shrunk = jnp.exp2((before - top) * scale)
         v = _load(v_ref.at[at, :], head_dim)
         out = out * shrunk[:, None] + _dot(weights.astype(v.dtype), v)
