@@ -31,6 +31,9 @@ PARTS = [
     "correct_models",
     "correct_training",
     "correct_sampler",
+    "sft",
+    "rollouts",
+    "ranking",
     "profile",
     "sequential",
 ]

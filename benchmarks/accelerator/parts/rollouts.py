@@ -1,0 +1,55 @@
+"""Rollouts beside transformers' `generate`: 8 samples of 48 tokens for each of 16 items.
+
+Every prompt has an image. No sample ends early, so that both sides write as many tokens; the model
+has no adapters.
+"""
+
+from benchmarks.accelerator.peers import side
+from benchmarks.accelerator.record import Ask, OutOfTime
+
+TITLE = "Rollouts, Qwen2.5-VL-3B's shape, beside transformers' generate"
+SECONDS = 90
+# See `peers.rollouts_theirs._agreement`; in bfloat16 a text may go its own way after a near tie.
+FIRST_CHOICE, BEHIND, APART = 0.8, 0.2, 0.05
+TINY_APART = 1e-4
+_RESERVE = 35.0  # seconds kept for transformers
+
+
+def ours(ask: Ask) -> None:
+    from benchmarks.accelerator.peers import rollouts_ours
+
+    rollouts_ours.measure_ours(ask)
+
+
+def theirs(ask: Ask) -> None:
+    from benchmarks.accelerator.peers import rollouts_theirs
+
+    rollouts_theirs.measure_theirs(ask)
+
+
+def run(ask: Ask) -> None:
+    """Raises RuntimeError when the two sides do not write the same, OutOfTime."""
+    sides = side.Sides("rollouts", ask)
+    ended = sides.run(ours, reserve=0.0 if ask.tiny else _RESERVE)
+    ended = sides.run(theirs) and ended
+    side.compare_speed(sides, "ratio", "ours, sampled", "transformers, sampled")
+    check(sides.rows, ask.tiny)
+    side.refuse_errors(ask, sides.rows)
+    if not ended:
+        raise OutOfTime("before the last case")
+
+
+def check(rows: side.Rows, tiny: bool) -> None:
+    """Raises RuntimeError when tokens or their probabilities are others."""
+    found = rows.get("agreement")
+    if found is None:
+        return
+    if "error" in found:
+        raise RuntimeError(f"the two sides could not be compared: {found['error']}")
+    if tiny:
+        fine = found["equal_tokens"] == 1 and found["logprobs_apart"] < TINY_APART
+    else:
+        fine = found["first_choice"] >= FIRST_CHOICE and found["behind"] <= BEHIND
+        fine = fine and found["logprobs_apart_mean"] <= APART
+    if not fine or not found["same_in_all_samples"]:
+        raise RuntimeError(f"the two sides do not write the same: {dict(found)}")
