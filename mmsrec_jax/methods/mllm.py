@@ -1,14 +1,16 @@
-"""What the methods that train an MLLM share: a base model from scratch, fine-tuning on a source,
-candidates scored by what was trained."""
+"""What the methods that train an MLLM share: the base model, fine-tuning on a source, candidates
+scored by what was trained."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
+from absl import logging
 
-from mmsrec_jax.data import splits
+from mmsrec_jax.data import build, splits
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
@@ -16,8 +18,8 @@ from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.pipeline import Source
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.warmup import WarmupSource
-from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
+from mmsrec_jax.inputs.warmup import WarmupSource, lacking
+from mmsrec_jax.methods.base_model import MODEL, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
 from mmsrec_jax.prompts import TEMPLATES, corpus
@@ -36,18 +38,19 @@ class MLLMExperiment(Experiment):
     name of the step (`score`, `base.trained`).
     """
 
-    # --- the base model from scratch (*ours*) ----------------------------------------------------
+    # --- the base model (*ours*: a model from scratch, and the warm-up) --------------------------
 
     def base_steps(self) -> list[Step]:
-        """Steps that make the base model, none when it is pretrained."""
-        c = self.config
-        record = self.prompt_record()
-        warmup = {**record, "warmup": as_dict(c.warmup)}
-        steps = [
-            Step(MODEL, self.write_model_directory, record, ["data"], alone=True),
-            Step(WARMUP, self.warmup, warmup, ["data", MODEL]),
-        ]
-        return [step for step in steps if step.name in self.base.steps]
+        """Steps that make the base model; none when it is pretrained and has no warm-up."""
+        record, made = self.prompt_record(), self.base.steps
+        steps = []
+        if MODEL in made:
+            steps.append(Step(MODEL, self.write_model_directory, record, ["data"], alone=True))
+        if WARMUP in made:
+            settings = {**record, "warmup": as_dict(self.base.settings(WARMUP))}
+            inputs = ["data", *(name for name in made if name != WARMUP)]
+            steps.append(Step(WARMUP, self.warmup, settings, inputs))
+        return steps
 
     def base_inputs(self) -> list[str]:
         """Steps whose outputs every step reads that uses the base model."""
@@ -76,8 +79,14 @@ class MLLMExperiment(Experiment):
 
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalog: describe, answer questions."""
-        c = self.config.warmup
-        catalog = self.dataset.catalog
+        c, catalog = self.config.warmup, self.dataset.catalog
+        for line in lacking(
+            build.coverage(self.workdir / "data"),
+            len(catalog),
+            tasks=[name for name, share in c.tasks.items() if share],
+            image_attributes=self.config.prompts.image_attributes,
+        ):
+            logging.warning("warmup: %s", line)
         source = WarmupSource(
             catalog,
             self.prompt_config,
@@ -93,7 +102,9 @@ class MLLMExperiment(Experiment):
 
     def fine_tune(self, step: str, source: Source, directory: Path) -> None:
         """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
-        c = getattr(self.config, SECTIONS[step])
+        c = self.base.settings(step)
+        assert isinstance(c, sft.FineTuneSettings), "GRPO trains otherwise"
+        self.base.check(step, has_images=bool(self.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
 
         def batches(shard: int, shards: int) -> grain.IterDataset:
@@ -129,10 +140,11 @@ class MLLMExperiment(Experiment):
     ) -> np.ndarray:
         """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
 
-        name: for progress lines.
+        name: for log lines, which also count what did not fit.
         """
         c = self.config.evaluation
-        return candidate_scores(
+        counts: Counter[str] = Counter()
+        found = candidate_scores(
             self.base.trained(name, step),
             source,
             name=name,
@@ -142,7 +154,10 @@ class MLLMExperiment(Experiment):
             workers=c.workers,
             yes_no_ids=self.prompt_config.chat.yes_no_ids,
             mesh=self.mesh,
+            counts=counts,
         )
+        log_counts(f"score {name}", counts, self.mesh)
+        return found
 
     def image_room(self, patches: int) -> int:
         """`patches`, or 0 when this run shows no images."""
@@ -195,6 +210,37 @@ class MLLMExperiment(Experiment):
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )
+
+    def score_lists(
+        self,
+        name: str,
+        step: str,
+        context: Callable[[np.ndarray], PromptContext],
+        rows: np.ndarray,
+        lists: np.ndarray,
+    ) -> np.ndarray:
+        """`score` of lists of any width: float32[n, K], NaN where there is no item.
+
+        A list is scored in parts as wide as the frozen candidates, so that the room of
+        `config.evaluation.length` is enough for it; each part reads the user's history once.
+
+        Args:
+          context: what is known for prompts of given rows.
+          rows: int32[n, 2] (user, position).
+          lists: int32[n, K], -1 where there is no item.
+        """
+        width = 1 + self.config.evaluation.negatives
+        parts = -(-lists.shape[1] // width)
+        padding = parts * width - lists.shape[1]
+        items = np.pad(lists, ((0, 0), (0, padding)), constant_values=-1).reshape(-1, width)
+        some = np.flatnonzero((items >= 0).any(axis=1))
+        found = np.full(items.shape, np.nan, np.float32)
+        if len(some):
+            at = np.asarray(rows)[some // parts]
+            source = self.candidate_source(context(at), at, items[some])
+            found[some] = self.score(name, step, source, width)
+        found[items < 0] = np.nan
+        return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
 
     def score_frozen(
         self, name: str, step: str, context: PromptContext, frozen: Candidates
