@@ -40,6 +40,13 @@ def get_config(variant: str = "") -> ConfigDict:
     return to_config(settings).lock()
 
 
+def titles_alone(config: ConfigDict) -> None:
+    """MMSRARec with a language model that sees no images."""
+    with config.unlocked():
+        config.use.images = False
+        config.summarizer.weights.image_contrastive = 0.0
+
+
 def one_gpu(config: ConfigDict) -> None:
     """MMSRARec with a language model of about 135M parameters on one GPU of 80 GB in minutes.
 

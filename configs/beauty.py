@@ -46,11 +46,10 @@ def get_config(variant: str = "") -> ConfigDict:
             patience=3, loss="sampled_softmax", negatives=512,
         )  # fmt: skip
         config.hm4sr.category_separator = ","
-        config.model.max_pixels = 128 * 28 * 28
+        config.model.max_pixels = 0 if small else 128 * 28 * 28
     if small:
         base.one_gpu(config)
-        with config.unlocked():
-            config.use.images = False
+        base.titles_alone(config)
     if not variant:
         _pod(config)
     return config.lock()

@@ -35,14 +35,14 @@ def get_config(variant: str = "") -> ConfigDict:
             download_page="https://github.com/westlake-repl/MicroLens", user_core=6, item_core=5
         )
         config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
-        config.model.max_pixels = 128 * 28 * 28
+        config.model.max_pixels = 0 if small else 128 * 28 * 28
         config.sasrec.update(
             dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, batch_size=32, steps=8300,
             evaluate_every=166, patience=3,
         )  # fmt: skip
     if small:
         base.one_gpu(config)
+        base.titles_alone(config)
         with config.unlocked():
-            config.use.images = False
             config.prompts.text_tokens = 48
     return config.lock()

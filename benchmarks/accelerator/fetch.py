@@ -62,7 +62,7 @@ def main() -> int:
         return 2
     for load, size in loads.sizes(given.out):
         print(f"{load}: {size / 2**20:.1f} MiB")
-    print(_commands(given.out, sets[0]))
+    print(_commands(_shown(given.out.resolve()), sets[0]))
     return 0
 
 
@@ -168,6 +168,12 @@ def _tower(cache: Path) -> Path:
     save_file(rounded, partial)
     os.replace(partial, tower)
     return tower
+
+
+def _shown(path: Path) -> Path:
+    """From the root of the repository, if it is below it."""
+    root = _HERE.parents[1]
+    return path.relative_to(root) if path.is_relative_to(root) else path
 
 
 def _commands(out: Path, name: str) -> str:

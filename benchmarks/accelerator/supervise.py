@@ -95,18 +95,21 @@ def run(
                     continue
             time.sleep(_LOOK_EVERY)
             for name, process in list(running.items()):
-                if process.poll() is not None:
+                if (status := process.poll()) is not None:
                     del running[name]
-                    ended = "stopped" if asked_at is not None else "finished"
-                    found[name] = ended if process.returncode == 0 else "failed"
-                    if process.returncode == -signal.SIGKILL and asked_at is not None:
-                        found[name] = "stopped"
+                    found[name] = _state(status, asked=asked_at is not None)
             watch()
     finally:
         signal.signal(signal.SIGTERM, before)
         for process in running.values():
             _kill(process)
     return found
+
+
+def _state(status: int, *, asked: bool) -> str:
+    if asked and status in (0, -signal.SIGTERM, -signal.SIGKILL):
+        return "stopped"
+    return "failed" if status else "finished"
 
 
 def _start(command: Command, *, prefix: bool) -> subprocess.Popen:

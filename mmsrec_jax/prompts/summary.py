@@ -4,6 +4,8 @@ The separation is the paper's (MMSRARec, stage 1: against modality bias), the fo
 
     image: keyword, keyword
     text: keyword, keyword
+
+The second line alone will do for an item without an image.
 """
 
 import dataclasses
@@ -19,11 +21,13 @@ class Summary:
     """Keywords by source, in order and with repetitions.
 
     `well_formed`: exactly the two lines above, in this order, and no keyword twice.
+    `text_alone`: the same of the second line alone.
     """
 
     image: list[str]
     text: list[str]
     well_formed: bool = True
+    text_alone: bool = False
 
     @property
     def keywords(self) -> list[str]:
@@ -61,7 +65,10 @@ def parse_summary(text: str) -> Summary:
             if word := " ".join(piece.strip(_EDGES).split()):
                 found[section].append(word)
     words = [word.lower() for word in found["image"] + found["text"]]
-    well_formed = (
-        headers == ["image", "text"] and not stray and bool(words) and len(set(words)) == len(words)
+    tidy = not stray and bool(words) and len(set(words)) == len(words)
+    return Summary(
+        found["image"],
+        found["text"],
+        well_formed=tidy and headers == ["image", "text"],
+        text_alone=tidy and headers == ["text"],
     )
-    return Summary(found["image"], found["text"], well_formed)

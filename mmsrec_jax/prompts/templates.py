@@ -27,6 +27,7 @@ class Templates:
       candidate: what follows the sections for one candidate, up to the yes/no label.
       rank, rank_option: lettered candidates in one prompt.
       next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
+      summarize_text: `summarize` for an item without an image.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
       fillers: vague words that a poor summary contains; noise for the warm-up's targets.
     """
@@ -46,6 +47,7 @@ class Templates:
     align_words: str
     vqa: str
     summarize: str
+    summarize_text: str
     answer: str
     fillers: tuple[str, ...]
 
@@ -66,6 +68,7 @@ TERSE = Templates(
     align_words=" {words}\ntitle",
     vqa="{image} {text}\n{attribute}",
     summarize="{image} {text}\nsummary",
+    summarize_text=" {text}\nsummary",
     answer=" {words}",
     fillers=("nice", "item", "good"),
 )
@@ -96,6 +99,11 @@ FULL = Templates(
         "Summarize this item in a few keywords. Write what only the image shows and what the text "
         "says on separate lines, in exactly this form:\n"
         "image: keyword, keyword\ntext: keyword, keyword"
+    ),
+    summarize_text=(
+        "Text: {text}\n\n"
+        "Summarize this item in a few keywords. Write them on one line, in exactly this form:\n"
+        "text: keyword, keyword"
     ),
     answer="{words}",
     fillers=("nice", "good quality", "product"),
