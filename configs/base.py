@@ -57,7 +57,7 @@ def one_gpu(config: ConfigDict) -> None:
         config.model.update(require_path=True, remat="dots")
         config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=32)
         config.summarizer.update(
-            steps=60, batch_size=64, num_generations=8, prompt_length=192, max_new_tokens=32,
+            steps=60, batch_size=64, num_generations=8, prompt_length=128, max_new_tokens=32,
             micro_batch=512, lora_rank=8, lora_alpha=16.0, learning_rate=1e-4, warmup_steps=5,
             checkpoint_every=20, log_every=5,
         )  # fmt: skip
@@ -65,8 +65,8 @@ def one_gpu(config: ConfigDict) -> None:
         config.features.update(length=128, batch_size=256)
         config.retrieval.distinct_items = True
         config.sft.update(
-            steps=300, batch_size=16, length=4096, answers=96, targets=512, lora_rank=8,
+            steps=300, batch_size=16, length=4096, answers=96, targets=192, lora_rank=8,
             lora_alpha=16.0, learning_rate=4e-4, warmup_steps=15, listwise_weight=1.0,
             checkpoint_every=100, log_every=10,
         )  # fmt: skip
-        config.evaluation.update(users=5000, length=2048, batch_size=64)
+        config.evaluation.update(users=5000, length=1536, batch_size=64)
