@@ -45,4 +45,5 @@ def get_config(variant: str = "") -> ConfigDict:
         base.titles_alone(config)
         with config.unlocked():
             config.prompts.text_tokens = 48
+            config.evaluation.length = 2048
     return config.lock()
