@@ -114,7 +114,7 @@ def test_gradients_of_adapters(pair, tmp_path):
     tensors = {leaf.path.removesuffix(".kernel"): leaf.name for leaf in mapping.leaves(ours.config)}
     compared = {}
     for linear in adapters.factors:
-        prefix = mapping.module(tensors[linear]).removesuffix(".weight")
+        prefix = mapping.module(tensors[linear], ours.config).removesuffix(".weight")
         for layer in range(ours.config.text.layers):
             a, b = (gradients[f"{linear}.lora_{which}"][layer] for which in "ab")
             rank = a.shape[-1]
