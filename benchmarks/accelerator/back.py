@@ -23,14 +23,12 @@ PART_BYTES = 31 * 2**19  # of 16 MiB
 PARTS = 4  # beside this folder's manifest and three small files
 _MANIFEST = "manifest.json"
 _MADE_AGAIN = ("data", "features")  # steps
+_SEQUENTIAL = ("sasrec", "bert4rec", "gru4rec", "molar", "hm4sr")
+"""Steps that begin again when they have not finished. They take seconds, and need their best
+checkpoint beside the newest."""
 _NOT_BROUGHT = ("tensorboard", "profile", "checkpoints")  # of a step
 _TRAINED = ("weights", "model")  # of a step: what it leaves for others
-_READERS = {
-    "summarizer": ("summaries",),
-    "plain_sft": ("evaluation",),
-    "sft": ("evaluation",),
-    "sasrec": ("retrieval", "evaluation"),
-}
+_READERS = {"summarizer": ("summaries",), "sasrec": ("retrieval", "evaluation")}
 """Step -> the steps that read what it trained; `evaluation` where it is not named."""
 
 
@@ -123,7 +121,7 @@ def _in_order(runs: Sequence[Path], *, running: bool) -> Iterator[Path]:
         known = {name: step for name, step in steps(run).items() if name not in _MADE_AGAIN}
         done = [name for name, step in known.items() if step["finished"]]
         for name in known:
-            if running and name not in done:
+            if name not in done and (running or name in _SEQUENTIAL):
                 continue
             folder = run / name
             kept = [p for p in folder.iterdir() if p.name not in (*_NOT_BROUGHT, *_TRAINED)]

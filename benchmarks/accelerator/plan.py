@@ -35,10 +35,10 @@ def get_config(given: str) -> ConfigDict:
     with config.unlocked():
         if variant in base.SEQUENTIAL_MODELS:
             _features_of_titles(config)
-        if tiny:
-            _tiny(config)
         if scale < 1:
             _scaled(config, scale, USERS[data])
+        if tiny:
+            _tiny(config)
     return config.lock()
 
 
@@ -52,7 +52,6 @@ def _features_of_titles(config: ConfigDict) -> None:
 
 def _scaled(config: ConfigDict, scale: float, users: int) -> None:
     config.data.update(max_users=round(users * scale), user_core=2, item_core=2)
-    # Of few users little is left behind; fewer test users than there are is an error of nobody.
     for section in ("warmup", "summarizer", "sft"):
         part = config[section]
         part.steps = max(2, round(part.steps * scale))
@@ -71,10 +70,12 @@ def _scaled(config: ConfigDict, scale: float, users: int) -> None:
 
 def _tiny(config: ConfigDict) -> None:
     config.model.update(dtype="float32", remat="none")
+    config.prompts.text_tokens = 16
     config.summarizer.update(
-        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=12, workers=0
-    )
-    config.summaries.batch_size = 16
+        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=8, prompt_length=80,
+        workers=0,
+    )  # fmt: skip
+    config.summaries.batch_size = 32
     config.features.update(batch_size=16, workers=0)
     config.sft.update(batch_size=1, length=1024, answers=24, targets=96, workers=0)
-    config.evaluation.update(batch_size=2, workers=0)
+    config.evaluation.update(users=10, length=1024, batch_size=2, workers=0)

@@ -66,6 +66,12 @@ def test_of_a_step_under_way_nothing_is_taken_while_it_writes(tmp_path):
     assert {name.split("/")[0] for name in found} == {"summarizer", "summaries"}
 
 
+def test_a_sequential_model_begins_again(tmp_path):
+    make_run(tmp_path / "work", finished=STEPS[:3], under_way="sasrec")
+    _, found = there_and_back(tmp_path, running=False)
+    assert not [name for name in found if name.startswith("sasrec")]
+
+
 def test_parts_are_within_the_limits_of_a_machine(tmp_path):
     make_run(tmp_path / "work", finished=STEPS, size=5 * 2**20)
     saved, _ = there_and_back(tmp_path, running=False)
