@@ -11,6 +11,7 @@ import mmsrec_jax
 from mmsrec_jax.hf.exporting import Adapters
 from mmsrec_jax.methods.base_model import trained_by
 from mmsrec_jax.models import lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime.workdir import Step, run_steps
 from mmsrec_jax.training import weights
 
@@ -19,14 +20,16 @@ _LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
 
 
 def trained_model(base: Path, trainable: str, dtype: str = "float32"):
-    """The model of `base` with random adapters, or with every weight moved."""
+    """The model of `base` with random adapters, and with what else is trained moved."""
     model, rng = mmsrec_jax.load(base, dtype), np.random.default_rng(0)
-    if trainable == "lora":
+    moved = [part for part in trainables.parts(trainable) if part != "lora"]
+    for part in moved:
+        state = nnx.state(model, trainables.filter_of(part))
+        nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, state))
+    if "lora" in trainables.parts(trainable):
         lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         for linear in lora.adapted(model).values():
             linear.lora_b[...] = rng.normal(0, 0.1, linear.lora_b.shape).astype(np.float32)
-    else:
-        nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, nnx.state(model)))
     return model
 
 
@@ -44,10 +47,11 @@ def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 
     model = trained_model(base, trainable)
 
     def sft(directory):
-        weights.save(trained_by(workdir, directory.name), model, lora.trainable(trainable))
+        kind = trainables.filter_of(trainable)
+        weights.save(trained_by(workdir, directory.name), model, kind)
 
     start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
-    config = {"model": start, "sft": _LORA}
+    config = {"model": start, "sft": _LORA | {"trainable": trainable}}
     run_steps(workdir, [Step("sft", sft, config)])
     return model
 
@@ -71,7 +75,7 @@ def scratch_run(workdir: Path, base: Path):
         workdir,
         [
             Step("model", shape, config),
-            Step("warmup", warmup, config | {"warmup": _LORA}, ["model"]),
+            Step("warmup", warmup, config | {"warmup": {"trainable": "full"}}, ["model"]),
             Step("summarizer", summarizer, config | {"summarizer": _LORA}, ["model", "warmup"]),
         ],
     )

@@ -172,6 +172,7 @@ def write_adapters(
     adapters: Adapters,
     base: Path,
     *,
+    connector: Mapping[str, np.ndarray] | None = None,
     dtype: str,
     base_name: str | None,
     max_pixels: int = 0,
@@ -181,6 +182,8 @@ def write_adapters(
     Args:
       directory: does not exist yet, or is empty.
       base: Hugging Face directory of the model that the adapters belong to.
+      connector: parameters by path that take the place of the base model's (peft's
+        `modules_to_save`), all layers of each.
       dtype: one of DTYPES, of every tensor.
       base_name: where peft's Auto classes find the base model, None = nowhere.
       max_pixels: as in `write_model`.
@@ -201,6 +204,8 @@ def write_adapters(
             down, up = a[layer].reshape(-1, adapters.rank).T, b[layer].reshape(adapters.rank, -1).T
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(down, dtype)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(up, dtype)
+    saved = _whole_modules(config, connector or {})
+    tensors |= {f"base_model.model.{name}": x.astype(dtype) for name, x in saved.items()}
     raw = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_name,
@@ -210,12 +215,27 @@ def write_adapters(
         "bias": "none",
         # A pattern of whole names: towers have modules of the same last name.
         "target_modules": "|".join(targets),
+        "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in saved}) or None,
         "inference_mode": True,
     }
     with _arriving(directory) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "adapter_config.json", raw)
         _copy(base, partial, _TOKENIZER_AND_PROCESSOR, max_pixels)
+
+
+def _whole_modules(
+    config: MLLMConfig, parameters: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Parameters by path as tensors by transformers' name."""
+    tensors: dict[str, np.ndarray] = {}
+    for leaf in mapping.leaves(config):
+        if leaf.path in parameters:
+            value, name = parameters[leaf.path], mapping.module(leaf.name)
+            layers = enumerate(value) if leaf.stacked else [(0, value)]
+            for layer, part in layers:
+                tensors[name.format(layer)] = np.ascontiguousarray(leaf.write(part))
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mmsrec_jax.hf.mapping import config_from_hf, is_text_only, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import features
-from mmsrec_jax.methods.base_model import BaseModel
+from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.prompts.settings import PromptSettings
@@ -69,7 +69,12 @@ class Experiment:
         startup.report_devices(mesh)
         share(workdir)
         startup.keep_compiled_programs(workdir / "compiled")
-        run_steps(workdir, cls(config, workdir, mesh).steps(), only)
+        experiment = cls(config, workdir, mesh)
+        steps = experiment.steps()
+        for step in steps:
+            if step.name in SECTIONS:
+                experiment.base.check(step.name)
+        run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""
@@ -92,7 +97,7 @@ class Experiment:
 
     def sequential_steps(self) -> list[Step]:
         """Trains the model `config.sequential_model`, in the step of its name; before it a step
-        that makes the item features which it reads and which are not given."""
+        that makes the item features which it reads and which are not given, by the base model."""
         c, steps, inputs = self.config, [], ["data"]
         if names := features.to_make(c):
             settings = {
@@ -101,7 +106,8 @@ class Experiment:
                 "prompts": as_dict(c.prompts),
                 **self.base.record(),
             }
-            steps.append(Step("features", self.make_features, settings, inputs))
+            made_of = [*inputs, *self.base.steps]
+            steps.append(Step("features", self.make_features, settings, made_of))
             inputs = [*inputs, "features"]
         settings = self.sequential_record()
         return [*steps, Step(c.sequential_model, self.train_sequential, settings, inputs)]

@@ -17,8 +17,9 @@ from mmsrec_jax.models.vision import Vision
 from mmsrec_jax.models.vit import Vit
 from mmsrec_jax.runtime.sharding import constrain
 
-# The vision tower of each kind of vision config.
-TOWERS = {VisionConfig: Vision, VitConfig: Vit}
+# The vision tower of each kind of vision config; `CONNECTOR` names the parts of it that map its
+# features to the decoder's width.
+TOWERS: dict[type, Any] = {VisionConfig: Vision, VitConfig: Vit}
 
 
 class MLLM(nnx.Module):

@@ -140,6 +140,8 @@ class Merger(nnx.Module):
 class Vision(nnx.Module):
     """patch_embed, optional positions, layers, merger and optional deepstack mergers."""
 
+    CONNECTOR = ("merger", "deepstack")  # what maps its features to the decoder's width
+
     def __init__(
         self,
         config: VisionConfig,
