@@ -65,17 +65,22 @@ def _scaled(config: ConfigDict, scale: float, users: int) -> None:
         part.log_every = min(part.log_every, part.evaluate_every)
         part.warmup_steps = min(part.warmup_steps, part.steps // 2)
     if config.evaluation.users:
-        config.evaluation.users = max(8, round(config.evaluation.users * scale))
+        config.evaluation.users = max(10, round(config.evaluation.users * scale))
 
 
 def _tiny(config: ConfigDict) -> None:
+    images = config.use.images
     config.model.update(dtype="float32", remat="none")
     config.prompts.text_tokens = 16
+    config.warmup.update(batch_size=1, length=1024, patches=768, targets=64, workers=0)
     config.summarizer.update(
-        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=8, prompt_length=80,
+        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=8, distractors=1,
+        prompt_length=384 if images else 80, workers=0,
+    )  # fmt: skip
+    config.summaries.batch_size = 4 if images else 32
+    config.features.update(batch_size=16, workers=0)
+    config.sft.update(
+        batch_size=1, length=2048 if images else 1024, patches=1280, answers=24, targets=96,
         workers=0,
     )  # fmt: skip
-    config.summaries.batch_size = 32
-    config.features.update(batch_size=16, workers=0)
-    config.sft.update(batch_size=1, length=1024, answers=24, targets=96, workers=0)
-    config.evaluation.update(users=10, length=1024, batch_size=2, workers=0)
+    config.evaluation.update(users=10, batch_size=1 if images else 2, workers=0)
