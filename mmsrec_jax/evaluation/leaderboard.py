@@ -73,21 +73,25 @@ class Leaderboard:
             baselines.Cooccurrence(self._histories, self._split, self._num_items),
         ]
 
-    def add_sampled(self, system: ranking.System) -> None:
-        """Ranks among the frozen candidates."""
+    def add_sampled(self, system: ranking.System | ranking.RowSystem) -> None:
+        """Ranks among the frozen candidates. A `RowSystem` must be of the board's targets."""
         self._add(
             system.name,
             self.frozen.name,
             lambda: ranking.sampled(system, self._histories, self.frozen),
         )
 
-    def add_full(self, system: ranking.System) -> None:
-        """Ranks in the whole catalog."""
+    def add_full(self, system: ranking.System | ranking.RowSystem) -> None:
+        """Ranks in the whole catalog. A `RowSystem` must be of the board's targets."""
         self._add(
             system.name,
             protocols.FULL,
             lambda: ranking.full(system, self._histories, self._targets, top=max(self._cutoffs)),
         )
+
+    def add_full_ranks(self, name: str, rank: Callable[[], Ranks]) -> None:
+        """Ranks in the whole catalog that `rank` finds; called when they are not there yet."""
+        self._add(name, protocols.FULL, rank)
 
     def add_scores(self, name: str, score: Callable[[], np.ndarray]) -> None:
         """Ranks among the frozen candidates from their scores.

@@ -13,7 +13,7 @@ Recall@k equals HR@k; both are given, each under its name.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -55,6 +55,10 @@ class Ranks:
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+    def select(self, rows: np.ndarray) -> "Ranks":
+        """The outcome of these rows, int[m]."""
+        return Ranks(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
 def names(cutoffs: Sequence[int]) -> list[str]:

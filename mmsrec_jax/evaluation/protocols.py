@@ -134,6 +134,19 @@ def sampled(
     return Candidates(rows, items, positive, seed)
 
 
+def up_to(histories: Histories, rows: np.ndarray) -> Histories:
+    """The histories without what the users of these rows took after their row's target.
+
+    rows: int32[R, 2] (user, position), at most one a user.
+    """
+    last = histories.lengths - 1
+    last[rows[:, 0]] = rows[:, 1]
+    position = np.arange(len(histories.items)) - np.repeat(
+        histories.offsets[:-1], histories.lengths
+    )
+    return histories.select(position <= np.repeat(last, histories.lengths))
+
+
 def _digest(*arrays: np.ndarray) -> str:
     content = hashlib.sha256()
     for array in arrays:

@@ -1,13 +1,15 @@
-"""Ranks of targets, for anything that scores items from a history.
+"""Ranks of targets, for anything that scores items.
 
 A system has `name` and `scores(histories int32[B, L], times float64[B, L]) -> float32[B, items]`,
-histories padded with -1. Scores stay on the device; only ranks come back.
+histories padded with -1. One that knows more of its users than their histories has
+`row_scores(at int[B]) -> float32[B, items]` instead: it was made for the rows that are ranked, and
+is told their numbers. Scores stay on the device; only ranks come back.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +44,18 @@ class System(Protocol):
     def scores(self, histories: np.ndarray, times: np.ndarray | None = None) -> Array: ...
 
 
+@runtime_checkable
+class RowSystem(Protocol):
+    """Anything that scores the catalog for the rows that it was made for."""
+
+    @property
+    def name(self) -> str: ...
+
+    def row_scores(self, at: np.ndarray) -> Array: ...
+
+
 def full(
-    system: System,
+    system: System | RowSystem,
     histories: Histories,
     rows: np.ndarray,
     *,
@@ -67,7 +79,7 @@ def full(
 
 
 def sampled(
-    system: System, histories: Histories, candidates: Candidates, *, chunk: int = 256
+    system: System | RowSystem, histories: Histories, candidates: Candidates, *, chunk: int = 256
 ) -> Ranks:
     """Ranks each row's target among its frozen candidates. Raises UserError when a score is NaN."""
     return _in_chunks(
@@ -84,7 +96,7 @@ def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
     Raises UserError naming the system when a score is NaN.
     """
     scores = np.asarray(scores)
-    _no_nan(name, scores)
+    check_scores(name, scores)
     own = scores[np.arange(len(scores)), candidates.positive][:, None]
     return Ranks(
         candidates.rows[:, 0],
@@ -103,7 +115,7 @@ def full_from_scores(
     On the host, in the precision of `scores`.
     """
     scores, rows = np.asarray(scores), np.asarray(rows, np.int32)
-    _no_nan(name, scores)
+    check_scores(name, scores)
     row, targets = np.arange(len(rows)), sequences.targets(histories, rows)
     past = sequences.before(histories, rows, max(int(rows[:, 1].max(initial=1)), 1))
     competes = np.ones(scores.shape, bool)
@@ -122,7 +134,7 @@ def full_from_scores(
 
 
 def _in_chunks(
-    system: System,
+    system: System | RowSystem,
     histories: Histories,
     rows: np.ndarray,
     chunk: int,
@@ -140,12 +152,15 @@ def _in_chunks(
         at = by_length[np.arange(start, start + chunk).clip(max=len(rows) - 1)]  # the last fills up
         width = min(sequences.power_of_two(rows[at, 1].max()), longest)
         past = sequences.before(histories, rows[at], width)
-        times = sequences.times_before(histories, rows[at], width)
-        scores = jnp.asarray(system.scores(past, times))
+        if isinstance(system, RowSystem):
+            scores = jnp.asarray(system.row_scores(at))
+        else:
+            times = sequences.times_before(histories, rows[at], width)
+            scores = jnp.asarray(system.scores(past, times))
         past = np.pad(past, ((0, 0), (0, longest - width)), constant_values=-1)  # compiled once
         counted, best, nan = rank(scores, past, targets[at], at)
         if arrays.fetch(nan):
-            _no_nan(system.name, np.nan)
+            check_scores(system.name, np.nan)
         counts[:, at], lists[at] = arrays.fetch(counted), arrays.fetch(best)
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
@@ -211,7 +226,8 @@ def _best(scores: np.ndarray, top: int) -> np.ndarray:
     return found
 
 
-def _no_nan(name: str, scores: npt.ArrayLike) -> None:
+def check_scores(name: str, scores: npt.ArrayLike) -> None:
+    """Raises UserError naming the system when a score is NaN."""
     if np.isnan(scores).any():
         raise UserError(f"system {name}: a score is NaN; its weights or its input are broken")
 

@@ -15,6 +15,17 @@ class EvaluationSettings(Section):
     k: tuple[int, ...] = setting(
         (1, 5, 10, 20), "Cut-offs of the metrics; ranked lists of the largest are stored.", low=1
     )
+    rerank: int = setting(
+        0,
+        "The MLLMs reorder so many of the sequential model's best items of the whole catalog, for "
+        "rows under the protocol full (ours). 0: no such rows.",
+        low=0,
+    )
+    fuse: bool = setting(
+        False,
+        "One more such row: MMSRARec's margin and the sequential model's score, with two weights "
+        "fitted on validation (ours).",
+    )
     length: int = setting(8192, "Tokens of a user's history and candidates.", low=1)
     patches: int = setting(16384, "Vision patches of the candidates.", low=0)
     batch_size: int = setting(32, "Users scored at a time.", low=1)
@@ -28,4 +39,9 @@ class EvaluationSettings(Section):
             raise UserError(
                 f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, which is the "
                 f"target and {name}.negatives={self.negatives}, or raise the negatives"
+            )
+        if self.fuse and not self.rerank:
+            raise UserError(
+                f"{name}.fuse=True, but {name}.rerank=0 reranks nothing; set {name}.rerank, for "
+                "example to 100"
             )

@@ -55,7 +55,7 @@ def candidate_scores(
         workers=workers,
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
-    progress = Progress(f"score {name}", len(source), unit="users")
+    progress = Progress(f"score {name}", len(source), unit="lists")
     for index, values in per_row(model, dataset, margins(yes_no_ids), progress=progress, mesh=mesh):
         found[index] = values
     return found

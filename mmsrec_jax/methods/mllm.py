@@ -2,6 +2,7 @@
 scored by what was trained."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,37 @@ class MLLMExperiment(Experiment):
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )
+
+    def score_lists(
+        self,
+        name: str,
+        step: str,
+        context: Callable[[np.ndarray], PromptContext],
+        rows: np.ndarray,
+        lists: np.ndarray,
+    ) -> np.ndarray:
+        """`score` of lists of any width: float32[n, K], NaN where there is no item.
+
+        A list is scored in parts as wide as the frozen candidates, so that the room of
+        `config.evaluation.length` is enough for it; each part reads the user's history once.
+
+        Args:
+          context: what is known for prompts of given rows.
+          rows: int32[n, 2] (user, position).
+          lists: int32[n, K], -1 where there is no item.
+        """
+        width = 1 + self.config.evaluation.negatives
+        parts = -(-lists.shape[1] // width)
+        padding = parts * width - lists.shape[1]
+        items = np.pad(lists, ((0, 0), (0, padding)), constant_values=-1).reshape(-1, width)
+        some = np.flatnonzero((items >= 0).any(axis=1))
+        found = np.full(items.shape, np.nan, np.float32)
+        if len(some):
+            at = np.asarray(rows)[some // parts]
+            source = self.candidate_source(context(at), at, items[some])
+            found[some] = self.score(name, step, source, width)
+        found[items < 0] = np.nan
+        return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
 
     def score_frozen(
         self, name: str, step: str, context: PromptContext, frozen: Candidates

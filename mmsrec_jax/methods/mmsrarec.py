@@ -19,6 +19,7 @@ keywords beside a candidate. But for the steps, each has a weight or a flag in t
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mmsrec_jax.evaluation.leaderboard import Leaderboard
+from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
+from mmsrec_jax.methods import keyword_rows
 from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
@@ -210,7 +215,12 @@ class MMSRARec(MLLMExperiment):
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        systems, frozen = [*board.baselines(), self.recommender()], board.frozen
+        frozen = board.frozen
+        systems: list[System | RowSystem] = [*board.baselines()]
+        systems += keyword_rows.scorers(
+            self.config, self.dataset, self.prompt_config, self.context, frozen.rows
+        )
+        systems.append(self.recommender())
         for system in systems:
             board.add_sampled(system)
         board.add_scores(
@@ -223,5 +233,22 @@ class MMSRARec(MLLMExperiment):
         )
         for system in systems:
             board.add_full(system)
+        if self.config.evaluation.rerank:
+            self.add_reranked(board, directory)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
+
+    def add_reranked(self, board: Leaderboard, directory: Path) -> None:
+        """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
+        reranker = Reranker(self, directory)
+        systems = {
+            "plain_sft": ("plain_sft", lambda rows: self.plain_context()),
+            "mmsrarec": ("sft", self.context),
+        }
+        for name, (step, context) in systems.items():
+            board.add_full_ranks(name, functools.partial(reranker.ranks, name, step, context))
+        if self.config.evaluation.fuse:
+            name = f"mmsrarec+{self.config.sequential_model}"
+            board.add_full_ranks(
+                name, lambda: reranker.fused(name, "mmsrarec", *systems["mmsrarec"])
+            )

@@ -2,48 +2,27 @@
 
 import numpy as np
 import pytest
+import table_system
+from table_system import ITEMS, Table
 
-from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.protocols import sampled
 from mmsrec_jax.runtime.errors import UserError
 
-ITEMS = 40
-
-
-class Table:
-    """Scores depend on the last item only; small integers, so that ties abound."""
-
-    name = "table"
-
-    def __init__(self, values):
-        self.values = np.asarray(values, np.float32)
-
-    def scores(self, histories, times=None):
-        last = (histories >= 0).sum(1) - 1
-        return self.values[histories[np.arange(len(histories)), last]]
-
 
 @pytest.fixture(scope="module")
 def histories():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 25, 130)
-    return Histories.from_rows(
-        np.arange(130).astype(str),
-        np.repeat(np.arange(130), lengths),
-        rng.integers(0, ITEMS, lengths.sum()),  # with repeated purchases, of the target as well
-        np.concatenate([np.arange(n) for n in lengths]),
-    )
+    return table_system.histories()
 
 
 @pytest.fixture(scope="module")
 def rows(histories):
-    return np.stack([np.arange(130), histories.lengths - 1], 1).astype(np.int32)
+    return table_system.last_rows(histories)
 
 
 @pytest.fixture(scope="module")
 def table():
-    return Table(np.random.default_rng(1).integers(0, 8, (ITEMS, ITEMS)))
+    return Table.random()
 
 
 def by_hand(table, past, target, candidates):

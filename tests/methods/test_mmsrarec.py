@@ -20,7 +20,9 @@ from logged_metrics import explained, logged
 
 import mmsrec_jax
 from mmsrec_jax.evaluation.protocols import Candidates
-from mmsrec_jax.evaluation.ranking import read_ranks
+from mmsrec_jax.evaluation.ranking import full_from_scores, read_ranks
+from mmsrec_jax.methods.mmsrarec import MMSRARec
+from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.methods.scorer import Scorer
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
@@ -41,7 +43,8 @@ TINY = {
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
-    "evaluation.users": 40, "evaluation.batch_size": 8,
+    "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
+    "evaluation.fuse": True,
 }  # fmt: skip
 
 
@@ -114,11 +117,15 @@ def losses(directory):
 def test_the_table_has_every_system_under_its_protocols(runs):
     rows = json.loads((runs[0] / "table.json").read_text())
     found = {(row["system"], row["protocol"]) for row in rows}
-    listed = {"random", "popularity", "cooccurrence", "sasrec", "bayes_optimal", "oracle"}
-    assert found == {(name, p) for name in listed for p in ("sampled@20", "full")} | {
-        ("plain_sft", "sampled@20"),
-        ("mmsrarec", "sampled@20"),
+    everywhere = [
+        "random", "popularity", "cooccurrence", "keyword_overlap", "keyword_logit", "sasrec",
+        "plain_sft", "mmsrarec", "bayes_optimal", "oracle",
+    ]  # fmt: skip
+    assert found == {(name, p) for name in everywhere for p in ("sampled@20", "full")} | {
+        ("mmsrarec+sasrec", "full")
     }
+    sampled = [row["system"] for row in rows if row["protocol"] == "sampled@20"]
+    assert sampled == everywhere
     for row in rows:
         assert row["users"] == 40 and row["seed"] == 0
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
@@ -139,7 +146,7 @@ def test_every_item_has_one_summary(runs):
 
 def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     tables = [pq.read_table(p) for p in (runs[0] / "evaluation").glob("ranks-*-sampled@20.parquet")]
-    assert len(tables) == 8
+    assert len(tables) == 10
     for table in tables:
         np.testing.assert_array_equal(table["user"], tables[0]["user"])
         np.testing.assert_array_equal(table["target"], tables[0]["target"])
@@ -199,6 +206,45 @@ def test_typed_histories_of_test_users_are_scored_as_in_the_evaluation(runs, sco
         np.testing.assert_allclose(found, wanted[row], rtol=0, atol=1e-5)
         rank = (found >= found[frozen.positive[row]]).sum()
         assert ranks.users[row] == user and ranks.ranks[row] == rank
+
+
+def test_reranked_rows_equal_an_order_that_is_built_user_by_user(runs, scorer):
+    """The sequential model's best 25 of 60, reordered by what the scorer says of them."""
+    ranks, _ = read_ranks(runs[0] / "evaluation" / "ranks-mmsrarec-full.parquet")
+    first, _ = read_ranks(runs[0] / "evaluation" / "ranks-sasrec-full.parquet")
+    assert (ranks.ranks != first.ranks).any() and (first.ranks > 25).any()
+    rows = scorer._run.test_targets()
+    for row in [*range(5), int(np.flatnonzero(first.ranks > 25)[0])]:
+        user, position = rows[row]
+        past, target = np.split(scorer.histories.of(user)[: position + 1], [position])
+        scores = np.asarray(scorer._recommender.scores(past[None]))[0]
+        scores[np.setdiff1d(past, target)] = -np.inf
+        best = np.argsort(-scores, kind="stable")[:25]
+        ids, name = scorer.catalog.ids, str(scorer.histories.users[user])
+        margins = scorer.scores(ids[past].tolist(), ids[best].tolist(), user=name)
+        wanted = (scores >= scores[target]).sum()
+        if wanted <= 25:
+            wanted = (margins >= margins[best == target]).sum()
+        assert ranks.ranks[row] == wanted
+        assert ranks.top[row].tolist() == best[np.argsort(-margins, kind="stable")[:20]].tolist()
+
+
+def test_reranking_the_whole_catalog_is_full_ranking_by_the_mllm(runs, scorer, tmp_path):
+    config = scorer._run.config
+    evaluation = dataclasses.replace(config.evaluation, rerank=1000)
+    run = MMSRARec(dataclasses.replace(config, evaluation=evaluation), runs[0], scorer._mesh)
+    got = Reranker(run, tmp_path).ranks("mmsrarec", "sft", run.context)
+    ids, margins = scorer.catalog.ids, np.zeros((40, 60), np.float32)
+    for row, (user, position) in enumerate(run.test_targets()):
+        past = ids[scorer.histories.of(user)[:position]].tolist()
+        name = str(scorer.histories.users[user])
+        margins[row] = scorer.scores(past, ids.tolist(), user=name)
+    wanted = full_from_scores("x", margins, scorer.histories, run.test_targets(), top=20)
+    for name in ("ranks", "candidates", "ties", "top"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
+    cost = json.loads((tmp_path / "rerank-mmsrarec.json").read_text())
+    assert (cost["users"], cost["items"]) == (40, 60)
+    assert cost["users_per_second"] == pytest.approx(40 / cost["seconds"])
 
 
 def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):

@@ -99,3 +99,10 @@ def test_a_pretrained_base_is_made_by_no_step(mesh, tmp_path):
     settings = settings_of(base.get_config(), **{"model.path": str(tmp_path)})
     found = BaseModel(settings, tmp_path / "run", mesh)
     assert found.is_pretrained and found.steps == [] and found.path == tmp_path
+
+
+def test_a_fused_row_without_reranking_is_refused():
+    with pytest.raises(
+        UserError, match="evaluation.fuse=True, but .* set config.evaluation.rerank"
+    ):
+        settings_of(quickstart.get_config(), **{"evaluation.fuse": True})
