@@ -83,4 +83,4 @@ def _tiny(config: ConfigDict) -> None:
         batch_size=1, length=2048 if images else 1024, patches=1280, answers=24, targets=96,
         workers=0,
     )  # fmt: skip
-    config.evaluation.update(users=10, batch_size=1 if images else 2, workers=0)
+    config.evaluation.update(users=10, rerank=21, batch_size=1 if images else 2, workers=0)
