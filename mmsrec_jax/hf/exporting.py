@@ -231,7 +231,7 @@ def _whole_modules(
     tensors: dict[str, np.ndarray] = {}
     for leaf in mapping.leaves(config):
         if leaf.path in parameters:
-            value, name = parameters[leaf.path], mapping.module(leaf.name)
+            value, name = parameters[leaf.path], mapping.module(leaf.name, config)
             layers = enumerate(value) if leaf.stacked else [(0, value)]
             for layer, part in layers:
                 tensors[name.format(layer)] = np.ascontiguousarray(leaf.write(part))

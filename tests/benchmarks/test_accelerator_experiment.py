@@ -76,9 +76,7 @@ def test_a_second_machine_goes_on_where_the_first_stopped(machine, tmp_path, cap
     steps = {step["step"]: step for step in record["runs"]["pipeline"]["steps"]}
     assert steps["data"]["finished"] and not steps["sft"]["finished"]
     assert steps["sft"]["last"] == {"step": 7, "loss": 0.5}
-    assert (
-        machine("second", f"--out={tmp_path}/out2", f"--continue-from={tmp_path}/out") == 0
-    )
+    assert machine("second", f"--out={tmp_path}/out2", f"--continue-from={tmp_path}/out") == 0
     assert "finished after" in capsys.readouterr().out
     record = json.loads((tmp_path / "out2" / "experiment.json").read_text())
     assert record["states"] == {"pipeline": "finished"}
