@@ -5,7 +5,7 @@ The separation is the paper's (MMSRARec, stage 1: against modality bias), the fo
     image: keyword, keyword
     text: keyword, keyword
 
-The second line alone will do for an item without an image.
+An item without an image may have the line of the text alone.
 """
 
 import dataclasses
@@ -20,14 +20,13 @@ _EDGES = " \t\r\f\v.,;:!?\"'`*#-_()[]{}<>|/\\•"
 class Summary:
     """Keywords by source, in order and with repetitions.
 
-    `well_formed`: exactly the two lines above, in this order, and no keyword twice.
-    `text_alone`: the same of the second line alone.
+    `well_formed`: exactly the two lines above, in this order, or the second alone, and no keyword
+    twice.
     """
 
     image: list[str]
     text: list[str]
     well_formed: bool = True
-    text_alone: bool = False
 
     @property
     def keywords(self) -> list[str]:
@@ -65,10 +64,10 @@ def parse_summary(text: str) -> Summary:
             if word := " ".join(piece.strip(_EDGES).split()):
                 found[section].append(word)
     words = [word.lower() for word in found["image"] + found["text"]]
-    tidy = not stray and bool(words) and len(set(words)) == len(words)
-    return Summary(
-        found["image"],
-        found["text"],
-        well_formed=tidy and headers == ["image", "text"],
-        text_alone=tidy and headers == ["text"],
+    well_formed = (
+        headers in (["image", "text"], ["text"])
+        and not stray
+        and bool(words)
+        and len(set(words)) == len(words)
     )
+    return Summary(found["image"], found["text"], well_formed)

@@ -43,9 +43,8 @@ def asked_and_held(raw):
         for layer in range(count):
             asked[leaf.name.format(layer)] = leaf.tensor_shape(tuple(shape))
     with torch.device("meta"):
-        theirs = hf.AutoModelForImageTextToText.from_config(
-            transformers.CONFIG_MAPPING[raw["model_type"]](**raw)
-        )
+        theirs_config = transformers.CONFIG_MAPPING[raw["model_type"]](**raw)
+        theirs = hf.auto_class(theirs_config).from_config(theirs_config)
     held = {mapping.canonical(n): tuple(p.shape) for n, p in theirs.named_parameters()}
     return config, asked, held
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mmsrec_jax.prompts import TEMPLATES, Summary, format_summary, parse_summary, tasks
-from mmsrec_jax.prompts.templates import IMAGE
+from mmsrec_jax.prompts import Summary, format_summary, parse_summary
 
 
 @pytest.mark.parametrize(
@@ -18,6 +17,7 @@ def test_round_trip(image, text):
 def test_form_is_the_one_that_prompts_ask_for():
     assert format_summary(["a", "b"], ["c"]) == "image: a, b\ntext: c"
     assert format_summary([], ["c"]) == "image:\ntext: c"
+    assert parse_summary("text: c, d") == Summary([], ["c", "d"], True)  # as without an image
 
 
 @pytest.mark.parametrize(
@@ -41,19 +41,6 @@ def test_everything_else_is_read_and_not_well_formed(written, image, text):
     assert (summary.image, summary.text) == (image, text)
     # bullets and bold headers are forgiven, the rest is not
     assert summary.well_formed == written.startswith("**")
-    assert not summary.text_alone
-
-
-def test_the_line_of_the_text_alone_is_a_form_of_its_own():
-    summary = parse_summary("Text: red, oak<|im_end|>")
-    assert summary == Summary([], ["red", "oak"], well_formed=False, text_alone=True)
-
-
-@pytest.mark.parametrize("templates", TEMPLATES.values(), ids=TEMPLATES)
-def test_an_item_without_an_image_is_not_asked_for_one(templates):
-    assert "image" not in tasks.summarize(templates, "cup", has_image=False).lower()
-    assert "cup" in tasks.summarize(templates, "cup", has_image=False)
-    assert IMAGE in tasks.summarize(templates, "cup", has_image=True)
 
 
 def test_keywords_are_each_once_in_order():

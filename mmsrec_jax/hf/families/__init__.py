@@ -1,7 +1,7 @@
 """The supported families, one file each: a config reader, a name map and an image processor.
 
 A text-only family has neither tower nor image processor. A new family is such a file, a line in
-`FAMILIES` and, unless one of ours fits, a tower (`mllm.TOWERS`). `names` is the package's face to
+`FAMILIES` and, unless one of ours fits, a tower (`mllm.TOWERS`). `hf.mapping` is the face to
 the rest of the code.
 """
 

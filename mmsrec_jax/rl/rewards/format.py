@@ -35,10 +35,9 @@ class Format(Reward):
 
 
 def rules_kept(summary: Summary, *, has_image: bool, has_text: bool) -> float:
-    """The rules: the form of `prompts.summary` with no keyword twice, which for an item without an
-    image may be the line of the text alone; a keyword for the image where the item has one; a
-    keyword for the text where it has one."""
-    rules = [summary.well_formed or (summary.text_alone and not has_image)]
+    """The rules: the form of `prompts.summary` with no keyword twice; a keyword for the image where
+    the item has one; a keyword for the text where it has one."""
+    rules = [summary.well_formed]
     if has_image:
         rules.append(bool(summary.image))
     if has_text:
