@@ -69,18 +69,19 @@ def _scaled(config: ConfigDict, scale: float, users: int) -> None:
 
 
 def _tiny(config: ConfigDict) -> None:
-    images = config.use.images
     config.model.update(dtype="float32", remat="none")
     config.prompts.text_tokens = 16
-    config.warmup.update(batch_size=1, length=1024, patches=768, targets=64, workers=0)
     config.summarizer.update(
-        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=8, distractors=1,
-        prompt_length=384 if images else 80, workers=0,
-    )  # fmt: skip
-    config.summaries.batch_size = 4 if images else 32
-    config.features.update(batch_size=16, workers=0)
-    config.sft.update(
-        batch_size=1, length=2048 if images else 1024, patches=1280, answers=24, targets=96,
+        batch_size=2, num_generations=4, micro_batch=8, max_new_tokens=8, prompt_length=80,
         workers=0,
     )  # fmt: skip
-    config.evaluation.update(users=10, rerank=21, batch_size=1 if images else 2, workers=0)
+    config.summaries.batch_size = 32
+    config.features.update(batch_size=16, workers=0)
+    config.sft.update(batch_size=1, length=1024, answers=24, targets=96, workers=0)
+    config.evaluation.update(users=10, rerank=21, length=1024, batch_size=2, workers=0)
+    if config.use.images:  # 256 tokens each
+        config.warmup.update(batch_size=1, length=1024, patches=768, targets=64, workers=0)
+        config.summarizer.update(prompt_length=384, distractors=1)
+        config.summaries.batch_size = 4
+        config.sft.update(length=2048, patches=1280)
+        config.evaluation.update(length=8192, batch_size=1)
