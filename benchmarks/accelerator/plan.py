@@ -44,7 +44,7 @@ def get_config(given: str) -> ConfigDict:
 
 def _features_of_titles(config: ConfigDict) -> None:
     """Content-aware models read what the language model makes of the texts alone."""
-    config.use.images = False
+    base.titles_alone(config)
     config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
     config.features.update(length=128, batch_size=256)
     config.molar.contents = config.hm4sr.contents = ("text",)
