@@ -138,7 +138,11 @@ def _command(
     name: str, flags: list[str], work: Path, given: argparse.Namespace
 ) -> supervise.Command:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(work / "tmp")}
+    env = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TMPDIR": str(work / "tmp"),
+        "HF_HUB_OFFLINE": "1",
+    }
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         env["JAX_COMPILATION_CACHE_DIR"] = str(work / "compiled")
     if given.stage == "features" and not given.tiny:
