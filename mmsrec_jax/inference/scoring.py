@@ -1,6 +1,7 @@
 """Frozen candidate lists scored by the multimodal model."""
 
 import functools
+from collections import Counter
 
 import jax
 import numpy as np
@@ -39,11 +40,14 @@ def candidate_scores(
     workers: int,
     yes_no_ids: tuple[int, int],
     mesh: Mesh,
+    counts: Counter | None = None,
 ) -> np.ndarray:
     """logit(yes) - logit(no) of every candidate of every row: float32[rows, num_candidates].
 
     It ranks as p(yes) / (p(yes) + p(no)) does, the paper's score, and has no ties where that one
     is 0 or 1 in float32. A user's history is read once for all candidates, which are suffixes.
+
+    Arguments are those of `forward.in_order`; num_candidates: of a row.
     """
     dataset = in_order(
         source,
@@ -53,6 +57,7 @@ def candidate_scores(
         patches=patches,
         answers=num_candidates,
         workers=workers,
+        counts=counts,
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="lists")

@@ -101,6 +101,8 @@ class _Recommend(abc.ABC):
             )
             if len(prefix) <= room or last:
                 break
+        if limit < self.renderer.prompt_config.text_tokens:
+            counts["lists_with_shortened_texts"] += 1
         return examples.with_suffixes(
             prefix,
             suffixes,

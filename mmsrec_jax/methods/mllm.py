@@ -140,10 +140,11 @@ class MLLMExperiment(Experiment):
     ) -> np.ndarray:
         """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
 
-        name: for progress lines.
+        name: for log lines, which also count what did not fit.
         """
         c = self.config.evaluation
-        return candidate_scores(
+        counts: Counter[str] = Counter()
+        found = candidate_scores(
             self.base.trained(name, step),
             source,
             name=name,
@@ -153,7 +154,10 @@ class MLLMExperiment(Experiment):
             workers=c.workers,
             yes_no_ids=self.prompt_config.chat.yes_no_ids,
             mesh=self.mesh,
+            counts=counts,
         )
+        log_counts(f"score {name}", counts, self.mesh)
+        return found
 
     def image_room(self, patches: int) -> int:
         """`patches`, or 0 when this run shows no images."""

@@ -184,7 +184,8 @@ def test_truncation_order(trained, prompt_config):
         )
 
     whole = at(1000)
-    assert not {"history_left_out", "similar_left_out"} & set(whole.counts)
+    left_out = {"history_left_out", "similar_left_out", "lists_with_shortened_texts"}
+    assert not left_out & set(whole.counts)
     past = [KEYWORDS[i].replace(",", "") for i in HISTORIES.of(user)[:position][-5:]]
     similar = [KEYWORDS[i].replace(",", "") for i in range(3)]
     states = [(past[i:], similar) for i in range(5)]
@@ -197,6 +198,7 @@ def test_truncation_order(trained, prompt_config):
             break
         if example.counts["texts_cut"]:
             cut = True
+            assert example.counts["lists_with_shortened_texts"] == 1
             continue
         assert not cut
         prefix = trained.decode(example.tokens[example.suffix_ids == 0])
