@@ -21,13 +21,19 @@ _LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
 
 def trained_model(base: Path, trainable: str, dtype: str = "float32"):
     """The model of `base` with random adapters, and with what else is trained moved."""
-    model, rng = mmsrec_jax.load(base, dtype), np.random.default_rng(0)
+    return change(mmsrec_jax.load(base, dtype), trainable)
+
+
+def change(model, trainable: str, seed: int = 0):
+    """As if trained, in place."""
+    rng = np.random.default_rng(seed)
     moved = [part for part in trainables.parts(trainable) if part != "lora"]
     for part in moved:
         state = nnx.state(model, trainables.filter_of(part))
         nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, state))
     if "lora" in trainables.parts(trainable):
-        lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
+        if not lora.adapted(model):
+            lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         for linear in lora.adapted(model).values():
             linear.lora_b[...] = rng.normal(0, 0.1, linear.lora_b.shape).astype(np.float32)
     return model
@@ -42,17 +48,27 @@ def adapters_of(model) -> Adapters:
     return Adapters(factors, ALPHA)
 
 
-def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 0):
-    """A run whose sft started from the Hugging Face directory `base`; the model it ended with."""
-    model = trained_model(base, trainable)
-
-    def sft(directory):
-        kind = trainables.filter_of(trainable)
-        weights.save(trained_by(workdir, directory.name), model, kind)
-
+def pretrained_run(
+    workdir: Path, base: Path, trainable: str, max_pixels: int = 0, warmup: str = ""
+):
+    """A run whose sft started from the Hugging Face directory `base`, after a warm-up of the kind
+    `warmup` if one is named; the model it ended with."""
     start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
-    config = {"model": start, "sft": _LORA | {"trainable": trainable}}
-    run_steps(workdir, [Step("sft", sft, config)])
+    model, steps = mmsrec_jax.load(base), []
+
+    def step(name: str, kind: str, seed: int, inputs: tuple[str, ...]) -> Step:
+        def run(directory):
+            change(model, kind, seed)
+            weights.save(trained_by(workdir, name), model, trainables.filter_of(kind))
+            if name == "warmup":
+                lora.merge(model)
+
+        return Step(name, run, {"model": start, name: _LORA | {"trainable": kind}}, inputs)
+
+    if warmup:
+        steps.append(step("warmup", warmup, 1, ()))
+    steps.append(step("sft", trainable, 0, tuple(step.name for step in steps)))
+    run_steps(workdir, steps)
     return model
 
 

@@ -208,8 +208,9 @@ def lacking(
     Raises:
       UserError: `image_attributes` names what no item has, or there is nothing to describe.
     """
-    attributes = [name.removeprefix("attribute ") for name in coverage if "attribute " in name]
-    texts = [name for name in coverage if name.startswith("text ")]
+    kinds = [name.partition(" ") for name in coverage]
+    attributes = [name for kind, _, name in kinds if kind == "attribute"]
+    texts = [name for kind, _, name in kinds if kind == "text"]
     named = ", ".join(attributes) if attributes else "none (config.data.attribute_fields)"
     if unknown := [name for name in image_attributes if name not in attributes]:
         raise UserError(

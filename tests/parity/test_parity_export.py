@@ -18,6 +18,7 @@ from pairs import (
     transformers,
 )
 
+import mmsrec_jax
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import processor_of
 from mmsrec_jax.methods.export import export
@@ -56,13 +57,13 @@ def from_pretrained(directory, **options):
     return model.eval()
 
 
-@pytest.mark.parametrize("trainable", ["full", "lora"])
+@pytest.mark.parametrize("trainable", ["full", "lora", "connector", "connector+lora"])
 def test_a_whole_model(base, batch, trainable, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, trainable)
     export(
         tmp_path / "run",
         tmp_path / "out",
-        merge=trainable == "lora",
+        merge=trainable != "full",
         max_shard_bytes=20_000,
     )
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
@@ -95,6 +96,34 @@ def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     head = theirs.get_output_embeddings().weight.detach().float().numpy()
     expected = torch.tensor(np.asarray(ours.text.head.kernel[...])).bfloat16().float().numpy()
     np.testing.assert_array_equal(head, expected.T)
+
+
+@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip"], indirect=True)
+@pytest.mark.parametrize("warmup", ["connector", "connector+lora", "full"])
+def test_a_whole_model_after_a_warm_up(base, batch, warmup, tmp_path):
+    ours = export_runs.pretrained_run(tmp_path / "run", base, "lora", warmup=warmup)
+    export(tmp_path / "run", tmp_path / "out", merge=True)
+    assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
+    export(tmp_path / "run", tmp_path / "base", step="warmup", merge=warmup != "full")
+    start = from_pretrained(tmp_path / "base")
+    warmed_up = export_runs.change(mmsrec_jax.load(base), warmup, seed=1)
+    assert difference(start, warmed_up, batch) <= TOLERANCE
+    assert difference(start, ours, batch) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("trainable, warmup", [("connector+lora", ""), ("lora", "connector")])
+def test_adapters_and_the_connector_on_the_base_model(base, batch, trainable, warmup, tmp_path):
+    """Peft loads the connector in place of the base model's, from the step or from its warm-up."""
+    peft = pytest.importorskip("peft", reason="make parity installs it")
+    ours = export_runs.pretrained_run(tmp_path / "run", base, trainable, warmup=warmup)
+    export(tmp_path / "run", tmp_path / "out", adapter_only=True)
+    theirs = peft.PeftModel.from_pretrained(from_pretrained(base), tmp_path / "out").eval()
+    error = difference(theirs, ours, batch)
+    print(f"{base.name}, {trainable} after {warmup or 'no'} warm-up: {error:.2e}")
+    assert error <= TOLERANCE
+    with theirs.disable_adapter():  # which takes the connector away too
+        assert difference(theirs, mmsrec_jax.load(base), batch) <= TOLERANCE
+        assert difference(theirs, ours, batch) > 100 * TOLERANCE
 
 
 def test_adapters_on_the_base_model(base, batch, tmp_path):
