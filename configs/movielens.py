@@ -96,4 +96,4 @@ def _small(config: ConfigDict) -> None:
         )
         config.summaries.batch_size = 128
         config.sft.update(steps=150, negatives=3, patches=3072)
-        config.evaluation.update(users=500, length=8192, patches=5632, batch_size=8)
+        config.evaluation.update(users=500, length=7168, patches=5632, batch_size=8)
