@@ -80,7 +80,6 @@ class MLLMExperiment(Experiment):
     def warmup(self, directory: Path) -> None:
         """Visual instruction tuning on the catalog: describe, answer questions."""
         c, catalog = self.config.warmup, self.dataset.catalog
-        self.base.check(WARMUP, has_images=bool(catalog.has_image.any()))
         for line in lacking(
             build.coverage(self.workdir / "data"),
             len(catalog),
@@ -105,6 +104,7 @@ class MLLMExperiment(Experiment):
         """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
         c = self.base.settings(step)
         assert isinstance(c, sft.FineTuneSettings), "GRPO trains otherwise"
+        self.base.check(step, has_images=bool(self.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
 
         def batches(shard: int, shards: int) -> grain.IterDataset:

@@ -110,9 +110,9 @@ GOLDEN = (*QWEN, "llava_clip", "llava_dinov2", "internvl", *TEXT_ONLY)
 def tiny_config(
     name: str = "qwen2_5_vl", text: dict | None = None, vision: dict | None = None
 ) -> PreTrainedConfig:
-    """The config of one of MODELS or TEXT_ONLY: grouped heads; windows, learned positions, DeepStack
-    where there are. `text` overrides fields of the Qwen-VLs and of TEXT_ONLY, `vision` of the
-    Qwen-VLs."""
+    """The config of one of MODELS or TEXT_ONLY: grouped heads; windows, learned positions,
+    DeepStack where there are. `text` overrides fields of the Qwen-VLs and of TEXT_ONLY, `vision`
+    of the Qwen-VLs."""
     if name in TEXT_ONLY:
         kind, fields = TEXT_ONLY[name]
         return kind(**TEXT | {"rope_parameters": ROPE} | fields | (text or {}))

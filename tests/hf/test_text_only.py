@@ -1,16 +1,19 @@
-"""Decoders without a vision tower: logits that transformers gave, config.json, and images refused."""
+"""Decoders without a vision tower: logits of transformers, config.json, images refused."""
 
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_text_model
+from flax import nnx
 
 import mmsrec_jax
-from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf import mapping, presets
 from mmsrec_jax.models import rope
 from mmsrec_jax.models.config import DecoderConfig, RopeScaling
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 
@@ -139,6 +142,22 @@ def test_a_directory_without_a_tower(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "mlp_bias": True}))
     with pytest.raises(UserError, match=f"^{tmp_path / 'config.json'}: mlp_bias True"):
         mapping.is_text_only(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, parameters",  # as published, a tied head counted once
+    [
+        ("smollm2-135m", 134_515_008),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("qwen2.5-1.5b", 1_543_714_304),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+    ],
+)
+def test_published_sizes(name, parameters):
+    config = presets.config(name)
+    model = nnx.eval_shape(lambda: MLLM(config, rngs=nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model))) == parameters
 
 
 # --- the public face ------------------------------------------------------------------------------

@@ -151,6 +151,8 @@ def test_a_connector_that_is_not_there_is_named(
         monkeypatch.setattr(base_model, "config_from_hf", lambda raw: shape)
     with pytest.raises(UserError, match=message) as raised:
         found.check(step)
+    with pytest.raises(UserError, match="a connector learns from images, but no item has an image"):
+        found.check(step, has_images=False)
     assert str(raised.value).startswith(field)
     BaseModel(settings_of(base.get_config(), **{"model.path": "nowhere"}), tmp_path, mesh).check(
         "sft"

@@ -11,6 +11,7 @@ from flax import nnx
 from pairs import hf, torch, transformers
 
 from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf.presets import CONFIGS
 from mmsrec_jax.models.mllm import MLLM
 
 pytestmark = pytest.mark.parity
@@ -57,6 +58,13 @@ def test_qwen_vl(name, count):
     raw = json.loads((Path(hf.__file__).parent / f"{name}_config.json").read_text())
     _, asked, held = asked_and_held(raw)
     assert len(held) == count
+    assert asked == held
+
+
+@pytest.mark.parametrize("name", [n for n, raw in CONFIGS.items() if "vision_config" not in raw])
+def test_text_only(name):
+    config, asked, held = asked_and_held(CONFIGS[name])
+    assert config.vision is None and config.text.tied
     assert asked == held
 
 
