@@ -58,21 +58,18 @@ def main(argv: list[str]) -> int:
     out, work = given.out.resolve(), (given.work or given.out / "work").resolve()
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
+    about = {name: getattr(given, name) for name in ("data", "stage", "scale", "tiny")}
     try:
+        results_page.check(out, about)
         if given.continue_from:
             back.restore(given.continue_from.resolve() / "back", work)
         _lay_out(given, work)
-    except (LoadError, weights.WeightsError) as error:
+    except (LoadError, results_page.OtherExperiment, weights.WeightsError) as error:
         print(f"experiment.py: {error}", file=sys.stderr)
         return 2
     print(f"{budget.seconds:.0f} s: weights and data are in place", flush=True)
     plan = make_plan(given)
-    page = results_page.Page(
-        out,
-        work,
-        list(plan.runs),
-        about={"data": given.data, "stage": given.stage, "scale": given.scale, "tiny": given.tiny},
-    )
+    page = results_page.Page(out, work, list(plan.runs), about)
 
     def keep(*, running: bool) -> None:
         saved = back.save(work, list(plan.runs), out / "back", running=running)

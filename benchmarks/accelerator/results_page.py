@@ -25,6 +25,22 @@ _SYSTEM = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "auc")
 _DEVICES = re.compile(r"devices: (.*)")
 
 
+class OtherExperiment(Exception):
+    """A folder has the results of another experiment."""
+
+
+def check(out: Path, about: Mapping[str, Any]) -> None:
+    """Raises OtherExperiment when `out` has results of what is not `about`."""
+    path = out / "experiment.json"
+    if not path.exists():
+        return
+    known = json.loads(path.read_text())
+    if changed := [name for name, value in about.items() if known.get(name) != value]:
+        raise OtherExperiment(
+            f"{path}: of another {changed[0]} ({known.get(changed[0])}); give another --out"
+        )
+
+
 class Page:
     """Both files, written anew whenever there is something new.
 

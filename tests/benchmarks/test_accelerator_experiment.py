@@ -90,6 +90,12 @@ def test_the_same_call_goes_on_on_the_same_machine(machine, tmp_path):
         assert record["states"] == {"pipeline": state}
 
 
+def test_results_of_another_experiment_are_not_overwritten(machine, tmp_path, capsys):
+    assert machine("work", f"--out={tmp_path}/out", "--minutes=0.05") == 0
+    assert machine("work", f"--out={tmp_path}/out", "--stage=features") == 2
+    assert "of another stage (pipeline); give another --out" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_one_line(machine, tmp_path, capsys):
     arguments = [f"--out={tmp_path}/out", "--data=microlens"]
     assert machine("work", *arguments) == 2
