@@ -1,0 +1,1 @@
+"""Correctness, speed and an experiment on one accelerator, each within one short rent."""
