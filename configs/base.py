@@ -38,3 +38,36 @@ def get_config(variant: str = "") -> ConfigDict:
     choose(variant, {"": "MMSRARec", **SEQUENTIAL_MODELS}, file="configs/base.py")
     settings = Settings(method="sequential", sequential_model=variant) if variant else Settings()
     return to_config(settings).lock()
+
+
+def titles_alone(config: ConfigDict) -> None:
+    """MMSRARec with a language model that sees no images."""
+    with config.unlocked():
+        config.use.images = False
+        config.summarizer.weights.image_contrastive = 0.0
+
+
+def one_gpu(config: ConfigDict) -> None:
+    """MMSRARec with a language model of about 135M parameters on one GPU of 80 GB in minutes.
+
+    Adapters of rank 8 are trained and not every weight: what a run has to keep of a step is then
+    tens of megabytes. Lengths are those of the prompts of short titles.
+    """
+    with config.unlocked():
+        config.model.update(require_path=True, remat="dots")
+        config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=32)
+        config.summarizer.update(
+            steps=60, batch_size=64, num_generations=8, prompt_length=128, max_new_tokens=32,
+            micro_batch=512, lora_rank=8, lora_alpha=16.0, learning_rate=1e-4, warmup_steps=5,
+            checkpoint_every=20, log_every=5,
+        )  # fmt: skip
+        config.summaries.batch_size = 512
+        config.features.update(length=128, batch_size=256)
+        config.retrieval.distinct_items = True
+        config.sft.update(
+            steps=300, batch_size=16, length=4096, answers=96, targets=192, lora_rank=8,
+            lora_alpha=16.0, learning_rate=4e-4, warmup_steps=15, listwise_weight=1.0,
+            checkpoint_every=100, log_every=10,
+        )  # fmt: skip
+        # Three lists of 21 candidates a user are what the MLLMs reorder of the whole catalog.
+        config.evaluation.update(users=5000, length=1536, batch_size=64, rerank=63, fuse=True)

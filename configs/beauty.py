@@ -18,10 +18,17 @@ from ml_collections import ConfigDict
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
+_VARIANTS = {
+    "": "7B on a v5e-64",
+    "small": "135M on one GPU, titles alone",
+    **base.SEQUENTIAL_MODELS,
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    choose(variant, {"": "7B on a v5e-64", **base.SEQUENTIAL_MODELS}, file="configs/beauty.py")
-    config = base.get_config(variant)
+    choose(variant, _VARIANTS, file="configs/beauty.py")
+    small = variant == "small"
+    config = base.get_config("" if small else variant)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
         # The best on validation of three tried; one layer, as in eSASRec's own Beauty recipe.
@@ -38,7 +45,10 @@ def get_config(variant: str = "") -> ConfigDict:
             patience=3, loss="sampled_softmax", negatives=512,
         )  # fmt: skip
         config.hm4sr.category_separator = ","
-        config.model.max_pixels = 128 * 28 * 28
+        config.model.max_pixels = 0 if small else 128 * 28 * 28
+    if small:
+        base.one_gpu(config)
+        base.titles_alone(config)
     if not variant:
         _pod(config)
     return config.lock()

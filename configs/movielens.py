@@ -12,12 +12,16 @@
         --workdir=runs/ml-sasrec
     python launch/train.py --config=configs/movielens.py:hm4sr --config.data.root=DIR/ml-1m \\
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml-hm4sr
+    python launch/train.py --config=configs/movielens.py:small --config.data.root=DIR/ml-1m \
+        --config.model.path=DIR/tiny-llava --workdir=runs/ml-small
 
 DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. The columns of ml-1m.item:
 item_id, title, year, abstract (the plot), genres; RecBole's own file has other names, such as
 movie_title, and no plot. The second command is for a vision-language model whose connector is
 untrained: a warm-up on posters and genres trains it first (docs/faq.md). `smoke` is for two CPU
-cores: a subset of users, films with a poster only, a tiny model from scratch.
+cores: a subset of users, films with a poster only, a tiny model from scratch. `small` is for one
+GPU and minutes: titles and posters, a LLaVA of about 157M parameters with a new connector
+(SmolLM2-135M and DINOv2-S, made by benchmarks/accelerator), which the warm-up trains first.
 """
 
 from ml_collections import ConfigDict
@@ -28,14 +32,15 @@ from mmsrec_jax.runtime.config_utils import choose
 _VARIANTS = {
     "": "a pretrained model, all users",
     "smoke": "two CPU cores, under 20 minutes",
+    "small": "157M on one GPU, titles and posters",
     **base.SEQUENTIAL_MODELS,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     variant = choose(variant, _VARIANTS, file="configs/movielens.py")
-    smoke = variant == "smoke"
-    config = quickstart.get_config() if smoke else base.get_config(variant)
+    smoke, small = variant == "smoke", variant == "small"
+    config = quickstart.get_config() if smoke else base.get_config("" if small else variant)
     with config.unlocked():
         config.data.update(
             source="atomic",
@@ -47,9 +52,12 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.prompts.update(fields=("title", "abstract"), list_fields=("title",))
         config.hm4sr.category_separator = " "
-        config.model.max_pixels = 0 if smoke else 256 * 28 * 28
+        config.model.max_pixels = 0 if smoke or small else 256 * 28 * 28
     if smoke:
         _smoke(config)
+    if small:
+        base.one_gpu(config)
+        _small(config)
     return config.lock()
 
 
@@ -72,3 +80,20 @@ def _smoke(config: ConfigDict) -> None:
                 config[name].dropout = 0.3
         config.sft.update(steps=150, batch_size=16, length=384, rows=20_000, workers=0)
         config.evaluation.update(users=300, length=768)
+
+
+def _small(config: ConfigDict) -> None:
+    """An image is 256 tokens, so a list has 4 candidates, and fewer users are tested."""
+    with config.unlocked():
+        config.warmup.update(
+            pretrained=True, trainable="connector", steps=150, batch_size=16, length=2048,
+            patches=1792, answers=8, targets=256, learning_rate=1e-3, warmup_steps=15, noise=0.0,
+            checkpoint_every=50, log_every=10,
+        )  # fmt: skip
+        config.warmup.tasks = {"describe": 0.3, "see": 0.7, "vqa": 0.0, "retell": 0.0, "match": 0.0}
+        config.summarizer.update(
+            steps=30, batch_size=32, prompt_length=384, patches=256, micro_batch=64
+        )
+        config.summaries.batch_size = 128
+        config.sft.update(steps=150, negatives=3, patches=3072)
+        config.evaluation.update(users=500, length=7168, patches=5632, batch_size=8)

@@ -197,7 +197,7 @@ def write_adapters(
     for linear, (a, b) in adapters.factors.items():
         if linear not in leaves or len(a) != shapes[linear + ".kernel"][0]:
             raise UserError(f"{base}: this model has no {linear} of {len(a)} layers to adapt")
-        theirs = mapping.module(leaves[linear].name).removesuffix(".weight")
+        theirs = mapping.module(leaves[linear].name, config).removesuffix(".weight")
         targets.append(theirs.replace(".", r"\.").replace("{}", r"\d+"))
         for layer in range(len(a)):
             name = f"base_model.model.{theirs.format(layer)}"
@@ -231,7 +231,7 @@ def _whole_modules(
     tensors: dict[str, np.ndarray] = {}
     for leaf in mapping.leaves(config):
         if leaf.path in parameters:
-            value, name = parameters[leaf.path], mapping.module(leaf.name)
+            value, name = parameters[leaf.path], mapping.module(leaf.name, config)
             layers = enumerate(value) if leaf.stacked else [(0, value)]
             for layer, part in layers:
                 tensors[name.format(layer)] = np.ascontiguousarray(leaf.write(part))
@@ -279,7 +279,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
         for layer in layers:
             ours = name.format(layer)
             parts = tuple(functools.partial(_part, parameters, leaf, layer) for leaf in leaves)
-            theirs = mapping.module(ours) if held is None else held.on_disk(ours)
+            theirs = mapping.module(ours, config) if held is None else held.on_disk(ours)
             plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
             planned.add(ours)
     # The copy of a tied head would contradict an embedding that was trained.
@@ -385,7 +385,7 @@ def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) ->
     for name in files:
         if (base / name).exists():
             shutil.copyfile(base / name, directory / name)
-    if max_pixels:
+    if max_pixels and mapping.processor_of(base) is not None:
         path = directory / "preprocessor_config.json"
         least = min(max_pixels, ImageProcessor.from_pretrained(directory).min_pixels)
         # transformers has written the same bounds in both ways

@@ -164,10 +164,11 @@ def load(
     Parameters are held in `param_dtype`, by default `dtype`, but for those of them that `trainable`
     (one of `models.trainable.KINDS`) trains, which are float32. `remat` is the config's policy.
 
-    Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
-    in the names transformers 5 writes or those of published checkpoints. With a mesh every
-    parameter goes straight into its sharding; the host holds one stacked parameter at a time. The
-    directory's image processor stays with the model as `model.processor`.
+    Reads config.json, preprocessor_config.json (but of a text-only model) and safetensors (one file
+    or shards with an index), in the names transformers 5 writes or those of published checkpoints.
+    With a mesh every parameter goes straight into its sharding; the host holds one stacked
+    parameter at a time. The directory's image processor stays with the model as `model.processor`,
+    None of a text-only model.
 
     Raises UserError that names the tensor and file for anything missing, extra or of another shape,
     and for model types and settings that are not supported.

@@ -14,7 +14,7 @@ from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
-from mmsrec_jax.hf.mapping import config_from_hf, processor_of
+from mmsrec_jax.hf.mapping import config_from_hf, is_text_only, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import features
@@ -33,10 +33,16 @@ from mmsrec_jax.training import metering
 
 def check(config: Settings) -> None:
     """Stops early when the data, the model or the item features that the config names are not
-    there (UserError)."""
+    there, or the model cannot see the images that it shall use (UserError)."""
     build.check(config.data)
     config.model.check_path()
     features.check(config)
+    reads_items = config.method != "sequential" or features.to_make(config)
+    if config.model.path and config.use.images and reads_items and is_text_only(config.model.path):
+        raise UserError(
+            f"config.use.images is True, but the model {config.model.path} is text-only; set "
+            "--config.use.images=False"
+        )
 
 
 class Experiment:
@@ -189,7 +195,7 @@ class Experiment:
         ids = config_from_hf(read_json(path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
         marks = self.base.is_pretrained
-        if self.config.model.max_pixels:
+        if self.config.model.max_pixels and processor is not None:
             processor = processor.limited(self.config.model.max_pixels)
         return PromptConfig(
             chat=Chat(

@@ -25,7 +25,7 @@ TOWERS: dict[type, Any] = {VisionConfig: Vision, VitConfig: Vit}
 class MLLM(nnx.Module):
     """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`."""
 
-    processor: Any  # of images; hf.loading puts the one of the directory here
+    processor: Any  # of images or None; hf.loading puts the one of the directory here
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ class Steps:
             temperature=c.temperature,
             top_k=c.top_k,
             top_p=c.top_p,
-            suppress=(self.shape.image_token_id,),
+            suppress=() if self.shape.image_token_id is None else (self.shape.image_token_id,),
             gather_weights=c.gather_weights,
         )
         roll = make_rollout(graphdef, sampling, c.seed)

@@ -19,6 +19,7 @@ _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
 
@@ -85,8 +86,14 @@ def plain_log_lines() -> None:
 
 
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
-    """Libraries that log through absl say more than a user wants to read."""
-    return record.levelno >= standard_logging.WARNING or "site-packages" not in record.pathname
+    """Libraries that log through absl say more than a user wants to read, wherever they lie."""
+    path = Path(record.pathname).resolve()
+    program = Path(sys.argv[0]).resolve().parent
+    return (
+        record.levelno >= standard_logging.WARNING
+        or path.is_relative_to(_PACKAGE)
+        or path.parent == program
+    )
 
 
 class PlainFormatter(standard_logging.Formatter):

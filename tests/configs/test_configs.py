@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, beauty, movielens, quickstart, scaling
+from configs import base, beauty, microlens, movielens, quickstart, scaling
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, from_config, to_config
@@ -13,8 +13,9 @@ from mmsrec_jax.sequential import registry
 
 ALL = [
     *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
-    *((beauty, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
-    *((movielens, variant) for variant in ("", "smoke", *base.SEQUENTIAL_MODELS)),
+    *((beauty, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
+    *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
+    *((movielens, variant) for variant in ("", "smoke", "small", *base.SEQUENTIAL_MODELS)),
     (quickstart, ""),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]
@@ -42,7 +43,7 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     assert config.is_locked
 
 
-@pytest.mark.parametrize("experiment", [base, beauty, movielens])
+@pytest.mark.parametrize("experiment", [base, beauty, microlens, movielens])
 def test_a_variant_is_a_sequential_model_by_itself(experiment):
     assert experiment.get_config().method == "mmsrarec"
     for name in base.SEQUENTIAL_MODELS:

@@ -28,7 +28,8 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @pytest.fixture(
-    scope="module", params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl"]
+    scope="module",
+    params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl", *hf.TEXT_ONLY],
 )
 def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
@@ -39,9 +40,11 @@ def base(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch(base):
-    """Two images of different grids in one row, one in the next, text alone in the last."""
+    """Two images of different grids in one row, one in the next, text alone in the last; text alone
+    in all of them for a text-only model."""
     config = transformers.AutoConfig.from_pretrained(base)
-    rows, images = make_rows(config, 1, [TWO_IMAGES, ONE_IMAGE, NO_IMAGE])
+    layouts = [TWO_IMAGES, ONE_IMAGE, NO_IMAGE] if hf.has_tower(config) else [NO_IMAGE] * 3
+    rows, images = make_rows(config, 1, layouts)
     return *hf.pad(rows), images
 
 
@@ -50,9 +53,8 @@ def difference(theirs, ours, batch):
 
 
 def from_pretrained(directory, **options):
-    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-        directory, output_loading_info=True, **options
-    )
+    auto_class = hf.auto_class(transformers.AutoConfig.from_pretrained(directory))
+    model, info = auto_class.from_pretrained(directory, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model.eval()
 
@@ -87,7 +89,7 @@ def test_a_model_from_scratch(base, batch, tmp_path):
     assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
 
 
-@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip"], indirect=True)
+@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip", "llama"], indirect=True)
 def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, "full")
     export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
@@ -134,7 +136,8 @@ def test_adapters_on_the_base_model(base, batch, tmp_path):
     adapted = {name.rsplit(".lora_A", 1)[0] for name, _ in theirs.named_parameters()
                if ".lora_A." in name}  # fmt: skip
     assert len(adapted) == 7 * ours.config.text.layers
-    assert all("language_model" in name for name in adapted)
+    decoder = "model.layers." if ours.config.vision is None else "model.language_model.layers."
+    assert all(f".{decoder}" in name for name in adapted)
     error = difference(theirs, ours, batch)
     print(f"{base.name}, adapters: max abs difference {error:.2e}")
     assert error <= TOLERANCE
