@@ -117,7 +117,9 @@ def _torch(
     def gradients() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(attend(q, k, v), (q, k, v), cotangent)
 
-    found = [x.detach().transpose(1, 2).float().cpu().numpy() for x in (forward(), *gradients())]
+    found = [
+        x[:1].detach().transpose(1, 2).float().cpu().numpy() for x in (forward(), *gradients())
+    ]
     memory = _torch_memory(gradients)
     times = [timing.seconds(f, timing.torch_wait) for f in (forward, gradients)]
     return _row(case, times[0], times[1], found, reference) | {"temporary_mib": memory}
