@@ -26,6 +26,7 @@ from flax import nnx
 from mmsrec_jax.hf import exporting, mapping
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.models import lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import startup, workdir
 from mmsrec_jax.training import weights
@@ -114,14 +115,14 @@ def write_run(directory: Path) -> None:
         exporting.write_model(directory / "full", parameters, base, dtype="bfloat16")
         shutil.rmtree(base)
         (directory / "full").rename(base)
-    kind = lora.trainable(_TRAINED.value)
+    kind = trainables.filter_of(_TRAINED.value)
     leaves, tree = jax.tree.flatten(nnx.state(model, kind))
     trained = [values(leaf.shape, leaf.dtype, seed) for seed, leaf in enumerate(leaves)]
     nnx.update(model, jax.tree.unflatten(tree, trained))
     weights.save(run / "sft" / "weights", model, kind)
     config = {
         "model": {"path": str(base), "dtype": "bfloat16", "max_pixels": 0},
-        "sft": {"lora_alpha": 2.0 * _RANK.value},
+        "sft": {"trainable": _TRAINED.value, "lora_alpha": 2.0 * _RANK.value},
     }
     record = {"config": config, "inputs": {}, "fingerprint": "", "finished": True}
     workdir.write_json(run / "sft" / "step.json", record)

@@ -2,6 +2,10 @@
 
     python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \\
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml
+    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \\
+        --config.model.path=DIR/my-llava --config.model.max_pixels=0 \\
+        --config.warmup.pretrained=True --config.data.attribute_fields="('genres',)" \\
+        --workdir=runs/ml-connector
     python launch/train.py --config=configs/movielens.py:smoke --config.data.root=DIR/ml-1m \\
         --workdir=runs/ml-smoke
     python launch/train.py --config=configs/movielens.py:sasrec --config.data.root=DIR/ml-1m \\
@@ -11,8 +15,9 @@
 
 DIR/ml-1m holds ml-1m.inter[.gz], ml-1m.item and images/<item_id>.jpg. The columns of ml-1m.item:
 item_id, title, year, abstract (the plot), genres; RecBole's own file has other names, such as
-movie_title, and no plot. `smoke` is for two CPU cores: a subset of users, films with a poster only,
-a tiny model from scratch.
+movie_title, and no plot. The second command is for a vision-language model whose connector is
+untrained: a warm-up on posters and genres trains it first (docs/faq.md). `smoke` is for two CPU
+cores: a subset of users, films with a poster only, a tiny model from scratch.
 """
 
 from ml_collections import ConfigDict

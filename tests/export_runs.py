@@ -11,6 +11,7 @@ import mmsrec_jax
 from mmsrec_jax.hf.exporting import Adapters
 from mmsrec_jax.methods.base_model import trained_by
 from mmsrec_jax.models import lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime.workdir import Step, run_steps
 from mmsrec_jax.training import weights
 
@@ -19,14 +20,22 @@ _LORA = {"lora_rank": RANK, "lora_alpha": ALPHA}
 
 
 def trained_model(base: Path, trainable: str, dtype: str = "float32"):
-    """The model of `base` with random adapters, or with every weight moved."""
-    model, rng = mmsrec_jax.load(base, dtype), np.random.default_rng(0)
-    if trainable == "lora":
-        lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
+    """The model of `base` with random adapters, and with what else is trained moved."""
+    return change(mmsrec_jax.load(base, dtype), trainable)
+
+
+def change(model, trainable: str, seed: int = 0):
+    """As if trained, in place."""
+    rng = np.random.default_rng(seed)
+    moved = [part for part in trainables.parts(trainable) if part != "lora"]
+    for part in moved:
+        state = nnx.state(model, trainables.filter_of(part))
+        nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, state))
+    if "lora" in trainables.parts(trainable):
+        if not lora.adapted(model):
+            lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         for linear in lora.adapted(model).values():
             linear.lora_b[...] = rng.normal(0, 0.1, linear.lora_b.shape).astype(np.float32)
-    else:
-        nnx.update(model, jax.tree.map(lambda leaf: leaf * 1.25, nnx.state(model)))
     return model
 
 
@@ -39,16 +48,27 @@ def adapters_of(model) -> Adapters:
     return Adapters(factors, ALPHA)
 
 
-def pretrained_run(workdir: Path, base: Path, trainable: str, max_pixels: int = 0):
-    """A run whose sft started from the Hugging Face directory `base`; the model it ended with."""
-    model = trained_model(base, trainable)
-
-    def sft(directory):
-        weights.save(trained_by(workdir, directory.name), model, lora.trainable(trainable))
-
+def pretrained_run(
+    workdir: Path, base: Path, trainable: str, max_pixels: int = 0, warmup: str = ""
+):
+    """A run whose sft started from the Hugging Face directory `base`, after a warm-up of the kind
+    `warmup` if one is named; the model it ended with."""
     start = {"path": str(base), "dtype": "float32", "max_pixels": max_pixels}
-    config = {"model": start, "sft": _LORA}
-    run_steps(workdir, [Step("sft", sft, config)])
+    model, steps = mmsrec_jax.load(base), []
+
+    def step(name: str, kind: str, seed: int, inputs: tuple[str, ...]) -> Step:
+        def run(directory):
+            change(model, kind, seed)
+            weights.save(trained_by(workdir, name), model, trainables.filter_of(kind))
+            if name == "warmup":
+                lora.merge(model)
+
+        return Step(name, run, {"model": start, name: _LORA | {"trainable": kind}}, inputs)
+
+    if warmup:
+        steps.append(step("warmup", warmup, 1, ()))
+    steps.append(step("sft", trainable, 0, tuple(step.name for step in steps)))
+    run_steps(workdir, steps)
     return model
 
 
@@ -71,7 +91,7 @@ def scratch_run(workdir: Path, base: Path):
         workdir,
         [
             Step("model", shape, config),
-            Step("warmup", warmup, config | {"warmup": _LORA}, ["model"]),
+            Step("warmup", warmup, config | {"warmup": {"trainable": "full"}}, ["model"]),
             Step("summarizer", summarizer, config | {"summarizer": _LORA}, ["model", "warmup"]),
         ],
     )

@@ -34,7 +34,9 @@ def open_tokenizer(tokenizer: "PreTrainedTokenizerBase | str | Path") -> "PreTra
 def encode(model: MLLM, chat: Chat, text: str, images: Sequence[np.ndarray], row: int) -> Piece:
     """A text with one `IMAGE` mark an image, in tokens."""
     if images and model.vision is None:
-        raise UserError("images are given, but the model has no vision tower")
+        raise UserError(
+            f"row {row}: images are given, but the model is text-only: it has no vision tower"
+        )
     if text.count(IMAGE) != len(images):
         raise UserError(
             f"row {row}: {len(images)} images for {text.count(IMAGE)} image parts; give as many"

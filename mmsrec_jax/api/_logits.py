@@ -50,13 +50,16 @@ def make_batch(
             f"[rows, tokens], with a list of images per row ({len(images)} given)"
         )
     if any(images) and model.vision is None:
-        raise UserError("images are given, but the model has no vision tower")
+        raise UserError("images are given, but the model is text-only: it has no vision tower")
     rows = [
         [_patchify(model, image, f"row {i}, image {k}") for k, image in enumerate(row)]
         for i, row in enumerate(images)
     ]
     positions = np.zeros((len(rows), 3, input_ids.shape[1]), np.int32)
     for index, (row, tokens, kept) in enumerate(zip(rows, input_ids, mask, strict=True)):
+        if model.processor is None:
+            positions[index][:, kept] = np.arange(kept.sum())
+            continue
         try:
             positions[index][:, kept] = model.processor.positions(
                 tokens[kept], [image["grid"] for image in row], model.config.image_token_id

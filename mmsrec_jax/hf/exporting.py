@@ -172,6 +172,7 @@ def write_adapters(
     adapters: Adapters,
     base: Path,
     *,
+    connector: Mapping[str, np.ndarray] | None = None,
     dtype: str,
     base_name: str | None,
     max_pixels: int = 0,
@@ -181,6 +182,8 @@ def write_adapters(
     Args:
       directory: does not exist yet, or is empty.
       base: Hugging Face directory of the model that the adapters belong to.
+      connector: parameters by path that take the place of the base model's (peft's
+        `modules_to_save`), all layers of each.
       dtype: one of DTYPES, of every tensor.
       base_name: where peft's Auto classes find the base model, None = nowhere.
       max_pixels: as in `write_model`.
@@ -194,13 +197,15 @@ def write_adapters(
     for linear, (a, b) in adapters.factors.items():
         if linear not in leaves or len(a) != shapes[linear + ".kernel"][0]:
             raise UserError(f"{base}: this model has no {linear} of {len(a)} layers to adapt")
-        theirs = mapping.module(leaves[linear].name).removesuffix(".weight")
+        theirs = mapping.module(leaves[linear].name, config).removesuffix(".weight")
         targets.append(theirs.replace(".", r"\.").replace("{}", r"\d+"))
         for layer in range(len(a)):
             name = f"base_model.model.{theirs.format(layer)}"
             down, up = a[layer].reshape(-1, adapters.rank).T, b[layer].reshape(adapters.rank, -1).T
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(down, dtype)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(up, dtype)
+    saved = _whole_modules(config, connector or {})
+    tensors |= {f"base_model.model.{name}": x.astype(dtype) for name, x in saved.items()}
     raw = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_name,
@@ -210,12 +215,27 @@ def write_adapters(
         "bias": "none",
         # A pattern of whole names: towers have modules of the same last name.
         "target_modules": "|".join(targets),
+        "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in saved}) or None,
         "inference_mode": True,
     }
     with _arriving(directory) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "adapter_config.json", raw)
         _copy(base, partial, _TOKENIZER_AND_PROCESSOR, max_pixels)
+
+
+def _whole_modules(
+    config: MLLMConfig, parameters: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Parameters by path as tensors by transformers' name."""
+    tensors: dict[str, np.ndarray] = {}
+    for leaf in mapping.leaves(config):
+        if leaf.path in parameters:
+            value, name = parameters[leaf.path], mapping.module(leaf.name, config)
+            layers = enumerate(value) if leaf.stacked else [(0, value)]
+            for layer, part in layers:
+                tensors[name.format(layer)] = np.ascontiguousarray(leaf.write(part))
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +279,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
         for layer in layers:
             ours = name.format(layer)
             parts = tuple(functools.partial(_part, parameters, leaf, layer) for leaf in leaves)
-            theirs = mapping.module(ours) if held is None else held.on_disk(ours)
+            theirs = mapping.module(ours, config) if held is None else held.on_disk(ours)
             plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
             planned.add(ours)
     # The copy of a tied head would contradict an embedding that was trained.
@@ -365,7 +385,7 @@ def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) ->
     for name in files:
         if (base / name).exists():
             shutil.copyfile(base / name, directory / name)
-    if max_pixels:
+    if max_pixels and mapping.processor_of(base) is not None:
         path = directory / "preprocessor_config.json"
         least = min(max_pixels, ImageProcessor.from_pretrained(directory).min_pixels)
         # transformers has written the same bounds in both ways

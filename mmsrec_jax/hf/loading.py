@@ -17,6 +17,7 @@ from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.families.base import located
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.hf.tiny_init import TinySettings
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.config import REMAT_POLICIES, MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
@@ -154,16 +155,19 @@ def load(
     mesh: Mesh | None = None,
     *,
     param_dtype: str | None = None,
+    trainable: str = "lora",
     remat: str = "none",
 ) -> MLLM:
     """The model of a Hugging Face directory, computing in `dtype`.
 
-    Parameters are held in `param_dtype`, by default `dtype`; `remat` is the config's policy.
+    Parameters are held in `param_dtype`, by default `dtype`, but for those of them that `trainable`
+    (one of `models.trainable.KINDS`) trains, which are float32. `remat` is the config's policy.
 
-    Reads config.json, preprocessor_config.json and safetensors (one file or shards with an index),
-    in the names transformers 5 writes or those of published checkpoints. With a mesh every
-    parameter goes straight into its sharding; the host holds one stacked parameter at a time. The
-    directory's image processor stays with the model as `model.processor`.
+    Reads config.json, preprocessor_config.json (but of a text-only model) and safetensors (one file
+    or shards with an index), in the names transformers 5 writes or those of published checkpoints.
+    With a mesh every parameter goes straight into its sharding; the host holds one stacked
+    parameter at a time. The directory's image processor stays with the model as `model.processor`,
+    None of a text-only model.
 
     Raises UserError that names the tensor and file for anything missing, extra or of another shape,
     and for model types and settings that are not supported.
@@ -179,9 +183,14 @@ def load(
         config = mapping.config_from_hf(raw, processor)
     config = dataclasses.replace(config, remat=remat)
     tensors = Tensors(directory)
-    model = nnx.eval_shape(
-        lambda: MLLM(config, rngs=nnx.Rngs(0), param_dtype=param_dtype or dtype, dtype=dtype)
-    )
+
+    def make() -> MLLM:
+        held = param_dtype or dtype
+        model = MLLM(config, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
+        trainables.hold_in_float32(model, trainable)
+        return model
+
+    model = nnx.eval_shape(make)
     graphdef, abstract = nnx.split(model)
     targets: dict[tuple, nnx.Variable] = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}

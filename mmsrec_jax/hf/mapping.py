@@ -17,6 +17,7 @@ __all__ = [
     "canonical",
     "config_from_hf",
     "ignored",
+    "is_text_only",
     "leaves",
     "module",
     "processor_of",
@@ -59,10 +60,11 @@ def canonical(name: str) -> str:
     return name
 
 
-def module(name: str) -> str:
+def module(name: str, config: MLLMConfig) -> str:
     """What transformers 5 calls in memory a tensor of canonical name, as peft's files do."""
     if name.startswith("text."):
-        return "model.language_model." + name.removeprefix("text.")
+        decoder = "model." if config.vision is None else "model.language_model."
+        return decoder + name.removeprefix("text.")
     return name if name.startswith("lm_head.") else "model." + name
 
 
@@ -86,8 +88,19 @@ def config_from_hf(raw: dict, processor: Any = None) -> MLLMConfig:
     return families.find(raw.get("model_type")).config(raw, processor)
 
 
+def is_text_only(directory: str | Path) -> bool:
+    """Whether the model of a Hugging Face directory has no vision tower, by its config.json.
+
+    Raises UserError for unsupported families and settings.
+    """
+    path = Path(directory) / "config.json"
+    with located(path):
+        return config_from_hf(read_json(path)).vision is None
+
+
 def processor_of(directory: str | Path) -> Any:
-    """The image processor of a Hugging Face directory, by the family of its config.json.
+    """The image processor of a Hugging Face directory, by the family of its config.json; None for a
+    text-only family.
 
     Raises UserError for an unsupported family and for unusable files.
     """

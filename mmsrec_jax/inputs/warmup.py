@@ -1,7 +1,7 @@
-"""What a model from scratch learns before stage 1 (*ours*)."""
+"""What a model learns from the catalog before all other steps (*ours*)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -12,16 +12,18 @@ from mmsrec_jax.inputs.item_prompts import PerItem
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.prompts import format_summary, parse_summary, sections, tasks
+from mmsrec_jax.runtime.errors import UserError
 
 WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
 
 _POOL = 2048  # items among which "match" looks for like ones
 _LIKING = 2.5  # logit of each attribute in common
 _LISTED = 3  # items of either section of "match", at most
+_TITLE_WORDS = 12  # of an item without attributes, at most
 
 
 class WarmupSource(PerItem):
-    """What a model from scratch must know before stage 1: what images and texts show (*ours*).
+    """What a model must know before stage 1: what images and texts show (*ours*).
 
     "describe" answers the summarize prompt from the item's attributes, "see" does so from the image
     alone, "vqa" asks for one attribute, "retell" writes the text from a noisy description.
@@ -32,7 +34,9 @@ class WarmupSource(PerItem):
 
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
-    title and, for the image, of its category.
+    title and, for the image, of its category; it cannot be asked about or matched, and is described
+    instead. "see" asks an image that shows no attribute for all of them if `image_attributes` names
+    none, else for the category or the words of the title. `lacking` says which of this applies.
 
     noise: targets of "describe" leave out each keyword with this probability (never all), come in
     random order, and with this probability each repeat a keyword or contain a filler word; stage 1
@@ -78,9 +82,8 @@ class WarmupSource(PerItem):
                 return tasks.vqa(templates, name, text, has_image)
         else:
             alone = task == "see" and self.renderer.image(row, Counter()) is not None
-            if alone:
-                known = {k: v for k, v in known.items() if k in self._image_attributes}
-            answer = self._description(rng, row, known, image_alone=alone)
+            words = self._seen(row, known) if alone else self._described(row, known)
+            answer = self._noisy(rng, words)
 
             def ask(text: str, has_image: bool) -> str:
                 return tasks.summarize(templates, "" if alone else text, has_image)
@@ -89,7 +92,7 @@ class WarmupSource(PerItem):
 
     def _retell(self, rng: np.random.Generator, i: int, known: dict[str, str]) -> Example:
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
-        summary = parse_summary(self._description(rng, i, known))
+        summary = parse_summary(self._noisy(rng, self._described(i, known)))
         words = tasks.item_words(templates, ", ".join(summary.image + summary.text))
         if rng.random() < self._noise:
             words = ""
@@ -148,13 +151,22 @@ class WarmupSource(PerItem):
             if visible or name not in self._image_attributes
         }
 
-    def _description(
-        self, rng: np.random.Generator, i: int, known: dict[str, str], *, image_alone: bool = False
-    ) -> str:
-        if known or image_alone:
-            words = [(name in self._image_attributes, value) for name, value in known.items()]
-        else:
-            words = self._title_words(i)
+    def _described(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
+        """Words of an item, and whether each is of the image."""
+        words = [(name in self._image_attributes, value) for name, value in known.items()]
+        return words or self._title_words(i)
+
+    def _seen(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
+        """Words that the image alone is asked for."""
+        shown = self._image_attributes or known
+        words = [value for name, value in known.items() if name in shown]
+        if not words:
+            named = self._title_words(i)
+            words = [word for in_image, word in named if in_image] or [word for _, word in named]
+        return [(True, word) for word in words]
+
+    def _noisy(self, rng: np.random.Generator, words: list[tuple[bool, str]]) -> str:
+        """The answer that names these words, with the noise of the source."""
         if self._noise and words:
             words = [words[k] for k in rng.permutation(len(words))]
             kept = [word for word in words if rng.random() >= self._noise] or words[:1]
@@ -173,11 +185,56 @@ class WarmupSource(PerItem):
 
     def _title_words(self, i: int) -> list[tuple[bool, str]]:
         clean, item = self.renderer.prompt_config.chat.clean, self.renderer.catalog[i]
-        title = clean(item.text.get("title", "").replace(",", " ")).lower().split()
-        words = [(False, word) for word in dict.fromkeys(title)]
+        title = item.text.get("title") or next(iter(item.text.values()), "")
+        said = clean(title.replace(",", " ")).lower().split()[:_TITLE_WORDS]
+        words = [(False, word) for word in dict.fromkeys(said)]
         if item.category and self.renderer.image(i, Counter()) is not None:
             words.insert(0, (True, clean(item.category.replace(",", " "))))
         return words
+
+
+def lacking(
+    coverage: Mapping[str, int],
+    num_items: int,
+    *,
+    tasks: Collection[str],
+    image_attributes: Sequence[str],
+) -> list[str]:
+    """What items lack for `tasks`, each a line for people with what is taken instead.
+
+    coverage: how many items have "attribute NAME", "text NAME", "category", "image"
+      (`data.report.Report.coverage`).
+
+    Raises:
+      UserError: `image_attributes` names what no item has, or there is nothing to describe.
+    """
+    kinds = [name.partition(" ") for name in coverage]
+    attributes = [name for kind, _, name in kinds if kind == "attribute"]
+    texts = [name for kind, _, name in kinds if kind == "text"]
+    named = ", ".join(attributes) if attributes else "none (config.data.attribute_fields)"
+    if unknown := [name for name in image_attributes if name not in attributes]:
+        raise UserError(
+            f"config.prompts.image_attributes={tuple(image_attributes)!r}: no item has an "
+            f"attribute {unknown[0]!r}; attributes are {named}"
+        )
+    category, images = coverage.get("category", 0), coverage.get("image", 0)
+    if not (attributes or texts or category):
+        raise UserError(
+            "the items have neither attributes nor texts nor a category, which the warm-up tells; "
+            "name columns in config.data.attribute_fields or config.data.text_fields"
+        )
+    lines, other = [], "their category" if category else "words of their titles"
+    if not attributes and (asked := sorted({"vqa", "match"} & set(tasks))):
+        lines.append(
+            f"no item has an attribute (config.data.attribute_fields): {' and '.join(asked)} "
+            "describe items by title and category instead"
+        )
+    if "see" in tasks and images and not image_attributes:
+        instead = f"every attribute ({named})" if attributes else other
+        lines.append(f"config.prompts.image_attributes is empty: see asks images for {instead}")
+    if lost := num_items - images:
+        lines.append(f"{lost:,} of {num_items:,} items have no image: their texts are told alone")
+    return lines
 
 
 def _attribute_codes(renderer: ItemRenderer) -> tuple[list[str], np.ndarray]:

@@ -1,10 +1,11 @@
 """The model that every step starts from, what a step trains of it, and how that is read back.
 
-The base model is a pretrained one (`config.model.path`) or one from scratch, as the steps `model`
-and `warmup` left it. A step trains all of its weights or adapters beside them, leaves in its folder
-`weights` what it trained, and nothing else of the model.
+The base model is a pretrained one (`config.model.path`) or one from scratch (step `model`), as step
+`warmup` left it where there is one. A step trains adapters, the connector, both, or every weight
+(`models.trainable`), leaves in its folder `weights` what it trained, and nothing else of the model.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.hf import loading, tiny_init
+from mmsrec_jax.hf.mapping import config_from_hf
+from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import weights
-from mmsrec_jax.training.state import param_dtype
+from mmsrec_jax.training.sft import FineTuneSettings
 
-MODEL, WARMUP = "model", "warmup"  # the steps that make a base model from scratch
+MODEL, WARMUP = "model", "warmup"  # the steps that make a base model
 SECTIONS = {"warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "sft": "sft"}
 """Step that trains -> the section of the settings that says how."""
 
@@ -34,12 +40,12 @@ class BaseModel:
       config: the run's settings: `model`, and the section of each step that trains.
       workdir: of the run.
       mesh: where models are placed.
-      warmed_up: a model from scratch has the weights of step `warmup`; else random ones.
+      warmed_up: False: there is no step `warmup`, whatever the settings say.
     """
 
     def __init__(self, config: Settings, workdir: Path, mesh: Mesh, *, warmed_up: bool = True):
         self._config, self._workdir, self._mesh = config, workdir, mesh
-        self._warmed_up = warmed_up
+        self._warmed_up = warmed_up and (not self.is_pretrained or config.warmup.pretrained)
 
     @property
     def is_pretrained(self) -> bool:
@@ -53,9 +59,8 @@ class BaseModel:
     @property
     def steps(self) -> list[str]:
         """Names of the steps that make it."""
-        if self.is_pretrained:
-            return []
-        return [MODEL, WARMUP] if self._warmed_up else [MODEL]
+        made = [] if self.is_pretrained else [MODEL]
+        return [*made, WARMUP] if self._warmed_up else made
 
     def record(self) -> dict[str, Any]:
         """What the record of a step that uses it must hold, so that `launch/export.py` finds it.
@@ -64,61 +69,100 @@ class BaseModel:
         """
         return {"model": as_dict(self._config.model)}
 
+    def settings(self, step: str) -> FineTuneSettings | GRPOSettings:
+        """How `step` trains: its section. The warm-up of a model from scratch trains every weight,
+        whatever its section says."""
+        found = getattr(self._config, SECTIONS[step])
+        if step == WARMUP and not self.is_pretrained:
+            return dataclasses.replace(found, trainable="full")
+        return found
+
+    def check(self, step: str, *, has_images: bool = True) -> None:
+        """Stops early when `step` would train a connector that is not there, or that sees no image
+        (UserError); has_images: whether an item has one, as far as that is known."""
+        kind, field = self._trainable(step), f"config.{SECTIONS[step]}.trainable"
+        if "connector" not in trainables.parts(kind):
+            return
+        reasons = {
+            "no item has an image": not has_images,
+            "config.use.images=False shows none": not self._config.use.images,
+            f"config.{SECTIONS[step]}.patches=0 leaves none room": not self.settings(step).patches,
+        }
+        for reason in (reason for reason, holds in reasons.items() if holds):
+            raise UserError(
+                f"{field}={kind!r}: a connector learns from images, but {reason}; train 'lora' or "
+                "'full'"
+            )
+        if not self.is_pretrained:
+            return
+        if config_from_hf(read_json(self.path / "config.json")).vision is None:
+            raise UserError(
+                f"{field}={kind!r}: the model of {self.path} reads text only and has no connector; "
+                "train 'lora' or 'full'"
+            )
+
     def load(self, name: str, trainable: str = "lora") -> MLLM:
-        """The base model, reported under `name`; trainable: what will be trained of it."""
-        c = self._config.model
-        if self.is_pretrained:
-            dtype = param_dtype(trainable, c.dtype)
-            model = loading.load(self.path, c.dtype, self._mesh, param_dtype=dtype, remat=c.remat)
-        else:
-            model = self._random()
-            if self._warmed_up:
-                weights.restore(trained_by(self._workdir, WARMUP), model, nnx.Param, self._mesh)
+        """The base model, reported under `name`; trainable: what will be trained of it.
+
+        Adapters of a warm-up are merged into it.
+        """
+        model = self._initial(trainable)
+        if self._warmed_up:
+            self._restore(model, WARMUP)
+            lora.merge(model)
         startup.report_model(name, model)
         return model
 
     def to_train(self, step: str) -> MLLM:
-        """The model that `step` begins with: with fresh adapters if they are what it trains.
+        """The model that `step` begins with, with fresh adapters if it trains some.
 
-        Step `warmup` begins with random weights and trains all of them.
+        Step `warmup` begins with the pretrained weights, or with random ones.
         """
-        if step == WARMUP:
-            model = self._random()
+        kind = self._trainable(step)
+        if step != WARMUP:
+            model = self.load(step, kind)
+        else:
+            model = self._initial(kind)
             startup.report_model(step, model)
-            return model
-        return self._with_adapters(self.load(step, self._trainable(step)), step)
+        self._add_adapters(model, step)
+        return model
 
     def trained(self, name: str, step: str) -> MLLM:
-        """The model that `step` ended with, reported under `name`.
+        """The model that `step`, which is not the warm-up, ended with, reported under `name`.
 
         Raises:
           UserError: the step has left no weights, or they are of another model.
         """
-        kind = self._trainable(step)
-        model = self._with_adapters(self.load(name, kind), step)
-        weights.restore(trained_by(self._workdir, step), model, lora.trainable(kind), self._mesh)
+        model = self.load(name, self._trainable(step))
+        self._restore(model, step)
         return model
 
     def save(self, step: str, model: MLLM) -> None:
         """Writes what `step` trained of `model` to its folder, atomically."""
-        kind = lora.trainable(self._trainable(step))
+        kind = trainables.filter_of(self._trainable(step))
         weights.save(trained_by(self._workdir, step), model, kind)
 
-    def _random(self) -> MLLM:
+    def _initial(self, trainable: str) -> MLLM:
+        """The pretrained model, or a random one."""
         c = self._config.model
+        if self.is_pretrained:
+            return loading.load(self.path, c.dtype, self._mesh, trainable=trainable, remat=c.remat)
         return tiny_init.init(self.path, dtype=c.dtype, seed=c.seed, mesh=self._mesh)
 
-    def _trainable(self, step: str) -> str:
-        """ "lora" or "full"; GRPO always trains adapters, the warm-up always every weight."""
-        if step == WARMUP:
-            return "full"
-        return getattr(getattr(self._config, SECTIONS[step]), "trainable", "lora")
+    def _restore(self, model: MLLM, step: str) -> None:
+        """Puts into `model` what `step` trained."""
+        self._add_adapters(model, step)
+        kind = trainables.filter_of(self._trainable(step))
+        weights.restore(trained_by(self._workdir, step), model, kind, self._mesh)
 
-    def _with_adapters(self, model: MLLM, step: str) -> MLLM:
-        if self._trainable(step) == "lora":
-            c = getattr(self._config, SECTIONS[step])
+    def _trainable(self, step: str) -> str:
+        """One of `trainable.KINDS`; GRPO always trains adapters."""
+        return getattr(self.settings(step), "trainable", "lora")
+
+    def _add_adapters(self, model: MLLM, step: str) -> None:
+        if "lora" in trainables.parts(self._trainable(step)):
+            c = self.settings(step)
             lora.add(model, c.lora_rank, c.lora_alpha, rngs=nnx.Rngs(c.seed))
-        return model
 
 
 def trained_by(workdir: Path, step: str) -> Path:

@@ -14,11 +14,11 @@ from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
-from mmsrec_jax.hf.mapping import config_from_hf, processor_of
+from mmsrec_jax.hf.mapping import config_from_hf, is_text_only, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import features
-from mmsrec_jax.methods.base_model import BaseModel
+from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.prompts.settings import PromptSettings
@@ -33,10 +33,16 @@ from mmsrec_jax.training import metering
 
 def check(config: Settings) -> None:
     """Stops early when the data, the model or the item features that the config names are not
-    there (UserError)."""
+    there, or the model cannot see the images that it shall use (UserError)."""
     build.check(config.data)
     config.model.check_path()
     features.check(config)
+    reads_items = config.method != "sequential" or features.to_make(config)
+    if config.model.path and config.use.images and reads_items and is_text_only(config.model.path):
+        raise UserError(
+            f"config.use.images is True, but the model {config.model.path} is text-only; set "
+            "--config.use.images=False"
+        )
 
 
 class Experiment:
@@ -63,7 +69,12 @@ class Experiment:
         startup.report_devices(mesh)
         share(workdir)
         startup.keep_compiled_programs(workdir / "compiled")
-        run_steps(workdir, cls(config, workdir, mesh).steps(), only)
+        experiment = cls(config, workdir, mesh)
+        steps = experiment.steps()
+        for step in steps:
+            if step.name in SECTIONS:
+                experiment.base.check(step.name)
+        run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""
@@ -86,7 +97,7 @@ class Experiment:
 
     def sequential_steps(self) -> list[Step]:
         """Trains the model `config.sequential_model`, in the step of its name; before it a step
-        that makes the item features which it reads and which are not given."""
+        that makes the item features which it reads and which are not given, by the base model."""
         c, steps, inputs = self.config, [], ["data"]
         if names := features.to_make(c):
             settings = {
@@ -95,7 +106,8 @@ class Experiment:
                 "prompts": as_dict(c.prompts),
                 **self.base.record(),
             }
-            steps.append(Step("features", self.make_features, settings, inputs))
+            made_of = [*inputs, *self.base.steps]
+            steps.append(Step("features", self.make_features, settings, made_of))
             inputs = [*inputs, "features"]
         settings = self.sequential_record()
         return [*steps, Step(c.sequential_model, self.train_sequential, settings, inputs)]
@@ -183,7 +195,7 @@ class Experiment:
         ids = config_from_hf(read_json(path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
         marks = self.base.is_pretrained
-        if self.config.model.max_pixels:
+        if self.config.model.max_pixels and processor is not None:
             processor = processor.limited(self.config.model.max_pixels)
         return PromptConfig(
             chat=Chat(

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from mmsrec_jax.hf import exporting
-from mmsrec_jax.hf.exporting import Adapters
+from mmsrec_jax.hf.exporting import Adapters, Parameters
+from mmsrec_jax.hf.mapping import ParamSpec
 from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP, base_path, trained_by
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training.weights import Stored
@@ -26,9 +29,10 @@ def export(
 ) -> None:
     """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
 
-    A step that trained every weight gives a whole model. One that trained adapters gives the base
-    model with the adapters merged into it, or the adapters alone in peft's format. `dtype` None is
-    the one that the run computed in, for adapters float32.
+    A step that trained every weight gives a whole model. One that trained adapters, the connector
+    or both gives a whole model too, with the adapters merged into it, or the adapters (and the
+    connector) alone in peft's format. `dtype` None is the one that the run computed in, for
+    adapters float32.
 
     Raises:
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
@@ -41,30 +45,24 @@ def export(
             "was started, or put the model back"
         )
     max_pixels = config["model"]["max_pixels"]
-    trained = Stored(trained_by(workdir, step))
-    adapters = _adapters(trained, config[SECTIONS[step]])
-    if adapters is None and (merge or adapter_only):
-        raise UserError(
-            f"step {step} of {workdir} trained every weight: there are no adapters; leave "
-            "--merge and --adapter_only out"
-        )
-    if adapters is not None and merge == adapter_only:
-        raise UserError(
-            f"step {step} of {workdir} trained adapters: say --merge for a whole model or "
-            "--adapter_only for adapters in peft's format"
-        )
-    if adapter_only and adapters is not None:
+    trained = _Trained(workdir, step, config)
+    _check_flags(trained, merge, adapter_only)
+    if adapter_only:
         name = str(base.resolve()) if config["model"]["path"] else None
+        adapters, connector = _adapters_alone(workdir, trained)
         exporting.write_adapters(
-            out, adapters, base, dtype=dtype or "float32", base_name=name, max_pixels=max_pixels
+            out,
+            adapters,
+            base,
+            connector=connector,
+            dtype=dtype or "float32",
+            base_name=name,
+            max_pixels=max_pixels,
         )
     else:
-        parameters = _parameters(trained)
-        if adapters is not None:
-            parameters = exporting.merged(_base_parameters(workdir, base, config), adapters)
         exporting.write_model(
             out,
-            parameters,
+            trained.on(_base_parameters(workdir, base, step, config)),
             base,
             dtype=dtype or config["model"]["dtype"],
             max_pixels=max_pixels,
@@ -73,22 +71,99 @@ def export(
     logging.info("export: %s of %s is in %s", step, workdir, out)
 
 
-def _adapters(trained: Stored, config: Mapping[str, Any]) -> Adapters | None:
-    """The adapters among what a step trained, None if it trained the weights themselves."""
+class _Trained:
+    """What a step trained, read from its folder.
+
+    Attributes:
+      where: which step of which run, for errors.
+      parts: of what it trained, see `trainable.parts`.
+      adapters: None if it trained none.
+    """
+
+    def __init__(self, workdir: Path, step: str, config: Mapping[str, Any]):
+        self.where = f"step {step} of {workdir}"
+        self.step, section = step, config[SECTIONS[step]]
+        self.parts = trainables.parts(section.get("trainable", "lora"))  # GRPO has no such field
+        self._stored = Stored(trained_by(workdir, step))
+        self.adapters = _adapters(self._stored, section) if "lora" in self.parts else None
+        self._paths = {path for path in self._stored if ".lora_" not in path}
+
+    def on(self, base: Parameters | None) -> Parameters:
+        """`base` with what the step trained in place of its own, adapters merged; base: None where
+        it was random."""
+
+        def read(leaf: ParamSpec, layer: int | None) -> np.ndarray:
+            if base is None or leaf.path in self._paths:
+                return self._stored.read(leaf.path, layer)
+            return base(leaf, layer)
+
+        return read if self.adapters is None else exporting.merged(read, self.adapters)
+
+    def connector(self) -> dict[str, np.ndarray]:
+        """The parameters of the connector by path, if the step trained them."""
+        return {path: self._stored.read(path) for path in self._paths}
+
+
+def _check_flags(trained: _Trained, merge: bool, adapter_only: bool) -> None:
+    if trained.parts == ("full",):
+        if merge or adapter_only:
+            raise UserError(
+                f"{trained.where} trained every weight: there are no adapters; leave --merge and "
+                "--adapter_only out"
+            )
+        return
+    if trained.adapters is None:
+        if not merge or adapter_only:
+            raise UserError(
+                f"{trained.where} trained the connector and no adapters, for which peft has no "
+                "format: say --merge for a whole model"
+            )
+    elif merge == adapter_only:
+        raise UserError(
+            f"{trained.where} trained adapters: say --merge for a whole model or --adapter_only "
+            "for adapters in peft's format"
+        )
+
+
+def _adapters(trained: Stored, config: Mapping[str, Any]) -> Adapters:
     linears = [path.removesuffix(".lora_a") for path in trained if path.endswith(".lora_a")]
-    if not linears:
-        return None
     factors = {
         path: (trained.read(path + ".lora_a"), trained.read(path + ".lora_b")) for path in linears
     }
     return Adapters(factors, config["lora_alpha"])
 
 
-def _base_parameters(workdir: Path, base: Path, config: Mapping[str, Any]) -> exporting.Parameters:
-    if not config["model"]["path"]:
-        return _parameters(Stored(trained_by(workdir, WARMUP)))
-    return exporting.of_directory(base)
+def _warmup(workdir: Path, step: str) -> _Trained | None:
+    """What the warm-up trained of the base model of `step`; None where it had none."""
+    if WARMUP not in workdir_lib.inputs(workdir, step):
+        return None
+    return _Trained(workdir, WARMUP, workdir_lib.finished(workdir, WARMUP))
 
 
-def _parameters(stored: Stored) -> exporting.Parameters:
-    return lambda leaf, layer: stored.read(leaf.path, layer)
+def _base_parameters(
+    workdir: Path, base: Path, step: str, config: Mapping[str, Any]
+) -> Parameters | None:
+    """Those that `step` began with; None: random ones."""
+    given = exporting.of_directory(base) if config["model"]["path"] else None
+    warmup = _warmup(workdir, step)
+    return given if warmup is None else warmup.on(given)
+
+
+def _adapters_alone(workdir: Path, trained: _Trained) -> tuple[Adapters, Mapping[str, np.ndarray]]:
+    """What `trained` says of the adapters and of the connector beside them, if that is another than
+    that of the model which peft will load.
+
+    Raises:
+      UserError: the warm-up of a pretrained model changed more than the connector.
+    """
+    assert trained.adapters is not None, "see _check_flags"
+    connector = trained.connector()
+    warmup = _warmup(workdir, trained.step)
+    if warmup is None or MODEL in workdir_lib.inputs(workdir, trained.step):
+        return trained.adapters, connector
+    if warmup.parts != ("connector",):
+        raise UserError(
+            f"{trained.where} trained adapters for the model that step warmup left, not for the "
+            "pretrained one: say --merge for a whole model"
+        )
+    return trained.adapters, {**warmup.connector(), **connector}

@@ -27,7 +27,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import S, from_record
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.recommender import SequentialRecommender
-from mmsrec_jax.training.sft import SFTSettings
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
 
 _SFT_READS = ("data", "model", "warmup", "summaries", "retrieval")
 
@@ -201,6 +201,9 @@ def _recorded_settings(folder: Path) -> Settings:
             EvaluationSettings, workdir.finished(folder, "evaluation"), "evaluation"
         ),
     )
+    if "warmup" in workdir.inputs(folder, "sft"):
+        record = workdir.finished(folder, "warmup")
+        found = dataclasses.replace(found, warmup=_recorded(WarmupSettings, record, "warmup"))
     if not found.use.retrieval:
         return found
     record = workdir.finished(folder, "retrieval")

@@ -6,19 +6,22 @@ The whole catalog is the headline; frozen sampled candidates stand beside it.
 
 from pathlib import Path
 
-from mmsrec_jax.methods.experiment import Experiment
+from mmsrec_jax.methods import features
+from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.runtime.workdir import Step
 
 
-class Sequential(Experiment):
-    """One model on one data set."""
+class Sequential(MLLMExperiment):
+    """One model on one data set; a model that reads features of an MLLM has its base model too."""
 
     def steps(self) -> list[Step]:
         c = self.config.evaluation
         settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
         inputs = ["data", self.config.sequential_model]
+        base = self.base_steps() if features.to_make(self.config) else []
         return [
             self.data_step(),
+            *base,
             *self.sequential_steps(),
             Step("evaluation", self.evaluation, {"evaluation": settings}, inputs),
         ]

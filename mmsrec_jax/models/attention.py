@@ -11,6 +11,7 @@ backward pass of every implementation needs, the quadratic one's too.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -18,20 +19,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mmsrec_jax.models import splash
+from mmsrec_jax.models import flash, splash
+from mmsrec_jax.models.block_mask import BlockMask, block_mask, tokens
 from mmsrec_jax.models.layers import precision
 from mmsrec_jax.runtime.sharding import is_divisible, per_device
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 
-Implementation = Literal["xla", "splash", "cudnn"]
+Implementation = Literal["xla", "splash", "cudnn", "flash"]
+GPU_IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "flash")
 _FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "cudnn"}
 _forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar(
     "implementation", default=None
 )
 
 # A mask bool[B, T, S] or None (everything) for XLA and cuDNN.
-Visible = jax.Array | None | splash.Segments | splash.Pairs
+Visible = jax.Array | None | splash.Segments | splash.Pairs | BlockMask
 
 
 class Layout(NamedTuple):
@@ -74,8 +77,8 @@ def implementation(dtype: DTypeLike, queries: int) -> Implementation:
 def force(name: Implementation) -> Iterator[None]:
     """Traces inside use this implementation, in every dtype; for tests and comparisons.
 
-    Off their platforms splash runs interpreted and cuDNN is replaced by XLA on the same arguments.
-    Compiled functions do not know about it: trace new ones.
+    Off their platforms splash and flash run interpreted and cuDNN is replaced by XLA on the same
+    arguments. Compiled functions do not know about it: trace new ones.
     """
     token = _forced.set(name)
     try:
@@ -106,24 +109,41 @@ def causal(query: Layout, key: Layout | None, dtype: DTypeLike) -> Visible:
 
     key: None when queries are their own keys, in the order of their slots.
     """
-    splashes = implementation(dtype, query.slots.shape[1]) == "splash"
-    if splashes and key is None and query.suffix_ids is None:
+    name = implementation(dtype, query.slots.shape[1])
+    if name == "flash":
+        keys = query if key is None else key
+        assert (query.suffix_ids is None) == (keys.suffix_ids is None), "both have suffixes or none"
+        return block_mask(tokens(*query, queries=True), tokens(*keys, queries=False))
+    if name == "splash" and key is None and query.suffix_ids is None:
         return splash.Segments(query.segment_ids, causal=True)
     visible = visibility(query, query if key is None else key)
-    return splash.pairs(visible) if splashes else visible
+    return splash.pairs(visible) if name == "splash" else visible
 
 
 def within_segments(ids: jax.Array, dtype: DTypeLike) -> Visible:
     """Tokens with ids int32[B, L] see their own segment, before and after; 0 is padding."""
-    if implementation(dtype, ids.shape[1]) == "splash":
-        return splash.Segments(ids, causal=False)
-    return same_segment(ids, ids)
+    name = implementation(dtype, ids.shape[1])
+    if name == "flash":
+        return block_mask(*(tokens(ids, None, None, queries=side) for side in (True, False)))
+    return splash.Segments(ids, causal=False) if name == "splash" else same_segment(ids, ids)
+
+
+def within_either(
+    first: jax.Array, second: jax.Array, dtype: DTypeLike
+) -> Callable[[jax.Array], Visible]:
+    """For layers that differ: from a flag bool[] of a layer, `within_segments` of one of two ids
+    int32[B, L], the first where it is true."""
+    if implementation(dtype, first.shape[1]) == "flash":
+        masks = within_segments(first, dtype), within_segments(second, dtype)
+        return lambda flag: jax.tree.map(lambda a, b: jnp.where(flag, a, b), *masks)
+    # Elsewhere ids are small and masks are not: these are made in the layer that needs them.
+    return lambda flag: within_segments(jnp.where(flag, first, second), dtype)
 
 
 def everything(rows: int, length: int, dtype: DTypeLike) -> Visible:
     """All tokens of a row see each other."""
-    if implementation(dtype, length) == "splash":
-        return splash.Segments(jnp.ones((rows, length), jnp.int32), causal=False)
+    if implementation(dtype, length) in ("splash", "flash"):
+        return within_segments(jnp.ones((rows, length), jnp.int32), dtype)
     return None
 
 
@@ -154,6 +174,8 @@ def attention(
             return splash.attention(q, k, v, visible, interpret=platform() != "tpu")
 
         fused = fused_splash
+    elif isinstance(visible, BlockMask):
+        fused = functools.partial(flash.attention, interpret=platform() != "gpu")
     elif implementation(k.dtype, q.shape[1]) == "cudnn":
         fused = _cudnn
     else:

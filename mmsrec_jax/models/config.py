@@ -11,6 +11,21 @@ ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu")  # as Hugging 
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's rope for contexts longer than those of its first training.
+
+    Frequencies with fewer than `low_freq_factor` turns in `original_length` tokens are divided by
+    `factor`, those with more than `high_freq_factor` stay, and between the two it is in proportion.
+    Source: the `llama3` rope of Llama's published code; the Llama 3 paper names only the base.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Decoder of the Llama / Qwen family: RMSNorm, grouped-query attention, SwiGLU."""
 
@@ -24,6 +39,7 @@ class DecoderConfig:
     # "1d"; "mrope": frequencies in chunks for time, row, column; "mrope_interleaved": in turns
     rope_kind: str = "mrope"
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
     mrope_section: tuple[int, ...] = ()  # frequencies per axis, sums to head_dim // 2
     qkv_bias: bool = True
     qk_norm: bool = False
@@ -194,11 +210,14 @@ class VitConfig(_Tower):
 
 @dataclasses.dataclass(frozen=True)
 class MLLMConfig:
-    """A decoder, optionally with a vision tower whose features fill the image slots."""
+    """A decoder, optionally with a vision tower whose features fill the image slots.
+
+    image_token_id: stands in every image slot; None without a tower.
+    """
 
     text: DecoderConfig
     vision: VisionConfig | VitConfig | None
-    image_token_id: int
+    image_token_id: int | None
     vision_start_token_id: int | None
     vision_end_token_id: int | None
     remat: str = "none"  # what layers keep for the backward pass: all, nothing, or matmul outputs

@@ -69,24 +69,35 @@ def decode(config: MLLMConfig, slots: int, adapters: Adapters | None = None) -> 
     return parts | {"decoder_attention": text.layers * _attention(slots, text.heads, text.head_dim)}
 
 
-def train_step(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> Flops:
-    """Forward and backward pass of one row: all weights are trained, or only the `adapters`.
+def train_step(
+    config: MLLMConfig, row: Row, adapters: Adapters | None = None, *, connector: bool = False
+) -> Flops:
+    """Forward and backward pass of one row: all weights are trained, or only the `adapters`, the
+    `connector`, or both.
 
     The backward pass of a product is one product for its input and one for its weight. Pixels need
-    no gradient; nor do frozen weights, so that with adapters decoder and head cost one backward
-    product and the tower none. Recomputation is not counted.
+    no gradient; nor do frozen weights, so that decoder and head cost one backward product then, and
+    the tower none. Every row counts as passed back through the decoder, also one without an image,
+    which teaches the connector nothing. Recomputation is not counted.
     """
-    passes = dict.fromkeys(forward(config, row, adapters), 3)
-    if adapters is not None:
-        passes |= {"decoder": 2, "head": 2}
-        passes |= {part: 1 for part in ("tower", "tower_attention", "connector") if part in passes}
-    parts = {part: passes[part] * n for part, n in forward(config, row, adapters).items()}
-    if row.grids and adapters is None and config.vision is not None:
-        parts["tower"] -= _patch_embed(config.vision, row.grids)
+    found = forward(config, row, adapters)
+    passes = dict.fromkeys(found, 3)
+    frozen = adapters is not None or connector
+    if frozen:
+        passes |= {"decoder": 2, "head": 2, "tower": 1, "tower_attention": 1}
+        passes["connector"] = 3 if connector else 1
+    parts = {part: passes[part] * n for part, n in found.items()}
+    if row.grids and config.vision is not None:
+        if not frozen:
+            parts["tower"] -= _patch_embed(config.vision, row.grids)
+        elif connector:
+            parts["connector"] -= _features_backward(config.vision, config.text.hidden, row.grids)
     return parts
 
 
-def recomputed(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> Flops:
+def recomputed(
+    config: MLLMConfig, row: Row, adapters: Adapters | None = None, *, connector: bool = False
+) -> Flops:
     """What rematerialization adds to `train_step`: no part of MFU.
 
     The chunked loss computes logits twice. `config.remat` "full" computes the layers twice, but for
@@ -97,7 +108,7 @@ def recomputed(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -
     if config.remat == "none":
         return again
     again["decoder_attention"] = parts["decoder_attention"]
-    trained_tower = row.grids and adapters is None
+    trained_tower = row.grids and adapters is None and not connector
     if trained_tower:
         again["tower_attention"] = parts["tower_attention"]
     if config.remat == "full":
@@ -165,6 +176,16 @@ def _tower_tokens(vision: VisionConfig | VitConfig, grids: Sequence[tuple[int, i
 def _patch_embed(vision: VisionConfig | VitConfig, grids: Sequence[tuple[int, int]]) -> int:
     patches = sum(math.prod(grid) for grid in grids)
     return 2 * patches * vision.channels * vision.patch_size**2 * vision.hidden
+
+
+def _features_backward(
+    vision: VisionConfig | VitConfig, out: int, grids: Sequence[tuple[int, int]]
+) -> int:
+    """What a trained connector on a frozen tower saves: the product for the features, which no norm
+    of the connector asks for where it has none."""
+    if isinstance(vision, VisionConfig) or vision.merge > 1:
+        return 0
+    return 2 * vision.slots * len(grids) * vision.hidden * len(vision.feature_layers) * out
 
 
 def _tower_down(vision: VisionConfig | VitConfig, grids: Sequence[tuple[int, int]]) -> int:

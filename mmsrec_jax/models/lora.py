@@ -89,15 +89,3 @@ def _folded(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.
         return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
 
     return jax.lax.map(layer, (kernel, a, b))
-
-
-def trainable(kind: str) -> type[nnx.Param]:
-    """The nnx.split filter of what is trained: "lora" the adapters, "full" every parameter.
-
-    Raises:
-      UserError: for another kind.
-    """
-    filters = {"lora": nnx.LoRAParam, "full": nnx.Param}
-    if kind not in filters:
-        raise UserError(f"trainable={kind!r} is none of {tuple(filters)}")
-    return filters[kind]

@@ -17,14 +17,15 @@ from mmsrec_jax.models.vision import Vision
 from mmsrec_jax.models.vit import Vit
 from mmsrec_jax.runtime.sharding import constrain
 
-# The vision tower of each kind of vision config.
-TOWERS = {VisionConfig: Vision, VitConfig: Vit}
+# The vision tower of each kind of vision config; `CONNECTOR` names the parts of it that map its
+# features to the decoder's width.
+TOWERS: dict[type, Any] = {VisionConfig: Vision, VitConfig: Vit}
 
 
 class MLLM(nnx.Module):
     """text: Decoder; vision: one of `TOWERS` or None. Computes in `dtype`, holds `param_dtype`."""
 
-    processor: Any  # of images; hf.loading puts the one of the directory here
+    processor: Any  # of images or None; hf.loading puts the one of the directory here
 
     def __init__(
         self,

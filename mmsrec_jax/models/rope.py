@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmsrec_jax.models.config import DecoderConfig
+from mmsrec_jax.models.config import DecoderConfig, RopeScaling
 
 Rope = tuple[jax.Array, jax.Array]  # cos, sin: float32[B, L, 1, head_dim / 2]
 
@@ -18,6 +18,13 @@ def _frequencies(dim: int, theta: float) -> np.ndarray:
     return (np.float32(1) / np.float32(theta) ** exponents).astype(np.float32)
 
 
+def _scaled(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_length * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (frequencies * (kept + (1 - kept) / scaling.factor)).astype(np.float32)
+
+
 def _table(angles: jax.Array) -> Rope:
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
@@ -25,6 +32,8 @@ def _table(angles: jax.Array) -> Rope:
 def text(positions: jax.Array, config: DecoderConfig) -> Rope:
     """Table for positions int32[B, 3, L] (time, row, column); kind "1d" reads the first only."""
     frequencies = _frequencies(config.head_dim, config.rope_theta)
+    if config.rope_scaling is not None:
+        frequencies = _scaled(frequencies, config.rope_scaling)
     positions = jnp.swapaxes(positions, 1, 2).astype(jnp.float32)
     return _table(positions[:, :, _axes(config)] * frequencies)
 

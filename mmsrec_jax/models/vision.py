@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mmsrec_jax.models import rope
-from mmsrec_jax.models.attention import attention, same_segment, within_segments
+from mmsrec_jax.models.attention import attention, same_segment, within_either
 from mmsrec_jax.models.config import VisionConfig, VitConfig
 from mmsrec_jax.models.layers import NORMS, Block, Linear, normal, precision, scan_layers
 from mmsrec_jax.runtime.sharding import constrain
@@ -140,6 +140,8 @@ class Merger(nnx.Module):
 class Vision(nnx.Module):
     """patch_embed, optional positions, layers, merger and optional deepstack mergers."""
 
+    CONNECTOR = ("merger", "deepstack")  # what maps its features to the decoder's width
+
     def __init__(
         self,
         config: VisionConfig,
@@ -205,6 +207,8 @@ class Vision(nnx.Module):
         slot = np.full(config.depth, taps)
         slot[list(config.deepstack_indexes)] = np.arange(taps)
 
+        visible = within_either(patch_image_ids, patch_window_ids, x.dtype)
+
         def layer(
             block: Block,
             carry: tuple[jax.Array, jax.Array | None],
@@ -212,10 +216,8 @@ class Vision(nnx.Module):
         ) -> tuple[jax.Array, jax.Array | None]:
             x, kept = carry
             full, slot = inputs
-            ids = jnp.where(full, patch_image_ids, patch_window_ids)
-            visible = within_segments(ids, x.dtype)
             q, k, v = block.project(x, table, False)
-            x = block.finish(x, attention(q, k, v, visible, block.axes[:2]), False)
+            x = block.finish(x, attention(q, k, v, visible(full), block.axes[:2]), False)
             if kept is not None:
                 kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, axis=0)
             return x, kept

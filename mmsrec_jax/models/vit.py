@@ -119,6 +119,8 @@ class Projector(nnx.Module):
 class Vit(nnx.Module):
     """embeddings, optional pre_norm, layers and projector; no image sees another."""
 
+    CONNECTOR = ("projector",)  # what maps its features to the decoder's width
+
     def __init__(
         self,
         config: VitConfig,

@@ -22,6 +22,7 @@ from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.sampler import Generation, Sampling
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
@@ -32,7 +33,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.training import sft
-from mmsrec_jax.training.state import TrainState, param_dtype, place_abstract
+from mmsrec_jax.training.state import TrainState, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
@@ -149,13 +150,14 @@ class Steps:
         )
         batch = self._batch(c, length=c.length, answers=c.answers, targets=c.targets)
         row = self._row(c, c.length, c.targets)
-        adapters = self._adapters(c) if c.trainable == "lora" else None
+        trained = trainables.parts(c.trainable)
+        adapters = self._adapters(c) if "lora" in trained else None
         return Step(
             "sft",
             step,
             (state, frozen, batch),
             _kinds(state.params, frozen, state.opt_state, batch),
-            *self._trained(c, row, adapters),
+            *self._trained(c, row, adapters, connector="connector" in trained),
         )
 
     def rollout(self) -> Step:
@@ -170,7 +172,7 @@ class Steps:
             temperature=c.temperature,
             top_k=c.top_k,
             top_p=c.top_p,
-            suppress=(self.shape.image_token_id,),
+            suppress=() if self.shape.image_token_id is None else (self.shape.image_token_id,),
             gather_weights=c.gather_weights,
         )
         roll = make_rollout(graphdef, sampling, c.seed)
@@ -232,7 +234,7 @@ class Steps:
         batch = self._batch(
             c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, packed=False
         )
-        adapters = self._adapters(tuned) if tuned.trainable == "lora" else None
+        adapters = self._adapters(tuned) if "lora" in trainables.parts(tuned.trainable) else None
         parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)
         return Step(
             "rank",
@@ -244,11 +246,16 @@ class Steps:
         )
 
     def _trained(
-        self, config: _Trained, row: flops.Row, adapters: flops.Adapters | None
+        self,
+        config: _Trained,
+        row: flops.Row,
+        adapters: flops.Adapters | None,
+        *,
+        connector: bool = False,
     ) -> tuple[int, int]:
         """Required and repeated FLOPs of a training step on rows like `row`."""
-        parts = flops.train_step(self.shape, row, adapters)
-        again = flops.recomputed(self.shape, row, adapters)
+        parts = flops.train_step(self.shape, row, adapters, connector=connector)
+        again = flops.recomputed(self.shape, row, adapters, connector=connector)
         total = {part: parts[part] + again.get(part, 0) for part in parts}
         repeated = _total(again) + self._tower_again(total)
         return config.batch_size * _total(parts), config.batch_size * repeated
@@ -268,13 +275,13 @@ class Steps:
         return graphdef, state, frozen, batch.model_inputs(), batch.index
 
     def _model(self, trainable: str, adapters: _Trained) -> MLLM:
-        dtype, held = self.config.model.dtype, "float32"
-        if model_name(self.config):
-            held = param_dtype(trainable, dtype)
+        dtype = self.config.model.dtype
+        held = dtype if model_name(self.config) else "float32"
 
         def make() -> MLLM:
             model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
-            if trainable == "lora":
+            trainables.hold_in_float32(model, trainable)
+            if "lora" in trainables.parts(trainable):
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
             return model
 

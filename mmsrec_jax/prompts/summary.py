@@ -4,6 +4,8 @@ The separation is the paper's (MMSRARec, stage 1: against modality bias), the fo
 
     image: keyword, keyword
     text: keyword, keyword
+
+An item without an image may have the line of the text alone.
 """
 
 import dataclasses
@@ -18,7 +20,8 @@ _EDGES = " \t\r\f\v.,;:!?\"'`*#-_()[]{}<>|/\\•"
 class Summary:
     """Keywords by source, in order and with repetitions.
 
-    `well_formed`: exactly the two lines above, in this order, and no keyword twice.
+    `well_formed`: exactly the two lines above, in this order, or the second alone, and no keyword
+    twice.
     """
 
     image: list[str]
@@ -62,6 +65,9 @@ def parse_summary(text: str) -> Summary:
                 found[section].append(word)
     words = [word.lower() for word in found["image"] + found["text"]]
     well_formed = (
-        headers == ["image", "text"] and not stray and bool(words) and len(set(words)) == len(words)
+        headers in (["image", "text"], ["text"])
+        and not stray
+        and bool(words)
+        and len(set(words)) == len(words)
     )
     return Summary(found["image"], found["text"], well_formed)

@@ -52,7 +52,8 @@ def vqa(templates: Templates, attribute: str, text: str, has_image: bool) -> str
 
 def summarize(templates: Templates, text: str, has_image: bool) -> str:
     """Stage 1's prompt; answers have the form of `prompts.summary`."""
-    return templates.summarize.format(image=_image(templates, has_image), text=text)
+    form = templates.form if has_image else templates.form_of_text
+    return templates.summarize.format(image=_image(templates, has_image), text=text, form=form)
 
 
 def answer(templates: Templates, words: str) -> str:

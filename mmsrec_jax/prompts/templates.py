@@ -27,6 +27,8 @@ class Templates:
       candidate: what follows the sections for one candidate, up to the yes/no label.
       rank, rank_option: lettered candidates in one prompt.
       next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
+      form, form_of_text: what `summarize` says of the answer's form for an item with an image, and
+        for one without.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
       fillers: vague words that a poor summary contains; noise for the warm-up's targets.
     """
@@ -46,6 +48,8 @@ class Templates:
     align_words: str
     vqa: str
     summarize: str
+    form: str
+    form_of_text: str
     answer: str
     fillers: tuple[str, ...]
 
@@ -65,7 +69,9 @@ TERSE = Templates(
     align_item="{image} {text}\nkeywords",
     align_words=" {words}\ntitle",
     vqa="{image} {text}\n{attribute}",
-    summarize="{image} {text}\nsummary",
+    summarize="{image} {text}\nsummary{form}",
+    form="",
+    form_of_text="",
     answer=" {words}",
     fillers=("nice", "item", "good"),
 )
@@ -91,12 +97,12 @@ FULL = Templates(
     align_item="{image}Text: {text}\n\nWrite the keywords of this item.",
     align_words="Keywords: {words}\n\nWrite the title of the item that has these keywords.",
     vqa="{image}Text: {text}\n\nWhat is the {attribute} of this item? Answer in a few words.",
-    summarize=(
-        "{image}Text: {text}\n\n"
-        "Summarize this item in a few keywords. Write what only the image shows and what the text "
-        "says on separate lines, in exactly this form:\n"
-        "image: keyword, keyword\ntext: keyword, keyword"
+    summarize="{image}Text: {text}\n\nSummarize this item in a few keywords. {form}",
+    form=(
+        "Write what only the image shows and what the text says on separate lines, in exactly this "
+        "form:\nimage: keyword, keyword\ntext: keyword, keyword"
     ),
+    form_of_text="Write what the text says in exactly this form:\ntext: keyword, keyword",
     answer="{words}",
     fillers=("nice", "good quality", "product"),
 )
@@ -106,7 +112,7 @@ TEMPLATES = {"terse": TERSE, "full": FULL}
 
 def corpus(templates: Templates) -> list[str]:
     """Every fixed sentence of a set, for training a tokenizer together with the items' words."""
-    blank = dict.fromkeys(("words", "items", "text", "image", "options", "attribute"), "")
+    blank = dict.fromkeys(("words", "items", "text", "image", "options", "attribute", "form"), "")
     texts = []
     for field in dataclasses.fields(templates):
         value = getattr(templates, field.name)

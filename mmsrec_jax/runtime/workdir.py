@@ -159,7 +159,8 @@ def _begin(directory: Path, step: Step, inputs: dict[str, str]) -> dict[str, Any
     record = _read(directory)
     if record and record["fingerprint"] != fingerprint:
         changed = differences(record["config"], config)
-        changed += [k for k in inputs if record["inputs"].get(k) != inputs[k]]
+        read = {**record["inputs"], **inputs}
+        changed += [k for k in read if record["inputs"].get(k) != inputs.get(k)]
         old = directory.parent / "superseded" / f"{step.name}-{record['fingerprint'][:12]}"
         old.parent.mkdir(exist_ok=True)
         serial = 0

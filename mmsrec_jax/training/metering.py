@@ -59,7 +59,7 @@ def of_rows(segments: np.ndarray) -> dict[str, int]:
 class ModelFlops:
     """FLOPs that `model` requires for batches on the host (`models.flops`), padding not counted.
 
-    adapters: only they are trained.
+    adapters: those of the model are trained.
     """
 
     def __init__(self, model: MLLM, *, adapters: bool):

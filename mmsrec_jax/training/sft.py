@@ -5,6 +5,7 @@ candidates of one user with logit(yes) - logit(no) as their score, the quantity 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from mmsrec_jax.inference.yes_no import yes_no_margins
 from mmsrec_jax.models import flops
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.batch_tree import check_shapes
 from mmsrec_jax.models.mllm import MLLM
@@ -26,7 +28,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients
-from mmsrec_jax.runtime.settings import Section, as_dict, setting
+from mmsrec_jax.runtime.settings import Section, as_dict, setting, setting_like
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
@@ -39,7 +41,10 @@ class FineTuneSettings(Section):
     """What warm-up and stage 3 have in common."""
 
     trainable: str = setting(
-        "lora", "Adapters, or every weight of the model.", choices=("lora", "full")
+        "lora",
+        "Adapters, every weight of the model, what connects its vision tower to the decoder, or "
+        "adapters beside that.",
+        choices=trainables.KINDS,
     )
     lora_rank: int = setting(16, "Rank of the adapters.", low=1)
     lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
@@ -98,8 +103,13 @@ class SFTSettings(FineTuneSettings):
 
 @dataclasses.dataclass(frozen=True)
 class WarmupSettings(FineTuneSettings):
-    """Visual instruction tuning of a model from scratch (*ours*)."""
+    """Visual instruction tuning before all other steps (*ours*)."""
 
+    pretrained: bool = setting(
+        False,
+        "Whether a pretrained model (`model.path`) has a warm-up too; one from scratch always has.",
+    )
+    trainable: str = setting_like(FineTuneSettings, "trainable", "connector")
     tasks: Mapping[str, float] = setting(
         {"describe": 0.25, "see": 0.25, "vqa": 0.2, "retell": 0.1, "match": 0.2},
         "Shares of the tasks.",
@@ -127,7 +137,7 @@ def train(
     """Trains `model` and returns it with the trained weights; resumes what `directory` holds.
 
     Args:
-      model: with adapters if they are what is trained. What is trained of it is donated: go on
+      model: with adapters if they are trained. What is trained of it is donated: go on
         with the model that is returned.
       dataset: `inputs.sharded.Sharded` or `inputs.pipeline.batches`, the rows of this process.
       name: for progress lines.
@@ -152,11 +162,13 @@ def train(
             offload=settings.offload_optimizer,
         )
 
-        counted = metering.ModelFlops(model, adapters=settings.trainable == "lora")
+        trained = trainables.parts(settings.trainable)
+        counted = metering.ModelFlops(model, adapters="lora" in trained)
+        count = functools.partial(flops.train_step, connector="connector" in trained)
         _, parts = sharding.process_batch_shard(mesh)
 
         def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-            work = metering.amount(parts=parts, **_work(counted, batch))
+            work = metering.amount(parts=parts, **_work(counted, count, batch))
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
@@ -196,13 +208,13 @@ def num_microbatches(settings: FineTuneSettings, mesh: Mesh) -> int:
     return size // part
 
 
-def _work(counted: metering.ModelFlops, batch: Batch) -> dict[str, int]:
+def _work(
+    counted: metering.ModelFlops, count: Callable[..., flops.Flops], batch: Batch
+) -> dict[str, int]:
     tokens = np.sum(batch.segment_ids > 0, axis=1)
     assert batch.target_positions is not None
     targets = np.sum(batch.target_positions >= 0, axis=1)
-    return metering.of_rows(batch.segment_ids) | {
-        "flops": counted(flops.train_step, tokens, targets, batch)
-    }
+    return metering.of_rows(batch.segment_ids) | {"flops": counted(count, tokens, targets, batch)}
 
 
 def make_optimizer(settings: FineTuneSettings) -> optax.GradientTransformation:

@@ -9,10 +9,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.models import lora
+from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
-from mmsrec_jax.runtime.errors import UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -45,8 +44,8 @@ def place(
     *,
     offload: bool = False,
 ) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
-    """`model` on `mesh`: its graph, the state at step 0 of what is `trainable` ("lora" or "full"),
-    the frozen rest, and the shardings of the state.
+    """`model` on `mesh`: its graph, the state at step 0 of what is `trainable` (a kind of
+    `models.trainable`), the frozen rest, and the shardings of the state.
 
     offload: the optimizer's arrays lie in the hosts' memory; see `on_devices`.
 
@@ -96,13 +95,6 @@ def _shardings(state: TrainState, mesh: Mesh, offload: bool) -> TrainState:
 
 
 def _split(model: MLLM, trainable: str) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    graphdef, trained, *others = nnx.split(model, lora.trainable(trainable), ...)
-    if not jax.tree.leaves(trained):
-        raise UserError(f"trainable={trainable!r}: the model has no such weights; add them")
+    trainables.check(model, trainable)
+    graphdef, trained, *others = nnx.split(model, trainables.filter_of(trainable), ...)
     return graphdef, trained, others[0]
-
-
-def param_dtype(trainable: str, dtype: str) -> str:
-    """What a model that computes in `dtype` is held in: updates of weights need float32, the frozen
-    base of adapters does not."""
-    return "float32" if trainable == "full" else dtype

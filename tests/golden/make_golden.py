@@ -1,5 +1,6 @@
 """Makes the golden files beside this script: tiny random models as transformers saves them, and the
-logits transformers computes for two images in one row and for a shorter row without any.
+logits transformers computes for two images in one row and for a shorter row without any, or for two
+rows of text.
 
 Needs torch and transformers: `python tests/golden/make_golden.py qwen2_vl internvl`.
 """
@@ -11,7 +12,12 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 IMAGE, VIDEO, VISION_START, VISION_END = 40, 41, 42, 43
 SIZES = [(23, 41), (36, 17)]
@@ -85,15 +91,31 @@ VITS = {
         {},
     ),
 }  # fmt: skip
+
+# per model_type without a tower: the class, and what it has beyond the common fields
+LLAMA3_ROPE = ROPE | {
+    # of the three frequencies one stays, one is divided and one lies between
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}  # fmt: skip
+TEXT_ONLY = {
+    "llama": (transformers.LlamaConfig, {"rope_parameters": LLAMA3_ROPE}),
+    "qwen2": (transformers.Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 8}),
+}
 MODELS = (*QWEN, *VITS)
-GOLDEN = (*QWEN, "llava_clip", "llava_dinov2", "internvl")
+GOLDEN = (*QWEN, "llava_clip", "llava_dinov2", "internvl", *TEXT_ONLY)
 
 
 def tiny_config(
     name: str = "qwen2_5_vl", text: dict | None = None, vision: dict | None = None
 ) -> PreTrainedConfig:
-    """The config of one of MODELS: grouped heads; windows, learned positions, DeepStack where there
-    are. `text` and `vision` override fields of the Qwen-VLs."""
+    """The config of one of MODELS or TEXT_ONLY: grouped heads; windows, learned positions,
+    DeepStack where there are. `text` overrides fields of the Qwen-VLs and of TEXT_ONLY, `vision`
+    of the Qwen-VLs."""
+    if name in TEXT_ONLY:
+        kind, fields = TEXT_ONLY[name]
+        return kind(**TEXT | {"rope_parameters": ROPE} | fields | (text or {}))
     if name in VITS:
         tower, decoder, fields = VITS[name]
         window = {"sliding_window": None} if decoder is transformers.MistralConfig else {}
@@ -124,6 +146,15 @@ def tiny_config(
         vision_end_token_id=VISION_END,
         tie_word_embeddings=False,
     )
+
+
+def has_tower(config: PreTrainedConfig) -> bool:
+    return config.model_type not in TEXT_ONLY
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """What makes and loads a model of such a config."""
+    return AutoModelForImageTextToText if has_tower(config) else AutoModelForCausalLM
 
 
 def image_processor(config: PreTrainedConfig):
@@ -168,7 +199,7 @@ def tiny_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     Values are exact in bfloat16, so that a bfloat16 file holds the same model.
     """
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(config).eval()
+    model = auto_class(config).from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ("norm" in name or "ln_q" in name) and name.endswith("weight"):
@@ -234,22 +265,22 @@ def hf_logits(model, input_ids, attention_mask, images) -> torch.Tensor:
 def make(name: str):
     out = Path(__file__).parent / name
     model = tiny_model(tiny_config(name), seed=0)
-    images = random_images(0)
+    images = random_images(0) if has_tower(model.config) else []
     rng = np.random.default_rng(0)
     counts = slots(model.config, images)
     input_ids, attention_mask = pad([row(rng, counts), rng.integers(1, IMAGE, 13).tolist()])
     with torch.no_grad():
         logits = hf_logits(model, input_ids, attention_mask, [images, []]).numpy()
-    image_processor(model.config).save_pretrained(out)
+    if images:
+        image_processor(model.config).save_pretrained(out)
     model.bfloat16().save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
     np.savez_compressed(
         out / "golden.npz",
         input_ids=input_ids.astype(np.int32),
         attention_mask=attention_mask.astype(np.int32),
-        image_0=images[0],
-        image_1=images[1],
         logits=logits,
+        **{f"image_{number}": image for number, image in enumerate(images)},
     )
     print(f"{out}: slots {counts}, logits {logits.shape} std {logits.std():.2f}")
 

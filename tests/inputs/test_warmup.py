@@ -1,10 +1,12 @@
 """Warm-up examples against the attributes of their items."""
 
+import dataclasses
 import pickle
 import re
 from collections import Counter
 
 import numpy as np
+import pytest
 from toy_examples import (
     CATALOG,
     answer_of,
@@ -13,9 +15,11 @@ from toy_examples import (
 )
 from toy_items import BARE, CORRUPT, NO_IMAGE
 
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.warmup import WarmupSource
+from mmsrec_jax.inputs.warmup import WarmupSource, lacking
 from mmsrec_jax.prompts import parse_summary
+from mmsrec_jax.runtime.errors import UserError
 
 
 def warmup(prompt_config, tasks, **options):
@@ -81,6 +85,61 @@ def test_see_describes_the_image_without_the_text(trained, prompt_config):
     # without an image there is nothing to see: described by its text instead
     prompt, answer = answer_of(trained, source.example(NO_IMAGE, NO_IMAGE))
     assert CATALOG[NO_IMAGE].text["title"] in prompt and parse_summary(answer).text
+
+
+def test_see_on_data_that_does_not_say_what_images_show(trained, prompt_config):
+    """Every attribute where the settings name none; without attributes the category, else title."""
+
+    def seen(item, **options):
+        source = WarmupSource(
+            Catalog.from_items([item]),
+            prompt_config,
+            length=200,
+            seed=0,
+            tasks={"see": 1},
+            **options,
+        )
+        prompt, answer = answer_of(trained, source.example(0, 0))
+        assert "number" not in prompt and "<|vision_start|>" in prompt
+        found = parse_summary(answer)
+        assert found.text == []
+        return found.image
+
+    item, bare = CATALOG[0], CATALOG[BARE]
+    assert seen(item) == ["red", "mug", "home"]
+    assert seen(item, image_attributes=("place",)) == ["home"]
+    assert seen(bare) == seen(bare, image_attributes=("colour",)) == ["clock"]
+    nameless = dataclasses.replace(bare, category=None)
+    assert seen(nameless) == ["clock", "number", "7"]
+    described = dataclasses.replace(nameless, text={"description": "for home"})
+    assert seen(described) == ["for", "home"]
+
+
+ASKED = ("describe", "see", "vqa", "retell", "match")
+
+
+def test_what_real_items_lack_is_said():
+    def said(coverage, tasks=ASKED, image_attributes=()):
+        return lacking(coverage, 10, tasks=tasks, image_attributes=image_attributes)
+
+    movies = {"text title": 10, "attribute genres": 10, "category": 0, "image": 8}
+    assert said(movies) == [
+        "config.prompts.image_attributes is empty: see asks images for every attribute (genres)",
+        "2 of 10 items have no image: their texts are told alone",
+    ]
+    assert said(movies | {"image": 10}, image_attributes=("genres",)) == []
+    (asked,) = said({"text title": 10, "category": 9, "image": 10}, tasks=("vqa", "match"))
+    assert asked.startswith(
+        "no item has an attribute (config.data.attribute_fields): match and vqa"
+    )
+    *_, see = said({"text title": 10, "category": 9, "image": 10})
+    assert see.endswith("see asks images for their category")
+    *_, see = said({"text title": 10, "category": 0, "image": 10})
+    assert see.endswith("see asks images for words of their titles")
+    with pytest.raises(UserError, match=r"image_attributes=\('colour',\): .* are genres"):
+        said(movies, image_attributes=("colour",))
+    with pytest.raises(UserError, match="neither attributes nor texts nor a category"):
+        said({"category": 0, "image": 10})
 
 
 def test_retell_writes_the_text_from_keywords(trained, prompt_config):

@@ -88,10 +88,19 @@ def test_flags_that_do_not_fit_the_step(adapted, full, tmp_path):
     for flags in ({}, {"merge": True, "adapter_only": True}):
         with pytest.raises(UserError, match="trained adapters: say --merge .* or --adapter_only"):
             export(adapted[0], tmp_path / "out", **flags)
+    workdir = tmp_path / "connector"
+    export_runs.pretrained_run(workdir, GOLDEN, "connector")
+    for flags in ({}, {"adapter_only": True}):
+        with pytest.raises(UserError, match="the connector and no adapters, .*: say --merge"):
+            export(workdir, tmp_path / "out", **flags)
+    workdir = tmp_path / "warmed_up"
+    export_runs.pretrained_run(workdir, GOLDEN, "lora", warmup="connector+lora")
+    with pytest.raises(UserError, match="for the model that step warmup left, .*: say --merge"):
+        export(workdir, tmp_path / "out", adapter_only=True)
     for flag in ("merge", "adapter_only"):
         with pytest.raises(UserError, match="there are no adapters; leave --merge and"):
             export(full[0], tmp_path / "out", **{flag: True})
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_that_have_no_such_model(adapted, tmp_path):

@@ -1,17 +1,25 @@
 """The steps of MMSRARec: what each ablation leaves out, and what records must hold for others."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import pytest
 
 from configs import base, quickstart
+from mmsrec_jax.hf.mapping import config_from_hf
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.methods import base_model
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.mmsrarec import MMSRARec
 from mmsrec_jax.methods.scaling_point import ScalingPoint
+from mmsrec_jax.methods.sequential import Sequential
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "llava_clip"
 ALL = [
     "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft", "sft",
     "evaluation",
@@ -37,6 +45,7 @@ def settings_of(config, **changes) -> Settings:
         ({"use.summaries": False}, {"summarizer", "summaries"}),
         ({"use.retrieval": False}, {"retrieval"}),
         ({"model.path": "somewhere"}, {"model", "warmup"}),
+        ({"model.path": "somewhere", "warmup.pretrained": True}, {"model"}),
     ],
 )
 def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path, changes, left_out):
@@ -48,6 +57,9 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
     reads = {step.name: set(step.inputs) for step in steps}
     assert reads["sft"] >= {"summaries", "retrieval"} - left_out
     assert not reads["plain_sft"] & {"summaries", "retrieval"}
+    if "warmup" not in left_out:
+        start_from_it = {"summarizer", "summaries", "plain_sft", "sft"} - left_out
+        assert all("warmup" in reads[name] for name in start_from_it)
 
 
 @pytest.mark.parametrize("method", [MMSRARec, ScalingPoint])
@@ -95,10 +107,56 @@ def test_prompts_without_any_text_of_the_items_are_refused(mesh, tmp_path, field
         run.prompt_config  # noqa: B018
 
 
-def test_a_pretrained_base_is_made_by_no_step(mesh, tmp_path):
+def test_a_pretrained_base_is_made_by_no_step_but_a_warm_up(mesh, tmp_path):
     settings = settings_of(base.get_config(), **{"model.path": str(tmp_path)})
     found = BaseModel(settings, tmp_path / "run", mesh)
     assert found.is_pretrained and found.steps == [] and found.path == tmp_path
+    config = base.get_config()
+    settings = settings_of(config, **{"model.path": str(tmp_path), "warmup.pretrained": True})
+    found = BaseModel(settings, tmp_path / "run", mesh)
+    assert found.steps == ["warmup"] and found.settings("warmup").trainable == "connector"
+    assert BaseModel(settings, tmp_path / "run", mesh, warmed_up=False).steps == []
+    scratch = BaseModel(settings_of(base.get_config()), tmp_path / "run", mesh)
+    assert scratch.steps == ["model", "warmup"] and scratch.settings("warmup").trainable == "full"
+
+
+@pytest.mark.parametrize("model", ["molar", "sasrec"])
+def test_item_features_are_those_of_the_warmed_up_model(mesh, tmp_path, model):
+    changes = {"model.path": "somewhere", "warmup.pretrained": True}
+    steps = Sequential(settings_of(base.get_config(model), **changes), tmp_path, mesh).steps()
+    made = ["warmup", "features"] if model == "molar" else []
+    assert [step.name for step in steps] == ["data", *made, model, "evaluation"]
+    if made:
+        assert set(steps[2].inputs) == {"data", "warmup"}
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "message"),
+    [
+        ("sft", {"sft.trainable": "connector"}, "reads text only and has no connector"),
+        ("warmup", {"warmup.pretrained": True}, "reads text only and has no connector"),
+        ("sft", {"sft.trainable": "connector+lora", "use.images": False}, "use.images=False"),
+        ("sft", {"sft.trainable": "connector", "sft.patches": 0}, "config.sft.patches=0"),
+    ],
+)
+def test_a_connector_that_is_not_there_is_named(
+    mesh, tmp_path, monkeypatch, step, changes, message
+):
+    settings = settings_of(base.get_config(), **{"model.path": str(GOLDEN)}, **changes)
+    found = BaseModel(settings, tmp_path, mesh)
+    field = f"config.{step}.trainable='{found.settings(step).trainable}'"
+    if "text only" in message:  # families without a tower
+        found.check(step)
+        shape = dataclasses.replace(config_from_hf(read_json(GOLDEN / "config.json")), vision=None)
+        monkeypatch.setattr(base_model, "config_from_hf", lambda raw: shape)
+    with pytest.raises(UserError, match=message) as raised:
+        found.check(step)
+    with pytest.raises(UserError, match="a connector learns from images, but no item has an image"):
+        found.check(step, has_images=False)
+    assert str(raised.value).startswith(field)
+    BaseModel(settings_of(base.get_config(), **{"model.path": "nowhere"}), tmp_path, mesh).check(
+        "sft"
+    )
 
 
 def test_a_fused_row_without_reranking_is_refused():

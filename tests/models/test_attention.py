@@ -1,7 +1,7 @@
 """Attention on every platform against a plain float64 softmax and its gradients.
 
-Splash runs interpreted; cuDNN itself runs nowhere here: what we hand to it is handed to XLA by the
-same function, `jax.nn.dot_product_attention`.
+Splash and flash run interpreted; cuDNN itself runs nowhere here: what we hand to it is handed to
+XLA by the same function, `jax.nn.dot_product_attention`.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ import pytest
 from flax import nnx
 
 from mmsrec_jax.models import attention as lib
-from mmsrec_jax.models.attention import Layout, attention, causal, same_segment, within_segments
+from mmsrec_jax.models.attention import Layout, attention, causal, within_segments
 from mmsrec_jax.runtime import sharding
 
 B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one
-IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("xla", "splash", "cudnn", "flash")
 
 
 @functools.cache
@@ -115,7 +115,8 @@ def expected(kind):
     "kind, name",
     [
         *itertools.product(["packed", "suffixes", "sides"], IMPLEMENTATIONS),
-        *itertools.product(["everything"], ["xla", "cudnn"]),  # in splash: sides with one segment
+        # in splash and flash: sides with one segment
+        *itertools.product(["everything"], ["xla", "cudnn"]),
     ],
 )
 def test_matches_a_plain_softmax(kind, name):
@@ -128,6 +129,7 @@ def test_matches_a_plain_softmax(kind, name):
         ("packed", "splash", ("heads", "kv_heads")),
         ("suffixes", "splash", ("heads", "kv_heads")),
         ("suffixes", "cudnn", ("heads", "kv_heads")),
+        ("suffixes", "flash", ("heads", "kv_heads")),
         ("sides", "cudnn", ("vision_heads", "vision_heads")),
     ],
 )
@@ -162,7 +164,8 @@ def test_queries_behind_their_keys(name):
     assert_close(got, softmax_attention(q, k, v, mask, cotangent))
 
 
-def test_a_model_is_the_same_interpreted():
+@pytest.mark.parametrize("name", ["splash", "flash"])
+def test_a_model_is_the_same_interpreted(name):
     """Windows and whole images alternate in the tower's scan; a batch has suffixes or has none."""
     rng = np.random.default_rng(0)
     rows = [mb.example(rng, [(16, 12)], 40, suffixes=(40, 30)), mb.example(rng, [(4, 8)], 20)]
@@ -175,7 +178,7 @@ def test_a_model_is_the_same_interpreted():
     wanted = jax.jit(hidden)
     straight = wanted(dataclasses.replace(batch, suffix_ids=np.zeros_like(batch.suffix_ids)))
     batch_without = dataclasses.replace(batch, suffix_ids=None)
-    with lib.force("splash"):
+    with lib.force(name):
         got = jax.jit(lambda batches: [hidden(batch) for batch in batches])((batch, batch_without))
     np.testing.assert_allclose(got[0], wanted(batch), atol=1e-4)
     np.testing.assert_allclose(got[1], straight, atol=1e-4)
@@ -201,15 +204,19 @@ def test_platform_is_the_mesh_not_the_host():
         assert jax.default_backend() == "cpu" and lib.platform() == "tpu"
 
 
-def test_rows_that_see_nothing_pass_no_nan_to_gradients():
-    q, k, v, _, segments, _ = inputs()
-    visible = same_segment(jnp.zeros_like(segments), segments)
+@pytest.mark.parametrize("name", ["xla", "flash"])
+def test_rows_that_see_nothing_pass_no_nan_to_gradients(name):
+    q, k, v, *_ = inputs()
+    segments = np.zeros((B, L), np.int32)
+    segments[1, 20:] = 1
 
     def total(q, k, v):
-        return jnp.sum(attention(q, k, v, visible) ** 2)
+        return jnp.sum(attention(q, k, v, within_segments(segments, jnp.float32)) ** 2)
 
-    for gradient in jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v):
-        assert np.isfinite(gradient).all()
+    with lib.force(name):
+        gradients = jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all() and np.any(gradient)
 
 
 def test_softmax_is_float32_for_bfloat16_inputs():

@@ -32,7 +32,8 @@ def train_step(directory, mesh):
     stored = np.load(directory / "golden.npz")
     ids, mask = stored["input_ids"], stored["attention_mask"]
     model = mmsrec_jax.load(directory, mesh=mesh)
-    batch = _logits.make_batch(model, ids, mask, [[stored["image_0"], stored["image_1"]], []])
+    images = [stored[name] for name in ("image_0", "image_1") if name in stored]
+    batch = _logits.make_batch(model, ids, mask, [images, []])
     answer = np.arange(ids.shape[1]) >= mask.sum(1, keepdims=True) - 4
     weights = (answer & (mask > 0)).astype(np.float32)
     batch = dataclasses.replace(batch, loss_weights=weights)
@@ -71,9 +72,10 @@ def on_one_device(name):
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
-CASES = [("qwen2_5_vl", sizes) for sizes in MESHES] + [
-    (name, (1, 4, 2)) for name in ("qwen2_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl")
-]
+NAMES = (
+    "qwen2_vl", "qwen3_vl", "llava_clip", "llava_dinov2", "internvl", "llama", "qwen2", "qwen3"
+)  # fmt: skip
+CASES = [("qwen2_5_vl", sizes) for sizes in MESHES] + [(name, (1, 4, 2)) for name in NAMES]
 
 
 @pytest.mark.parametrize("name, sizes", CASES)

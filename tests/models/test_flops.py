@@ -12,7 +12,7 @@ from flax import nnx
 
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.processor import read_json
-from mmsrec_jax.models import flops, lora
+from mmsrec_jax.models import flops, lora, trainable
 from mmsrec_jax.models.batch import Batch, Patches
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
@@ -56,7 +56,7 @@ def products(jaxpr) -> int:
     return total
 
 
-def program(config: MLLMConfig, adapters: flops.Adapters | None = None):
+def program(config: MLLMConfig, adapters: flops.Adapters | None = None, *, connector=False):
     """(function of trained and frozen weights that gives the loss of ROW, these weights)."""
 
     def make():
@@ -65,7 +65,8 @@ def program(config: MLLMConfig, adapters: flops.Adapters | None = None):
             lora.add(model, adapters.rank, 1.0, adapters.targets, rngs=nnx.Rngs(0))
         return model
 
-    kind = nnx.Param if adapters is None else nnx.LoRAParam
+    kind = "+".join(["connector"] * connector + ["lora"] * (adapters is not None)) or "full"
+    kind = trainable.filter_of(kind)
     graphdef, trained, frozen = nnx.split(nnx.eval_shape(make), kind, ...)
     nothing, images = jnp.zeros((1, ROW.length), jnp.int32), None
     if ROW.grids and config.vision is not None:
@@ -118,6 +119,31 @@ def test_train_step_and_recomputation_count_every_product(name, remat, adapters)
     done = products(jax.make_jaxpr(jax.grad(loss))(*weights).jaxpr)
     counted = flops.train_step(config, ROW, adapters), flops.recomputed(config, ROW, adapters)
     assert sum(sum(parts.values()) for parts in counted) == done
+
+
+@pytest.mark.parametrize("adapters", [None, SOME], ids=["connector", "connector+lora"])
+@pytest.mark.parametrize(
+    "name,remat",
+    [
+        ("qwen2_vl", "none"),
+        ("qwen2_5_vl", "full"),
+        ("qwen3_vl", "full"),
+        ("llava_clip", "dots"),
+        ("llava_dinov2", "full"),
+        ("internvl", "none"),
+    ],
+)
+def test_a_connector_is_passed_back_to_through_the_decoder_and_not_through_the_tower(
+    name, remat, adapters
+):
+    config = family_config(name, remat)
+    loss, weights = program(config, adapters, connector=True)
+    done = products(jax.make_jaxpr(jax.grad(loss))(*weights).jaxpr)
+    step = flops.train_step(config, ROW, adapters, connector=True)
+    again = flops.recomputed(config, ROW, adapters, connector=True)
+    assert sum(step.values()) + sum(again.values()) == done
+    once = flops.forward(config, ROW, adapters)
+    assert all(step[part] == once[part] for part in ("tower", "tower_attention"))
 
 
 def test_windows_count_the_pairs_inside_them():

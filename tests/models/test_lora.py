@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmsrec_jax.models import lora
+from mmsrec_jax.models import lora, trainable
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -56,10 +56,10 @@ def test_adapters_are_the_textbook_formula():
 
 def test_trainable_selects_only_adapters():
     model = mb.model()
-    everything = len(jax.tree.leaves(nnx.state(model, lora.trainable("full"))))
+    everything = len(jax.tree.leaves(nnx.state(model, trainable.filter_of("full"))))
     assert everything == len(jax.tree.leaves(nnx.state(model)))
     lora.add(model, 2, 2.0, ("q", "down"), rngs=nnx.Rngs(0))
-    _, trained, frozen = nnx.split(model, lora.trainable("lora"), ...)
+    _, trained, frozen = nnx.split(model, trainable.filter_of("lora"), ...)
     assert len(jax.tree.leaves(trained)) == 4
     assert len(jax.tree.leaves(frozen)) == everything
 
@@ -74,4 +74,4 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="already"):
         lora.add(model, 2, 2.0, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match="trainable"):
-        lora.trainable("some")
+        trainable.filter_of("some")

@@ -21,7 +21,8 @@ SQUARE_AND_STRIP = [(16, 16), (9, 60)]
 def save(theirs, directory):
     """A directory as users have it, without a tokenizer."""
     theirs.save_pretrained(directory)
-    hf.image_processor(theirs.config).save_pretrained(directory)
+    if hf.has_tower(theirs.config):
+        hf.image_processor(theirs.config).save_pretrained(directory)
 
 
 def make_pair(directory, seed, name, tied=None, **fields):
@@ -37,7 +38,7 @@ def make_pair(directory, seed, name, tied=None, **fields):
 def make_rows(config, seed, layouts):
     """Random rows of text around images of the given heights and widths: (tokens, images)."""
     rng = np.random.default_rng(seed)
-    scale = getattr(config.vision_config, "patch_size", hf.PATCH)
+    scale = getattr(getattr(config, "vision_config", None), "patch_size", hf.PATCH)
     scale = (scale if isinstance(scale, int) else scale[0]) / hf.PATCH
     rows, images = [], []
     for number, sizes in enumerate(layouts):

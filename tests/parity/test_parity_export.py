@@ -18,6 +18,7 @@ from pairs import (
     transformers,
 )
 
+import mmsrec_jax
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import processor_of
 from mmsrec_jax.methods.export import export
@@ -27,7 +28,8 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @pytest.fixture(
-    scope="module", params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl"]
+    scope="module",
+    params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl", *hf.TEXT_ONLY],
 )
 def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
@@ -38,9 +40,11 @@ def base(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch(base):
-    """Two images of different grids in one row, one in the next, text alone in the last."""
+    """Two images of different grids in one row, one in the next, text alone in the last; text alone
+    in all of them for a text-only model."""
     config = transformers.AutoConfig.from_pretrained(base)
-    rows, images = make_rows(config, 1, [TWO_IMAGES, ONE_IMAGE, NO_IMAGE])
+    layouts = [TWO_IMAGES, ONE_IMAGE, NO_IMAGE] if hf.has_tower(config) else [NO_IMAGE] * 3
+    rows, images = make_rows(config, 1, layouts)
     return *hf.pad(rows), images
 
 
@@ -49,20 +53,19 @@ def difference(theirs, ours, batch):
 
 
 def from_pretrained(directory, **options):
-    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-        directory, output_loading_info=True, **options
-    )
+    auto_class = hf.auto_class(transformers.AutoConfig.from_pretrained(directory))
+    model, info = auto_class.from_pretrained(directory, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model.eval()
 
 
-@pytest.mark.parametrize("trainable", ["full", "lora"])
+@pytest.mark.parametrize("trainable", ["full", "lora", "connector", "connector+lora"])
 def test_a_whole_model(base, batch, trainable, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, trainable)
     export(
         tmp_path / "run",
         tmp_path / "out",
-        merge=trainable == "lora",
+        merge=trainable != "full",
         max_shard_bytes=20_000,
     )
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
@@ -86,7 +89,7 @@ def test_a_model_from_scratch(base, batch, tmp_path):
     assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
 
 
-@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip"], indirect=True)
+@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip", "llama"], indirect=True)
 def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     ours = export_runs.pretrained_run(tmp_path / "run", base, "full")
     export(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
@@ -97,6 +100,34 @@ def test_a_bfloat16_model_holds_the_rounded_weights(base, tmp_path):
     np.testing.assert_array_equal(head, expected.T)
 
 
+@pytest.mark.parametrize("base", ["qwen3_vl", "llava_clip"], indirect=True)
+@pytest.mark.parametrize("warmup", ["connector", "connector+lora", "full"])
+def test_a_whole_model_after_a_warm_up(base, batch, warmup, tmp_path):
+    ours = export_runs.pretrained_run(tmp_path / "run", base, "lora", warmup=warmup)
+    export(tmp_path / "run", tmp_path / "out", merge=True)
+    assert difference(from_pretrained(tmp_path / "out"), ours, batch) <= TOLERANCE
+    export(tmp_path / "run", tmp_path / "base", step="warmup", merge=warmup != "full")
+    start = from_pretrained(tmp_path / "base")
+    warmed_up = export_runs.change(mmsrec_jax.load(base), warmup, seed=1)
+    assert difference(start, warmed_up, batch) <= TOLERANCE
+    assert difference(start, ours, batch) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("trainable, warmup", [("connector+lora", ""), ("lora", "connector")])
+def test_adapters_and_the_connector_on_the_base_model(base, batch, trainable, warmup, tmp_path):
+    """Peft loads the connector in place of the base model's, from the step or from its warm-up."""
+    peft = pytest.importorskip("peft", reason="make parity installs it")
+    ours = export_runs.pretrained_run(tmp_path / "run", base, trainable, warmup=warmup)
+    export(tmp_path / "run", tmp_path / "out", adapter_only=True)
+    theirs = peft.PeftModel.from_pretrained(from_pretrained(base), tmp_path / "out").eval()
+    error = difference(theirs, ours, batch)
+    print(f"{base.name}, {trainable} after {warmup or 'no'} warm-up: {error:.2e}")
+    assert error <= TOLERANCE
+    with theirs.disable_adapter():  # which takes the connector away too
+        assert difference(theirs, mmsrec_jax.load(base), batch) <= TOLERANCE
+        assert difference(theirs, ours, batch) > 100 * TOLERANCE
+
+
 def test_adapters_on_the_base_model(base, batch, tmp_path):
     peft = pytest.importorskip("peft", reason="make parity installs it")
     ours = export_runs.pretrained_run(tmp_path / "run", base, "lora")
@@ -105,7 +136,8 @@ def test_adapters_on_the_base_model(base, batch, tmp_path):
     adapted = {name.rsplit(".lora_A", 1)[0] for name, _ in theirs.named_parameters()
                if ".lora_A." in name}  # fmt: skip
     assert len(adapted) == 7 * ours.config.text.layers
-    assert all("language_model" in name for name in adapted)
+    decoder = "model.layers." if ours.config.vision is None else "model.language_model.layers."
+    assert all(f".{decoder}" in name for name in adapted)
     error = difference(theirs, ours, batch)
     print(f"{base.name}, adapters: max abs difference {error:.2e}")
     assert error <= TOLERANCE

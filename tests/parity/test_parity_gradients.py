@@ -22,7 +22,8 @@ ANSWER = 3  # tokens
 
 def answer_batch(config):
     """input_ids, attention_mask, images, and where the tokens are that the loss is of."""
-    rows, images = make_rows(config, 7, [TWO_IMAGES, NO_IMAGE, ONE_IMAGE])
+    layouts = [TWO_IMAGES, NO_IMAGE, ONE_IMAGE] if hf.has_tower(config) else [NO_IMAGE] * 3
+    rows, images = make_rows(config, 7, layouts)
     ids, mask = hf.pad(rows)
     lengths, columns = mask.sum(1, keepdims=True), np.arange(ids.shape[1])
     return ids, mask, images, (columns >= lengths - ANSWER) & (columns < lengths)
@@ -63,6 +64,7 @@ def worst(compared) -> float:
     )
 
 
+@pytest.mark.parametrize("pair", [*hf.MODELS, *hf.TEXT_ONLY], indirect=True)
 def test_gradients_of_every_parameter(pair):
     theirs, ours = pair
     batch = answer_batch(theirs.config)
@@ -89,7 +91,9 @@ def test_gradients_of_every_parameter(pair):
 
 
 @pytest.mark.parametrize(
-    "pair", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "internvl"], indirect=True
+    "pair",
+    ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "internvl", *hf.TEXT_ONLY],
+    indirect=True,
 )
 def test_gradients_of_adapters(pair, tmp_path):
     """peft's on transformers' model, with the adapters of ours."""
@@ -99,7 +103,7 @@ def test_gradients_of_adapters(pair, tmp_path):
     ours = export_runs.trained_model(tmp_path, "lora")
     adapters, out = export_runs.adapters_of(ours), tmp_path / "adapters"
     exporting.write_adapters(out, adapters, tmp_path, dtype="float32", base_name=None)
-    base = hf.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    base = hf.auto_class(theirs.config).from_pretrained(tmp_path).eval()
     adapted = peft.PeftModel.from_pretrained(base, out, is_trainable=True)
     batch = answer_batch(theirs.config)
     expected_loss = their_loss(adapted.eval(), *batch)
@@ -114,7 +118,7 @@ def test_gradients_of_adapters(pair, tmp_path):
     tensors = {leaf.path.removesuffix(".kernel"): leaf.name for leaf in mapping.leaves(ours.config)}
     compared = {}
     for linear in adapters.factors:
-        prefix = mapping.module(tensors[linear]).removesuffix(".weight")
+        prefix = mapping.module(tensors[linear], ours.config).removesuffix(".weight")
         for layer in range(ours.config.text.layers):
             a, b = (gradients[f"{linear}.lora_{which}"][layer] for which in "ab")
             rank = a.shape[-1]

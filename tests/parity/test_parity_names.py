@@ -11,6 +11,7 @@ from flax import nnx
 from pairs import hf, torch, transformers
 
 from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf.presets import CONFIGS
 from mmsrec_jax.models.mllm import MLLM
 
 pytestmark = pytest.mark.parity
@@ -43,9 +44,8 @@ def asked_and_held(raw):
         for layer in range(count):
             asked[leaf.name.format(layer)] = leaf.tensor_shape(tuple(shape))
     with torch.device("meta"):
-        theirs = hf.AutoModelForImageTextToText.from_config(
-            transformers.CONFIG_MAPPING[raw["model_type"]](**raw)
-        )
+        theirs_config = transformers.CONFIG_MAPPING[raw["model_type"]](**raw)
+        theirs = hf.auto_class(theirs_config).from_config(theirs_config)
     held = {mapping.canonical(n): tuple(p.shape) for n, p in theirs.named_parameters()}
     return config, asked, held
 
@@ -58,6 +58,13 @@ def test_qwen_vl(name, count):
     raw = json.loads((Path(hf.__file__).parent / f"{name}_config.json").read_text())
     _, asked, held = asked_and_held(raw)
     assert len(held) == count
+    assert asked == held
+
+
+@pytest.mark.parametrize("name", [n for n, raw in CONFIGS.items() if "vision_config" not in raw])
+def test_text_only(name):
+    config, asked, held = asked_and_held(CONFIGS[name])
+    assert config.vision is None and config.text.tied
     assert asked == held
 
 

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from configs import beauty, quickstart
 from mmsrec_jax.hf import presets
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.models import trainable
 from mmsrec_jax.planning import report, steps, topologies
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
@@ -167,8 +168,8 @@ def test_links_of_a_torus():
 def test_published_models_have_no_large_replicated_leaf(name, sizes):
     """Shapes alone, of both trainings and of ranking; where there are several shards."""
     config, mesh = beauty.get_config(), sharding.make_mesh(*sizes)
-    for trainable in ("lora", "full"):
-        config.sft.trainable = trainable
+    for kind in trainable.KINDS:
+        config.sft.trainable = kind
         made = steps.Steps(from_config(Settings, config), presets.config(name), mesh)
         step = made.sft()
         state, frozen, batch = step.arguments

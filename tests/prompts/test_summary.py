@@ -17,6 +17,7 @@ def test_round_trip(image, text):
 def test_form_is_the_one_that_prompts_ask_for():
     assert format_summary(["a", "b"], ["c"]) == "image: a, b\ntext: c"
     assert format_summary([], ["c"]) == "image:\ntext: c"
+    assert parse_summary("text: c, d") == Summary([], ["c", "d"], True)  # as without an image
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsrec_jax.models.config import DecoderConfig, MLLMConfig
+from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, RopeScaling
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -61,7 +61,8 @@ class Family:
     model_type: in config.json, and `MLLMConfig.family`.
     config: (config.json, image processor or None) -> MLLMConfig; raises UserError.
     leaves: MLLMConfig -> every parameter of the model.
-    processor: directory -> what makes patches of images (see `processor.ImageProcessor`).
+    processor: directory -> what makes patches of images (see `processor.ImageProcessor`), None
+      for a text-only family.
     unused: (canonical name, MLLMConfig) -> whether the model computes without the tensor.
     """
 
@@ -102,14 +103,22 @@ def rope_fields(raw: dict) -> dict:
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 
-def decoder_config(raw: dict, *, tied: bool | None, **fields: Any) -> DecoderConfig:
+# What `rope_type` may say of each kind of rope.
+_ROPE_TYPES = {
+    "1d": {"default", "llama3"},
+    "mrope": {"default", "mrope"},
+    "mrope_interleaved": {"default"},
+}
+
+
+def decoder_config(raw: dict, *, rope_kind: str, tied: bool | None, **fields: Any) -> DecoderConfig:
     """DecoderConfig of a text config; `fields` are what the family knows and the file does not say.
 
     Raises UserError for settings that are not supported and for fields that are missing.
     """
     rope = rope_fields(raw)
-    kinds = {"default", "mrope"} if fields.get("rope_kind") == "mrope" else {"default"}
-    only(rope, "rope_type", kinds, rope.get("type", "default"))
+    only(rope, "rope_type", _ROPE_TYPES[rope_kind], rope.get("type", "default"))
+    only(rope, "partial_rotary_factor", {1.0}, 1.0)
     only(raw, "hidden_act", {"silu"}, "silu")
     if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
         raise UserError(
@@ -124,10 +133,23 @@ def decoder_config(raw: dict, *, tied: bool | None, **fields: Any) -> DecoderCon
         kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or need(raw, "hidden_size") // heads,
         intermediate=need(raw, "intermediate_size"),
+        rope_kind=rope_kind,
         rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e6))),
+        rope_scaling=_rope_scaling(rope),
         norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
         tied=bool(tied),
         **fields,
+    )
+
+
+def _rope_scaling(rope: dict) -> RopeScaling | None:
+    if rope.get("rope_type", rope.get("type")) != "llama3":
+        return None
+    return RopeScaling(
+        factor=float(need(rope, "factor")),
+        low_freq_factor=float(need(rope, "low_freq_factor")),
+        high_freq_factor=float(need(rope, "high_freq_factor")),
+        original_length=need(rope, "original_max_position_embeddings"),
     )
 
 

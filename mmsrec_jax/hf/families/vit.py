@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsrec_jax.hf.families import text as decoders
 from mmsrec_jax.hf.families.base import (
     Family,
     ParamSpec,
-    decoder_config,
     decoder_params,
     linear,
     located,
@@ -21,19 +21,11 @@ from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VitConfig
 from mmsrec_jax.runtime.errors import UserError
 
-# What transformers assumes for fields of text_config that a file leaves out, as LLaVA-1.5's does.
-_TEXT = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "rms_norm_eps": 1e-6, "rope_theta": 1e4}  # fmt: skip
-_TEXTS: dict[str, dict[str, Any]] = {
-    "llama": _TEXT | {"vocab_size": 32000, "intermediate_size": 11008},
-    "mistral": _TEXT | {"vocab_size": 32000, "intermediate_size": 14336, "num_key_value_heads": 8,
-                        "sliding_window": 4096},
-    "qwen2": _TEXT | {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32},
-}  # fmt: skip
+_TEXTS = {"llama", "mistral", "qwen2"}
 
 _TOWER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
           "num_attention_heads": 12, "image_size": 224, "num_channels": 3}  # fmt: skip
-# Likewise for vision_config, by its model_type.
+# What transformers assumes for fields of vision_config that a file leaves out, by its model_type.
 _TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip_vision_model": (
         "clip",
@@ -96,17 +88,9 @@ def text(raw: dict) -> DecoderConfig:
     """Of the `text_config` of a config.json."""
     own = need(raw, "text_config")
     kind = own.get("model_type", "llama")
-    only({"text_config.model_type": kind}, "text_config.model_type", set(_TEXTS), None)
-    fields = _TEXTS[kind] | {name: value for name, value in own.items() if value is not None}
-    only(fields, "attention_bias", {False}, False)
-    only(fields, "mlp_bias", {False}, False)
-    if kind == "mistral" and own.get("sliding_window", fields["sliding_window"]) is not None:
-        raise UserError(
-            "config.json: text_config.sliding_window is not supported; where no row is longer than "
-            "the window, null describes the same model"
-        )
+    only({"text_config.model_type": kind}, "text_config.model_type", _TEXTS, None)
     tied = raw.get("tie_word_embeddings") or own.get("tie_word_embeddings")
-    return decoder_config(fields, tied=tied, rope_kind="1d", qkv_bias=kind == "qwen2")
+    return decoders.decoder(kind, own, tied=tied)
 
 
 def vision(raw: dict, images: FixedSizeProcessor | None, towers: tuple[str, ...]) -> VitConfig:

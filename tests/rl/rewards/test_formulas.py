@@ -104,6 +104,8 @@ def test_info_nce_at_chance_certain_and_missing():
         ("image: red\ntext: red", True, True, 2 / 3),
         ("image:\ntext: cup", True, True, 2 / 3),
         ("image:\ntext: cup", False, True, 1.0),
+        ("text: cup", False, True, 1.0),
+        ("text: cup", True, True, 2 / 3),
         ("a red cup", True, True, 1 / 3),
         ("", True, True, 0.0),
     ],
