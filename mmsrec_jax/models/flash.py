@@ -18,7 +18,9 @@ from mmsrec_jax.models import block_mask as lib
 from mmsrec_jax.models.block_mask import BlockList, BlockMask, Tokens
 
 WARPS, STAGES = 8, 3  # of a program: its threads / 32; blocks of the other side on their way
-MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
+# Finite: a row that sees nothing (padding) averages instead of giving NaN. A power of two: its
+# product with the scale is exact, so that a fused multiply-subtract of it and the maximum gives 0.
+MASKED = -(2.0**100)
 
 
 def attention(

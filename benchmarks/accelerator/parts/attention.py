@@ -19,7 +19,6 @@ import torch
 
 from benchmarks.accelerator import attention_cases as cases
 from benchmarks.accelerator import timing, torch_attention
-from benchmarks.accelerator.parts.correct_attention import implementations
 from benchmarks.accelerator.record import Ask, OutOfTime, attempt
 from mmsrec_jax.models import attention as lib
 
@@ -34,7 +33,7 @@ Results = list[np.ndarray]  # output, dq, dk, dv of the first row, each [1, T, h
 def run(ask: Ask) -> None:
     for case in _cases(ask.tiny):
         reference = functools.cache(functools.partial(_reference, case))
-        for name in implementations():
+        for name in lib.GPU_IMPLEMENTATIONS:
             attempt(ask, f"{case.name}, {name}", lambda: _ours(case, name, reference()))  # noqa: B023
         for form, make in torch_attention.forms(case).items():
             if ask.seconds_left() < 15:
@@ -117,7 +116,9 @@ def _torch(
     def gradients() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(attend(q, k, v), (q, k, v), cotangent)
 
-    found = [x.detach().transpose(1, 2).float().cpu().numpy() for x in (forward(), *gradients())]
+    found = [
+        x[:1].detach().transpose(1, 2).float().cpu().numpy() for x in (forward(), *gradients())
+    ]
     memory = _torch_memory(gradients)
     times = [timing.seconds(f, timing.torch_wait) for f in (forward, gradients)]
     return _row(case, times[0], times[1], found, reference) | {"temporary_mib": memory}

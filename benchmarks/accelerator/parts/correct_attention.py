@@ -17,14 +17,10 @@ SECONDS = 60
 LIMIT = 1e-2
 
 
-def implementations() -> tuple[lib.Implementation, ...]:
-    return getattr(lib, "GPU_IMPLEMENTATIONS", ("xla", "cudnn"))
-
-
 def run(ask: Ask) -> None:
     for case in _cases(ask.tiny):
         reference = functools.cache(functools.partial(_computed, case, "xla", "float32"))
-        for name in implementations():
+        for name in lib.GPU_IMPLEMENTATIONS:
             attempt(ask, f"{case.name}, {name}", lambda: _row(case, name, reference()))  # noqa: B023
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.accelerator import small_models
-from benchmarks.accelerator.parts.correct_attention import implementations
 from benchmarks.accelerator.record import Ask, attempt
 from mmsrec_jax.models import attention as lib
 
@@ -26,7 +25,7 @@ EXACT = "float32, here against the host"
 
 def run(ask: Ask) -> None:
     for family in small_models.FAMILIES:
-        variants = [EXACT, *(f"bfloat16, {name}" for name in implementations())]
+        variants = [EXACT, *(f"bfloat16, {name}" for name in lib.GPU_IMPLEMENTATIONS)]
         if ask.done >= {f"{family}, {variant}" for variant in variants}:
             continue
         with ThreadPoolExecutor() as pool:  # XLA leaves most cores of the host idle
@@ -49,7 +48,7 @@ class _Logits:
         self._host = pool.submit(self._computed, "float32", host)
         self._rounded = {
             f"bfloat16, {name}": pool.submit(self._computed, "bfloat16", here, name)
-            for name in implementations()
+            for name in lib.GPU_IMPLEMENTATIONS
         }
 
     def _computed(
