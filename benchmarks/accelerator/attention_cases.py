@@ -61,7 +61,7 @@ class Case:
         return 4.0 * pairs * self.heads * self.head_dim * (3.5 if backward else 1.0)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def tensors(case: Case) -> tuple[np.ndarray, ...]:
     """float32 q, k, v and a cotangent that is 0 at padding, all as bfloat16 has them."""
     rows, length = case.segments.shape

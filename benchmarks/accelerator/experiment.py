@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accelerator import back, loads, results_page, supervise, weights
+from benchmarks.accelerator import back, loads, process, results_page, supervise, weights
 from benchmarks.accelerator.loads import LoadError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,12 +134,15 @@ def make_plan(given: argparse.Namespace) -> Plan:
 def _command(
     name: str, flags: list[str], work: Path, given: argparse.Namespace
 ) -> supervise.Command:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # The program runs in another folder: what PYTHONPATH names from here it would not find.
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     env = {
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *map(os.path.abspath, paths)]),
         "TMPDIR": str(work / "tmp"),
         "HF_HUB_OFFLINE": "1",
     }
+    if "XLA_FLAGS" not in os.environ:
+        env["XLA_FLAGS"] = process.XLA_FLAGS
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         env["JAX_COMPILATION_CACHE_DIR"] = str(work / "compiled")
     if given.stage == "features" and not given.tiny:

@@ -1,6 +1,7 @@
 """What the numbers were measured with."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -30,6 +31,8 @@ def environment() -> dict[str, str | int | float]:
     )
     if cudnn:
         found["cudnn"] = ", ".join(dict.fromkeys(cudnn))
+    if flags := os.environ.get("XLA_FLAGS"):
+        found["xla_flags"] = flags
     if commit := _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"):
         found["commit"] = commit
     return found

@@ -19,6 +19,9 @@ from typing import IO, Any
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 12  # of standard error, kept as the reason of a failure
 LONGEST_REASON = 2000
+# Products of matrices by cuBLAS alone: else XLA compiles many Triton kernels to try for each of
+# them, which takes longer than what is to be measured.
+XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,7 @@ def _started(task: dict[str, Any], writing: int, errors: IO[str]) -> Iterator[su
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "HF_HUB_OFFLINE": "1",
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "XLA_FLAGS": XLA_FLAGS,
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
     }

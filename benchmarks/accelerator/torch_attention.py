@@ -25,15 +25,15 @@ def device() -> str:
 
 def forms(case: Case) -> dict[str, Callable[[], Attend]]:
     """By name, what makes the function; a maker raises where torch cannot."""
-    found: dict[str, Callable[[], Attend]] = {
-        "torch sdpa, dense mask": lambda: _dense(case),
-        "torch flex": lambda: _flex(case),
-    }
+    found: dict[str, Callable[[], Attend]] = {"torch sdpa, dense mask": lambda: _dense(case)}
+    plain = case.causal and case.suffixes is None and bool(np.all(case.segments == 1))
+    if case.causal and not plain:  # compiling takes ten seconds; for others there is varlen
+        found["torch flex"] = lambda: _flex(case)
     if case.suffixes is None:
         found["torch varlen"] = lambda: _varlen(case)
         if importlib.util.find_spec("flash_attn"):
             found["flash_attn varlen"] = lambda: _flash_attn(case)
-    if case.causal and case.suffixes is None and np.all(case.segments == 1):
+    if plain:
         found["torch sdpa, is_causal"] = lambda: _is_causal
     return found
 

@@ -8,7 +8,7 @@ from benchmarks.accelerator import timing
 from benchmarks.accelerator.record import Ask, attempt
 
 TITLE = "Ceilings of the device: copy within its memory and bfloat16 matrix product"
-SECONDS = 30
+SECONDS = 25
 
 
 def run(ask: Ask) -> None:

@@ -28,7 +28,7 @@ from mmsrec_jax.training import sft
 from mmsrec_jax.training.state import place
 
 TITLE = "Profile of an SFT step (LoRA, packed, images): kernels by kind, and the largest ones"
-SECONDS = 60
+SECONDS = 50
 STEPS = 3
 KINDS = (  # the first that a kernel's name matches
     ("attention", r"fmha|flash|attention|softmax.*bwd|cudnn.*sdpa"),

@@ -14,8 +14,8 @@ from mmsrec_jax.models import attention
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 
-# Of attention on GPUs; `attention.force` takes each.
-IMPLEMENTATIONS = attention.GPU_IMPLEMENTATIONS
+# Of attention, those that a GPU may use; `parts.attention` times XLA's, which holds all scores.
+IMPLEMENTATIONS: tuple[attention.Implementation, ...] = ("cudnn", "flash")
 _COMPILED_AT_ONCE = 6
 
 

@@ -1,6 +1,7 @@
 """A side of a comparison in a process of its own, alone on the device while it runs."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -136,16 +137,22 @@ def refuse_errors(ask: Ask, rows: Rows) -> None:
 
 def keep(ask: Ask, name: str, **arrays: np.ndarray) -> None:
     """Leaves arrays for the other side and for the comparison."""
-    folder = ask.out / "peers"
+    folder = _folder(ask)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.npz"
     np.savez(partial, **arrays)  # type: ignore[arg-type]  # numpy types allow_pickle here
     partial.replace(folder / f"{name}.npz")
 
 
+def _folder(ask: Ask) -> Path:
+    """Beside the weights: a rented machine gives back a few files of `out`."""
+    digest = hashlib.sha256(str(ask.out.resolve()).encode()).hexdigest()[:8]
+    return weights.directory(ask.tiny).parent / f"mmsrec_jax_peers_{digest}"
+
+
 def kept(ask: Ask, name: str) -> dict[str, np.ndarray] | None:
     """What a side left under this name; None where it did not come so far."""
-    path = ask.out / "peers" / f"{name}.npz"
+    path = _folder(ask) / f"{name}.npz"
     if not path.exists():
         return None
     with np.load(path) as arrays:

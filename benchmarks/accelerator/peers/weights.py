@@ -26,14 +26,15 @@ def config(tiny: bool) -> Config:
 
 def directory(tiny: bool) -> Path:
     """Where the weights are, or will be after `write`."""
-    if place := os.environ.get(PLACE):
-        folder = Path(place)
-    elif _RAM_DISK.is_dir() and (tiny or shutil.disk_usage(_RAM_DISK).free > _ROOM):
-        folder = _RAM_DISK
-    else:
-        folder = Path(tempfile.gettempdir())
     digest = hashlib.sha256(json.dumps(config(tiny), sort_keys=True).encode()).hexdigest()[:8]
-    return folder / f"mmsrec_jax_{'tiny' if tiny else _PUBLISHED}_{digest}"
+    name = f"mmsrec_jax_{'tiny' if tiny else _PUBLISHED}_{digest}"
+    if place := os.environ.get(PLACE):
+        return Path(place) / name
+    # Once they are on the RAM disk it may lack the room for others.
+    if (found := _RAM_DISK / name).exists():
+        return found
+    fits = _RAM_DISK.is_dir() and (tiny or shutil.disk_usage(_RAM_DISK).free > _ROOM)
+    return (_RAM_DISK if fits else Path(tempfile.gettempdir())) / name
 
 
 def written(tiny: bool) -> bool:
