@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_only_measured_cases_are_the_best(ask):
 
 def test_other_losses_and_nan_fail():
     rows = {case: {"loss": 7.0, "gradient_norm": 1.0} for case in ("a", "b, full, x", "c, full, y")}
-    sft.check(rows, 1e-3)
+    sft.check(rows, 1e-3, 1e-2)
     for case, name, value in (
         ("a", "loss", 7.1),
         ("a", "loss", float("nan")),
@@ -101,9 +102,35 @@ def test_other_losses_and_nan_fail():
     ):
         wrong = rows | {case: rows[case] | {name: value}}
         with pytest.raises(RuntimeError, match=name):
-            sft.check(wrong, 1e-3)
+            sft.check(wrong, 1e-3, 1e-2)
     # Adapters of both sides begin at random.
-    sft.check(rows | {"a": {"loss": 7.0, "gradient_norm": 3.0}}, 1e-3)
+    sft.check(rows | {"a": {"loss": 7.0, "gradient_norm": 3.0}}, 1e-3, 1e-2)
+    # A norm may be further apart than a loss.
+    sft.check(rows | {"b, full, x": {"loss": 7.0, "gradient_norm": 1.005}}, 1e-3, 1e-2)
+
+
+def test_weights_stay_where_they_are_when_the_ram_disk_is_full(tmp_path, monkeypatch):
+    monkeypatch.delenv(weights.PLACE, raising=False)
+    monkeypatch.setattr(weights, "_RAM_DISK", tmp_path)
+    free = weights._ROOM + 1
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    folder = weights.directory(False)
+    assert folder.parent == tmp_path
+    free = 0
+    assert weights.directory(False).parent != tmp_path
+    folder.mkdir()
+    assert weights.directory(False) == folder
+
+
+def test_what_sides_keep_is_not_in_the_results(ask):
+    out = ask.out / "results"
+    out.mkdir()
+    ours = dataclasses.replace(ask, out=out)
+    side.keep(ours, "scores", values=np.arange(3))
+    found = side.kept(ours, "scores")
+    assert found is not None and found["values"].tolist() == [0, 1, 2]
+    assert not list(out.iterdir())
+    assert side.kept(ask, "scores") is None  # another record has others
 
 
 @pytest.mark.parametrize("value", [0.2, float("nan")])
