@@ -80,7 +80,7 @@ def side_by_side(
     after = np.concatenate([np.zeros(0, int), *map(np.arange, sizes)]) + prefix.next_position
     return Example(
         tokens=np.concatenate([prefix.tokens, *texts]).astype(np.int32),
-        loss_weights=np.repeat(np.float32([0, 1]), [len(prefix), own]),
+        loss_weights=np.repeat(np.array([0, 1], np.float32), [len(prefix), own]),
         suffix_ids=np.repeat(np.arange(1 + len(texts), dtype=np.int32), [len(prefix), *sizes]),
         positions=np.concatenate(
             [prefix.positions, np.broadcast_to(after.astype(np.int32), (3, own))], axis=1
