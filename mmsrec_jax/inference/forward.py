@@ -32,6 +32,7 @@ def in_order(
     workers: int,
     answers: int = 0,
     targets: int | None = None,
+    suffixes: bool = False,
     counts: Counter | None = None,
 ) -> grain.IterDataset:
     """Every row of `source` once, in order and without packing: this process's share of batches.
@@ -46,6 +47,7 @@ def in_order(
         patches=patches,
         answers=answers,
         targets=targets,
+        suffixes=suffixes,
         shuffle=False,
         repeat=False,
         pack=False,

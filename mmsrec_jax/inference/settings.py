@@ -16,9 +16,11 @@ class SummariesSettings(Section):
 class FeatureSettings(Section):
     """Item features that the model in `model.path` makes for a sequential model."""
 
-    length: int = setting(640, "Tokens of a prompt with an image.", low=1)
+    length: int = setting(
+        640, "Tokens of a row: an item with its image, or the texts of many items.", low=1
+    )
     patches: int = setting(2048, "Vision patches of a prompt.", low=0)
-    batch_size: int = setting(32, "Items read at a time.", low=1)
+    batch_size: int = setting(32, "Rows read at a time.", low=1)
     workers: int = setting(
         8, "Processes that make batches. 0 is threads of the main process.", low=0
     )

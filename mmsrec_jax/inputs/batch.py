@@ -19,7 +19,8 @@ class Room:
       targets: T, tokens of a row that have loss.
       patches: P, vision patches of a row; 0 = a batch without images.
       patch_width: D, values of a patch.
-      answers: C, yes/no labels of a row; 0 = a batch without suffixes.
+      answers: C, yes/no labels of a row; 0 = none.
+      suffixes: examples have suffixes; those with labels always do.
       packed: a row may hold several examples; otherwise the batch says which one it holds.
     """
 
@@ -29,6 +30,7 @@ class Room:
     patches: int = 0
     patch_width: int = 0
     answers: int = 0
+    suffixes: bool = False
     packed: bool = True
 
     @property
@@ -39,11 +41,12 @@ class Room:
     def empty(self) -> Batch:
         """A batch that holds no example, in numpy."""
         rows, length = self.rows, self.length
+        suffixes = self.answers or self.suffixes
         return Batch(
             tokens=np.zeros((rows, length), np.int32),
             positions=np.zeros((rows, 3, length), np.int32),
             segment_ids=np.zeros((rows, length), np.int32),
-            suffix_ids=np.zeros((rows, length), np.int32) if self.answers else None,
+            suffix_ids=np.zeros((rows, length), np.int32) if suffixes else None,
             images=no_images(rows, self.patches, self.patch_width) if self.patches else None,
             loss_weights=np.zeros((rows, length), np.float32),
             target_positions=np.full((rows, self.targets), -1, np.int32),
@@ -78,11 +81,11 @@ def collate(rows: Sequence[Sequence[Example]], room: Room) -> Batch:
             batch.positions[b, :, span] = example.positions
             batch.segment_ids[b, span] = segment
             batch.loss_weights[b, span] = example.loss_weights
+            if batch.suffix_ids is not None:
+                batch.suffix_ids[b, span] = example.suffix_ids
             if n := len(example.answer_positions):
-                assert batch.suffix_ids is not None, "a room without answers"
                 assert batch.answer_positions is not None and batch.labels is not None
                 at = example.answer_positions
-                batch.suffix_ids[b, span] = example.suffix_ids
                 batch.answer_positions[b, answer : answer + n] = np.where(at >= 0, at + start, -1)
                 batch.labels[b, answer : answer + n] = example.labels
                 answer += n

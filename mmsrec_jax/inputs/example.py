@@ -64,6 +64,33 @@ def sequence(
     )
 
 
+def side_by_side(
+    prefix: Piece,
+    texts: Sequence[np.ndarray],
+    *,
+    index: int = -1,
+    counts: Mapping[str, int] | None = None,
+) -> Example:
+    """A prefix and texts, each int32[m], as suffixes 1, 2, ...; every token of a text has weight 1.
+
+    An empty text is a suffix without tokens.
+    """
+    sizes = [len(text) for text in texts]
+    own = sum(sizes)
+    after = np.concatenate([np.zeros(0, int), *map(np.arange, sizes)]) + prefix.next_position
+    return Example(
+        tokens=np.concatenate([prefix.tokens, *texts]).astype(np.int32),
+        loss_weights=np.repeat(np.array([0, 1], np.float32), [len(prefix), own]),
+        suffix_ids=np.repeat(np.arange(1 + len(texts), dtype=np.int32), [len(prefix), *sizes]),
+        positions=np.concatenate(
+            [prefix.positions, np.broadcast_to(after.astype(np.int32), (3, own))], axis=1
+        ),
+        images=prefix.images,
+        index=index,
+        counts=counts or {},
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Suffix:
     """A candidate's suffix that also carries text to learn, between the piece and the label.

@@ -41,6 +41,7 @@ def batches(
     patches: int = 0,
     answers: int = 0,
     targets: int | None = None,
+    suffixes: bool = False,
     seed: int = 0,
     shuffle: bool = True,
     repeat: bool = True,
@@ -57,6 +58,7 @@ def batches(
       batch_size: rows of all shards together; B is its share.
       length, patches, answers, targets: a row's room for tokens, vision patches (0 = no images),
         yes/no labels (0 = none) and tokens with loss (None = half of `length`).
+      suffixes: examples have suffixes although they have no labels.
       seed: of the order of rows, another for each epoch.
       repeat: endless; otherwise one epoch.
       pack: several examples share a row, first fit over the rows of a batch, which is done when
@@ -68,8 +70,8 @@ def batches(
         "skipped" and what sources count.
 
     Yields:
-      Batches with all fields of `Batch` but: images where `patches` is 0; suffix_ids,
-      answer_positions and labels where `answers` is 0; index with packing.
+      Batches with all fields of `Batch` but: images where `patches` is 0; answer_positions and
+      labels where `answers` is 0, and suffix_ids unless `suffixes`; index with packing.
 
     Raises:
       UserError: sizes that do not divide; while iterating, an example that fits no empty row and
@@ -94,6 +96,7 @@ def batches(
         patches=patches,
         patch_width=patch_width,
         answers=answers,
+        suffixes=suffixes,
         packed=pack,
     )
     total = len(source)

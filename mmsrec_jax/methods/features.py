@@ -4,6 +4,7 @@ the run's MLLM."""
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from absl import logging
 
 from mmsrec_jax.data import item_features
 from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.inference.embed import embed_items
-from mmsrec_jax.inputs.item_prompts import ContentSource
+from mmsrec_jax.inference.embed import embed_items, embed_texts
+from mmsrec_jax.inputs.item_prompts import ContentSource, TextSource
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.settings import Settings
@@ -89,31 +90,23 @@ def make(
         return
     model = make_model()
     for name in missing:
-        length = _prompt_length(c.length, prompt_config, name)
-        source = ContentSource(catalog, prompt_config, length=length, content=name)
         counts: Counter[str] = Counter()
-        rows = embed_items(
-            model,
-            source,
-            name=name,
-            batch_size=c.batch_size,
-            patches=c.patches if source.patch_width else 0,
-            workers=c.workers,
-            mesh=mesh,
-            counts=counts,
-        )
+        common: dict[str, Any] = {
+            "name": name,
+            "batch_size": c.batch_size,
+            "workers": c.workers,
+            "mesh": mesh,
+            "counts": counts,
+        }
+        if name == "text" or (name == "item" and prompt_config.processor is None):
+            texts = TextSource(catalog, prompt_config, length=c.length)
+            rows = embed_texts(model, texts, **common)
+        else:
+            source = ContentSource(catalog, prompt_config, length=c.length, content=name)
+            rows = embed_items(model, source, patches=c.patches, **common)
         if processes.is_main():
             item_features.write(_file(directory, name), rows)
         log_counts(f"features {name}", counts, mesh)
-
-
-def _prompt_length(length: int, prompt_config: PromptConfig, content: str) -> int:
-    """Of the longest prompt of text alone, which knows its room; else as the settings say."""
-    if content != "text":
-        return length
-    return min(
-        length, len(prompt_config.chat.ids(prompt_config.chat.head)) + prompt_config.text_tokens
-    )
 
 
 def _file(directory: Path, name: str) -> Path:
