@@ -198,3 +198,12 @@ def test_sides_report_at_once_and_end_in_time(ask, monkeypatch):
     assert seen == [("a", {"value": 1}), ("b", {"value": 2})]
     with pytest.raises(RuntimeError, match="_fails"):
         sides.run(_fails)
+
+
+def test_the_second_side_runs_though_the_first_failed(ask, monkeypatch):
+    monkeypatch.setattr(weights, "written", lambda tiny: True)
+    sides = side.Sides("sft", ask)
+    assert sides.both(_fails, _reports, reserve=0.0)
+    assert sides.rows["a"] == {"value": 1}
+    with pytest.raises(RuntimeError, match="_fails"):
+        sides.raise_failures()

@@ -31,11 +31,11 @@ def theirs(ask: Ask) -> None:
 def run(ask: Ask) -> None:
     """Raises RuntimeError when the two sides score otherwise, OutOfTime."""
     sides = side.Sides("ranking", ask)
-    ended = sides.run(ours, reserve=0.0 if ask.tiny else _RESERVE)
-    ended = sides.run(theirs) and ended
+    ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
     for kind in KINDS:
         side.compare_speed(sides, f"{kind}, ratio", f"ours, {kind}", f"transformers, {kind}")
         agree(sides, ask, kind)
+    sides.raise_failures()
     side.refuse_errors(ask, sides.rows)
     if not ended:
         raise OutOfTime("before the last case")

@@ -30,10 +30,10 @@ def theirs(ask: Ask) -> None:
 def run(ask: Ask) -> None:
     """Raises RuntimeError when the two sides do not write the same, OutOfTime."""
     sides = side.Sides("rollouts", ask)
-    ended = sides.run(ours, reserve=0.0 if ask.tiny else _RESERVE)
-    ended = sides.run(theirs) and ended
+    ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
     side.compare_speed(sides, "ratio", "ours, sampled", "transformers, sampled")
     check(sides.rows, ask.tiny)
+    sides.raise_failures()
     side.refuse_errors(ask, sides.rows)
     if not ended:
         raise OutOfTime("before the last case")

@@ -30,11 +30,11 @@ def theirs(ask: Ask) -> None:
 def run(ask: Ask) -> None:
     """Raises RuntimeError when losses of the same weights and rows differ, OutOfTime."""
     sides = side.Sides("sft", ask)
-    ended = sides.run(ours, reserve=0.0 if ask.tiny else _RESERVE)
-    ended = sides.run(theirs) and ended
+    ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
     side.compare_speed(sides, "LoRA, ratio", "ours, LoRA", "transformers, LoRA")
     side.compare_speed(sides, "full, ratio", "ours, full", "transformers, full")
     check(sides.rows, tolerance(ask.tiny), norm_tolerance(ask.tiny))
+    sides.raise_failures()
     side.refuse_errors(ask, sides.rows)
     if not ended:
         raise OutOfTime("before the last case")

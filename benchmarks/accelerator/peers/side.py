@@ -34,6 +34,7 @@ class Sides:
 
     def __init__(self, part: str, ask: Ask):
         self._part, self._ask = part, ask
+        self._failed: list[RuntimeError] = []
         self.rows: Rows = recorded(part, ask)
         if not weights.written(ask.tiny):
             self.run(write_weights)
@@ -50,7 +51,7 @@ class Sides:
         context = get_context("spawn")
         receiving, sending = context.Pipe(duplex=False)
         args = (sending, side, ask.tiny, ask.out, frozenset(self.rows), deadline)
-        process = context.Process(target=_serve, args=args, daemon=True)
+        process = context.Process(target=_serve, args=args)
         before = {name: os.environ.get(name) for name in _ENVIRONMENT}
         os.environ |= _ENVIRONMENT
         try:
@@ -68,6 +69,26 @@ class Sides:
             name = f"{self._part}: {side.__name__}"
             raise RuntimeError(f"{name} ended with status {process.exitcode}")
         return ended == _DONE
+
+    def both(
+        self, ours: Callable[[Ask], None], theirs: Callable[[Ask], None], *, reserve: float
+    ) -> bool:
+        """Runs both sides, the second also where the first fails -> whether both came to their end.
+
+        reserve: seconds that are kept for the second.
+        """
+        ended = []
+        for side, kept_for_others in ((ours, reserve), (theirs, 0.0)):
+            try:
+                ended.append(self.run(side, reserve=kept_for_others))
+            except RuntimeError as error:
+                self._failed.append(error)
+        return all(ended)
+
+    def raise_failures(self) -> None:
+        """Raises the RuntimeError of the first side that failed, when what others made is told."""
+        if self._failed:
+            raise self._failed[0]
 
     def report(self, case: str, row: Mapping[str, Any]) -> None:
         self.rows[case] = row
