@@ -119,7 +119,7 @@ class Record:
         """reason: why it is not done."""
         assert state in STATES
         part = self.parts[name]
-        part |= {"state": state, "seconds": round(part["seconds"] + seconds, 1)}
+        part |= {"state": state, "seconds": round(part["seconds"] + seconds, 2)}
         if reason:
             part["reason"] = reason
         self.write()
