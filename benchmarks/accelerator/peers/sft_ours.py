@@ -112,17 +112,6 @@ class Step:
         return metrics
 
 
-def sft_step(
-    tiny: bool, attention: attention_lib.Implementation = "cudnn", remat: str = "dots"
-) -> Step:
-    """One LoRA step, compiled; the directory of `peers.weights` must be written."""
-    steps = Steps(tiny)
-    compiled = steps.lower(Variant("lora", attention, remat)).compile()
-    model, _ = ours.load(tiny)
-    lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
-    return Step(steps, compiled, *steps.place(model, "lora"))
-
-
 def measure_ours(ask: Ask) -> None:
     """Our cases, the most telling first; attention is decided by the first of them."""
     tried = [Variant("lora", name, "dots") for name in ours.IMPLEMENTATIONS]
