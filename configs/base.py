@@ -62,7 +62,7 @@ def one_gpu(config: ConfigDict) -> None:
             checkpoint_every=20, log_every=5,
         )  # fmt: skip
         config.summaries.batch_size = 512
-        config.features.update(length=128, batch_size=256)
+        config.features.update(length=512, batch_size=64)
         config.retrieval.distinct_items = True
         config.sft.update(
             steps=300, batch_size=16, length=4096, answers=96, targets=192, lora_rank=8,

@@ -16,7 +16,7 @@ of the test users.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, beauty
 from mmsrec_jax.runtime.config_utils import choose
 
 _VARIANTS = {
@@ -36,10 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
         config.model.max_pixels = 0 if small else 128 * 28 * 28
-        config.sasrec.update(
-            dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, batch_size=32, steps=8300,
-            evaluate_every=166, patience=3,
-        )  # fmt: skip
+        # As large a catalog; not searched again.
+        config.sasrec.update(beauty.get_config("sasrec").sasrec)
     if small:
         base.one_gpu(config)
         base.titles_alone(config)

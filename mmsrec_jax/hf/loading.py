@@ -243,8 +243,8 @@ def _assemble(
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source. A transposed source goes in strips as wide as a cache line, which are
-    some times faster: numpy would fetch a line for every value."""
+    """target[...] = source. A transposed source goes in strips as wide as a cache line: numpy would
+    fetch a line for every value."""
     if source.flags.c_contiguous:
         target[...] = source
         return

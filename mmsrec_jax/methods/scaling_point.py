@@ -16,6 +16,7 @@ from mmsrec_jax.inference.forward import in_order, per_row
 from mmsrec_jax.methods.base_model import BaseModel
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.settings import as_dict
@@ -28,6 +29,11 @@ class ScalingPoint(MLLMExperiment):
     the point does not count."""
 
     def make_base_model(self) -> BaseModel:
+        if self.config.warmup.pretrained:
+            raise UserError(
+                "config.warmup.pretrained=True: a point of a scaling study has no warm-up; leave "
+                "it False"
+            )
         return BaseModel(self.config, self.workdir, self.mesh, warmed_up=False)
 
     def steps(self) -> list[Step]:

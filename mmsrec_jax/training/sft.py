@@ -28,7 +28,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients
-from mmsrec_jax.runtime.settings import Section, as_dict, setting, setting_like
+from mmsrec_jax.runtime.settings import Section, as_dict, setting
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
@@ -109,7 +109,11 @@ class WarmupSettings(FineTuneSettings):
         False,
         "Whether a pretrained model (`model.path`) has a warm-up too; one from scratch always has.",
     )
-    trainable: str = setting_like(FineTuneSettings, "trainable", "connector")
+    trainable: str = setting(
+        "connector",
+        "What is trained of a pretrained model; of one from scratch it is every weight.",
+        choices=trainables.KINDS,
+    )
     tasks: Mapping[str, float] = setting(
         {"describe": 0.25, "see": 0.25, "vqa": 0.2, "retell": 0.1, "match": 0.2},
         "Shares of the tasks.",

@@ -206,4 +206,4 @@ def test_the_second_side_runs_though_the_first_failed(ask, monkeypatch):
     assert sides.both(_fails, _reports, reserve=0.0)
     assert sides.rows["a"] == {"value": 1}
     with pytest.raises(RuntimeError, match="_fails"):
-        sides.raise_failures()
+        sides.finish(True)

@@ -2,27 +2,11 @@
 
 import numpy as np
 import pytest
-import table_system
 from table_system import ITEMS, Table
 
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.protocols import sampled
 from mmsrec_jax.runtime.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def histories():
-    return table_system.histories()
-
-
-@pytest.fixture(scope="module")
-def rows(histories):
-    return table_system.last_rows(histories)
-
-
-@pytest.fixture(scope="module")
-def table():
-    return Table.random()
 
 
 def by_hand(table, past, target, candidates):

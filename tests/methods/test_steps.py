@@ -120,6 +120,12 @@ def test_a_pretrained_base_is_made_by_no_step_but_a_warm_up(mesh, tmp_path):
     assert scratch.steps == ["model", "warmup"] and scratch.settings("warmup").trainable == "full"
 
 
+def test_a_point_of_a_scaling_study_refuses_a_warm_up(mesh, tmp_path):
+    changes = {"model.path": "somewhere", "warmup.pretrained": True}
+    with pytest.raises(UserError, match="config.warmup.pretrained=True: a point"):
+        ScalingPoint(settings_of(base.get_config(), **changes), tmp_path, mesh)
+
+
 @pytest.mark.parametrize("model", ["molar", "sasrec"])
 def test_item_features_are_those_of_the_warmed_up_model(mesh, tmp_path, model):
     changes = {"model.path": "somewhere", "warmup.pretrained": True}

@@ -25,11 +25,12 @@ from mmsrec_jax.methods.export import export
 
 pytestmark = pytest.mark.parity
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+WITH_TOWER = (*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl")
 
 
 @pytest.fixture(
     scope="module",
-    params=[*QWEN, "llava_clip", "llava_siglip", "llava_dinov2", "internvl", *hf.TEXT_ONLY],
+    params=[*WITH_TOWER, *hf.TEXT_ONLY],
 )
 def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
@@ -48,12 +49,6 @@ def batch(base):
     return *hf.pad(rows), images
 
 
-def needs_a_tower(base, *kinds):
-    config = transformers.AutoConfig.from_pretrained(base)
-    if any("connector" in (kind or "") for kind in kinds) and not hf.has_tower(config):
-        pytest.skip("a text-only model has no connector; that one is refused is tested elsewhere")
-
-
 def difference(theirs, ours, batch):
     return distance(ours, theirs, *batch)
 
@@ -65,9 +60,13 @@ def from_pretrained(directory, **options):
     return model.eval()
 
 
-@pytest.mark.parametrize("trainable", ["full", "lora", "connector", "connector+lora"])
+@pytest.mark.parametrize(
+    "base, trainable",
+    [(name, kind) for name in (*WITH_TOWER, *hf.TEXT_ONLY) for kind in ("full", "lora")]
+    + [(name, kind) for name in WITH_TOWER for kind in ("connector", "connector+lora")],
+    indirect=["base"],
+)
 def test_a_whole_model(base, batch, trainable, tmp_path):
-    needs_a_tower(base, trainable)
     ours = export_runs.pretrained_run(tmp_path / "run", base, trainable)
     export(
         tmp_path / "run",
@@ -120,10 +119,10 @@ def test_a_whole_model_after_a_warm_up(base, batch, warmup, tmp_path):
     assert difference(start, ours, batch) > 100 * TOLERANCE
 
 
+@pytest.mark.parametrize("base", WITH_TOWER, indirect=True)
 @pytest.mark.parametrize("trainable, warmup", [("connector+lora", ""), ("lora", "connector")])
 def test_adapters_and_the_connector_on_the_base_model(base, batch, trainable, warmup, tmp_path):
     """Peft loads the connector in place of the base model's, from the step or from its warm-up."""
-    needs_a_tower(base, trainable, warmup)
     peft = pytest.importorskip("peft", reason="make parity installs it")
     ours = export_runs.pretrained_run(tmp_path / "run", base, trainable, warmup=warmup)
     export(tmp_path / "run", tmp_path / "out", adapter_only=True)

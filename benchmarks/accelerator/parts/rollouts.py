@@ -5,7 +5,7 @@ has no adapters.
 """
 
 from benchmarks.accelerator.peers import side
-from benchmarks.accelerator.record import Ask, OutOfTime
+from benchmarks.accelerator.record import Ask
 
 TITLE = "Rollouts, Qwen2.5-VL-3B's shape, beside transformers' generate"
 SECONDS = 80
@@ -33,10 +33,7 @@ def run(ask: Ask) -> None:
     ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
     side.compare_speed(sides, "ratio", "ours, sampled", "transformers, sampled")
     check(sides.rows, ask.tiny)
-    sides.raise_failures()
-    side.refuse_errors(ask, sides.rows)
-    if not ended:
-        raise OutOfTime("before the last case")
+    sides.finish(ended)
 
 
 def check(rows: side.Rows, tiny: bool) -> None:

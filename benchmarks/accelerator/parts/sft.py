@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.accelerator.peers import side
 from benchmarks.accelerator.peers.sft_work import norm_tolerance, tolerance
-from benchmarks.accelerator.record import Ask, OutOfTime
+from benchmarks.accelerator.record import Ask
 
 TITLE = "SFT step, Qwen2.5-VL-3B's shape, beside transformers + peft"
 SECONDS = 165
@@ -34,10 +34,7 @@ def run(ask: Ask) -> None:
     side.compare_speed(sides, "LoRA, ratio", "ours, LoRA", "transformers, LoRA")
     side.compare_speed(sides, "full, ratio", "ours, full", "transformers, full")
     check(sides.rows, tolerance(ask.tiny), norm_tolerance(ask.tiny))
-    sides.raise_failures()
-    side.refuse_errors(ask, sides.rows)
-    if not ended:
-        raise OutOfTime("before the last case")
+    sides.finish(ended)
 
 
 def check(rows: side.Rows, of_losses: float, of_norms: float) -> None:

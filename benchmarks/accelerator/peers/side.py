@@ -85,10 +85,18 @@ class Sides:
                 self._failed.append(error)
         return all(ended)
 
-    def raise_failures(self) -> None:
-        """Raises the RuntimeError of the first side that failed, when what others made is told."""
+    def finish(self, ended: bool) -> None:
+        """The end of a part, when what was made is told; ended: as from `both`.
+
+        Raises:
+          RuntimeError: of the first side that failed; or as `refuse_errors`.
+          OutOfTime: a side did not come to its end.
+        """
         if self._failed:
             raise self._failed[0]
+        refuse_errors(self._ask, self.rows)
+        if not ended:
+            raise OutOfTime("before the last case")
 
     def report(self, case: str, row: Mapping[str, Any]) -> None:
         self.rows[case] = row
