@@ -24,6 +24,12 @@ _VARIANTS = {
     **base.SEQUENTIAL_MODELS,
 }
 
+# The best on validation of three tried; one layer, as in eSASRec's own Beauty recipe.
+SASREC = {
+    "dim": 128, "layers": 1, "heads": 1, "mlp_dim": 128, "dropout": 0.5, "loss_chunk": 800,
+    "batch_size": 32, "steps": 8300, "evaluate_every": 166, "patience": 3,
+}  # fmt: skip
+
 
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/beauty.py")
@@ -31,11 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config("" if small else variant)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
-        # The best on validation of three tried; one layer, as in eSASRec's own Beauty recipe.
-        config.sasrec.update(
-            dim=128, layers=1, heads=1, mlp_dim=128, dropout=0.5, loss_chunk=800,
-            batch_size=32, steps=8300, evaluate_every=166, patience=3,
-        )  # fmt: skip
+        config.sasrec.update(SASREC)
         config.bert4rec.update(
             mask_rate=0.4, last_rate=0.15, batch_size=32, steps=19_200, evaluate_every=480,
             patience=6, loss_chunk=128,

@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
         config.model.max_pixels = 0 if small else 128 * 28 * 28
         # As large a catalog; not searched again.
-        config.sasrec.update(beauty.get_config("sasrec").sasrec)
+        config.sasrec.update(beauty.SASREC)
     if small:
         base.one_gpu(config)
         base.titles_alone(config)
