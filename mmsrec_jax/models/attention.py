@@ -28,7 +28,7 @@ MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of 
 
 Implementation = Literal["xla", "splash", "cudnn", "flash"]
 GPU_IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "flash")
-_FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "cudnn"}
+_FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
 _forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar(
     "implementation", default=None
 )

@@ -188,7 +188,7 @@ def test_a_model_is_the_same_interpreted(name):
 def test_implementation_follows_from_platform_type_and_length(monkeypatch):
     bf16, f32 = jnp.bfloat16, jnp.float32
     assert lib.platform() == "cpu" and lib.implementation(bf16, 4096) == "xla"
-    for platform, fused in {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}.items():
+    for platform, fused in {"tpu": "splash", "gpu": "flash", "cpu": "xla"}.items():
         monkeypatch.setattr(lib, "platform", lambda platform=platform: platform)
         assert lib.implementation(bf16, 128) == fused
         assert lib.implementation(f32, 4096) == lib.implementation(bf16, 1) == "xla"

@@ -15,7 +15,7 @@ from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 
 # Of attention, those that a GPU may use; `parts.attention` times XLA's, which holds all scores.
-IMPLEMENTATIONS: tuple[attention.Implementation, ...] = ("cudnn", "flash")
+IMPLEMENTATIONS: tuple[attention.Implementation, ...] = ("flash", "cudnn")
 _COMPILED_AT_ONCE = 6
 
 

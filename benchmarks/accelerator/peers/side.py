@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import time
@@ -50,7 +51,8 @@ class Sides:
         deadline = time.time() + ask.seconds_left() - reserve
         context = get_context("spawn")
         receiving, sending = context.Pipe(duplex=False)
-        args = (sending, side, ask.tiny, ask.out, frozenset(self.rows), deadline)
+        name = side.__module__, side.__name__
+        args = (sending, name, ask.tiny, ask.out, frozenset(self.rows), deadline)
         process = context.Process(target=_serve, args=args)
         before = {name: os.environ.get(name) for name in _ENVIRONMENT}
         os.environ |= _ENVIRONMENT
@@ -66,8 +68,9 @@ class Sides:
             process.kill()
         process.join()
         if ended not in (_DONE, _LATE):
-            name = f"{self._part}: {side.__name__}"
-            raise RuntimeError(f"{name} ended with status {process.exitcode}")
+            raise RuntimeError(
+                f"{self._part}: {side.__name__} ended with status {process.exitcode}"
+            )
         return ended == _DONE
 
     def both(
@@ -125,20 +128,22 @@ def recorded(part: str, ask: Ask) -> Rows:
 
 def _serve(
     sending: Connection,
-    side: Callable[[Ask], None],
+    side: tuple[str, str],
     tiny: bool,
     out: Path,
     done: frozenset[str],
     deadline: float,
 ) -> None:
+    """side: its module, which may import what is absent here, and its name."""
     ask = Ask(
         tiny=tiny, out=out, done=done,
         report=lambda case, row: sending.send((case, dict(row))),
         seconds_left=lambda: deadline - time.time(),
     )  # fmt: skip
     absent.stand_in()
+    module, name = side
     try:
-        side(ask)
+        getattr(importlib.import_module(module), name)(ask)
     except OutOfTime:
         sending.send((_LATE, None))
     else:
