@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
-LAST_LINES = 12  # of standard error, kept as the reason of a failure
-LONGEST_REASON = 2000
+LAST_LINES = 30  # of standard error, kept as the reason of a failure
+LONGEST_REASON = 4000
 # Products of matrices by cuBLAS alone: else XLA compiles many Triton kernels to try for each of
 # them, which takes longer than what is to be measured.
 XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
