@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
             fields=("title",),
             text_tokens=16,
             candidate_keywords=True,  # so small a model does not compare a picture with words
-            image_attributes=("colour", "pattern"),
+            image_attributes=("color", "pattern"),
         )
         config.warmup.update(
             trainable="full", steps=240, batch_size=12, length=256, patches=72, targets=128,
