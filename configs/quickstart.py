@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.warmup.update(
             trainable="full", steps=240, batch_size=12, length=256, patches=72, targets=128,
-            answers=16, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
+            answers=16, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.warmup.noise = 0.15
