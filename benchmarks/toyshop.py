@@ -24,7 +24,6 @@ from mmsrec_jax.data import build, sequences, splits, toyshop
 from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.data.toyshop_groups import learned_leads
-from mmsrec_jax.data.toyshop_items import VALUES
 from mmsrec_jax.data.toyshop_truth import Observer, bayes_optimal_scores, oracle_scores
 from mmsrec_jax.evaluation import conditional_logit, keywords, metrics, protocols, ranking
 from mmsrec_jax.evaluation.baselines import Popularity, Random

@@ -83,7 +83,7 @@ class World:
 
     @property
     def kinds(self) -> np.ndarray:
-        """int32[items, 3]: what a choice depends on besides popularity: occasion, look, material."""
+        """int32[items, 3]: occasion, look and material, on which a choice depends."""
         look = self.looks[TONES[self.attributes["color"]], self.attributes["pattern"]]
         of = self.attributes
         return np.stack([of["occasion"], look, of["material"]], axis=1).astype(np.int32)
@@ -153,14 +153,14 @@ class ToyshopSettings(Section):
     )  # fmt: skip
     occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
     look_weight: float = setting(
-        2.7, "Logit of an item whose look is the one that the user wants where it is used."
+        2.8, "Logit of an item whose look is the one that the user wants where it is used."
     )
-    material_weight: float = setting(1.9, "Logit of an item of the material that the user wants.")
+    material_weight: float = setting(2.2, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
-        0.5, "Standard deviation of the items' own logits, which all users share.", low=0
+        0.4, "Standard deviation of the items' own logits, which all users share.", low=0
     )
     told_groups: float = setting(
-        0.5, "Share of items whose group is the one of their kind of product.", low=0, high=1
+        0.7, "Share of items whose group is the one of their kind of product.", low=0, high=1
     )
     new_items: float = setting(
         0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
@@ -248,10 +248,11 @@ def _world(settings: ToyshopSettings, rng: np.random.Generator) -> World:
 
 
 def _looks(rng: np.random.Generator) -> np.ndarray:
-    """int32[tones, patterns]: every tone has each look once, no pattern has a look twice."""
-    shifts = rng.permutation(LOOKS)[: TONES.max() + 1]
-    table = (np.arange(LOOKS) + shifts[:, None]) % LOOKS
-    return rng.permutation(LOOKS)[table][:, rng.permutation(LOOKS)].astype(np.int32)
+    """int32[tones, patterns]: every tone has each look once; one tone has others than the rest."""
+    table = np.tile(rng.permutation(LOOKS), (TONES.max() + 1, 1))
+    odd = rng.integers(len(table))
+    table[odd] = np.roll(table[odd], rng.integers(1, LOOKS))
+    return table.astype(np.int32)
 
 
 def _times(rng: np.random.Generator, lengths: np.ndarray, longest: int) -> np.ndarray:
