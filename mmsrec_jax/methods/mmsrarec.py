@@ -9,6 +9,7 @@ Stage 2, retrieve: whose history looks like this one, and what did they take nex
 Stage 3, multi-task SFT: the MLLM says yes or no to a candidate, by its image and text, the keywords
 of the user's last items and those of the similar users' next items.
     `sft`          trains it
+    `cached`       trains it in the form that ranks the whole catalog (`methods.cached_items`)
     `evaluation`   ranks candidates by p(yes) / (p(yes) + p(no))
 
 *Ours*: `model` and `warmup`, which make a small model from scratch where none is pretrained;
@@ -34,6 +35,7 @@ from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import keyword_rows
+from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
@@ -46,6 +48,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
+
+_STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
 
 
 class MMSRARec(MLLMExperiment):
@@ -71,14 +75,24 @@ class MMSRARec(MLLMExperiment):
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, "plain_sft", "sft"]
+        trained = [c.sequential_model, "plain_sft", *(_STEP_OF_FORM[form] for form in c.forms)]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         return [
             *steps,
             Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base),
-            Step("sft", self.sft, {**tuned, "use": as_dict(use)}, [*base, *context]),
+            *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
+
+    def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
+        """Stage 3 in each form that is asked for."""
+        cached = {key: value for key, value in tuned.items() if key != "sft"}
+        cached |= {"cached": as_dict(self.config.cached), "rows": self.config.sft.rows}
+        made = {
+            "joint": Step("sft", self.sft, tuned, inputs),
+            "cached": Step("cached", self.train_cached, cached, inputs),
+        }
+        return [made[form] for form in self.config.forms]
 
     # --- stage 1: summarize ----------------------------------------------------------------------
 
@@ -185,6 +199,14 @@ class MMSRARec(MLLMExperiment):
         targets = self.training_targets()
         self.fine_tune("sft", self.recommend_source(self.context(targets), targets), directory)
 
+    def train_cached(self, directory: Path) -> None:
+        """The same prompts, in the form in which users and items are read apart."""
+        self.cached_items().train(directory)
+
+    def cached_items(self) -> CachedItems:
+        """The form that ranks the whole catalog."""
+        return CachedItems(self, "cached", self.context)
+
     def plain_sft(self, directory: Path) -> None:
         """The baseline (*ours*): the same examples with titles, and without similar users."""
         self.fine_tune("plain_sft", self.plain_source(self.training_targets()), directory)
@@ -227,16 +249,24 @@ class MMSRARec(MLLMExperiment):
             "plain_sft",
             lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
         )
-        board.add_scores(
-            "mmsrarec",
-            lambda: self.score_frozen("mmsrarec", "sft", self.context(frozen.rows), frozen),
-        )
+        for number, form in enumerate(self.config.forms):
+            self._add_form(board, form, "mmsrarec" if number == 0 else f"mmsrarec_{form}")
         for system in systems:
             board.add_full(system)
         if self.config.evaluation.rerank:
             self.add_reranked(board, directory)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
+
+    def _add_form(self, board: Leaderboard, form: str, name: str) -> None:
+        frozen = board.frozen
+        if form == "cached":
+            cached = self.cached_items()
+            board.add_in_one_pass(name, lambda: cached.trained(name, frozen.rows))
+        else:
+            board.add_scores(
+                name, lambda: self.score_frozen(name, "sft", self.context(frozen.rows), frozen)
+            )
 
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
