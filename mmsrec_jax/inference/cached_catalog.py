@@ -1,5 +1,6 @@
 """The whole catalog scored for prompts of users, from stored keys and values of items (*ours*)."""
 
+import copy
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +86,12 @@ class CachedCatalog:
         self._state = jax.device_put(state, sharding.shardings(state, mesh))
         self._programs = programs(graphdef, yes_no_ids, mesh)
         self._store = self._encoded_items()
+
+    def for_prompts(self, prompts: PairPrompts) -> "CachedCatalog":
+        """The same stored items, for other rows."""
+        found = copy.copy(self)
+        found._prompts = prompts
+        return found
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.recommend import PromptContext, UserPrompts
+from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.models.batch import Batch, pack_images
 from mmsrec_jax.models.pair_batch import PairBatch
 from mmsrec_jax.prompts import Piece, tasks
@@ -138,8 +139,16 @@ class PairPrompts(UserPrompts):
         return batch, tails
 
     def _candidate(self, item: int, counts: Counter) -> Piece:
-        limit = self.renderer.prompt_config.text_tokens
-        return self.renderer.candidate(item, limit, counts)
+        """What is said of an item, whose texts are cut so that it fits: the same for all users."""
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            found: Counter[str] = Counter()
+            piece = self.renderer.candidate(item, limit, found)
+            if len(piece) - self.room.tail <= self.room.item or last:
+                break
+        if limit < self.renderer.prompt_config.text_tokens:
+            found["items_with_shortened_texts"] += 1
+        counts.update(found)
+        return piece
 
 
 def _room(rows: int, length: int) -> Batch:
@@ -180,11 +189,13 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             raise UserError("there are no training targets; the split left no user two items")
         num_items = len(prompts.renderer)
         if items > num_items:
-            raise UserError(f"config.cached.items={items}: the catalog has {num_items}; lower it")
+            raise UserError(
+                f"config.cached.num_items={items}: the catalog has {num_items}; lower it"
+            )
         for name, size in (("users", users), ("items", items)):
             if size % shards:
                 raise UserError(
-                    f"config.cached.{name}={size} does not divide into {shards} input shards; "
+                    f"config.cached.num_{name}={size} does not divide into {shards} input shards; "
                     "make it a multiple"
                 )
         self._prompts, self._steps, self._seed = prompts, steps, seed

@@ -15,6 +15,8 @@ from absl import logging
 
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation import metrics, ranking
+from mmsrec_jax.evaluation.fusion import Fused, fit
+from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inputs.pairs import PairBatches, PairPrompts, PairRoom, dataset
 from mmsrec_jax.inputs.recommend import PromptContext
@@ -49,8 +51,8 @@ class CachedItems:
         batches = PairBatches(
             prompts,
             steps=c.steps,
-            users=c.users,
-            items=c.items,
+            users=c.num_users,
+            items=c.num_items,
             align=c.align if run.config.use.multitask else 0.0,
             seed=c.seed,
             shard=shard,
@@ -107,9 +109,31 @@ class CachedItems:
         )  # fmt: skip
         return found
 
-    def trained(self, name: str, rows: np.ndarray) -> CachedCatalog:
-        """The catalog as the trained model scores it for targets int32[n, 2]."""
-        return self.catalog(name, self._run.base.trained(name, self._step), self.prompts(rows))
+    def add_rows(self, board: Leaderboard, name: str) -> None:
+        """The trained model in the table, under both protocols; and fused, if that is asked for."""
+
+        @functools.cache
+        def trained() -> tuple[CachedCatalog, PairPrompts]:
+            prompts = self.prompts(board.frozen.rows)
+            model = self._run.base.trained(name, self._step)
+            return self.catalog(name, model, prompts), prompts
+
+        board.add_in_one_pass(name, lambda: trained()[0])
+        if self._run.config.evaluation.fuse:
+            fused = f"{name}+{self._run.config.sequential_model}"
+            board.add_in_one_pass(fused, lambda: self.fused(fused, *trained()))
+
+    def fused(self, name: str, catalog: CachedCatalog, prompts: PairPrompts) -> Fused:
+        """The margin and the sequential model's score, weighed as fitted on validation targets."""
+        run, histories = self._run, self._run.dataset.histories
+        recommender, rows = run.recommender(), self._validation.rows
+        of_validation = catalog.for_prompts(self._validation)
+        weights = fit(of_validation, recommender, histories, rows)
+        logging.info(
+            "%s: %.4g x margin + %.4g x score of %s, fitted on %d validation targets",
+            name, *weights, recommender.name, len(rows),
+        )  # fmt: skip
+        return Fused(name, catalog, recommender, histories, prompts.rows, weights)
 
     @functools.cached_property
     def _validation(self) -> PairPrompts:

@@ -20,7 +20,6 @@ keywords beside a candidate. But for the steps, each has a weight or a flag in t
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -249,8 +248,8 @@ class MMSRARec(MLLMExperiment):
             "plain_sft",
             lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
         )
-        for number, form in enumerate(self.config.forms):
-            self._add_form(board, form, "mmsrarec" if number == 0 else f"mmsrarec_{form}")
+        for form in self.config.forms:
+            self._add_form(board, form)
         for system in systems:
             board.add_full(system)
         if self.config.evaluation.rerank:
@@ -258,11 +257,14 @@ class MMSRARec(MLLMExperiment):
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
 
-    def _add_form(self, board: Leaderboard, form: str, name: str) -> None:
-        frozen = board.frozen
+    def _name(self, form: str) -> str:
+        """Of a form's row in the table: the method's own for the one that recommends."""
+        return "mmsrarec" if form == self.config.forms[0] else f"mmsrarec/{form}"
+
+    def _add_form(self, board: Leaderboard, form: str) -> None:
+        frozen, name = board.frozen, self._name(form)
         if form == "cached":
-            cached = self.cached_items()
-            board.add_in_one_pass(name, lambda: cached.trained(name, frozen.rows))
+            self.cached_items().add_rows(board, name)
         else:
             board.add_scores(
                 name, lambda: self.score_frozen(name, "sft", self.context(frozen.rows), frozen)
@@ -271,14 +273,14 @@ class MMSRARec(MLLMExperiment):
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        systems = {
-            "plain_sft": ("plain_sft", lambda rows: self.plain_context()),
-            "mmsrarec": ("sft", self.context),
-        }
-        for name, (step, context) in systems.items():
-            board.add_full_ranks(name, functools.partial(reranker.ranks, name, step, context))
+        board.add_full_ranks(
+            "plain_sft",
+            lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
+        )
+        if "joint" not in self.config.forms:
+            return
+        name = self._name("joint")
+        board.add_full_ranks(name, lambda: reranker.ranks(name, "sft", self.context))
         if self.config.evaluation.fuse:
-            name = f"mmsrarec+{self.config.sequential_model}"
-            board.add_full_ranks(
-                name, lambda: reranker.fused(name, "mmsrarec", *systems["mmsrarec"])
-            )
+            fused = f"{name}+{self.config.sequential_model}"
+            board.add_full_ranks(fused, lambda: reranker.fused(fused, name, "sft", self.context))

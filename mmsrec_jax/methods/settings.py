@@ -88,6 +88,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
+            raise UserError(
+                f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
+                f"{name}.evaluation.rerank, for example to 100"
+            )
 
     @property
     def sequential(self) -> SequentialSettings:

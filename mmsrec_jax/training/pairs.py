@@ -38,8 +38,8 @@ class CachedSettings(UpdateSettings):
     """Stage 3 in the cached form, and the room of its prompts."""
 
     steps: int = setting(2000, "Updates; a multiple of `evaluate_every`.", low=1)
-    users: int = setting(32, "Users of an update.", low=1)
-    items: int = setting(
+    num_users: int = setting(32, "Users of an update.", low=1)
+    num_items: int = setting(
         128, "Items of an update: the users' targets, and others drawn uniformly.", low=2
     )
     prompt_length: int = setting(512, "Tokens of a user's prompt.", low=8)
@@ -61,8 +61,10 @@ class CachedSettings(UpdateSettings):
 
     def check(self, name: str) -> None:
         super().check(name)
-        if self.items < self.users:
-            raise UserError(f"{name}.items={self.items}: must be at least users={self.users}")
+        if self.num_items < self.num_users:
+            raise UserError(
+                f"{name}.num_items={self.num_items}: must be at least num_users={self.num_users}"
+            )
         if self.steps % self.evaluate_every:
             raise UserError(
                 f"{name}.steps={self.steps}: must be a multiple of "
@@ -158,7 +160,9 @@ def train(
         )  # fmt: skip
 
         def step_fn(state: TrainState, batch: PairBatch) -> tuple[TrainState, dict[str, Any]]:
-            work = metering.amount(pairs=settings.users * settings.items, examples=settings.users)
+            work = metering.amount(
+                pairs=settings.num_users * settings.num_items, examples=settings.num_users
+            )
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
