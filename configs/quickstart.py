@@ -22,11 +22,11 @@ def get_config(variant: str = "") -> ConfigDict:
             fields=("title",),
             text_tokens=16,
             candidate_keywords=True,  # so small a model does not compare a picture with words
-            image_attributes=("colour", "pattern"),
+            image_attributes=("color", "pattern"),
         )
         config.warmup.update(
             trainable="full", steps=240, batch_size=12, length=256, patches=72, targets=128,
-            answers=16, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
+            answers=16, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.warmup.noise = 0.15

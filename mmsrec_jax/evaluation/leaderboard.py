@@ -10,6 +10,7 @@ from absl import logging
 
 from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.data.toyshop import World
+from mmsrec_jax.data.toyshop_groups import learned_leads
 from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
@@ -120,8 +121,12 @@ class Leaderboard:
         """What a toyshop allows to know, under both protocols; nothing for real data."""
         if world is None:
             return
-        for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
-            self._add_known(name, scores_of(world, self._histories, self._targets))
+        histories, rows = self._histories, self._targets
+        leads = learned_leads(world, histories, self._split.train_end)
+        learned = bayes_optimal_scores(world, histories, rows, leads=leads)
+        self._add_known("bayes_learned_groups", learned)
+        self._add_known("bayes_optimal", bayes_optimal_scores(world, histories, rows))
+        self._add_known("oracle", oracle_scores(world, histories, rows))
 
     def _add_known(self, name: str, scores: np.ndarray) -> None:
         """Both protocols from scores of the whole catalog, float[n, items]."""

@@ -124,7 +124,7 @@ class WarmupSettings(FineTuneSettings):
         choices=trainables.KINDS,
     )
     tasks: Mapping[str, float] = setting(
-        {"describe": 0.25, "see": 0.25, "vqa": 0.2, "retell": 0.1, "match": 0.2},
+        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1},
         "Shares of the tasks.",
         low=0,
     )
