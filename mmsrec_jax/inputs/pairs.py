@@ -9,6 +9,7 @@ import numpy as np
 
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.inputs.item_renderer import PromptConfig
+from mmsrec_jax.inputs.pipeline import end_with_the_run
 from mmsrec_jax.inputs.recommend import PromptContext, UserPrompts
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.models.batch import Batch, pack_images
@@ -155,6 +156,9 @@ def _room(rows: int, length: int) -> Batch:
     return Room(rows=rows, length=length, targets=1).empty().model_inputs()
 
 
+Counted = tuple[PairBatch, Counter]  # a batch, and what was left out or cut in making it
+
+
 class PairBatches(grain.sources.RandomAccessDataSource):
     """The batches of a run by step; a function of (seed, step).
 
@@ -166,7 +170,6 @@ class PairBatches(grain.sources.RandomAccessDataSource):
       users, items: B and M; of the items those that are nobody's target are drawn uniformly.
       align: share of the users' rows that hold the keywords of an item, whose item is the target.
       shard, shards: which equal part of the rows of users and of items is made.
-      counts: is added to.
 
     Raises:
       UserError: no targets; sizes that do not divide; fewer items than M.
@@ -183,7 +186,6 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         seed: int,
         shard: int = 0,
         shards: int = 1,
-        counts: Counter | None = None,
     ):
         if not len(prompts):
             raise UserError("there are no training targets; the split left no user two items")
@@ -201,7 +203,6 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         self._prompts, self._steps, self._seed = prompts, steps, seed
         self._users, self._items, self._align = users, items, align
         self._shard, self._shards = shard, shards
-        self._counts = Counter() if counts is None else counts
         histories = prompts.context.histories
         self._targets = histories.items[histories.offsets[prompts.rows[:, 0]] + prompts.rows[:, 1]]
         self._log_frequency = _log_frequency(
@@ -212,7 +213,8 @@ class PairBatches(grain.sources.RandomAccessDataSource):
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> PairBatch:  # type: ignore[override]
+    def __getitem__(self, step: int) -> Counted:  # type: ignore[override]
+        counts: Counter[str] = Counter()
         rng = np.random.default_rng((self._seed, step))
         rows = np.array([self._order[step * self._users + i] for i in range(self._users)])
         targets = self._targets[rows]
@@ -225,14 +227,14 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         pieces = [
             self._prompts.keywords_prompt(int(target))
             if align
-            else self._prompts.prompt(int(row), self._counts)
+            else self._prompts.prompt(int(row), counts)
             for row, target, align in zip(rows[mine], targets[mine], aligned[mine], strict=True)
         ]
         count = self._items // self._shards
         here = items[self._shard * count :][:count]
-        batch, tails = self._prompts.items(here, self._counts)
-        self._counts["examples"] += len(pieces)
-        return PairBatch(
+        batch, tails = self._prompts.items(here, counts)
+        counts["examples"] += len(pieces)
+        made = PairBatch(
             users=self._prompts.prompts(pieces, rows[mine].tolist()),
             items=batch,
             tails=tails,
@@ -240,6 +242,7 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             competes=self._competes(rows[mine], targets[mine], aligned[mine], items),
             log_frequency=self._log_frequency[here],
         )
+        return made, counts
 
     def _drawn(self, rng: np.random.Generator, targets: np.ndarray) -> np.ndarray:
         """int[M], sorted: the targets, and others."""
@@ -270,18 +273,26 @@ def _log_frequency(counts: np.ndarray, users: int, items: int) -> np.ndarray:
     """float32[N]: logarithm of the probability that an item is in a batch, as the target of one of
     its users or drawn beside them."""
     target = 1 - (1 - counts / counts.sum()) ** users
-    drawn = max(items - target.sum(), 0) / len(counts)
+    chosen = target.sum()
+    drawn = max(items - chosen, 0) / max(len(counts) - chosen, 1)
     return np.log(np.clip(target + (1 - target) * drawn, 1e-12, 1)).astype(np.float32)
 
 
-def dataset(batches: PairBatches, workers: int) -> grain.IterDataset:
+def dataset(batches: PairBatches, workers: int, counts: Counter) -> grain.IterDataset:
     """The batches in order, made ahead of their use; `iter()` of it has an exact position.
 
-    workers: processes, 0 = threads of this one.
+    workers: processes, 0 = threads of this one; counts: is added to as batches are used.
     """
     found = grain.MapDataset.source(batches).to_iter_dataset(
         grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     )
     if workers:
-        return found.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return found
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        found = found.mp_prefetch(options, worker_init_fn=end_with_the_run)
+
+    def counted(made: Counted) -> PairBatch:
+        batch, left_out = made
+        counts.update(left_out)
+        return batch
+
+    return found.map(counted)

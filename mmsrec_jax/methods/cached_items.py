@@ -57,12 +57,11 @@ class CachedItems:
             seed=c.seed,
             shard=shard,
             shards=shards,
-            counts=counts,
         )
         model = pairs.train(
             c,
             run.base.to_train(self._step),
-            dataset(batches, c.workers),
+            dataset(batches, c.workers, counts),
             prompts.tail,
             name=self._step,
             directory=directory,

@@ -74,11 +74,13 @@ class MMSRARec(MLLMExperiment):
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, "plain_sft", *(_STEP_OF_FORM[form] for form in c.forms)]
+        trained = [c.sequential_model, *(_STEP_OF_FORM[form] for form in c.forms)]
+        plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
+        trained += ["plain_sft"] if use.plain_sft else []
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         return [
             *steps,
-            Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base),
+            *(plain if use.plain_sft else []),
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
@@ -244,10 +246,11 @@ class MMSRARec(MLLMExperiment):
         systems.append(self.recommender())
         for system in systems:
             board.add_sampled(system)
-        board.add_scores(
-            "plain_sft",
-            lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
-        )
+        if self.config.use.plain_sft:
+            board.add_scores(
+                "plain_sft",
+                lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
+            )
         for form in self.config.forms:
             self._add_form(board, form)
         for system in systems:
@@ -273,10 +276,11 @@ class MMSRARec(MLLMExperiment):
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        board.add_full_ranks(
-            "plain_sft",
-            lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
-        )
+        if self.config.use.plain_sft:
+            board.add_full_ranks(
+                "plain_sft",
+                lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
+            )
         if "joint" not in self.config.forms:
             return
         name = self._name("joint")

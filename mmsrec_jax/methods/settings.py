@@ -34,6 +34,7 @@ class UseSettings(Section):
     rewards: bool = setting(True, "False: summaries by the model as it is, not tuned by rewards.")
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
+    plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
 
 
 @dataclasses.dataclass(frozen=True)
