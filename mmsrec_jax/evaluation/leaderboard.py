@@ -1,5 +1,6 @@
 """Ranks of every system under every protocol, and the table made of them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ class Leaderboard:
             protocols.FULL,
             lambda: ranking.full(system, self._histories, self._targets, top=max(self._cutoffs)),
         )
+
+    def add_in_one_pass(self, name: str, system: Callable[[], ranking.RowSystem]) -> None:
+        """Both protocols from the same scores; `system` is made when ranks are not there yet."""
+        made: dict[str, Ranks] = {}
+
+        def rank(protocol: str) -> Ranks:
+            if not made:
+                made[protocols.FULL], made[self.frozen.name] = ranking.full_and_sampled(
+                    system(), self._histories, self.frozen, top=max(self._cutoffs)
+                )
+            return made[protocol]
+
+        for protocol in (self.frozen.name, protocols.FULL):
+            self._add(name, protocol, functools.partial(rank, protocol))
 
     def add_full_ranks(self, name: str, rank: Callable[[], Ranks]) -> None:
         """Ranks in the whole catalog that `rank` finds; called when they are not there yet."""
