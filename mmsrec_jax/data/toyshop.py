@@ -157,7 +157,7 @@ class ToyshopSettings(Section):
     )
     material_weight: float = setting(2.2, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
-        0.4, "Standard deviation of the items' own logits, which all users share.", low=0
+        0.45, "Standard deviation of the items' own logits, which all users share.", low=0
     )
     told_groups: float = setting(
         0.7, "Share of items whose group is the one of their kind of product.", low=0, high=1
@@ -282,7 +282,8 @@ def _choices(
     profile = rng.integers(0, STATES[:-1], (users, len(STATES) - 1))
 
     def fresh_mood() -> np.ndarray:
-        return (rng.random(users)[:, None] > redrawn[profile[:, -1], :-1]).sum(1)
+        drawn = rng.random((users, 1))
+        return (drawn > redrawn[profile[:, -1], :-1]).sum(1)
 
     mood, taken = fresh_mood(), np.zeros((users, len(kind_of_item)), bool)
     chosen, states = [], []
