@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmsrec_jax.runtime.settings import Section, group, setting
 
 _THREADS = min(16, os.cpu_count() or 1)
 _CHUNK = 2**19  # values that a thread reads at a time: as many as its cache holds
+_WIDEST = 8  # bytes of a value
 _STRIP = 16  # rows
 _ALIGNMENT = 64  # bytes
 
@@ -167,6 +169,7 @@ class _Reader:
 
     def __init__(self, tensors: Tensors, threads: ThreadPoolExecutor):
         self._tensors, self._threads = tensors, threads
+        self._own = threading.local()  # of each thread: memory that is given back costs page faults
 
     def parameter(
         self, spec: mapping.ParamSpec, variable: nnx.Variable, where: Sharding | None
@@ -177,7 +180,8 @@ class _Reader:
             return jax.device_put(self._block(spec, shape, dtype, (slice(None),) * len(shape)))
         blocks: dict[str, np.ndarray] = {}
 
-        def block(index: tuple[slice, ...]) -> np.ndarray:
+        def block(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "every shard has a place"
             key = str(index)  # replicas have equal ones
             if key not in blocks:
                 blocks[key] = self._block(spec, shape, dtype, index)
@@ -198,15 +202,16 @@ class _Reader:
         host = _empty([each.stop - each.start for each in index], dtype)
         layers = [(spec.name, host)]
         if spec.stacked:
-            first, *index = index
+            first, index = index[0], index[1:]
             names = [spec.name.format(i) for i in range(first.start, first.stop)]
             shape, layers = shape[1:], list(zip(names, host, strict=True))
-        source, rows, *others = spec.tensor_shape(shape), *spec.tensor_index(shape, tuple(index))
+        source, rows, *others = spec.tensor_shape(shape), *spec.tensor_index(shape, index)
         step = max(_STRIP, _CHUNK // max(1, math.prod(source[1:])))
 
         def copy(name: str, target: np.ndarray, start: int) -> None:
             stop = min(start + step, rows.stop)
-            values = self._tensors.read(name, source, slice(start, stop))
+            chunk = slice(start, stop)
+            values = self._tensors.read(name, source, chunk, memory=self._memory())
             _copy(target[start - rows.start : stop - rows.start], values[:, *others])
 
         waiting = [
@@ -217,6 +222,11 @@ class _Reader:
         for each in waiting:
             each.result()
         return host
+
+    def _memory(self) -> np.ndarray:
+        if not hasattr(self._own, "memory"):
+            self._own.memory = np.empty(_CHUNK * _WIDEST, np.uint8)
+        return self._own.memory
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

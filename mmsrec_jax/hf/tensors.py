@@ -75,9 +75,19 @@ class Tensors:
         """The tensor of canonical `name`, which is there."""
         return self._stored[name]
 
-    def read(self, name: str, shape: tuple[int, ...], rows: slice = slice(None)) -> np.ndarray:
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        rows: slice = slice(None),
+        *,
+        memory: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Rows (of axis 0) of the tensor, which is of exactly `shape` and a floating type; else
-        UserError. Other rows are not read. Threads may read at the same time."""
+        UserError. Other rows are not read. Threads may read at the same time.
+
+        memory: bytes that may hold what is read, until the next call that is given them.
+        """
         if name not in self:
             raise UserError(
                 f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
@@ -94,13 +104,19 @@ class Tensors:
             )
         dtype, width = FLOATING[stored.dtype], math.prod(shape[1:])
         start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+        size = (stop - start) * width * dtype.itemsize
+        if memory is None or len(memory) < size:
+            memory = np.empty(size, np.uint8)
+        memory = memory[:size]
         # Not mapped: pages of a mapped file count as this process's memory.
-        values = np.fromfile(
-            stored.file,
-            dtype,
-            count=(stop - start) * width,
-            offset=stored.offset + start * width * dtype.itemsize,
-        )
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.offset + start * width * dtype.itemsize)
+            done = 0
+            while done < size and (count := file.readinto(memory[done:])):
+                done += count
+        if done < size:
+            raise UserError(f"{stored}: the file became shorter while it was read")
+        values = memory.view(dtype)
         return values.reshape(stop - start, *shape[1:]) if shape else values.reshape(())
 
 
