@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,6 @@ _THREADS = min(16, os.cpu_count() or 1)
 _CHUNK = 2**19  # values that a thread reads at a time: as many as its cache holds
 _WIDEST = 8  # bytes of a value
 _STRIP = 16  # rows
-_ALIGNMENT = 64  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +230,13 @@ class _Reader:
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """As np.empty, aligned: where devices compute in the host's memory, jax takes it as it is."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    """As np.empty, in memory of its own that begins with a page: where devices compute in the
+    host's memory, jax takes it as it is. In pages of the usual size: numpy asks for huge ones, and
+    a virtual machine needs longer to find them than to read what goes into them."""
+    size = math.prod(shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, max(1, size * dtype.itemsize), flags)
+    return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:

@@ -112,7 +112,7 @@ class Tensors:
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset + start * width * dtype.itemsize)
             done = 0
-            while done < size and (count := file.readinto(memory[done:])):
+            while done < size and (count := file.readinto(memory[done:].data)):
                 done += count
         if done < size:
             raise UserError(f"{stored}: the file became shorter while it was read")

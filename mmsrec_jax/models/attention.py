@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from mmsrec_jax.models import flash, splash
 from mmsrec_jax.models.block_mask import BlockMask, block_mask, tokens
 from mmsrec_jax.models.layers import precision
-from mmsrec_jax.runtime.sharding import is_divisible, per_device
+from mmsrec_jax.runtime.sharding import is_divisible, per_device, platform
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 
@@ -48,14 +48,6 @@ class Layout(NamedTuple):
     segment_ids: jax.Array
     suffix_ids: jax.Array | None
     slots: jax.Array
-
-
-def platform() -> str:
-    """cpu, gpu or tpu: where what is being traced will run."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device is None:
-        return jax.default_backend()
-    return mesh.abstract_device.platform
 
 
 def implementation(dtype: DTypeLike, queries: int) -> Implementation:
