@@ -1,5 +1,6 @@
 """Blocks shared by the decoder and the vision tower; layers are stacked on axis 0 and scanned."""
 
+import contextvars
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from mmsrec_jax.runtime.sharding import constrain, platform, weight
 
 Carry = TypeVar("Carry")
 _KEPT = "kept"  # names what remat keeps
+_remat: contextvars.ContextVar[str] = contextvars.ContextVar("remat", default="full")
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -260,20 +262,21 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
 
 def kept(x: jax.Array) -> jax.Array:
     """x, kept for the backward pass by the remat policy "dots"."""
-    return _kept_on_gpu(x) if platform() == "gpu" else checkpoint_name(x, _KEPT)
+    apart = platform() == "gpu" and _remat.get() != "full"
+    return _kept_apart(x) if apart else checkpoint_name(x, _KEPT)
 
 
 @jax.custom_jvp
-def _kept_on_gpu(x: jax.Array) -> jax.Array:
+def _kept_apart(x: jax.Array) -> jax.Array:
     return x
 
 
-@_kept_on_gpu.defjvp
-def _kept_on_gpu_jvp(
+@_kept_apart.defjvp
+def _kept_apart_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     # XLA for GPUs would compute a product twice that is both used and kept in the stack of all
-    # layers, once straight into the stack. What is not differentiated has no barrier.
+    # layers, once straight into the stack. Where nothing is differentiated there is no barrier.
     return checkpoint_name(jax.lax.optimization_barrier(primals[0]), _KEPT), tangents[0]
 
 
@@ -297,6 +300,10 @@ def scan_layers(
 
     def step(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, None]:
         layer, x = inputs
-        return body(nnx.merge(graphdef, layer), carry, x), None
+        token = _remat.set(remat)
+        try:
+            return body(nnx.merge(graphdef, layer), carry, x), None
+        finally:
+            _remat.reset(token)
 
     return jax.lax.scan(_CHECKPOINT[remat](step), carry, (state, xs))[0]
