@@ -76,14 +76,15 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
 
     def __call__(self, x: jax.Array, *, adapters: bool = False) -> jax.Array:
-        y = self._dot(x, self.kernel, self.in_ndim)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
-        if adapters and self.lora_a is not None and self.lora_b is not None:
-            low = kept(self._dot(x, self.lora_a, self.in_ndim))
-            # The small factor is scaled: its product is as large as y, and so is its gradient.
-            y = y + self._dot(low, self.lora_b, 1, self.lora_scale)
-        return y
+        bias = 0 if self.bias is None else self.bias[...].astype(self.dtype)
+        if not adapters or self.lora_a is None or self.lora_b is None:
+            return self._dot(x, self.kernel, self.in_ndim) + bias
+        # In this order what is small is computed first, here and in the backward pass, and large
+        # products are added to it: they do so at no cost. The small factor is scaled, since its
+        # product is as large as that of the kernel.
+        low = kept(self._dot(x, self.lora_a, self.in_ndim))
+        update = self._dot(low, self.lora_b, 1, self.lora_scale) + bias
+        return self._dot(x, self.kernel, self.in_ndim) + update
 
     def _dot(
         self, x: jax.Array, param: nnx.Param, contracted: int, scale: float | None = None
