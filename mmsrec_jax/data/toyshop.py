@@ -16,7 +16,7 @@ pattern has a look twice: no single word tells it. Two colors are of one tone.
 The mood moves in two ways. A choice leads it, with probability `pull`, to an occasion that depends
 on the latent group of the chosen item. And it passes: it survives a time `t` with probability
 `exp(-t / mood_days)` and is drawn again, mostly the usual occasion. Users come in sessions of
-minutes to hours and stay away for weeks. The user rates every choice by how much of it fitted.
+minutes to hours and stay away for weeks. The user rates every choice by whether look and material fit.
 """
 
 import dataclasses
@@ -37,11 +37,10 @@ MOODS = len(VALUES["occasion"])
 KINDS = (MOODS, LOOKS, len(VALUES["material"]))  # of items: how many values each fit is about
 STATES = (LOOKS, LOOKS, KINDS[2], MOODS, MOODS)  # look away, at home, material, usual, mood
 DAY = 86_400.0
-RATINGS = np.array(  # [whether look and material fit: none, one, both; rating, 1 to 5]
+RATINGS = np.array(  # [whether the look fits, whether the material fits; rating, 1 to 5]
     [
-        [0.65, 0.30, 0.05, 0.00, 0.00],
-        [0.05, 0.30, 0.50, 0.15, 0.00],
-        [0.00, 0.00, 0.05, 0.35, 0.60],
+        [[0.80, 0.20, 0.00, 0.00, 0.00], [0.30, 0.60, 0.10, 0.00, 0.00]],
+        [[0.00, 0.05, 0.65, 0.30, 0.00], [0.00, 0.00, 0.05, 0.30, 0.65]],
     ]
 )
 _END = 1.7e9  # when the histories end, in seconds since 1970
@@ -151,11 +150,11 @@ class ToyshopSettings(Section):
         0.2, "Probability that a mood that is drawn again is not the usual one but any.",
         low=0, high=1,
     )  # fmt: skip
-    occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
+    occasion_weight: float = setting(4.4, "Logit of an item whose occasion is the mood.")
     look_weight: float = setting(
-        2.8, "Logit of an item whose look is the one that the user wants where it is used."
+        2.0, "Logit of an item whose look is the one that the user wants where it is used."
     )
-    material_weight: float = setting(2.2, "Logit of an item of the material that the user wants.")
+    material_weight: float = setting(2.5, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
         0.45, "Standard deviation of the items' own logits, which all users share.", low=0
     )
@@ -193,8 +192,8 @@ def generate(settings: ToyshopSettings) -> tuple[list[Item], Histories, World]:
     chosen, states = _choices(world, rng, times)
     gaps = np.diff(times, axis=1)[kept[:, 1:]]
     chosen, states = chosen[kept], states[kept]
-    fits = fitting(world.kinds[chosen], states)[:, 1:].sum(-1)
-    drawn = rng.random(len(chosen))[:, None] > np.cumsum(RATINGS, axis=1)[fits]
+    _, look, material = fitting(world.kinds[chosen], states).astype(int).T
+    drawn = rng.random(len(chosen))[:, None] > np.cumsum(RATINGS[look, material], axis=1)
     histories = Histories(
         users=np.array([f"u{index:05d}" for index in range(settings.num_users)]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

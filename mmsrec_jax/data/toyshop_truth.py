@@ -234,9 +234,10 @@ class Truth:
         fits = fitting(every_kind[:, None], all_states())
         logit = np.array([self.world.weights[name] for name in ("occasion", "look", "material")])
         utility = np.exp(fits @ logit)
-        found = np.empty((shape[0], RATINGS.shape[1], utility.shape[1]), np.float32)
-        for rating, likely in enumerate(RATINGS.T):
-            found[:, rating] = shares @ (utility * likely[fits[..., 1:].sum(-1)])
+        _, look, material = np.moveaxis(fits.astype(int), -1, 0)
+        found = np.empty((shape[0], RATINGS.shape[-1], utility.shape[1]), np.float32)
+        for rating, likely in enumerate(np.moveaxis(RATINGS, -1, 0)):
+            found[:, rating] = shares @ (utility * likely[look, material])
         return found
 
 

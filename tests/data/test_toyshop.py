@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 
 import numpy as np
@@ -85,10 +86,11 @@ def test_what_fits_depends_on_the_place_of_use():
 
 def test_ratings_follow_how_well_the_choice_fits(shop):
     _, histories, world = shop
-    fits = fitting(world.kinds[histories.items], world.states)[:, 1:].sum(1)
+    _, look, material = fitting(world.kinds[histories.items], world.states).T
     assert set(np.unique(histories.ratings)) == {1, 2, 3, 4, 5}
-    for count, likely in enumerate(RATINGS):
-        found = histories.ratings[fits == count]
+    for case in itertools.product((False, True), repeat=2):
+        likely = RATINGS[int(case[0]), int(case[1])]
+        found = histories.ratings[(look == case[0]) & (material == case[1])]
         assert len(found) > 300 and likely.sum() == pytest.approx(1)
         observed = np.bincount(found.astype(int), minlength=6)[1:] / len(found)
         np.testing.assert_allclose(observed, likely, atol=0.06)

@@ -51,8 +51,8 @@ def enumerated(world, past, *, ratings=True, last_survival=None):
                 break
             weight = weight * choice[:, items[step]]
             if ratings:
-                liked = fits[:, items[step], 1:].sum(1)
-                weight = weight * RATINGS[liked, int(past.ratings[0, step]) - 1]
+                _, look, material = fits[:, items[step]].astype(int).T
+                weight = weight * RATINGS[look, material, int(past.ratings[0, step]) - 1]
             taken[items[step]] = True
             survives = np.exp(-(times[step + 1] - times[step]) / (86_400 * world.mood_days))
             if last_survival is not None and step == len(items) - 1:
@@ -209,8 +209,9 @@ def test_where_items_lead_is_learned_from_training_transitions_alone(shop):
 def test_learned_groups_lie_between_none_and_all(shop):
     histories, world = shop
     leads = learned_leads(world, histories, splits.leave_one_out(histories).train_end)
+    rows = np.stack([np.arange(len(histories)), histories.lengths - 1], axis=1)
     told, learned, none = (
-        log_likelihood(bayes_optimal_scores(world, histories, ROWS, **options), ROWS, histories)
+        log_likelihood(bayes_optimal_scores(world, histories, rows, **options), rows, histories)
         for options in ({}, {"leads": leads}, {"observer": Observer(groups=False)})
     )
-    assert told > learned > none + 0.5 * (told - none)
+    assert none + 0.5 * (told - none) < learned < told + 0.01
