@@ -16,7 +16,8 @@ pattern has a look twice: no single word tells it. Two colors are of one tone.
 The mood moves in two ways. A choice leads it, with probability `pull`, to an occasion that depends
 on the latent group of the chosen item. And it passes: it survives a time `t` with probability
 `exp(-t / mood_days)` and is drawn again, mostly the usual occasion. Users come in sessions of
-minutes to hours and stay away for weeks. The user rates every choice by whether look and material fit.
+minutes to hours and stay away for weeks. The user rates every choice by whether look and material
+fit.
 """
 
 import dataclasses
