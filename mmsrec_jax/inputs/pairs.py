@@ -28,12 +28,14 @@ class PairRoom:
       item: tokens of an item, without its tail.
       patches: vision patches of an item; 0 = no images.
       tail: tokens of a tail.
+      words: tokens of the question for the next item's keywords, and of the answer.
     """
 
     prompt: int
     item: int
     patches: int
     tail: int
+    words: int
 
 
 class PairPrompts(UserPrompts):
@@ -80,6 +82,27 @@ class PairPrompts(UserPrompts):
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
         words = tasks.align_words(templates, self.renderer.words(item))
         return chat.encode(chat.head + words)
+
+    def next_keywords(self, items: Sequence[int], counts: Counter) -> tuple[np.ndarray, np.ndarray]:
+        """The question for an item's keywords and the answer, as task `next_keywords` has them:
+        int32[n, T], and float32[n, T], 1 for tokens of the answer; -1 is an empty row.
+
+        A long answer loses its end, which is counted.
+        """
+        room = self.room.words
+        tokens, weights = np.zeros((len(items), room), np.int32), np.zeros((len(items), room), "f4")
+        chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
+        question = chat.ids(tasks.next_keywords(templates) + chat.middle)
+        for at, item in enumerate(items):
+            if item < 0:
+                continue
+            answer = chat.ids(tasks.answer(templates, self.renderer.words(int(item))))
+            said = np.concatenate([question, answer, [chat.stop_id]])
+            counts["answers_cut"] += len(said) > room
+            n = min(len(said), room)
+            tokens[at, :n] = said[:n]
+            weights[at, len(question) : n] = 1.0
+        return tokens, weights
 
     def prompts(self, pieces: Sequence[Piece | None], rows: Sequence[int]) -> Batch:
         """The batch of these prompts; they end at position `room.prompt`.
@@ -234,7 +257,11 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         here = items[self._shard * count :][:count]
         batch, tails = self._prompts.items(here, counts)
         counts["examples"] += len(pieces)
+        wanted = np.where(aligned[mine], -1, targets[mine]).tolist()
+        words, word_weights = self._prompts.next_keywords(wanted, counts)
         made = PairBatch(
+            words=words,
+            word_weights=word_weights,
             users=self._prompts.prompts(pieces, rows[mine].tolist()),
             items=batch,
             tails=tails,

@@ -4,6 +4,7 @@ A candidate is one forward pass for all users, a user is one prompt for all cand
 ranks the whole catalog, and every item of a training batch is a negative for every user of it.
 """
 
+import dataclasses
 import functools
 import time
 from collections import Counter
@@ -44,6 +45,8 @@ class CachedItems:
     def train(self, directory: Path) -> None:
         """Trains, selects on validation, and leaves the weights in `directory`."""
         run, c = self._run, self._settings
+        if not run.config.use.multitask:
+            c = dataclasses.replace(c, align=0.0, next_keywords=0.0)
         run.base.check(self._step, has_images=bool(run.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
         prompts = self.prompts(run.training_targets())
@@ -53,7 +56,7 @@ class CachedItems:
             steps=c.steps,
             users=c.num_users,
             items=c.num_items,
-            align=c.align if run.config.use.multitask else 0.0,
+            align=c.align,
             seed=c.seed,
             shard=shard,
             shards=shards,
@@ -76,7 +79,13 @@ class CachedItems:
     def prompts(self, rows: np.ndarray) -> PairPrompts:
         """Of targets int32[n, 2] (user, position)."""
         run, c = self._run, self._settings
-        room = PairRoom(c.prompt_length, c.item_length, run.image_room(c.item_patches), c.tail)
+        room = PairRoom(
+            prompt=c.prompt_length,
+            item=c.item_length,
+            patches=run.image_room(c.item_patches),
+            tail=c.tail,
+            words=c.words_length,
+        )
         return PairPrompts(
             self._context(rows),
             run.prompt_config,

@@ -62,35 +62,69 @@ def read_pairs(
       items: of M items, each of which meets every user; or, with arrays [layers, B, C, L, ...] and
         bool[B, C, L], of C candidates of each user (then M is C).
     """
-    text, config = model.text, model.config.text
     rows, length = users.there.shape[0], tail.tokens.shape[0]
-    own = tail.positions.ndim == 2
     count = tail.positions.shape[-1]
-    groups = config.heads // config.kv_heads
-    at = (tail.positions[..., None] + jnp.arange(length)).reshape(rows if own else 1, 1, -1)
-    table = rope.text(jnp.broadcast_to(at, (at.shape[0], 3, at.shape[2])), config)
-    x = text.embed(jnp.broadcast_to(jnp.tile(tail.tokens, count), (rows, count * length)))
-    of_items = "bmskd" if own else "mskd"
-    at_or_before = jnp.tril(jnp.ones((length, length), bool))
-    seen = items.there[:, :, None, None, None] if own else items.there[:, None, None, None, None]
+    tokens = jnp.broadcast_to(tail.tokens, (rows, count, length))
+    positions = tail.positions[..., None] + jnp.arange(length)
+    if positions.ndim == 2:
+        positions = positions[None]
+    return _read(model, users, items, tokens, positions, adapters)[:, :, -1]
 
-    def layer(block: Block, x: jax.Array, kept: tuple[jax.Array, ...]) -> jax.Array:
+
+def continue_prompts(
+    model: MLLM, users: Encoded, tokens: jax.Array, start: int, *, adapters: bool = True
+) -> jax.Array:
+    """Final-normed hidden states [B, T, hidden] of text after the users' prompts.
+
+    tokens: int32[B, T]; they see the prompt and what is before them, and begin at position `start`.
+    """
+    positions = start + jnp.arange(tokens.shape[1])[None, None]
+    return _read(model, users, None, tokens[:, None], positions, adapters)[:, 0]
+
+
+def _read(
+    model: MLLM,
+    users: Encoded,
+    items: Encoded | None,
+    tokens: jax.Array,
+    positions: jax.Array,
+    adapters: bool,
+) -> jax.Array:
+    """Hidden states [B, M, r, hidden] of tokens int32[B, M, r] at positions int32[1 or B, M, r]."""
+    text, config = model.text, model.config.text
+    rows, count, length = tokens.shape
+    groups = config.heads // config.kv_heads
+    at = positions.reshape(positions.shape[0], 1, -1)
+    table = rope.text(jnp.broadcast_to(at, (at.shape[0], 3, at.shape[2])), config)
+    x = text.embed(tokens.reshape(rows, -1))
+    own = items is not None and items.there.ndim == 3
+    at_or_before = jnp.tril(jnp.ones((length, length), bool))[:, None]
+
+    def layer(block: Block, x: jax.Array, kept: tuple[jax.Array | None, ...]) -> jax.Array:
         user_k, user_v, item_k, item_v = kept
         q, k, v = block.project(x, table, adapters)
         q = q.reshape(rows, count, length, config.kv_heads, groups, -1) * config.head_dim**-0.5
         k, v = (a.reshape(rows, count, length, config.kv_heads, -1) for a in (k, v))
         parts = [
-            _part(q, user_k, user_v, users.there[:, None, None, None, None], "bskd", "bkmrgs"),
-            _part(q, item_k, item_v, seen, of_items, "bmkrgs" if own else "mkbrgs"),
-            _part(q, k, v, at_or_before[:, None], "bmskd", "bmkrgs"),
+            _part(q, user_k, user_v, _keys(users.there), "bskd", "bkmrgs"),
+            _part(q, k, v, at_or_before, "bmskd", "bmkrgs"),
         ]
+        if items is not None and own:
+            parts.append(_part(q, item_k, item_v, _keys(items.there), "bmskd", "bmkrgs"))
+        elif items is not None:
+            parts.append(_part(q, item_k, item_v, _keys(items.there), "mskd", "mkbrgs"))
         attended = _merged(parts).astype(v.dtype)
         return block.finish(x, attended.reshape(rows, count * length, config.heads, -1), adapters)
 
-    kept = users.k, users.v, items.k, items.v
+    kept = users.k, users.v, *((None, None) if items is None else (items.k, items.v))
     x = scan_layers(text.layers, layer, x, kept, remat=text.remat)
-    x = x.reshape(rows, count, length, -1)[:, :, -1]
-    return text.norm(constrain(x, "batch", "length", "features"))
+    x = text.norm(constrain(x, "batch", "length", "features"))
+    return x.reshape(rows, count, length, -1)
+
+
+def _keys(there: jax.Array) -> jax.Array:
+    """bool[N, L] or [B, C, L] for scores whose other axes, four or three, stand before the last."""
+    return jnp.expand_dims(there, tuple(range(there.ndim - 1, 5)))
 
 
 _Part = tuple[jax.Array, jax.Array, jax.Array]

@@ -20,6 +20,9 @@ class PairBatch:
       targets: which of the M items the user chose.
       competes: the items that a user's target is compared with, the target among them.
       log_frequency: logarithm of the probability that an item is in such a batch.
+      words: what follows a user's prompt when the next item's keywords are asked for: the question
+        and the answer.
+      word_weights: weight of each of these tokens as a target; 0 for the question and padding.
     """
 
     users: Batch
@@ -28,3 +31,5 @@ class PairBatch:
     targets: Annotated[Array, "int32[B]"]
     competes: Annotated[Array, "bool[B, M]"]
     log_frequency: Annotated[Array, "float32[M]"]
+    words: Annotated[Array, "int32[B, T]"]
+    word_weights: Annotated[Array, "float32[B, T]"]

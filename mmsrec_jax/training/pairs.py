@@ -19,9 +19,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.inference.yes_no import margins_after
-from mmsrec_jax.models.late_interaction import Tail, encode, read_pairs
+from mmsrec_jax.models.late_interaction import Tail, continue_prompts, encode, read_pairs
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
+from mmsrec_jax.models.token_logprobs import next_logprobs
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, setting
@@ -52,6 +53,10 @@ class CachedSettings(UpdateSettings):
         low=0,
         high=1,
     )
+    next_keywords: float = setting(
+        0.3, "Weight of the loss of the next item's keywords, written after a prompt.", low=0
+    )
+    words_length: int = setting(64, "Tokens of the question for them and of the answer.", low=2)
     evaluate_every: int = setting(200, "Steps between two validations.", low=1)
     validation_rows: int = setting(
         1000, "Size of a random subset of the validation targets. 0 is all.", low=0
@@ -78,9 +83,18 @@ class CachedSettings(UpdateSettings):
 
 
 def loss(
-    model: MLLM, batch: PairBatch, tail: jax.Array, yes_no_ids: tuple[int, int]
+    model: MLLM,
+    batch: PairBatch,
+    tail: jax.Array,
+    *,
+    start: int,
+    yes_no_ids: tuple[int, int],
+    next_keywords: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scalar loss and metrics; tail: int32[r]."""
+    """Scalar loss and metrics.
+
+    tail: int32[r]; start: position where prompts end; next_keywords: weight of that part.
+    """
     users, items = encode(model, batch.users), encode(model, batch.items)
     hidden = read_pairs(model, users, items, Tail(tail, batch.tails))
     margins = margins_after(model, hidden, yes_no_ids)
@@ -88,8 +102,15 @@ def loss(
     found = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     own = jnp.take_along_axis(logits, batch.targets[:, None], axis=1)
     first = jnp.mean(jnp.sum(logits >= own, axis=1) == 1)  # a tie counts against it
-    total = jnp.mean(found)
-    return total, {"loss": total, "first_of_batch": first}
+    total = listwise = jnp.mean(found)
+    metrics = {"loss/listwise": listwise, "first_of_batch": first}
+    if next_keywords:
+        said = continue_prompts(model, users, batch.words, start)[:, :-1]
+        nll = -next_logprobs(model, said, batch.words[:, 1:])
+        weights = batch.word_weights[:, 1:]
+        metrics["loss/next_keywords"] = jnp.sum(nll * weights) / jnp.maximum(jnp.sum(weights), 1)
+        total = listwise + next_keywords * metrics["loss/next_keywords"]
+    return total, metrics | {"loss": total}
 
 
 def make_step(
@@ -97,7 +118,9 @@ def make_step(
     optimizer: optax.GradientTransformation,
     tail: jax.Array,
     *,
+    start: int,
     yes_no_ids: tuple[int, int],
+    next_keywords: float,
     shardings: Any = None,
     offload: bool = False,
 ) -> Callable[[TrainState, Any, PairBatch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -107,7 +130,10 @@ def make_step(
     def compute(
         params: nnx.State, frozen: nnx.State, batch: PairBatch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return loss(nnx.merge(graphdef, params, frozen), batch, tail, yes_no_ids)
+        return loss(
+            nnx.merge(graphdef, params, frozen), batch, tail,
+            start=start, yes_no_ids=yes_no_ids, next_keywords=next_keywords,
+        )  # fmt: skip
 
     def step(
         state: TrainState, frozen: nnx.State, batch: PairBatch
@@ -155,8 +181,9 @@ def train(
             model, settings.trainable, optimizer, mesh, offload=offload
         )
         step = make_step(
-            graphdef, optimizer, jnp.asarray(tail),
-            yes_no_ids=yes_no_ids, shardings=shardings, offload=offload,
+            graphdef, optimizer, jnp.asarray(tail), start=settings.prompt_length,
+            yes_no_ids=yes_no_ids, next_keywords=settings.next_keywords, shardings=shardings,
+            offload=offload,
         )  # fmt: skip
 
         def step_fn(state: TrainState, batch: PairBatch) -> tuple[TrainState, dict[str, Any]]:

@@ -20,7 +20,7 @@ from mmsrec_jax.runtime.sharding import make_mesh
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    room = PairRoom(prompt=60, item=24, patches=16, tail=1)
+    room = PairRoom(prompt=60, item=24, patches=16, tail=1, words=16)
     config = toy_items.prompt_config(tokenizer)
     prompts = PairPrompts(context(), config, ROWS, room=room, history=5, similar=3)
     return toy_model.make(tokenizer, rank=0), prompts

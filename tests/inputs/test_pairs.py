@@ -13,7 +13,7 @@ from mmsrec_jax.inputs.recommend import CandidateSource
 from mmsrec_jax.models import batch_tree  # noqa: F401  a batch is a pytree then
 from mmsrec_jax.runtime.errors import UserError
 
-ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1)
+ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1, words=16)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_log_frequency_is_how_often_an_item_is_in_a_batch(config):
 def test_long_texts_of_an_item_are_cut_to_its_room(config):
     whole = max(len(prompts(config)._candidate(i, Counter())) for i in range(len(CATALOG)))
     counts = Counter()
-    small = PairRoom(prompt=60, item=whole - 2, patches=16, tail=1)
+    small = PairRoom(prompt=60, item=whole - 2, patches=16, tail=1, words=16)
     batch, _ = prompts(config, small).items(range(24), counts)
     assert counts["items_with_shortened_texts"] > 0
     assert batch.tokens.shape == (24, whole - 2)
@@ -162,9 +162,9 @@ def test_long_texts_of_an_item_are_cut_to_its_room(config):
 @pytest.mark.parametrize(
     ("room", "message"),
     [
-        (PairRoom(prompt=60, item=1, patches=16, tail=1), "item_length"),
-        (PairRoom(prompt=60, item=24, patches=2, tail=1), "item_patches"),
-        (PairRoom(prompt=60, item=24, patches=16, tail=8), "tail"),
+        (PairRoom(prompt=60, item=1, patches=16, tail=1, words=16), "item_length"),
+        (PairRoom(prompt=60, item=24, patches=2, tail=1, words=16), "item_patches"),
+        (PairRoom(prompt=60, item=24, patches=16, tail=8, words=16), "tail"),
     ],
 )
 def test_what_has_no_room_is_named(config, room, message):
@@ -174,7 +174,7 @@ def test_what_has_no_room_is_named(config, room, message):
 
 def test_a_prompt_without_room_and_sizes_that_do_not_divide(config):
     with pytest.raises(UserError, match="prompt_length"):
-        small = PairRoom(prompt=0, item=24, patches=16, tail=1)
+        small = PairRoom(prompt=0, item=24, patches=16, tail=1, words=16)
         prompts(config, small).users([0], Counter())
     with pytest.raises(UserError, match="num_items=13"):
         batches(config, items=13, shards=2)
