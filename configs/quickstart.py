@@ -58,8 +58,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cached.update(
             trainable="full", steps=600, num_users=32, num_items=128, prompt_length=96,
             item_length=16, item_patches=4, align=0.15, words_length=16, learning_rate=1.5e-3,
-            warmup_steps=20, workers=0, evaluate_every=300, validation_rows=200, checkpoint_every=100, log_every=10,
-            score_users=32, score_items=512,
+            warmup_steps=20, workers=0, evaluate_every=300, validation_rows=200,
+            checkpoint_every=100, log_every=10, score_users=32, score_items=512,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
     return config.lock()

@@ -203,8 +203,8 @@ def _in_all(
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
     return [
-        Ranks(rows[:, 0], targets, *counted, listed)
-        for counted, listed in zip(counts, lists, strict=True)
+        Ranks(rows[:, 0], targets, ranks, competing, ties, listed)
+        for (ranks, competing, ties), listed in zip(counts, lists, strict=True)
     ]
 
 

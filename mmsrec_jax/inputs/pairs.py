@@ -65,17 +65,24 @@ class PairPrompts(UserPrompts):
 
     def users(self, rows: Sequence[int], counts: Counter) -> Batch:
         """A prompt of a source row each; -1 is a row without a prompt."""
-        return self.prompts([None if r < 0 else self.prompt(r, counts) for r in rows], rows)
+        return self.prompts([None if r < 0 else self.prompt(r, counts)[0] for r in rows], rows)
 
-    def prompt(self, row: int, counts: Counter) -> Piece:
-        """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
+    def prompt(self, row: int, counts: Counter) -> tuple[Piece, slice]:
+        """What is known of the user of `row`, cut to the room by `prompts.sections.fit`; and which
+        of its tokens are items of the history after the first."""
         chat = self.renderer.prompt_config.chat
-        return prompt_sections.fit(
+        piece, (history, *_) = prompt_sections.fitted(
             self.sections(row),
             lambda opening: chat.encode(chat.head + opening),
             self.room.prompt,
             counts,
         )
+        if len(history.entries) < 2:
+            return piece, slice(0, 0)
+        first, every = (
+            len(chat.ids(chat.head + text)) for text in (history.opening(), history.text())
+        )
+        return piece, slice(first, min(every, len(piece)))
 
     def keywords_prompt(self, item: int) -> Piece:
         """Words of an item in a prompt of their own: the user row of task `align`."""
@@ -236,7 +243,7 @@ class PairBatches(grain.sources.RandomAccessDataSource):
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> Counted:  # type: ignore[override]
+    def __getitem__(self, step: int) -> Counted:
         counts: Counter[str] = Counter()
         rng = np.random.default_rng((self._seed, step))
         rows = np.array([self._order[step * self._users + i] for i in range(self._users)])
@@ -247,21 +254,25 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             self._shard * self._users // self._shards,
             (self._shard + 1) * self._users // self._shards,
         )
-        pieces = [
-            self._prompts.keywords_prompt(int(target))
-            if align
-            else self._prompts.prompt(int(row), counts)
-            for row, target, align in zip(rows[mine], targets[mine], aligned[mine], strict=True)
-        ]
+        pieces = []
+        history_weights = np.zeros((len(rows[mine]), self._prompts.room.prompt), np.float32)
+        for at, (row, target) in enumerate(zip(rows[mine], targets[mine], strict=True)):
+            if aligned[mine][at]:
+                pieces.append(self._prompts.keywords_prompt(int(target)))
+            else:
+                piece, later = self._prompts.prompt(int(row), counts)
+                pieces.append(piece)
+                history_weights[at, later] = 1.0
         count = self._items // self._shards
         here = items[self._shard * count :][:count]
-        batch, tails = self._prompts.items(here, counts)
+        batch, tails = self._prompts.items(here.tolist(), counts)
         counts["examples"] += len(pieces)
         wanted = np.where(aligned[mine], -1, targets[mine]).tolist()
         words, word_weights = self._prompts.next_keywords(wanted, counts)
         made = PairBatch(
             words=words,
             word_weights=word_weights,
+            history_weights=history_weights,
             users=self._prompts.prompts(pieces, rows[mine].tolist()),
             items=batch,
             tails=tails,

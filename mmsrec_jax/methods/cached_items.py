@@ -46,7 +46,7 @@ class CachedItems:
         """Trains, selects on validation, and leaves the weights in `directory`."""
         run, c = self._run, self._settings
         if not run.config.use.multitask:
-            c = dataclasses.replace(c, align=0.0, next_keywords=0.0)
+            c = dataclasses.replace(c, align=0.0, next_keywords=0.0, next_in_history=0.0)
         run.base.check(self._step, has_images=bool(run.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
         prompts = self.prompts(run.training_targets())

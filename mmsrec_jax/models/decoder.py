@@ -160,10 +160,13 @@ class Decoder(nnx.Module):
         *,
         deepstack: jax.Array | None,
         adapters: bool,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of every layer, [layers, B, L, kv_heads, head_dim] each, rotated.
+        states: bool,
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Keys and values of every layer, [layers, B, L, kv_heads, head_dim] each, rotated; and
+        with `states` the final-normed hidden states, without which the last layer computes nothing
+        else.
 
-        Arguments as for a call; of the last layer nothing else is computed.
+        Arguments as for a call.
         """
         table, last = rope.text(positions, self.config), self.config.layers - 1
         slots = jnp.broadcast_to(jnp.arange(x.shape[1]), segment_ids.shape)
@@ -178,10 +181,11 @@ class Decoder(nnx.Module):
                 after = block.finish(x, attention(q, k, v, visible), adapters)
                 return _add_features(after, deepstack, index)
 
-            return jax.lax.cond(index < last, finish, lambda: x), (k, v)
+            return finish() if states else jax.lax.cond(index < last, finish, lambda: x), (k, v)
 
         indices = jnp.arange(self.config.layers)
-        return collect_layers(self.layers, layer, x, indices, remat=self.remat)[1]
+        x, (k, v) = collect_layers(self.layers, layer, x, indices, remat=self.remat)
+        return k, v, self.norm(x) if states else None
 
     def head_kernel(self) -> jax.Array:
         """[hidden, vocab] in the compute dtype, gathered over FSDP."""

@@ -7,7 +7,7 @@ keys and values of an item fit every user, and a pair costs its tail alone. As i
 under this mask: nothing is approximate.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,17 @@ class Tail(NamedTuple):
 
 def encode(model: MLLM, batch: Batch, *, adapters: bool = True) -> Encoded:
     """Prompts of users or items, one a row; what they do not see of each other is not computed."""
-    k, v = model.keys_values(batch, adapters=adapters)
+    k, v, _ = model.keys_values(batch, adapters=adapters)
     return Encoded(k, v, batch.segment_ids > 0)
+
+
+def encode_with_states(
+    model: MLLM, batch: Batch, *, adapters: bool = True
+) -> tuple[Encoded, jax.Array]:
+    """`encode`, and the final-normed hidden states [N, L, hidden]."""
+    k, v, hidden = model.keys_values(batch, adapters=adapters, states=True)
+    assert hidden is not None
+    return Encoded(k, v, batch.segment_ids > 0), hidden
 
 
 def read_pairs(
@@ -100,7 +109,7 @@ def _read(
     own = items is not None and items.there.ndim == 3
     at_or_before = jnp.tril(jnp.ones((length, length), bool))[:, None]
 
-    def layer(block: Block, x: jax.Array, kept: tuple[jax.Array | None, ...]) -> jax.Array:
+    def layer(block: Block, x: jax.Array, kept: Any) -> jax.Array:
         user_k, user_v, item_k, item_v = kept
         q, k, v = block.project(x, table, adapters)
         q = q.reshape(rows, count, length, config.kv_heads, groups, -1) * config.head_dim**-0.5

@@ -77,8 +77,11 @@ class MLLM(nnx.Module):
         )
         return hidden if cache is None else (hidden, cache)
 
-    def keys_values(self, batch: Batch, *, adapters: bool = True) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of every decoder layer: [layers, B, L, kv_heads, head_dim] each.
+    def keys_values(
+        self, batch: Batch, *, adapters: bool = True, states: bool = False
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Keys and values of every decoder layer: [layers, B, L, kv_heads, head_dim] each; and with
+        `states` what a call returns.
 
         The batch has no suffixes. Raises as a call does.
         """
@@ -86,8 +89,9 @@ class MLLM(nnx.Module):
         assert batch.suffix_ids is None, "keys of suffixes depend on their prefix"
         x, deepstack = self._embed(batch)
         return self.text.keys_values(
-            x, batch.positions, batch.segment_ids, deepstack=deepstack, adapters=adapters
-        )
+            x, batch.positions, batch.segment_ids,
+            deepstack=deepstack, adapters=adapters, states=states,
+        )  # fmt: skip
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""

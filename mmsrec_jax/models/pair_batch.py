@@ -23,6 +23,8 @@ class PairBatch:
       words: what follows a user's prompt when the next item's keywords are asked for: the question
         and the answer.
       word_weights: weight of each of these tokens as a target; 0 for the question and padding.
+      history_weights: weight of the prompts' tokens as targets: 1 for the items of a history but
+        its first, which are next items of what stands before them.
     """
 
     users: Batch
@@ -33,3 +35,4 @@ class PairBatch:
     log_frequency: Annotated[Array, "float32[M]"]
     words: Annotated[Array, "int32[B, T]"]
     word_weights: Annotated[Array, "float32[B, T]"]
+    history_weights: Annotated[Array, "float32[B, L]"]

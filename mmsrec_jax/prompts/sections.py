@@ -56,6 +56,11 @@ class Section:
         lines = (self.entry.format(words=words) for words in self.entries)
         return self.template.format(items=self.separator.join(lines))
 
+    def opening(self) -> str:
+        """The text up to the end of the first entry."""
+        assert self.entries, "an empty section is not shown"
+        return self.template.partition("{items}")[0] + self.entry.format(words=self.entries[0])
+
     def shortened(self) -> "Section":
         """Without the entry that goes next."""
         at = self.drop(self.entries)
@@ -102,15 +107,22 @@ def fit(
     if that is not enough, they lose the others in the same order. One entry goes at a time and is
     counted under its section's name.
     """
+    return fitted(sections, encode, room, counts)[0]
+
+
+def fitted(
+    sections: Sequence[Section], encode: Callable[[str], Piece], room: int, counts: Counter
+) -> tuple[Piece, list[Section]]:
+    """`fit`, and the sections as they are shown."""
     shown = list(sections)
     order = sorted(range(len(shown)), key=lambda s: shown[s].priority)
     while True:
         piece = encode(render(shown))
         if len(piece) <= room:
-            return piece
+            return piece, shown
         above = [s for s in order if len(shown[s].entries) > shown[s].keep]
         left = above or [s for s in order if shown[s].entries]
         if not left:
-            return piece
+            return piece, shown
         counts[f"{shown[left[0]].name}_left_out"] += 1
         shown[left[0]] = shown[left[0]].shortened()

@@ -9,7 +9,7 @@ that the loss estimates that over the whole catalog.
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -19,7 +19,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmsrec_jax.inference.yes_no import margins_after
-from mmsrec_jax.models.late_interaction import Tail, continue_prompts, encode, read_pairs
+from mmsrec_jax.models.late_interaction import (
+    Tail,
+    continue_prompts,
+    encode,
+    encode_with_states,
+    read_pairs,
+)
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
 from mmsrec_jax.models.token_logprobs import next_logprobs
@@ -56,6 +62,11 @@ class CachedSettings(UpdateSettings):
     next_keywords: float = setting(
         0.3, "Weight of the loss of the next item's keywords, written after a prompt.", low=0
     )
+    next_in_history: float = setting(
+        0.3,
+        "Weight of the loss of the keywords of a history's items but the first, in the prompt.",
+        low=0,
+    )
     words_length: int = setting(64, "Tokens of the question for them and of the answer.", low=2)
     evaluate_every: int = setting(200, "Steps between two validations.", low=1)
     validation_rows: int = setting(
@@ -82,6 +93,13 @@ class CachedSettings(UpdateSettings):
         return self.item_patches
 
 
+class TaskWeights(NamedTuple):
+    """Of the tasks beside ranking."""
+
+    next_keywords: float
+    next_in_history: float
+
+
 def loss(
     model: MLLM,
     batch: PairBatch,
@@ -89,13 +107,17 @@ def loss(
     *,
     start: int,
     yes_no_ids: tuple[int, int],
-    next_keywords: float,
+    weights: TaskWeights,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Scalar loss and metrics.
 
-    tail: int32[r]; start: position where prompts end; next_keywords: weight of that part.
+    tail: int32[r]; start: position where prompts end.
     """
-    users, items = encode(model, batch.users), encode(model, batch.items)
+    items = encode(model, batch.items)
+    if weights.next_in_history:
+        users, states = encode_with_states(model, batch.users)
+    else:
+        users = encode(model, batch.users)
     hidden = read_pairs(model, users, items, Tail(tail, batch.tails))
     margins = margins_after(model, hidden, yes_no_ids)
     logits = jnp.where(batch.competes, margins - batch.log_frequency, -1e30)
@@ -104,13 +126,21 @@ def loss(
     first = jnp.mean(jnp.sum(logits >= own, axis=1) == 1)  # a tie counts against it
     total = listwise = jnp.mean(found)
     metrics = {"loss/listwise": listwise, "first_of_batch": first}
-    if next_keywords:
-        said = continue_prompts(model, users, batch.words, start)[:, :-1]
-        nll = -next_logprobs(model, said, batch.words[:, 1:])
-        weights = batch.word_weights[:, 1:]
-        metrics["loss/next_keywords"] = jnp.sum(nll * weights) / jnp.maximum(jnp.sum(weights), 1)
-        total = listwise + next_keywords * metrics["loss/next_keywords"]
+    if weights.next_keywords:
+        said = continue_prompts(model, users, batch.words, start)
+        metrics["loss/next_keywords"] = _mean_nll(model, said, batch.words, batch.word_weights)
+        total += weights.next_keywords * metrics["loss/next_keywords"]
+    if weights.next_in_history:
+        tokens, counted = batch.users.tokens, batch.history_weights
+        metrics["loss/next_in_history"] = _mean_nll(model, states, tokens, counted)
+        total += weights.next_in_history * metrics["loss/next_in_history"]
     return total, metrics | {"loss": total}
+
+
+def _mean_nll(model: MLLM, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of -log p of tokens int32[B, T] by their weights; hidden: [B, T, hidden], of each."""
+    nll = -next_logprobs(model, hidden[:, :-1], tokens[:, 1:])
+    return jnp.sum(nll * weights[:, 1:]) / jnp.maximum(jnp.sum(weights[:, 1:]), 1)
 
 
 def make_step(
@@ -120,7 +150,7 @@ def make_step(
     *,
     start: int,
     yes_no_ids: tuple[int, int],
-    next_keywords: float,
+    weights: TaskWeights,
     shardings: Any = None,
     offload: bool = False,
 ) -> Callable[[TrainState, Any, PairBatch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -132,7 +162,7 @@ def make_step(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         return loss(
             nnx.merge(graphdef, params, frozen), batch, tail,
-            start=start, yes_no_ids=yes_no_ids, next_keywords=next_keywords,
+            start=start, yes_no_ids=yes_no_ids, weights=weights,
         )  # fmt: skip
 
     def step(
@@ -182,8 +212,9 @@ def train(
         )
         step = make_step(
             graphdef, optimizer, jnp.asarray(tail), start=settings.prompt_length,
-            yes_no_ids=yes_no_ids, next_keywords=settings.next_keywords, shardings=shardings,
-            offload=offload,
+            yes_no_ids=yes_no_ids,
+            weights=TaskWeights(settings.next_keywords, settings.next_in_history),
+            shardings=shardings, offload=offload,
         )  # fmt: skip
 
         def step_fn(state: TrainState, batch: PairBatch) -> tuple[TrainState, dict[str, Any]]:

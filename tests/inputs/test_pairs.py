@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import toy_items
-from toy_examples import CATALOG, HISTORIES, KEYWORDS, ROWS, TRAIN_END, context
+from toy_examples import CATALOG, HISTORIES, KEYWORDS, ROWS, TRAIN_END, context, recommend
 
 from mmsrec_jax.inputs.pairs import PairBatches, PairPrompts, PairRoom, dataset
 from mmsrec_jax.inputs.recommend import CandidateSource
@@ -54,6 +54,37 @@ def test_user_and_item_are_the_joint_prompt_in_two(config):
             assert tails[column] == where[0, -1] + shift
 
 
+def test_later_items_of_a_history_are_what_is_to_be_told(config):
+    """By the tokens of the prompt with the first item alone."""
+    made = prompts(config)
+    chat, words = config.chat, made.renderer.words
+    for row in (3, 9, 14):
+        user, position = ROWS[row]
+        past = HISTORIES.of(user)[max(0, position - 5) : position]
+        piece, later = made.prompt(row, Counter())
+        told = chat._backend.decode(piece.tokens[later].tolist())
+        if len(past) == 1:
+            assert told == ""
+        expected = ", ".join(words(int(item)) for item in past[1:])
+        assert told.strip(" ,\n") == expected
+
+
+def test_the_answer_is_that_of_the_task(config):
+    source = recommend(config, {"next_keywords": 1.0}, history=5, similar=3)
+    made = prompts(config)
+    room = PairRoom(prompt=60, item=24, patches=16, tail=1, words=40)
+    for row in (2, 8):
+        example = source.example(row, 0)
+        user, position = ROWS[row]
+        target = int(HISTORIES.of(user)[position])
+        tokens, weights = prompts(config, room).next_keywords([target], Counter())
+        prefix, _ = made.prompt(row, Counter())
+        n = len(example.tokens) - len(prefix)
+        np.testing.assert_array_equal(example.tokens[len(prefix) :], tokens[0, :n])
+        np.testing.assert_array_equal(example.loss_weights[len(prefix) :], weights[0, :n])
+        assert not weights[0, n:].any()
+
+
 def test_what_the_user_had_is_no_neighbors_next_item(config):
     row = 7
     user, position = ROWS[row]
@@ -61,10 +92,10 @@ def test_what_the_user_had_is_no_neighbors_next_item(config):
     other = next(i for i in range(24) if i not in HISTORIES.of(user))
     neighbors = np.full((len(ROWS), 4), -1, np.int32)
     neighbors[row, :2] = past[0], other
-    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter())
+    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter())[0]
     neighbors[row, :2] = other, -1
     np.testing.assert_array_equal(
-        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).tokens
+        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter())[0].tokens
     )
 
 

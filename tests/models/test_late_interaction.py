@@ -16,7 +16,14 @@ import mmsrec_jax
 from mmsrec_jax.models import kv_cache, rope
 from mmsrec_jax.models.attention import attention
 from mmsrec_jax.models.batch import Batch, pack_images
-from mmsrec_jax.models.late_interaction import Encoded, Tail, encode, read_pairs
+from mmsrec_jax.models.late_interaction import (
+    Encoded,
+    Tail,
+    continue_prompts,
+    encode,
+    encode_with_states,
+    read_pairs,
+)
 from mmsrec_jax.models.layers import scan_layers
 from mmsrec_jax.runtime.sharding import make_mesh, shardings
 
@@ -163,6 +170,20 @@ def test_keys_are_those_of_a_plain_forward(case):
         stored = np.asarray(stored)
         assert stored.shape == found.shape
         np.testing.assert_allclose(found[:, there], stored[:, there], atol=1e-5)
+
+
+def test_text_after_a_prompt_is_that_of_a_plain_forward():
+    """And hidden states of the prompts themselves."""
+    model, users, _, _ = prepared("qwen2_5_vl")
+    words = np.random.default_rng(5).integers(0, 30, (3, 4)).astype(np.int32)
+    found = continue_prompts(model, encode(model, users), words, START)
+    _, states = encode_with_states(model, users)
+    for at, n in enumerate(np.asarray(users.segment_ids).sum(axis=1)):
+        tokens = np.concatenate([users.tokens[at, :n], words[at]])[None]
+        positions = np.broadcast_to(np.arange(START - n, START + 4), (1, 3, n + 4))
+        hidden = model(Batch(tokens, positions.astype(np.int32), np.ones_like(tokens)))[0]
+        np.testing.assert_allclose(found[at], hidden[n:], atol=1e-5)
+        np.testing.assert_allclose(states[at, :n], hidden[:n], atol=1e-5)
 
 
 def test_gradients_reach_both_sides():
