@@ -24,7 +24,6 @@ from mmsrec_jax.data import build, sequences, splits, toyshop
 from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.data.toyshop_groups import learned_leads
-from mmsrec_jax.data.toyshop_items import VALUES
 from mmsrec_jax.data.toyshop_truth import Observer, bayes_optimal_scores, oracle_scores
 from mmsrec_jax.evaluation import conditional_logit, keywords, metrics, protocols, ranking
 from mmsrec_jax.evaluation.baselines import Popularity, Random
@@ -206,8 +205,10 @@ def main(argv: list[str]) -> None:
     print(f"\nHR@5 of 1+20, against {best}")
     _print(margins)
     if _OUT.value:
-        found = {"seed": _SEED.value, "users": len(shop.test), "neighbors": _NEIGHBORS.value}
-        found |= {"table": board.table, "worth": worth, "best_logit": best, "margins": margins}
+        found = {
+            "seed": _SEED.value, "users": len(shop.test), "neighbors": _NEIGHBORS.value,
+            "table": board.table, "worth": worth, "best_logit": best, "margins": margins,
+        }  # fmt: skip
         Path(_OUT.value).write_text(json.dumps(found, indent=1))
     if (least := min(margin["difference"] for margin in margins.values())) < _MARGIN.value:
         raise SystemExit(f"{best} is only {least:.4f} below Bayes")

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.prompts.update(
             templates="terse",
             history=6,
-            similar=20,
+            similar=5,
             text_tokens=64,
             candidate_keywords=True,  # so small a model does not compare a picture with words
             image_attributes=("color", "pattern"),
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=600, num_users=32, num_items=128, prompt_length=168,
+            trainable="full", steps=600, num_users=32, num_items=128, prompt_length=96,
             item_length=16, item_patches=4, align=0.15, learning_rate=1.5e-3, warmup_steps=20,
             workers=0, evaluate_every=300, validation_rows=200, checkpoint_every=100, log_every=10,
             score_users=32, score_items=512,

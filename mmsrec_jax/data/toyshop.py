@@ -16,7 +16,8 @@ pattern has a look twice: no single word tells it. Two colors are of one tone.
 The mood moves in two ways. A choice leads it, with probability `pull`, to an occasion that depends
 on the latent group of the chosen item. And it passes: it survives a time `t` with probability
 `exp(-t / mood_days)` and is drawn again, mostly the usual occasion. Users come in sessions of
-minutes to hours and stay away for weeks. The user rates every choice by how much of it fitted.
+minutes to hours and stay away for weeks. The user rates every choice by whether look and material
+fit.
 """
 
 import dataclasses
@@ -37,11 +38,10 @@ MOODS = len(VALUES["occasion"])
 KINDS = (MOODS, LOOKS, len(VALUES["material"]))  # of items: how many values each fit is about
 STATES = (LOOKS, LOOKS, KINDS[2], MOODS, MOODS)  # look away, at home, material, usual, mood
 DAY = 86_400.0
-RATINGS = np.array(  # [whether look and material fit: none, one, both; rating, 1 to 5]
+RATINGS = np.array(  # [whether the look fits, whether the material fits; rating, 1 to 5]
     [
-        [0.65, 0.30, 0.05, 0.00, 0.00],
-        [0.05, 0.30, 0.50, 0.15, 0.00],
-        [0.00, 0.00, 0.05, 0.35, 0.60],
+        [[0.80, 0.20, 0.00, 0.00, 0.00], [0.30, 0.60, 0.10, 0.00, 0.00]],
+        [[0.00, 0.05, 0.65, 0.30, 0.00], [0.00, 0.00, 0.05, 0.30, 0.65]],
     ]
 )
 _END = 1.7e9  # when the histories end, in seconds since 1970
@@ -83,7 +83,7 @@ class World:
 
     @property
     def kinds(self) -> np.ndarray:
-        """int32[items, 3]: what a choice depends on besides popularity: occasion, look, material."""
+        """int32[items, 3]: occasion, look and material, on which a choice depends."""
         look = self.looks[TONES[self.attributes["color"]], self.attributes["pattern"]]
         of = self.attributes
         return np.stack([of["occasion"], look, of["material"]], axis=1).astype(np.int32)
@@ -151,16 +151,16 @@ class ToyshopSettings(Section):
         0.2, "Probability that a mood that is drawn again is not the usual one but any.",
         low=0, high=1,
     )  # fmt: skip
-    occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
+    occasion_weight: float = setting(4.4, "Logit of an item whose occasion is the mood.")
     look_weight: float = setting(
-        2.7, "Logit of an item whose look is the one that the user wants where it is used."
+        2.0, "Logit of an item whose look is the one that the user wants where it is used."
     )
-    material_weight: float = setting(1.9, "Logit of an item of the material that the user wants.")
+    material_weight: float = setting(2.5, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
-        0.5, "Standard deviation of the items' own logits, which all users share.", low=0
+        0.45, "Standard deviation of the items' own logits, which all users share.", low=0
     )
     told_groups: float = setting(
-        0.5, "Share of items whose group is the one of their kind of product.", low=0, high=1
+        0.7, "Share of items whose group is the one of their kind of product.", low=0, high=1
     )
     new_items: float = setting(
         0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
@@ -193,8 +193,8 @@ def generate(settings: ToyshopSettings) -> tuple[list[Item], Histories, World]:
     chosen, states = _choices(world, rng, times)
     gaps = np.diff(times, axis=1)[kept[:, 1:]]
     chosen, states = chosen[kept], states[kept]
-    fits = fitting(world.kinds[chosen], states)[:, 1:].sum(-1)
-    drawn = rng.random(len(chosen))[:, None] > np.cumsum(RATINGS, axis=1)[fits]
+    _, look, material = fitting(world.kinds[chosen], states).astype(int).T
+    drawn = rng.random(len(chosen))[:, None] > np.cumsum(RATINGS[look, material], axis=1)
     histories = Histories(
         users=np.array([f"u{index:05d}" for index in range(settings.num_users)]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -248,10 +248,11 @@ def _world(settings: ToyshopSettings, rng: np.random.Generator) -> World:
 
 
 def _looks(rng: np.random.Generator) -> np.ndarray:
-    """int32[tones, patterns]: every tone has each look once, no pattern has a look twice."""
-    shifts = rng.permutation(LOOKS)[: TONES.max() + 1]
-    table = (np.arange(LOOKS) + shifts[:, None]) % LOOKS
-    return rng.permutation(LOOKS)[table][:, rng.permutation(LOOKS)].astype(np.int32)
+    """int32[tones, patterns]: every tone has each look once; one tone has others than the rest."""
+    table = np.tile(rng.permutation(LOOKS), (TONES.max() + 1, 1))
+    odd = rng.integers(len(table))
+    table[odd] = np.roll(table[odd], rng.integers(1, LOOKS))
+    return table.astype(np.int32)
 
 
 def _times(rng: np.random.Generator, lengths: np.ndarray, longest: int) -> np.ndarray:
@@ -281,7 +282,8 @@ def _choices(
     profile = rng.integers(0, STATES[:-1], (users, len(STATES) - 1))
 
     def fresh_mood() -> np.ndarray:
-        return (rng.random(users)[:, None] > redrawn[profile[:, -1], :-1]).sum(1)
+        drawn = rng.random((users, 1))
+        return (drawn > redrawn[profile[:, -1], :-1]).sum(1)
 
     mood, taken = fresh_mood(), np.zeros((users, len(kind_of_item)), bool)
     chosen, states = [], []

@@ -93,10 +93,11 @@ _SIDE = 112
 def make(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generator) -> Item:
     """Item `index`: a PNG picture of 112 x 112 pixels and texts, in wordings that `rng` draws."""
     values = {name: VALUES[name][attributes[name][index]] for name in VALUES}
+    color, pattern, shape, background = (values[name] for name in IMAGE_ATTRIBUTES)
     return Item(
         id=f"i{index:04d}",
         text=write(values["material"], values["occasion"], values["product"], rng),
-        image=draw(*(values[name] for name in IMAGE_ATTRIBUTES), rng),
+        image=draw(color, pattern, shape, background, rng),
         category=values["product"],
         attributes={name: values[name] for name in NAMED_ATTRIBUTES},
     )

@@ -1,4 +1,4 @@
-"""What a toyshop allows to know: `oracle`, `bayes_optimal` and what one observer of it can (*ours*).
+"""What a toyshop allows to know: the rows `oracle` and `bayes_optimal`, by observer (*ours*).
 
 Profile and mood are a hidden Markov state with finitely many values, so that their posterior given
 a history is exact: the forward algorithm, here for many histories at a time.
@@ -6,6 +6,7 @@ a history is exact: the forward algorithm, here for many histories at a time.
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 
@@ -233,9 +234,10 @@ class Truth:
         fits = fitting(every_kind[:, None], all_states())
         logit = np.array([self.world.weights[name] for name in ("occasion", "look", "material")])
         utility = np.exp(fits @ logit)
-        found = np.empty((shape[0], RATINGS.shape[1], utility.shape[1]), np.float32)
-        for rating, likely in enumerate(RATINGS.T):
-            found[:, rating] = shares @ (utility * likely[fits[..., 1:].sum(-1)])
+        _, look, material = np.moveaxis(fits.astype(int), -1, 0)
+        found = np.empty((shape[0], RATINGS.shape[-1], utility.shape[1]), np.float32)
+        for rating, likely in enumerate(np.moveaxis(RATINGS, -1, 0)):
+            found[:, rating] = shares @ (utility * likely[look, material])
         return found
 
 
@@ -245,17 +247,18 @@ def all_states() -> np.ndarray:
 
 
 def _orders(past: Past) -> Past:
-    """Some orders of one past; the times stay in place."""
+    """Every order of one past if these are few, else some; the times stay in place."""
     count = int((past.items >= 0).sum())
-    if count < 2:
-        return past
-    rng = np.random.default_rng(count)
-    orders = rng.permuted(np.tile(np.arange(count), (_PERMUTATIONS, 1)), axis=1)
+    if math.factorial(count) <= _PERMUTATIONS:
+        orders = np.array(list(itertools.permutations(range(count))), np.int64)
+    else:
+        rng = np.random.default_rng(count)
+        orders = rng.permuted(np.tile(np.arange(count), (_PERMUTATIONS, 1)), axis=1)
     return Past(
         past.items[0, orders],
-        np.repeat(past.times[:, :count], _PERMUTATIONS, axis=0),
+        np.repeat(past.times[:, :count], len(orders), axis=0),
         past.ratings[0, orders],
-        np.repeat(past.now, _PERMUTATIONS),
+        np.repeat(past.now, len(orders)),
     )
 
 

@@ -123,8 +123,8 @@ def test_the_table_has_every_system_under_its_protocols(runs):
     found = {(row["system"], row["protocol"]) for row in rows}
     everywhere = [
         "random", "popularity", "cooccurrence", "keyword_overlap", "keyword_logit", "sasrec",
-        "plain_sft", "mmsrarec", "mmsrarec/cached", "mmsrarec/cached+sasrec", "bayes_optimal",
-        "oracle",
+        "plain_sft", "mmsrarec", "mmsrarec/cached", "mmsrarec/cached+sasrec",
+        "bayes_learned_groups", "bayes_optimal", "oracle",
     ]  # fmt: skip
     assert found == {(name, p) for name in everywhere for p in ("sampled@20", "full")} | {
         ("mmsrarec+sasrec", "full")
