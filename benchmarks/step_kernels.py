@@ -128,7 +128,8 @@ def main(argv: list[str]) -> None:
     variant = sft_ours.Variant(_TRAINABLE.value, _REMAT.value, _PARTS.value)
     program, gib, needed = compiled(variant)
     found = kernels(program)
-    total, groups = sum(row[0] for row in found), collections.Counter()
+    total = sum(row[0] for row in found)
+    groups: dict[str, float] = collections.defaultdict(float)
     for seconds, group, _, _ in found:
         groups[group] += seconds
     print(
@@ -136,7 +137,7 @@ def main(argv: list[str]) -> None:
         f"{sum(row[2] for row in found):.0f} TFLOP computed, {needed / 1e12:.0f} needed, "
         f"MFU {needed / total / CHIPS['h100'].flops:.1%}"
     )
-    for group, seconds in groups.most_common():
+    for group, seconds in sorted(groups.items(), key=lambda item: -item[1]):
         print(f"  {1e3 * seconds:7.1f} ms  {group}")
     for seconds, group, _, text in found[: _LARGEST.value]:
         print(f"  {1e3 * seconds:7.2f} ms  {group:<32} {text}")
