@@ -145,13 +145,27 @@ class Program:
                 size = sent.bytes * (slices.shape[1] if kind == "all-gather" else 1)
                 yield Collective(kind, size, sent.dims, slices, times, instruction.source)
 
+    def traffic(self) -> Iterator[tuple[Instruction, int, int]]:
+        """Every instruction that runs, how often in a step, and the bytes that it reads from and
+        writes to HBM each time."""
+        for name, times in self._running():
+            values = self._values(name)
+            for each in values.values():
+                yield each, times, self._traffic(each, values)
+
+    def inside(self, instruction: Instruction) -> list[Instruction]:
+        """What a fusion is made of; of another instruction, itself."""
+        return self.computations.get(instruction.called("calls"), [instruction])
+
+    def operands(self, instruction: Instruction) -> list[Array]:
+        """The first array of each operand."""
+        by_name = next(v for v in map(self._values, self.computations) if instruction.name in v)
+        return [by_name[name].arrays[0] for name in instruction.operands if name in by_name]
+
     def hbm_bytes(self) -> int:
         """Bytes read from and written to HBM in a step: operands and results of what runs, slices
         as what is sliced off or written, nothing for values in on-chip memory."""
-        total = 0
-        for name, times in self._running():
-            values = self._values(name)
-            total += times * sum(self._traffic(each, values) for each in values.values())
+        total = sum(times * size for _, times, size in self.traffic())
         for instruction, times, _ in self._collective_instructions():
             if "chain_id" in instruction.attributes:
                 total += times * _hbm(instruction.arrays)
@@ -241,23 +255,30 @@ class Program:
         if opcode == "slice-start":
             whole, part = instruction.arrays[:2]
             return part.bytes * (whole.hbm + part.hbm)
+        operands = [values[name].arrays if name in values else () for name in instruction.operands]
+        if opcode == "fusion-start":  # its results stand behind its operands
+            return self._fused_traffic(instruction, operands, instruction.arrays[len(operands) :])
         if opcode.endswith("-start"):  # the result names operands and results
             return _hbm(instruction.arrays)
-        operands = [values[name].arrays if name in values else () for name in instruction.operands]
         if opcode in _SLICES:
             return 2 * _hbm(instruction.arrays)
         if opcode == "dynamic-update-slice":
             return 2 * _hbm(operands[1])
         if opcode == "fusion":
-            return self._fused_traffic(instruction, operands)
+            return self._fused_traffic(instruction, operands, instruction.arrays)
         return _hbm(instruction.arrays) + sum(map(_hbm, operands))
 
-    def _fused_traffic(self, fusion: Instruction, operands: list[tuple[Array, ...]]) -> int:
+    def _fused_traffic(
+        self,
+        fusion: Instruction,
+        operands: list[tuple[Array, ...]],
+        results: tuple[Array, ...],
+    ) -> int:
         fused = fusion.called("calls")
         read = sum(self._read(fused, i, _hbm(arrays)) for i, arrays in enumerate(operands))
         written = (
             self._written(fused, element, array)
-            for element, array in zip(self._results(fused), fusion.arrays, strict=False)
+            for element, array in zip(self._results(fused), results, strict=False)
             if array.hbm
         )
         return read + sum(written)

@@ -147,6 +147,33 @@ def test_what_the_tpu_compiler_writes():
     assert program.hbm_bytes() == 6 * (2 * 128 * 1024 + 4 * 128 * 256)
 
 
+GPU = """
+%slice (stack: f32[4,8], at: s32[]) -> f32[1,8] {
+  %stack = f32[4,8]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %part = f32[1,8]{1,0} dynamic-slice(%stack, %at, %zero), dynamic_slice_sizes={1,8}
+}
+
+ENTRY %main (p: f32[4,8], i: s32[]) -> f32[1,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %begun = ((f32[4,8]{1,0}, s32[]), f32[1,8]{1,0}, u32[]) fusion-start(%p, %i), kind=kLoop, calls=%slice
+  ROOT %ended = f32[1,8]{1,0} fusion-done(%begun)
+}
+"""  # noqa: E501
+
+
+def test_a_slice_beside_other_work_of_a_gpu():
+    """A row is read and a row is written, not the whole stack."""
+    program = hlo.Program(GPU)
+    assert program.hbm_bytes() == 2 * 4 * 8 + 4  # and the index
+    (begun,) = (each for each, times, size in program.traffic() if size and times == 1)
+    assert begun.opcode == "fusion-start"
+    assert [each.opcode for each in program.inside(begun)][-1] == "dynamic-slice"
+    assert [array.dims for array in program.operands(begun)] == [(4, 8), ()]
+
+
 def test_what_slices_exchange_is_sent_by_the_host():
     line = (
         "ENTRY %main {\n  %s = (bf16[6,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %t), "

@@ -60,16 +60,21 @@ def save(raw: Config, where: Path, dtype: str) -> None:
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    vision = raw["vision_config"]
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
             Qwen2_5_VLConfig(**raw), dtype=getattr(torch, dtype)
         )
     model.save_pretrained(where)
-    ImageProcessor(
+    processor(raw).save_pretrained(where)
+
+
+def processor(raw: Config) -> ImageProcessor:
+    """Of images, as the model of a config.json takes them."""
+    vision = raw["vision_config"]
+    return ImageProcessor(
         patch_size=vision["patch_size"], min_pixels=56 * 56, window_size=vision["window_size"]
-    ).save_pretrained(where)
+    )
 
 
 def _three_billion() -> Config:
