@@ -1,7 +1,7 @@
 """The ranks that a run leaves on disk, with all it takes to tell whether two can be compared.
 
-One file `ranks-SYSTEM-PROTOCOL.parquet` a system and protocol. Nothing in it depends on a metric or
-a cut-off up to the length of the stored lists.
+One file `ranks-SYSTEM-PROTOCOL.parquet` a system and protocol, with a dot for a / in a name.
+Nothing in it depends on a metric or a cut-off up to the length of the stored lists.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Results:
         Raises:
           UserError: the file on disk is of other data or other candidates.
         """
-        path = self._directory / f"ranks-{system}-{protocol}.parquet"
+        path = self._directory / f"ranks-{system.replace('/', '.')}-{protocol}.parquet"
         setting = Setting(self._data, self._split, protocol, candidates)
         if processes.from_main(path.exists):
             stored = read(path)

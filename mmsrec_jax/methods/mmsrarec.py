@@ -33,7 +33,7 @@ from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods import keyword_rows
+from mmsrec_jax.methods import generator, keyword_rows
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
@@ -235,6 +235,8 @@ class MMSRARec(MLLMExperiment):
             board.add_full(system)
         if self.config.evaluation.rerank:
             self.add_reranked(board, directory)
+        if self.config.evaluation.generate:
+            generator.add(board, self, self.context, directory)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
 

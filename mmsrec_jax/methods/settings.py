@@ -10,6 +10,7 @@ from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, setting
 from mmsrec_jax.runtime.sharding import MeshSettings
 from mmsrec_jax.sequential.base import SequentialSettings
@@ -77,6 +78,14 @@ class Settings(Section):
 
     def check(self, name: str) -> None:
         steps_to_trace(self.profile)
+        if self.evaluation.generate and not (
+            self.use.multitask and self.sft.tasks["next_keywords"]
+        ):
+            raise UserError(
+                f"{name}.evaluation.generate={self.evaluation.generate}, but the task "
+                f"next_keywords is not trained; give it a share in {name}.sft.tasks, with "
+                f"{name}.use.multitask=True"
+            )
 
     @property
     def sequential(self) -> SequentialSettings:
