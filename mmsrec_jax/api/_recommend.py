@@ -133,6 +133,4 @@ def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.nd
 
 
 def _recommendation(catalog: Catalog, item: int, score: float) -> Recommendation:
-    text = catalog[item].text
-    title = text.get("title") or next(iter(text.values()), "")
-    return Recommendation(str(catalog.ids[item]), float(score), title)
+    return Recommendation(str(catalog.ids[item]), float(score), catalog[item].title)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
@@ -60,6 +61,8 @@ class MMSRARec(MLLMExperiment):
             steps.append(Step("summarizer", self.summarizer, settings, base))
         if use.summaries:
             written = {"summaries": as_dict(c.summaries), "rewards": use.rewards}
+            if not use.rewards:  # else the summarizer's step depends on it
+                written["summarizer"] = as_dict(c.summarizer)
             inputs = [*base, "summarizer"] if use.rewards else base
             steps.append(Step("summaries", self.summaries, self.prompt_record() | written, inputs))
             context.append("summaries")
@@ -97,13 +100,7 @@ class MMSRARec(MLLMExperiment):
 
     def summaries(self, directory: Path) -> None:
         """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
-        c = self.config
         catalog = self.dataset.catalog
-
-        def make_model() -> MLLM:
-            if c.use.rewards:
-                return self.base.trained("summaries", "summarizer")
-            return self.base.load("summaries")
 
         def fields(item: int, text: str) -> dict[str, Any]:
             words = parse_summary(text)
@@ -118,23 +115,37 @@ class MMSRARec(MLLMExperiment):
             self.summary_store(),
             self.summary_source(),
             range(len(catalog)),
-            make_model,
+            self.summary_model,
             self.tokenizer,
             name="summaries",
-            decoding=Decoding(
-                batch_size=c.summaries.batch_size,
-                patches=self.image_room(c.summarizer.patches),
-                max_new_tokens=c.summarizer.max_new_tokens,
-                gather_weights=c.summarizer.gather_weights,
-            ),
+            decoding=self.summary_decoding(self.config.summaries.batch_size),
             mesh=self.mesh,
             fields=fields,
             digest=digest,
         )
 
-    def summary_source(self) -> SummarySource:
-        """The prompt of every item: its image and its text, to be turned into keywords."""
-        catalog = self.dataset.catalog
+    def summary_model(self) -> MLLM:
+        """What turns items into keywords: tuned by rewards or, without them, the base model."""
+        if self.config.use.rewards:
+            return self.base.trained("summaries", "summarizer")
+        return self.base.load("summaries")
+
+    def summary_decoding(self, batch_size: int) -> Decoding:
+        """How keywords are written, of `batch_size` items at once."""
+        c = self.config.summarizer
+        return Decoding(
+            batch_size=batch_size,
+            patches=self.image_room(c.patches),
+            max_new_tokens=c.max_new_tokens,
+            gather_weights=c.gather_weights,
+        )
+
+    def summary_source(self, catalog: Catalog | None = None) -> SummarySource:
+        """The prompt of every item: its image and its text, to be turned into keywords.
+
+        catalog: None is that of the run.
+        """
+        catalog = self.dataset.catalog if catalog is None else catalog
         length = self.config.summarizer.prompt_length
         return SummarySource(catalog, self.prompt_config, length=length)
 
@@ -205,7 +216,7 @@ class MMSRARec(MLLMExperiment):
         catalog = self.dataset.catalog
         found = [""] * len(catalog)
         for row in self.summary_store():
-            found[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
+            found[row["item"]] = joined_keywords(row["image"], row["text"])
         if bare := sum(not words for words in found):
             logging.warning(
                 "%d of %d items have no keywords; lists show their text", bare, len(found)
@@ -254,3 +265,8 @@ class MMSRARec(MLLMExperiment):
             board.add_full_ranks(
                 name, lambda: reranker.fused(name, "mmsrarec", *systems["mmsrarec"])
             )
+
+
+def joined_keywords(image: Sequence[str], text: Sequence[str]) -> str:
+    """An item's keywords as prompts take them: those of the image first, each once."""
+    return ", ".join(dict.fromkeys([*image, *text]))
