@@ -16,6 +16,7 @@ from mmsrec_jax.inference import beam
 from mmsrec_jax.inference.beam import Search
 from mmsrec_jax.inference.trie import CatalogTrie
 from mmsrec_jax.inputs.recommend import NextKeywordsSource, keywords_answers
+from mmsrec_jax.models import attention
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 
@@ -163,6 +164,27 @@ def test_one_program_for_all_contents(model, batch):
     assert beam.search_compiled._cache_size() == size
     find(model, batch, 4)
     assert beam.search_compiled._cache_size() == size + 1
+
+
+@pytest.mark.parametrize("kernel", ["splash", "flash"])
+def test_the_kernels_of_accelerators_find_the_same(kernel, model):
+    """Interpreted; beams are so many that a step, and not only the prompts, runs in them."""
+    rng = np.random.default_rng(0)
+    texts = [np.array([*rng.integers(2, 30, 2), STOP], np.int32) for _ in range(300)]
+    prompts = tiny.prompts(
+        [rng.integers(2, 37, n).tolist() for n in (40, 150)], images=False, length=160
+    )
+    trie = CatalogTrie.build(texts)
+    nodes, none = beam.TrieArrays(trie.tokens, trie.first_child), np.zeros((2, 0), np.int32)
+
+    def search(name):
+        with attention.force(name):
+            run = jax.jit(lambda b, n: beam.search(model, b, n, none, Search.of(trie, 130)))
+            return jax.tree.map(np.asarray, run(prompts, nodes))
+
+    got, wanted = search(kernel), search("xla")
+    np.testing.assert_array_equal(got.leaves, wanted.leaves)
+    np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
