@@ -170,13 +170,16 @@ class Scorer:
         """Puts new items behind the catalog, with keywords that the run's summarizer writes now.
 
         Raises:
-          UserError: an id that is in the catalog.
+          UserError: an id that is in the catalog, or twice among the new ones.
         """
-        if taken := [item.id for item in items if item.id in self.catalog.index]:
-            raise UserError(f"item {taken[0]!r} is in the catalog; a new item needs a new id")
-        self.catalog = self.catalog.extended(items)
+        seen = set(self.catalog.index)
+        for item in items:
+            if item.id in seen:
+                raise UserError(f"item {item.id!r} is in the catalog; a new item needs a new id")
+            seen.add(item.id)
         if self._keywords is not None:
             self._keywords = [*self._keywords, *self._write_keywords(items)]
+        self.catalog = self.catalog.extended(items)
 
     def keywords(self, item: int) -> list[str]:
         """Those of an item; none in a run without summaries."""
