@@ -21,6 +21,7 @@ from mmsrec_jax.runtime.config_utils import choose
 _VARIANTS = {
     "": "7B on a v5e-64",
     "small": "135M on one GPU, titles alone",
+    "cached": "135M on one GPU, titles alone, items cached: the whole catalog is ranked",
     **base.SEQUENTIAL_MODELS,
 }
 
@@ -33,7 +34,7 @@ SASREC = {
 
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/beauty.py")
-    small = variant == "small"
+    small = variant in ("small", "cached")
     config = base.get_config("" if small else variant)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
@@ -51,6 +52,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if small:
         base.one_gpu(config)
         base.titles_alone(config)
+    if variant == "cached":
+        _cached(config)
     if not variant:
         _pod(config)
     return config.lock()
@@ -70,3 +73,18 @@ def _pod(config: ConfigDict) -> None:
         )
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
         config.evaluation.update(length=6144, patches=12288, batch_size=64)
+
+
+def _cached(config: ConfigDict) -> None:
+    """Titles as they are: so small a model, not tuned, repeats them instead of keywords."""
+    with config.unlocked():
+        config.forms = ("cached",)
+        config.use.update(summaries=False, plain_sft=False)
+        config.prompts.update(history=8, similar=8, text_tokens=20)
+        config.cached.update(
+            trainable="full", steps=1200, num_users=64, num_items=512, prompt_length=384,
+            item_length=64, learning_rate=2e-4, warmup_steps=50, align=0.0, evaluate_every=300,
+            validation_rows=500, checkpoint_every=300, log_every=20, score_users=32,
+            score_items=1024,
+        )  # fmt: skip
+        config.evaluation.update(users=2000, rerank=0)

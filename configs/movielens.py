@@ -90,7 +90,7 @@ def _small(config: ConfigDict) -> None:
             patches=1792, answers=8, targets=256, learning_rate=1e-3, warmup_steps=15, noise=0.0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
-        config.warmup.tasks = {"describe": 0.3, "see": 0.7, "vqa": 0.0, "retell": 0.0, "match": 0.0}
+        config.warmup.tasks = {"describe": 0.3, "see": 0.7, "vqa": 0.0, "retell": 0.0}
         config.summarizer.update(
             steps=30, batch_size=32, prompt_length=384, patches=256, micro_batch=64
         )

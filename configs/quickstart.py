@@ -17,21 +17,20 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.update(dtype="float32", remat="none")
         config.prompts.update(
             templates="terse",
-            history=3,
-            similar=3,
-            fields=("title",),
-            text_tokens=16,
+            history=6,
+            similar=20,
+            text_tokens=64,
             candidate_keywords=True,  # so small a model does not compare a picture with words
-            image_attributes=("colour", "pattern"),
+            image_attributes=("color", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=240, batch_size=12, length=256, patches=72, targets=128,
-            answers=16, listwise_weight=0.5, learning_rate=3e-3, warmup_steps=20, workers=0,
+            trainable="full", steps=240, batch_size=12, length=384, patches=72, targets=128,
+            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.warmup.noise = 0.15
         config.summarizer.update(
-            steps=40, batch_size=16, prompt_length=16, patches=4, image_tokens=12,
+            steps=40, batch_size=16, prompt_length=72, patches=4, image_tokens=12,
             max_new_tokens=20, micro_batch=128, learning_rate=1e-3, warmup_steps=5, workers=0,
             checkpoint_every=20, log_every=2, lora_rank=8, lora_alpha=16.0, kl_coef=0.02,
             distractors=7,
@@ -50,10 +49,17 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sasrec.mlp_dim = 128
         config.retrieval.distinct_items = True
         config.sft.update(
-            trainable="full", steps=200, batch_size=32, length=136, patches=32, answers=8,
+            trainable="full", steps=200, batch_size=10, length=480, patches=32, answers=8,
             targets=64, learning_rate=1e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
-        config.evaluation.update(users=1500, length=320, patches=84, batch_size=50, workers=0)
+        config.forms = ("cached",)
+        config.cached.update(
+            trainable="full", steps=600, num_users=32, num_items=128, prompt_length=168,
+            item_length=16, item_patches=4, align=0.15, learning_rate=1.5e-3, warmup_steps=20,
+            workers=0, evaluate_every=300, validation_rows=200, checkpoint_every=100, log_every=10,
+            score_users=32, score_items=512,
+        )  # fmt: skip
+        config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
     return config.lock()

@@ -1,68 +1,52 @@
 """Toyshop: a generated shop whose true choice probabilities are known (*ours*).
 
-Every item has attributes that only its picture shows (color, pattern), attributes that only its
-text names (material, occasion), and a latent group that neither shows. Shape, background and kind
-of product are visible, but no one's taste depends on them. A user's taste is one favourite value
-for each of the four factors. Given the taste, an item is chosen with probability proportional to
-`exp(popularity + sum of weights of matching factors)` among the items not yet chosen.
+A user is a stable profile and a passing mood. The profile says which look the user wants away (for
+office and travel) and at home (for garden and party), which material, and for which occasion the
+user usually shops; it never changes. The mood is the occasion that the user shops for now. An item
+is chosen, among what is on offer and not yet chosen, with probability proportional to
+`exp(popularity + weights of what fits)`; these fit:
 
-Taste moves. After a choice each favourite is replaced, with probability `pull`, by the value that
-the chosen item's group leads to, and, with probability `drift`, by any value. Where a group leads
-shows only in what users choose one after another: it takes similar users to know.
+- occasion: the item's occasion is the mood;
+- look: the item's look is the one that the profile wants *where the item is used*;
+- material: the item's material is the one that the profile wants.
+
+A look is a cell of a table of tone by pattern, in which every tone has each look once and no
+pattern has a look twice: no single word tells it. Two colors are of one tone.
+
+The mood moves in two ways. A choice leads it, with probability `pull`, to an occasion that depends
+on the latent group of the chosen item. And it passes: it survives a time `t` with probability
+`exp(-t / mood_days)` and is drawn again, mostly the usual occasion. Users come in sessions of
+minutes to hours and stay away for weeks. The user rates every choice by how much of it fitted.
 """
 
 import dataclasses
-import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
+from mmsrec_jax.data import toyshop_items
 from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.data.toyshop_items import PLACES, PRODUCTS, TONES, VALUES
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
-COLORS = {
-    "red": (205, 45, 45),
-    "blue": (45, 85, 205),
-    "green": (40, 150, 70),
-    "yellow": (225, 190, 30),
-    "purple": (140, 60, 170),
-    "black": (45, 45, 50),
-}
-PATTERNS = ("plain", "striped", "dotted", "checked")
-SHAPES = ("round", "square", "pointed", "diamond")
-BACKGROUNDS = {
-    "white": (248, 248, 246),
-    "sand": (240, 228, 205),
-    "mint": (214, 238, 224),
-    "sky": (212, 228, 244),
-}
-MATERIALS = ("linen", "oak", "steel", "glass", "wool", "clay")
-OCCASIONS = ("travel", "office", "garden", "party")
-PRODUCTS = ("mug", "lamp", "bag", "clock", "bowl", "vase", "box", "tray")
-
-IMAGE_ATTRIBUTES = ("colour", "pattern", "shape", "background")
-NAMED_ATTRIBUTES = ("colour", "pattern", "material", "occasion", "product")  # shape is not told
-IMAGE_FACTORS = ("colour", "pattern")
-TEXT_FACTORS = ("material", "occasion")
-VALUES = {
-    "colour": tuple(COLORS),
-    "pattern": PATTERNS,
-    "shape": SHAPES,
-    "background": tuple(BACKGROUNDS),
-    "material": MATERIALS,
-    "occasion": OCCASIONS,
-    "product": PRODUCTS,
-}
-_DESCRIPTIONS = (
-    "A {product} made of {material}, good for {occasion}.",
-    "For {occasion}: this {material} {product} ships in two days.",
-    "Our {product} in {material} is a favourite for the {occasion}.",
-    "Made of {material}. A {product} that people take along for {occasion}.",
+LOOKS = 4
+MOODS = len(VALUES["occasion"])
+KINDS = (MOODS, LOOKS, len(VALUES["material"]))  # of items: how many values each fit is about
+STATES = (LOOKS, LOOKS, KINDS[2], MOODS, MOODS)  # look away, at home, material, usual, mood
+DAY = 86_400.0
+RATINGS = np.array(  # [whether look and material fit: none, one, both; rating, 1 to 5]
+    [
+        [0.65, 0.30, 0.05, 0.00, 0.00],
+        [0.05, 0.30, 0.50, 0.15, 0.00],
+        [0.00, 0.00, 0.05, 0.35, 0.60],
+    ]
 )
-_SIDE = 112
+_END = 1.7e9  # when the histories end, in seconds since 1970
+_NEWEST = 14 * DAY  # before the end: when the new items come, and the shortest break
+_MORE = 0.55  # probability that a choice is not the last of its session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,31 +55,47 @@ class World:
 
     Attributes:
       attributes: name -> int32[items], the value index of every visible attribute.
+      looks: int32[tones, patterns], the look of every combination.
       groups: int32[items], the latent group.
-      leads_to: int32[groups, 4], the values that a group leads to, in the order of `factors`.
+      leads_to: int32[groups], the occasion that a group leads the mood to.
       popularity: float64[items], logit that all users share.
-      weights: factor -> logit for a match.
-      pull, drift: probabilities that a favourite follows the last item's group, or is redrawn.
-      tastes: int32[T, 4], the taste behind every interaction of the histories.
+      offered: float64[items], when an item is first on offer, seconds since 1970.
+      weights: "occasion", "look", "material" -> logit of what fits.
+      pull: probability that the mood follows the last item's group.
+      mood_days: days after which a mood has survived with probability 1 / e.
+      mean_survival: the mean of that probability over the gaps between choices.
+      variety: probability that a mood that is drawn again is any occasion, not the usual one.
+      states: int32[T, 5], the state behind every interaction, as in `STATES`.
     """
 
     attributes: dict[str, np.ndarray]
+    looks: np.ndarray
     groups: np.ndarray
     leads_to: np.ndarray
     popularity: np.ndarray
+    offered: np.ndarray
     weights: dict[str, float]
     pull: float
-    drift: float
-    tastes: np.ndarray
+    mood_days: float
+    mean_survival: float
+    variety: float
+    states: np.ndarray
 
     @property
-    def factors(self) -> tuple[str, ...]:
-        return IMAGE_FACTORS + TEXT_FACTORS
+    def kinds(self) -> np.ndarray:
+        """int32[items, 3]: what a choice depends on besides popularity: occasion, look, material."""
+        look = self.looks[TONES[self.attributes["color"]], self.attributes["pattern"]]
+        of = self.attributes
+        return np.stack([of["occasion"], look, of["material"]], axis=1).astype(np.int32)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of values of each visible factor."""
-        return tuple(len(VALUES[name]) for name in self.factors)
+    def redrawn(self) -> np.ndarray:
+        """float64[MOODS, MOODS]: p(mood that is drawn again | usual occasion)."""
+        return (1.0 - self.variety) * np.eye(MOODS) + self.variety / MOODS
+
+    def survival(self, seconds: np.ndarray) -> np.ndarray:
+        """Probability that a mood survives so long."""
+        return np.exp(-np.asarray(seconds) / (DAY * self.mood_days))
 
     def save(self, path: str | Path) -> None:
         fields: dict[str, Any] = {k: getattr(self, k) for k in _STORED}
@@ -114,7 +114,20 @@ class World:
             )
 
 
-_STORED = ("groups", "leads_to", "popularity", "pull", "drift", "tastes")
+_STORED = tuple(
+    field.name for field in dataclasses.fields(World) if field.name not in ("attributes", "weights")
+)
+
+
+def fitting(kinds: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """What of an item fits a state: bool[..., 3] for occasion, look and material.
+
+    kinds: int[..., 3] as in `World.kinds`; states: int[..., 5] as in `World.states`.
+    """
+    occasion, look, material = np.moveaxis(kinds, -1, 0)
+    away, at_home, wanted, _, mood = np.moveaxis(states, -1, 0)
+    fits = (mood == occasion, np.where(PLACES[occasion], at_home, away) == look, wanted == material)
+    return np.stack(np.broadcast_arrays(*fits), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,27 +137,44 @@ class ToyshopSettings(Section):
     num_users: int = setting(4000, "Users.", low=1)
     num_items: int = setting(2500, "Items.", low=1)
     num_groups: int = setting(
-        10, "Latent groups of items. Each one leads the tastes of users to certain values.", low=1
+        8, "Latent groups of items. Each one leads the mood of users to one occasion.", low=1
     )
     history: tuple[int, int] = setting((6, 12), "Shortest and longest history.", low=1)
     pull: float = setting(
-        0.4, "Probability that a favorite moves to where the group of the last item leads.",
+        0.8, "Probability that the mood moves to where the group of the last item leads.",
         low=0, high=1,
     )  # fmt: skip
-    drift: float = setting(0.03, "Probability that a favorite is drawn again.", low=0, high=1)
-    image_weight: float = setting(3.6, "Logit of a match in what only pictures show.")
-    text_weight: float = setting(3.2, "Logit of a match in what only texts name.")
+    mood_days: float = setting(
+        7.0, "Days that a mood survives with probability 1 / e; then it is drawn again.", above=0
+    )
+    variety: float = setting(
+        0.2, "Probability that a mood that is drawn again is not the usual one but any.",
+        low=0, high=1,
+    )  # fmt: skip
+    occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
+    look_weight: float = setting(
+        2.7, "Logit of an item whose look is the one that the user wants where it is used."
+    )
+    material_weight: float = setting(1.9, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
-        0.3, "Standard deviation of the items' own logits, which all users share.", low=0
+        0.5, "Standard deviation of the items' own logits, which all users share.", low=0
+    )
+    told_groups: float = setting(
+        0.5, "Share of items whose group is the one of their kind of product.", low=0, high=1
+    )
+    new_items: float = setting(
+        0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
     )
     seed: int = setting(0, "Everything in the shop is a function of it.", follows="seed", low=0)
 
     def check(self, name: str) -> None:
         shortest, longest = self.history
-        if not shortest <= longest <= self.num_items:
+        from_the_start = self.num_items - round(self.new_items * self.num_items)
+        if not shortest <= longest <= from_the_start:
             raise UserError(
                 f"{name}.history={self.history}: the longest must be at least the shortest and at "
-                f"most num_items={self.num_items}"
+                f"most the {from_the_start} items that are on offer from the start "
+                f"(num_items={self.num_items}, new_items={self.new_items:g})"
             )
 
 
@@ -152,126 +182,120 @@ def generate(settings: ToyshopSettings) -> tuple[list[Item], Histories, World]:
     """Draws a shop.
 
     Returns:
-      Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are
-      seconds, and the world that made them.
+      Items with a PNG picture of 112 x 112 pixels and text, histories whose timestamps are seconds
+      and whose ratings are 1 to 5, and the world that made them.
     """
-    seed, num_users, num_items = settings.seed, settings.num_users, settings.num_items
-    num_groups = settings.num_groups
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
+    world = _world(settings, rng)
+    lengths = rng.integers(settings.history[0], settings.history[1] + 1, settings.num_users)
+    times = _times(rng, lengths, settings.history[1])
+    kept = np.arange(settings.history[1]) < lengths[:, None]
+    chosen, states = _choices(world, rng, times)
+    gaps = np.diff(times, axis=1)[kept[:, 1:]]
+    chosen, states = chosen[kept], states[kept]
+    fits = fitting(world.kinds[chosen], states)[:, 1:].sum(-1)
+    drawn = rng.random(len(chosen))[:, None] > np.cumsum(RATINGS, axis=1)[fits]
+    histories = Histories(
+        users=np.array([f"u{index:05d}" for index in range(settings.num_users)]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=chosen.astype(np.int32),
+        timestamps=times[kept],
+        ratings=(1 + drawn[:, :-1].sum(1)).astype(np.float32),
+    )
+    catalog = [
+        toyshop_items.make(index, world.attributes, np.random.default_rng((settings.seed, index)))
+        for index in range(settings.num_items)
+    ]
+    mean_survival = float(world.survival(gaps).mean()) if len(gaps) else 1.0
+    return (
+        catalog,
+        histories,
+        dataclasses.replace(world, states=states.astype(np.int32), mean_survival=mean_survival),
+    )
+
+
+def _world(settings: ToyshopSettings, rng: np.random.Generator) -> World:
+    """The generating model, before anyone has chosen."""
+    num_items, num_groups = settings.num_items, settings.num_groups
     attributes = {
         name: rng.integers(0, len(values), num_items).astype(np.int32)
         for name, values in VALUES.items()
     }
-    weights = {name: settings.image_weight for name in IMAGE_FACTORS}
-    weights |= {name: settings.text_weight for name in TEXT_FACTORS}
-    world = World(
+    of_product = rng.permutation(np.arange(len(PRODUCTS)) % num_groups)
+    told = rng.random(num_items) < settings.told_groups
+    groups = np.where(
+        told, of_product[attributes["product"]], rng.integers(0, num_groups, num_items)
+    )
+    late = rng.permutation(num_items) < round(settings.new_items * num_items)
+    return World(
         attributes=attributes,
-        groups=rng.integers(0, num_groups, num_items).astype(np.int32),
-        leads_to=np.stack(
-            [_balanced(rng, len(VALUES[name]), num_groups) for name in weights], axis=1
-        ),
+        looks=_looks(rng),
+        groups=groups.astype(np.int32),
+        leads_to=rng.permutation(np.arange(num_groups) % MOODS).astype(np.int32),
         popularity=rng.normal(0.0, settings.popularity_sd, num_items),
-        weights=weights,
-        pull=settings.pull,
-        drift=settings.drift,
-        tastes=np.zeros((0, len(weights)), np.int32),
-    )
-    chosen, tastes, lengths = _choices(world, rng, num_users, settings.history)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    steps = np.concatenate([np.arange(n) for n in lengths])
-    arrival = np.repeat(rng.integers(0, 300, num_users), lengths)
-    day = 86_400.0
-    histories = Histories(
-        users=np.array([f"u{index:05d}" for index in range(num_users)]),
-        offsets=offsets.astype(np.int64),
-        items=chosen.astype(np.int32),
-        timestamps=1.6e9 + day * (arrival + 7 * steps) + rng.uniform(0, day, len(chosen)),
-        ratings=None,
-    )
-    catalog = [
-        _item(index, attributes, np.random.default_rng((seed, index))) for index in range(num_items)
-    ]
-    return catalog, histories, dataclasses.replace(world, tastes=tastes)
-
-
-def _balanced(rng: np.random.Generator, values: int, groups: int) -> np.ndarray:
-    """int32[groups], every value about equally often: no value is popular with everyone."""
-    return rng.permutation(np.arange(groups, dtype=np.int32) % values)
-
-
-def draw(color: str, pattern: str, shape: str, background: str, rng: np.random.Generator) -> bytes:
-    """A product image as PNG bytes; position, size and pattern phase vary with `rng`."""
-    picture = Image.new("RGB", (_SIDE, _SIDE), BACKGROUNDS[background])
-    product = Image.new("RGB", (_SIDE, _SIDE), COLORS[color])
-    pen = ImageDraw.Draw(product)
-    light = tuple(int(0.25 * c + 0.75 * 255) for c in COLORS[color])
-    period, phase = 16, int(rng.integers(0, 4))
-    for start in range(phase - period, _SIDE + period, period):
-        if pattern == "striped":
-            pen.rectangle((start, 0, start + 7, _SIDE), fill=light)
-        for other in range(phase - period, _SIDE + period, period):
-            if pattern == "dotted":
-                pen.ellipse((start, other, start + 9, other + 9), fill=light)
-            if pattern == "checked" and (start + other - 2 * phase) // period % 2:
-                pen.rectangle((start, other, start + 15, other + 15), fill=light)
-    mask = Image.new("L", (_SIDE, _SIDE), 0)
-    radius = int(rng.integers(42, 51))
-    x, y = (int(v) for v in rng.integers(52, 61, 2))
-    outline = {
-        "round": None,
-        "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-        "pointed": [(0, -1), (1, 0.9), (-1, 0.9)],
-        "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
-    }[shape]
-    if outline is None:
-        ImageDraw.Draw(mask).ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    else:
-        corners = [(x + radius * dx, y + radius * dy) for dx, dy in outline]
-        ImageDraw.Draw(mask).polygon(corners, fill=255)
-    picture.paste(product, mask=mask)
-    encoded = io.BytesIO()
-    picture.save(encoded, "PNG")
-    return encoded.getvalue()
-
-
-def _item(index: int, attributes: dict[str, np.ndarray], rng: np.random.Generator) -> Item:
-    values = {name: VALUES[name][attributes[name][index]] for name in VALUES}
-    description = _DESCRIPTIONS[int(rng.integers(len(_DESCRIPTIONS)))].format(**values)
-    color, pattern, shape, background = (values[name] for name in IMAGE_ATTRIBUTES)
-    return Item(
-        id=f"i{index:04d}",
-        text={
-            "title": "{material} {occasion} {product}".format(**values),
-            "description": description,
+        offered=np.where(late, _END - _NEWEST, 0.0),
+        weights={
+            "occasion": settings.occasion_weight,
+            "look": settings.look_weight,
+            "material": settings.material_weight,
         },
-        image=draw(color, pattern, shape, background, rng),
-        category=values["product"],
-        attributes={name: values[name] for name in NAMED_ATTRIBUTES},
+        pull=settings.pull,
+        mood_days=settings.mood_days,
+        mean_survival=1.0,
+        variety=settings.variety,
+        states=np.zeros((0, len(STATES)), np.int32),
     )
+
+
+def _looks(rng: np.random.Generator) -> np.ndarray:
+    """int32[tones, patterns]: every tone has each look once, no pattern has a look twice."""
+    shifts = rng.permutation(LOOKS)[: TONES.max() + 1]
+    table = (np.arange(LOOKS) + shifts[:, None]) % LOOKS
+    return rng.permutation(LOOKS)[table][:, rng.permutation(LOOKS)].astype(np.int32)
+
+
+def _times(rng: np.random.Generator, lengths: np.ndarray, longest: int) -> np.ndarray:
+    """float64[users, longest], of which the first `lengths` of a row count.
+
+    Everyone's last choice is in the last two weeks, and a break is longer than that: the new items
+    stand in hardly any history before its last session.
+    """
+    shape = (len(lengths), longest - 1)
+    within = 60.0 * np.exp(rng.normal(np.log(15), 1.2, shape))
+    between = _NEWEST + DAY * np.exp(rng.normal(np.log(14), 0.8, shape))
+    gaps = np.where(rng.random(shape) < _MORE, within, between)
+    since = np.concatenate([np.zeros((len(lengths), 1)), np.cumsum(gaps, axis=1)], axis=1)
+    last = np.take_along_axis(since, lengths[:, None] - 1, axis=1)
+    return _END - rng.uniform(0, _NEWEST, (len(lengths), 1)) - last + since
 
 
 def _choices(
-    world: World, rng: np.random.Generator, users: int, history: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Chosen items [T] and the tastes behind them [T, 4], user by user, and lengths [users]."""
-    sizes = np.array(world.sizes)
-    lengths = rng.integers(history[0], history[1] + 1, users)
-    taste = rng.integers(0, sizes, (users, len(sizes)))
-    taken = np.zeros((users, len(world.groups)), bool)
-    rows = np.arange(users)
-    chosen, tastes = [], []
-    for _ in range(history[1]):
-        logits = np.broadcast_to(world.popularity, taken.shape).copy()
-        for column, name in enumerate(world.factors):
-            logits += world.weights[name] * (world.attributes[name] == taste[:, column, None])
-        logits[taken] = -np.inf
+    world: World, rng: np.random.Generator, times: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chosen items [users, longest] and the states behind them [users, longest, 5]."""
+    users, longest = times.shape
+    rows, redrawn = np.arange(users), np.cumsum(world.redrawn, axis=1)
+    every_kind = np.array(list(itertools.product(*map(range, KINDS))))
+    kind_of_item = np.ravel_multi_index(world.kinds.T, KINDS)
+    logit = np.array([world.weights[name] for name in ("occasion", "look", "material")])
+    profile = rng.integers(0, STATES[:-1], (users, len(STATES) - 1))
+
+    def fresh_mood() -> np.ndarray:
+        return (rng.random(users)[:, None] > redrawn[profile[:, -1], :-1]).sum(1)
+
+    mood, taken = fresh_mood(), np.zeros((users, len(kind_of_item)), bool)
+    chosen, states = [], []
+    for step in range(longest):
+        state = np.concatenate([profile, mood[:, None]], axis=1)
+        utility = fitting(every_kind, state[:, None]) @ logit
+        logits = utility[:, kind_of_item] + world.popularity
+        logits[taken | (times[:, step, None] < world.offered)] = -np.inf
         pick = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
         taken[rows, pick] = True
         chosen.append(pick)
-        tastes.append(taste)
-        move = rng.random(taste.shape)
-        taste = np.where(move < world.pull, world.leads_to[world.groups[pick]], taste)
-        fresh = rng.integers(0, sizes, taste.shape)
-        taste = np.where(move > 1.0 - world.drift, fresh, taste)
-    keep = np.arange(history[1]) < lengths[:, None]
-    return np.stack(chosen, 1)[keep], np.stack(tastes, 1)[keep].astype(np.int32), lengths
+        states.append(state)
+        mood = np.where(rng.random(users) < world.pull, world.leads_to[world.groups[pick]], mood)
+        if step + 1 < longest:
+            survives = rng.random(users) < world.survival(times[:, step + 1] - times[:, step])
+            mood = np.where(survives, mood, fresh_mood())
+    return np.stack(chosen, 1), np.stack(states, 1)

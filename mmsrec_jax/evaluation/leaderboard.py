@@ -1,5 +1,6 @@
 """Ranks of every system under every protocol, and the table made of them."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from absl import logging
 
 from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.data.toyshop import World
+from mmsrec_jax.data.toyshop_groups import learned_leads
 from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
@@ -89,6 +91,20 @@ class Leaderboard:
             lambda: ranking.full(system, self._histories, self._targets, top=max(self._cutoffs)),
         )
 
+    def add_in_one_pass(self, name: str, system: Callable[[], ranking.RowSystem]) -> None:
+        """Both protocols from the same scores; `system` is made when ranks are not there yet."""
+        made: dict[str, Ranks] = {}
+
+        def rank(protocol: str) -> Ranks:
+            if not made:
+                made[protocols.FULL], made[self.frozen.name] = ranking.full_and_sampled(
+                    system(), self._histories, self.frozen, top=max(self._cutoffs)
+                )
+            return made[protocol]
+
+        for protocol in (self.frozen.name, protocols.FULL):
+            self._add(name, protocol, functools.partial(rank, protocol))
+
     def add_full_ranks(self, name: str, rank: Callable[[], Ranks]) -> None:
         """Ranks in the whole catalog that `rank` finds; called when they are not there yet."""
         self._add(name, protocols.FULL, rank)
@@ -105,8 +121,12 @@ class Leaderboard:
         """What a toyshop allows to know, under both protocols; nothing for real data."""
         if world is None:
             return
-        for name, scores_of in (("bayes_optimal", bayes_optimal_scores), ("oracle", oracle_scores)):
-            self._add_known(name, scores_of(world, self._histories, self._targets))
+        histories, rows = self._histories, self._targets
+        leads = learned_leads(world, histories, self._split.train_end)
+        learned = bayes_optimal_scores(world, histories, rows, leads=leads)
+        self._add_known("bayes_learned_groups", learned)
+        self._add_known("bayes_optimal", bayes_optimal_scores(world, histories, rows))
+        self._add_known("oracle", oracle_scores(world, histories, rows))
 
     def _add_known(self, name: str, scores: np.ndarray) -> None:
         """Both protocols from scores of the whole catalog, float[n, items]."""

@@ -7,7 +7,7 @@ is told their numbers. Scores stay on the device; only ranks come back.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -90,6 +90,28 @@ def sampled(
     )  # fmt: skip
 
 
+def full_and_sampled(
+    system: RowSystem,
+    histories: Histories,
+    candidates: Candidates,
+    *,
+    chunk: int = 128,
+    top: int = 0,
+) -> tuple[Ranks, Ranks]:
+    """`full` and `sampled` of the same rows from one pass, for systems whose scores are dear."""
+    found = _in_all(
+        system, histories, candidates.rows, chunk,
+        [
+            lambda scores, past, targets, _: _rank_full(scores, past, targets, top),
+            lambda scores, past, targets, at: _rank_gathered(
+                scores, candidates.items[at], targets
+            ),
+        ],
+        tops=[top, 0],
+    )  # fmt: skip
+    return found[0], found[1]
+
+
 def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:
     """Ranks from ready scores of the candidates: float[R, 1 + n], aligned with `candidates.items`.
 
@@ -142,11 +164,26 @@ def _in_chunks(
     top: int = 0,
     progress: bool = True,
 ) -> Ranks:
+    return _in_all(system, histories, rows, chunk, [rank], tops=[top], progress=progress)[0]
+
+
+def _in_all(
+    system: System | RowSystem,
+    histories: Histories,
+    rows: np.ndarray,
+    chunk: int,
+    rankings: Sequence[_Rank],
+    *,
+    tops: Sequence[int],
+    progress: bool = True,
+) -> list[Ranks]:
+    """What each of `rankings` makes of the same scores; tops: how many items it keeps of a row."""
     longest = max(int(rows[:, 1].max(initial=1)), 1)
     chunk = min(chunk, max(len(rows), 1))
     targets = sequences.targets(histories, rows)
     lines = Progress(f"rank {system.name}", len(rows), unit="rows") if progress else None
-    counts, lists = np.zeros((3, len(rows)), np.int32), np.zeros((len(rows), top), np.int32)
+    counts = [np.zeros((3, len(rows)), np.int32) for _ in rankings]
+    lists = [np.zeros((len(rows), top), np.int32) for top in tops]
     by_length = np.argsort(rows[:, 1], kind="stable")  # chunks of short histories are cheap
     for start in range(0, len(rows), chunk):
         at = by_length[np.arange(start, start + chunk).clip(max=len(rows) - 1)]  # the last fills up
@@ -158,14 +195,17 @@ def _in_chunks(
             times = sequences.times_before(histories, rows[at], width)
             scores = jnp.asarray(system.scores(past, times))
         past = np.pad(past, ((0, 0), (0, longest - width)), constant_values=-1)  # compiled once
-        counted, best, nan = rank(scores, past, targets[at], at)
-        if arrays.fetch(nan):
-            check_scores(system.name, np.nan)
-        counts[:, at], lists[at] = arrays.fetch(counted), arrays.fetch(best)
+        for number, rank in enumerate(rankings):
+            counted, best, nan = rank(scores, past, targets[at], at)
+            if arrays.fetch(nan):
+                check_scores(system.name, np.nan)
+            counts[number][:, at], lists[number][at] = arrays.fetch(counted), arrays.fetch(best)
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
-    ranks, competing, ties = counts
-    return Ranks(rows[:, 0], targets, ranks, competing, ties, lists)
+    return [
+        Ranks(rows[:, 0], targets, *counted, listed)
+        for counted, listed in zip(counts, lists, strict=True)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames="top")

@@ -46,8 +46,3 @@ class EvaluationSettings(Section):
                 f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, which is the "
                 f"target and {name}.negatives={self.negatives}, or raise the negatives"
             )
-        if self.fuse and not self.rerank:
-            raise UserError(
-                f"{name}.fuse=True, but {name}.rerank=0 reranks nothing; set {name}.rerank, for "
-                "example to 100"
-            )

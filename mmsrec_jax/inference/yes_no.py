@@ -23,12 +23,17 @@ def yes_no_margins(
       positions: int32[B, C], tokens whose next token is the label (`Batch.answer_positions`).
       yes_no_ids: ids (yes, no).
     """
+    chosen = jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[..., None], axis=1)
+    return margins_after(model, chosen, yes_no_ids)
+
+
+def margins_after(model: MLLM, hidden: jax.Array, yes_no_ids: tuple[int, int]) -> jax.Array:
+    """float32[B, C] logit(yes) - logit(no) after each of `hidden` [B, C, hidden]."""
     text, (yes, no) = model.text, yes_no_ids
     head = text.embed.embedding[...].T if text.head is None else text.head.kernel[...]
     direction = head[:, yes].astype(jnp.float32) - head[:, no].astype(jnp.float32)
     direction = weight(direction, ("embed",), ("features",))
-    chosen = jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[..., None], axis=1)
-    chosen = constrain(chosen, "batch", "length", "features")
+    hidden = constrain(hidden, "batch", "length", "features")
     return jnp.einsum(
-        "bcd,d->bc", chosen.astype(jnp.float32), direction, precision=jax.lax.Precision.HIGHEST
+        "bcd,d->bc", hidden.astype(jnp.float32), direction, precision=jax.lax.Precision.HIGHEST
     )

@@ -24,7 +24,8 @@ class PromptConfig:
       fields: text fields of a candidate; those that an item lacks are passed over.
       list_fields: text fields of an item in a list when it has no keywords.
       text_tokens: longer texts of one item lose their tail.
-      candidate_keywords: a candidate shows its keywords, cut as texts are, beside image and text.
+      candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
+        `list_fields`, and not `fields`.
       image_cache_bytes: patches kept in each process.
     """
 
@@ -123,11 +124,14 @@ class ItemRenderer:
         def make() -> tuple[Piece, Counter]:
             prompt_config = self.prompt_config
             found: Counter[str] = Counter()
-            image, text = self.image(i, found), self.text(i, limit, found)
+            image = self.image(i, found)
             if prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip():
+                title, _ = self._text(self.catalog[i], prompt_config.list_fields, limit)
                 words, cut = prompt_config.chat.cut(self.words(i), limit)
                 found["texts_cut"] += cut
-                text = prompt_config.templates.field_separator.join(filter(None, (text, words)))
+                text = prompt_config.templates.field_separator.join(filter(None, (title, words)))
+            else:
+                text = self.text(i, limit, found)
             question = tasks.candidate(prompt_config.templates, text, image is not None)
             images = [] if image is None else [image]
             return prompt_config.chat.encode(question + prompt_config.chat.middle, images), found

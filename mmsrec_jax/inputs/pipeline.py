@@ -111,12 +111,12 @@ def batches(
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_the_run)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_the_run)
     batched = _Batches(dataset, room, Counter() if counts is None else counts)
     return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
 
 
-def _end_with_the_run(worker: int, workers: int) -> None:
+def end_with_the_run(worker: int, workers: int) -> None:
     """Of a run that was killed, workers would wait forever for someone to take their examples."""
 
     def wait() -> None:

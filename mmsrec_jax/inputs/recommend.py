@@ -50,7 +50,68 @@ class PromptContext:
     train_end: np.ndarray | None = None
 
 
-class _Recommend(abc.ABC):
+class UserPrompts:
+    """What every prompt of a user opens with, the same in all forms, in training and scoring.
+
+    Args:
+      rows: int32[n, 2] (user, position of the target), those of `context`.
+      length: tokens of an example.
+      history, similar: at most so many items in a prompt (paper: 5 and 3).
+    """
+
+    def __init__(
+        self,
+        context: PromptContext,
+        prompt_config: PromptConfig,
+        rows: np.ndarray,
+        *,
+        length: int,
+        history: int,
+        similar: int,
+    ):
+        neighbors = context.neighbors
+        if neighbors is not None and len(neighbors) != len(rows):
+            raise UserError(
+                f"{len(neighbors)} rows of neighbors for {len(rows)} targets; run the retrieval "
+                "step again for this split"
+            )
+        self.context, self.rows, self.length = context, np.asarray(rows), length
+        self.renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
+        self._history, self._similar = history, similar
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def patch_width(self) -> int:
+        """Values of a vision patch, 0 without images."""
+        return self.renderer.patch_width
+
+    def sections(self, row: int) -> list[Section]:
+        """What every prompt of this row opens with, whole.
+
+        What the user had is no next item of similar users that is worth a line (*ours*).
+        """
+        user, position = self.rows[row]
+        past = self.context.histories.of(user)[:position]
+        latest = past[max(0, len(past) - self._history) :]
+        neighbors = np.zeros(0, np.int32)
+        if self.context.neighbors is not None:
+            found = self.context.neighbors[row]
+            neighbors = found[(found >= 0) & ~np.isin(found, past)][: self._similar]
+        return [
+            prompt_sections.history(self._templates, [self.renderer.words(int(i)) for i in latest]),
+            prompt_sections.similar(
+                self._templates, [self.renderer.words(int(i)) for i in neighbors]
+            ),
+        ]
+
+    @property
+    def _templates(self) -> Templates:
+        return self.renderer.prompt_config.templates
+
+
+class _Recommend(UserPrompts, abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
     def __init__(
@@ -64,24 +125,10 @@ class _Recommend(abc.ABC):
         similar: int,
         positive_weight: float,
     ):
-        neighbors = context.neighbors
-        if neighbors is not None and len(neighbors) != len(rows):
-            raise UserError(
-                f"{len(neighbors)} rows of neighbors for {len(rows)} targets; run the retrieval "
-                "step again for this split"
-            )
-        self.context, self.rows, self.length = context, np.asarray(rows), length
-        self.renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
-        self._history, self._similar = history, similar
+        super().__init__(
+            context, prompt_config, rows, length=length, history=history, similar=similar
+        )
         self._positive_weight = positive_weight
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def patch_width(self) -> int:
-        """Values of a vision patch, 0 without images."""
-        return self.renderer.patch_width
 
     @abc.abstractmethod
     def example(self, row: int, draw: int) -> Example: ...
@@ -113,22 +160,6 @@ class _Recommend(abc.ABC):
             counts=counts,
         )
 
-    def sections(self, row: int) -> list[Section]:
-        """What every prompt of this row opens with, whole."""
-        user, position = self.rows[row]
-        past = self.context.histories.of(user)[:position]
-        latest = past[max(0, len(past) - self._history) :]
-        neighbors = np.zeros(0, np.int32)
-        if self.context.neighbors is not None:
-            found = self.context.neighbors[row]
-            neighbors = found[found >= 0][: self._similar]
-        return [
-            prompt_sections.history(self._templates, [self.renderer.words(int(i)) for i in latest]),
-            prompt_sections.similar(
-                self._templates, [self.renderer.words(int(i)) for i in neighbors]
-            ),
-        ]
-
     def asked(
         self, ask: Callable[[int, Counter], Question], room: int, sections: Sequence[Section]
     ) -> tuple[Piece, Counter]:
@@ -148,10 +179,6 @@ class _Recommend(abc.ABC):
             if len(prompt) <= room or last:
                 break
         return prompt, counts
-
-    @property
-    def _templates(self) -> Templates:
-        return self.renderer.prompt_config.templates
 
 
 class RecommendSource(_Recommend):

@@ -9,16 +9,13 @@ from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_prompts import PerItem
-from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.task_mix import shares
-from mmsrec_jax.prompts import format_summary, parse_summary, sections, tasks
+from mmsrec_jax.prompts import format_summary, parse_summary, tasks
 from mmsrec_jax.runtime.errors import UserError
 
-WARMUP_TASKS = ("describe", "see", "vqa", "retell", "match")
+WARMUP_TASKS = ("describe", "see", "vqa", "retell")
 
-_POOL = 2048  # items among which "match" looks for like ones
-_LIKING = 2.5  # logit of each attribute in common
-_LISTED = 3  # items of either section of "match", at most
 _TITLE_WORDS = 12  # of an item without attributes, at most
 
 
@@ -27,16 +24,14 @@ class WarmupSource(PerItem):
 
     "describe" answers the summarize prompt from the item's attributes, "see" does so from the image
     alone, "vqa" asks for one attribute, "retell" writes the text from a noisy description.
-    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "match"
-    lists attributes (those of the image, of the text, or both) of items that resemble this one as
-    stage 3 lists what users chose, with this item and `negatives` others as candidates: that like
-    goes with like is what a small model cannot learn from a few thousand choices.
+    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. No task
+    says what goes with what: that is for stage 3 to learn from choices.
 
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
-    title and, for the image, of its category; it cannot be asked about or matched, and is described
-    instead. "see" asks an image that shows no attribute for all of them if `image_attributes` names
-    none, else for the category or the words of the title. `lacking` says which of this applies.
+    title and, for the image, of its category; it cannot be asked about, and is described instead.
+    "see" asks an image that shows no attribute for all of them if `image_attributes` names none,
+    else for the category or the words of the title. `lacking` says which of this applies.
 
     noise: targets of "describe" leave out each keyword with this probability (never all), come in
     random order, and with this probability each repeat a keyword or contain a filler word; stage 1
@@ -53,17 +48,11 @@ class WarmupSource(PerItem):
         tasks: Mapping[str, float],
         image_attributes: Sequence[str] = (),
         noise: float = 0.0,
-        negatives: int = 7,
     ):
         super().__init__(catalog, prompt_config, length=length)
         self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
-        self._negatives = negatives
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
-        if "match" in self._tasks:
-            self._names, self._codes = _attribute_codes(self.renderer)
-            described = [", ".join(self._known(i).values()) for i in range(len(catalog))]
-            self._known_items = ItemRenderer(catalog, prompt_config, described)
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
@@ -72,8 +61,6 @@ class WarmupSource(PerItem):
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         if task == "retell":
             return self._retell(rng, row, known)
-        if task == "match" and known:
-            return self._match(rng, row, known)
         if task == "vqa" and known:
             name = sorted(known)[rng.integers(len(known))]
             answer = tasks.answer(templates, known[name])
@@ -101,46 +88,6 @@ class WarmupSource(PerItem):
         question = tasks.align_words(templates, words)
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
-
-    def _match(self, rng: np.random.Generator, own: int, known: dict[str, str]) -> Example:
-        prompt_config = self.renderer.prompt_config
-        chat, templates = prompt_config.chat, prompt_config.templates
-        shown = [name for name in known if name in self._image_attributes]
-        told = [name for name in known if name not in self._image_attributes]
-        kinds = [names for names in (shown, told, [*known]) if names]
-        names = kinds[rng.integers(len(kinds))]
-        counts: Counter[str] = Counter()
-
-        def words(i: int) -> str:
-            attributes = self.renderer.attributes(i)
-            values = [attributes.get(name, "") for name in rng.permutation(names).tolist()]
-            return tasks.item_words(templates, ", ".join(values))
-
-        others = rng.choice(len(self), min(_POOL, len(self)), replace=False)
-        others = others[others != own]
-        columns = [self._names.index(name) for name in names]
-        likeness = np.sum(self._codes[others][:, columns] == self._codes[own, columns], axis=1)
-        alike = np.argsort(-_LIKING * likeness - rng.gumbel(size=len(others)))
-        count, cut = rng.integers(1, 1 + np.array([2 * _LISTED, _LISTED]))
-        listed = [item for item in map(words, others[alike[:count]].tolist()) if item]
-        rest = others[np.setdiff1d(np.flatnonzero(likeness < len(names)), alike[:count])]
-        rest = rng.permutation(rest)[: self._negatives].tolist()
-        candidates = rng.permutation([own, *rest]).tolist()
-        opening = sections.render(
-            [
-                sections.history(templates, listed[:cut]),
-                sections.similar(templates, listed[cut:]),
-            ]
-        )
-        return examples.with_suffixes(
-            chat.encode(chat.head + opening),
-            [self._known_items.candidate(i, prompt_config.text_tokens, counts) for i in candidates],
-            [int(i == own) for i in candidates],
-            yes_no_ids=chat.yes_no_ids,
-            positive_weight=1.0,  # the listwise term balances; the answers of other tasks count too
-            index=own,
-            counts=counts,
-        )
 
     def _known(self, i: int) -> dict[str, str]:
         """Attributes that the prompt gives a chance to know."""
@@ -224,10 +171,10 @@ def lacking(
             "name columns in config.data.attribute_fields or config.data.text_fields"
         )
     lines, other = [], "their category" if category else "words of their titles"
-    if not attributes and (asked := sorted({"vqa", "match"} & set(tasks))):
+    if not attributes and "vqa" in tasks:
         lines.append(
-            f"no item has an attribute (config.data.attribute_fields): {' and '.join(asked)} "
-            "describe items by title and category instead"
+            "no item has an attribute (config.data.attribute_fields): vqa describes items by title "
+            "and category instead"
         )
     if "see" in tasks and images and not image_attributes:
         instead = f"every attribute ({named})" if attributes else other
@@ -235,16 +182,3 @@ def lacking(
     if lost := num_items - images:
         lines.append(f"{lost:,} of {num_items:,} items have no image: their texts are told alone")
     return lines
-
-
-def _attribute_codes(renderer: ItemRenderer) -> tuple[list[str], np.ndarray]:
-    """Attribute names, int32[items, names] equal where values are; -1 - item for no value."""
-    found = [renderer.attributes(i) for i in range(len(renderer))]
-    names = sorted({name for attributes in found for name in attributes})
-    codes = np.empty((len(found), len(names)), np.int32)
-    for column, name in enumerate(names):
-        known: dict[str, int] = {}
-        for i, attributes in enumerate(found):
-            value = attributes.get(name)
-            codes[i, column] = -1 - i if value is None else known.setdefault(value, len(known))
-    return names, codes

@@ -24,10 +24,14 @@ from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import weights
+from mmsrec_jax.training.pairs import CachedSettings
 from mmsrec_jax.training.sft import FineTuneSettings
 
 MODEL, WARMUP = "model", "warmup"  # the steps that make a base model
-SECTIONS = {"warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "sft": "sft"}
+SECTIONS = {
+    "warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "sft": "sft",
+    "cached": "cached",
+}  # fmt: skip
 """Step that trains -> the section of the settings that says how."""
 
 _WEIGHTS = "weights"
@@ -69,7 +73,7 @@ class BaseModel:
         """
         return {"model": as_dict(self._config.model)}
 
-    def settings(self, step: str) -> FineTuneSettings | GRPOSettings:
+    def settings(self, step: str) -> FineTuneSettings | CachedSettings | GRPOSettings:
         """How `step` trains: its section. The warm-up of a model from scratch trains every weight,
         whatever its section says."""
         found = getattr(self._config, SECTIONS[step])

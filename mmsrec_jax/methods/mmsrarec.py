@@ -9,6 +9,7 @@ Stage 2, retrieve: whose history looks like this one, and what did they take nex
 Stage 3, multi-task SFT: the MLLM says yes or no to a candidate, by its image and text, the keywords
 of the user's last items and those of the similar users' next items.
     `sft`          trains it
+    `cached`       trains it in the form that ranks the whole catalog (`methods.cached_items`)
     `evaluation`   ranks candidates by p(yes) / (p(yes) + p(no))
 
 *Ours*: `model` and `warmup`, which make a small model from scratch where none is pretrained;
@@ -19,7 +20,6 @@ keywords beside a candidate. But for the steps, each has a weight or a flag in t
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import generator, keyword_rows
+from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
@@ -47,6 +48,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
+
+STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
 
 
 class MMSRARec(MLLMExperiment):
@@ -74,14 +77,27 @@ class MMSRARec(MLLMExperiment):
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, "plain_sft", "sft"]
+        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms)]
+        plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
+        trained += ["plain_sft"] if use.plain_sft else []
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
+        settings["forms"] = list(c.forms)  # the first one has the method's name in the table
         return [
             *steps,
-            Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base),
-            Step("sft", self.sft, {**tuned, "use": as_dict(use)}, [*base, *context]),
+            *(plain if use.plain_sft else []),
+            *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
+
+    def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
+        """Stage 3 in each form that is asked for."""
+        cached = {key: value for key, value in tuned.items() if key != "sft"}
+        cached |= {"cached": as_dict(self.config.cached), "rows": self.config.sft.rows}
+        made = {
+            "joint": Step("sft", self.sft, tuned, inputs),
+            "cached": Step("cached", self.train_cached, cached, inputs),
+        }
+        return [made[form] for form in self.config.forms]
 
     # --- stage 1: summarize ----------------------------------------------------------------------
 
@@ -196,6 +212,14 @@ class MMSRARec(MLLMExperiment):
         targets = self.training_targets()
         self.fine_tune("sft", self.recommend_source(self.context(targets), targets), directory)
 
+    def train_cached(self, directory: Path) -> None:
+        """The same prompts, in the form in which users and items are read apart."""
+        self.cached_items().train(directory)
+
+    def cached_items(self) -> CachedItems:
+        """The form that ranks the whole catalog."""
+        return CachedItems(self, "cached", self.context)
+
     def plain_sft(self, directory: Path) -> None:
         """The baseline (*ours*): the same examples with titles, and without similar users."""
         self.fine_tune("plain_sft", self.plain_source(self.training_targets()), directory)
@@ -234,14 +258,13 @@ class MMSRARec(MLLMExperiment):
         systems.append(self.recommender())
         for system in systems:
             board.add_sampled(system)
-        board.add_scores(
-            "plain_sft",
-            lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
-        )
-        board.add_scores(
-            "mmsrarec",
-            lambda: self.score_frozen("mmsrarec", "sft", self.context(frozen.rows), frozen),
-        )
+        if self.config.use.plain_sft:
+            board.add_scores(
+                "plain_sft",
+                lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
+            )
+        for form in self.config.forms:
+            self._add_form(board, form)
         for system in systems:
             board.add_full(system)
         if self.config.evaluation.rerank:
@@ -251,20 +274,34 @@ class MMSRARec(MLLMExperiment):
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
 
+    def _name(self, form: str) -> str:
+        """Of a form's row in the table: the method's own for the one that recommends."""
+        return "mmsrarec" if form == self.config.forms[0] else f"mmsrarec/{form}"
+
+    def _add_form(self, board: Leaderboard, form: str) -> None:
+        frozen, name = board.frozen, self._name(form)
+        if form == "cached":
+            self.cached_items().add_rows(board, name)
+        else:
+            board.add_scores(
+                name, lambda: self.score_frozen(name, "sft", self.context(frozen.rows), frozen)
+            )
+
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        systems = {
-            "plain_sft": ("plain_sft", lambda rows: self.plain_context()),
-            "mmsrarec": ("sft", self.context),
-        }
-        for name, (step, context) in systems.items():
-            board.add_full_ranks(name, functools.partial(reranker.ranks, name, step, context))
-        if self.config.evaluation.fuse:
-            name = f"mmsrarec+{self.config.sequential_model}"
+        if self.config.use.plain_sft:
             board.add_full_ranks(
-                name, lambda: reranker.fused(name, "mmsrarec", *systems["mmsrarec"])
+                "plain_sft",
+                lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
             )
+        if "joint" not in self.config.forms:
+            return
+        name = self._name("joint")
+        board.add_full_ranks(name, lambda: reranker.ranks(name, "sft", self.context))
+        if self.config.evaluation.fuse:
+            fused = f"{name}+{self.config.sequential_model}"
+            board.add_full_ranks(fused, lambda: reranker.fused(fused, name, "sft", self.context))
 
 
 def joined_keywords(image: Sequence[str], text: Sequence[str]) -> str:

@@ -16,10 +16,10 @@ import numpy as np
 from mmsrec_jax.data import images, item_lines
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.scorer import Scorer, item_indices
 from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime import files, startup
-from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 
 _RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
@@ -144,10 +144,8 @@ class Reranked:
 
     def scores(self, query: Query) -> Scored:
         scorer, past = self._scorer, query.history.items
-        known = scorer.trained_part(query.history)
-        ranked = scorer.recommender.scores(known.items[None], known.timestamps[None])
-        scores = np.array(ranked)[0]
-        scores[known.items] = -np.inf
+        scores = _sequential(scorer, query)
+        scores[past[past < len(scores)]] = -np.inf
         depth = scorer.config.evaluation.rerank or _RERANKED
         best = np.argsort(-scores, kind="stable")[:depth]
         best = best[scores[best] > -np.inf]
@@ -157,6 +155,30 @@ class Reranked:
         if not len(items):
             return Scored(items, np.zeros(0, np.float32), sequential)
         return Scored(items, scorer.margins(query.history, items, query.neighbors), sequential)
+
+
+class WholeCatalog:
+    """All items by the margin that the run's MLLM gives each from its stored keys and values."""
+
+    name = "mmsrarec/cached"
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+
+    def scores(self, query: Query) -> Scored:
+        scorer = self._scorer
+        margins = scorer.catalog_margins(query.history, query.neighbors)
+        items = np.setdiff1d(np.arange(len(margins), dtype=np.int32), query.history.items)
+        sequential = np.full(len(margins), np.nan)
+        sequential[: scorer.num_trained] = _sequential(scorer, query)
+        return Scored(items, margins[items], sequential[items])
+
+
+def _sequential(scorer: Scorer, query: Query) -> np.ndarray:
+    """Scores of the run's sequential recommender, float32[items of the run]."""
+    known = scorer.trained_part(query.history)
+    scores = scorer.recommender.scores(known.items[None], known.timestamps[None])
+    return np.array(scores)[0]
 
 
 class Recommending:
@@ -174,7 +196,11 @@ class Recommending:
         self._workdir = Path(workdir)
         check(self._workdir)
         self._run = Scorer(self._workdir, mesh)
-        self._scorer: CatalogScorer = Reranked(self._run)
+        by_form: dict[str, type[Reranked | WholeCatalog]] = {
+            "joint": Reranked,
+            "cached": WholeCatalog,
+        }
+        self._scorer: CatalogScorer = by_form[self._run.form](self._run)
 
     def add(self, items: Sequence[Item]) -> None:
         """New items, which compete from now on. Nothing is trained; the run's summarizer writes
@@ -209,7 +235,7 @@ class Recommending:
         neighbors = []
         if (near := query.neighbors) is not None:
             for item, similarity in zip(near.items[0], near.similarity[0], strict=True):
-                if item >= 0:
+                if item >= 0 and item not in query.history.items:  # which prompts pass over
                     neighbors.append(Neighbor(**self._shown(item), similarity=float(similarity)))
         return Answer(
             user,
@@ -280,7 +306,7 @@ def check(workdir: Path) -> None:
         raise UserError(
             f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
         )
-    if "sft" not in workdir_lib.inputs(workdir, "evaluation"):
+    if not recorded.forms(workdir):
         raise UserError(
             f"{workdir}: this run has a sequential recommender alone; mmsrec_jax.recommend gives "
             "its items, or run a config with method=mmsrarec"

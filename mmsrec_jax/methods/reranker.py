@@ -93,5 +93,8 @@ class Reranker:
             "compiling", name, self._depth, self._recommender.name, len(rows), rate,
         )  # fmt: skip
         cost = {"users": len(rows), "items": self._depth, "seconds": seconds}
-        write_json(self._directory / f"rerank-{name}.json", cost | {"users_per_second": rate})
+        write_json(
+            self._directory / f"rerank-{name.replace('/', '.')}.json",
+            cost | {"users_per_second": rate},
+        )
         return self._margins[name]

@@ -1,40 +1,29 @@
 """Candidates for a history that someone typed, scored by the MMSRARec model of a finished run."""
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.data.sequences import power_of_two
-from mmsrec_jax.evaluation.settings import EvaluationSettings
-from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.inference import texts
+from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inference.scoring import candidate_scores
-from mmsrec_jax.inference.settings import SummariesSettings
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods.mmsrarec import MMSRARec, joined_keywords
-from mmsrec_jax.methods.settings import Settings, UseSettings
+from mmsrec_jax.methods import recorded
+from mmsrec_jax.methods.cached_items import CachedItems
+from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM, MMSRARec, joined_keywords
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
-from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval import similar
-from mmsrec_jax.retrieval.similar import KnowledgeBase, Neighbors, RetrievalSettings
-from mmsrec_jax.rl.settings import GRPOSettings
-from mmsrec_jax.runtime import sharding, workdir
+from mmsrec_jax.retrieval.similar import KnowledgeBase, Neighbors
+from mmsrec_jax.runtime import arrays, sharding
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import S, from_record
-from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.recommender import SequentialRecommender
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
-
-_SFT_READS = ("data", "model", "warmup", "summaries", "retrieval")
 
 
 class Scorer:
@@ -42,19 +31,22 @@ class Scorer:
 
     Attributes:
       config: as far as the run's steps recorded it and scoring reads it.
+      form: of stage 3, the one that recommends: "joint" or "cached".
       catalog, histories: of the run. Ids are those of the raw files.
 
     Raises:
-      UserError: the run has not finished, or an input of its step `sft` has run again since.
+      UserError: the run has not finished, or an input of what trained its MLLM ran again since.
     """
 
     def __init__(self, folder: str | Path, mesh: jax.sharding.Mesh | None = None):
         """folder: the run's workdir; mesh: None takes all devices."""
         folder = Path(folder)
-        config = _recorded_settings(folder)
+        config = recorded.settings(folder)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         self._run = MMSRARec(config, folder, self._mesh)
-        self.config = config
+        self.config, self.form = config, config.forms[0]
+        self._step = STEP_OF_FORM[self.form]
+        self._cached: CachedCatalog | None = None
         self.catalog: Catalog
         self.histories: Histories
         self.catalog, self.histories, self._split = self._run.dataset
@@ -128,7 +120,9 @@ class Scorer:
         self, typed: Histories, wanted: np.ndarray, neighbors: Neighbors | None
     ) -> np.ndarray:
         """`scores` of items int32[n] after a history and with what similar users took next."""
-        run, c = self._run, self._run.config.evaluation
+        if self.form == "cached":
+            return self.catalog_margins(typed, neighbors)[wanted]
+        run, c = self._run, self.config.evaluation
         width = 1 + c.negatives
         count = -(-len(wanted) // width)
         lists = np.full((count, width), -1, np.int32)
@@ -148,6 +142,17 @@ class Scorer:
             mesh=self._mesh,
         )
         return found.ravel()[: len(wanted)]
+
+    def catalog_margins(self, typed: Histories, neighbors: Neighbors | None) -> np.ndarray:
+        """`margins` of every item, float32[items]; only of a run that ranks by cached items, which
+        are encoded once."""
+        items = None if neighbors is None else neighbors.items
+        context = PromptContext(self.catalog, typed, self._keywords, items)
+        cached = CachedItems(self._run, self._step, lambda rows: context)
+        prompts = cached.prompts(np.array([[0, len(typed.items)]], np.int32))
+        if self._cached is None:
+            self._cached = cached.catalog("mmsrarec", self._model, prompts)
+        return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
 
     def neighbors(self, typed: Histories, before: float | None = None) -> Neighbors | None:
         """The users most similar to this history and what they took next, one row; None for a run
@@ -180,6 +185,7 @@ class Scorer:
         if self._keywords is not None:
             self._keywords = [*self._keywords, *self._write_keywords(items)]
         self.catalog = self.catalog.extended(items)
+        self._cached = None
 
     def keywords(self, item: int) -> list[str]:
         """Those of an item; none in a run without summaries."""
@@ -212,7 +218,7 @@ class Scorer:
 
     @functools.cached_property
     def _model(self) -> MLLM:
-        return self._run.base.trained("mmsrarec", "sft")
+        return self._run.base.trained("mmsrarec", self._step)
 
     @functools.cached_property
     def _knowledge_base(self) -> KnowledgeBase:
@@ -271,53 +277,3 @@ def item_indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:
         )
         raise UserError(f"{what}: the run knows no item {unknown[0]!r}{more}; {remedy}")
     return np.array([catalog.index[id] for id in ids], np.int32)
-
-
-def _recorded_settings(folder: Path) -> Settings:
-    """The settings that the steps of a run recorded, as far as scoring reads them.
-
-    Raises:
-      UserError: a step has not finished, or recorded fields that this version does not have.
-    """
-    tuned = workdir.finished(folder, "sft", same=_SFT_READS)
-    trained = workdir.inputs(folder, "evaluation")
-    found = Settings(
-        sequential_model=next(name for name in trained if name in registry.MODELS),
-        data=_recorded(DataSettings, workdir.finished(folder, "data"), "data"),
-        model=_recorded(ModelSettings, tuned, "model"),
-        use=_recorded(UseSettings, tuned, "use"),
-        prompts=_recorded(PromptSettings, tuned, "prompts"),
-        sft=_recorded(SFTSettings, tuned, "sft"),
-        evaluation=_recorded(
-            EvaluationSettings, workdir.finished(folder, "evaluation"), "evaluation"
-        ),
-    )
-    if "warmup" in workdir.inputs(folder, "sft"):
-        record = workdir.finished(folder, "warmup")
-        found = dataclasses.replace(found, warmup=_recorded(WarmupSettings, record, "warmup"))
-    if found.use.retrieval:
-        record = workdir.finished(folder, "retrieval")
-        found = dataclasses.replace(
-            found, retrieval=_recorded(RetrievalSettings, record, "retrieval")
-        )
-    if found.use.summaries:
-        written = workdir.finished(folder, "summaries")
-        tuned = workdir.finished(folder, "summarizer") if found.use.rewards else written
-        found = dataclasses.replace(
-            found,
-            summaries=_recorded(SummariesSettings, written, "summaries"),
-            summarizer=_recorded(GRPOSettings, tuned, "summarizer"),
-        )
-    return found
-
-
-def _recorded(cls: type[S], record: Mapping[str, Any], section: str) -> S:
-    try:
-        if section not in record:
-            raise UserError(f"config.{section} is missing")
-        return from_record(cls, record[section], f"config.{section}")
-    except UserError as error:
-        raise UserError(
-            f"{error} (in the record of a step: another version wrote it; run launch/train.py with "
-            "this --workdir again)"
-        ) from error

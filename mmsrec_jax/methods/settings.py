@@ -21,6 +21,7 @@ from mmsrec_jax.sequential.molar import MolarSettings
 from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.metering import steps_to_trace
+from mmsrec_jax.training.pairs import CachedSettings
 from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
 
 
@@ -33,6 +34,7 @@ class UseSettings(Section):
     rewards: bool = setting(True, "False: summaries by the model as it is, not tuned by rewards.")
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
+    plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Settings(Section):
     )
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
+    )
+    forms: tuple[str, ...] = setting(
+        ("joint",),
+        "How stage 3 puts candidates to the MLLM: joint (the paper: in sight of the user's "
+        "prompt), cached (ours: apart, so that the whole catalog is ranked). The first recommends.",
+        choices=("joint", "cached"),
     )
     seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
     input_shards: int = setting(
@@ -74,17 +82,24 @@ class Settings(Section):
     features: FeatureSettings = group(FeatureSettings)
     retrieval: RetrievalSettings = group(RetrievalSettings)
     sft: SFTSettings = group(SFTSettings)
+    cached: CachedSettings = group(CachedSettings)
     evaluation: EvaluationSettings = group(EvaluationSettings)
 
     def check(self, name: str) -> None:
         steps_to_trace(self.profile)
-        if self.evaluation.generate and not (
-            self.use.multitask and self.sft.tasks["next_keywords"]
-        ):
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
+            raise UserError(
+                f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
+                f"{name}.evaluation.rerank, for example to 100"
+            )
+        trains = "joint" in self.forms and self.use.multitask and self.sft.tasks["next_keywords"]
+        if self.evaluation.generate and not trains:
             raise UserError(
                 f"{name}.evaluation.generate={self.evaluation.generate}, but the task "
                 f"next_keywords is not trained; give it a share in {name}.sft.tasks, with "
-                f"{name}.use.multitask=True"
+                f"{name}.use.multitask=True and joint among {name}.forms"
             )
 
     @property

@@ -4,8 +4,9 @@ import chex
 import jax
 
 from mmsrec_jax.models.batch import Batch, Patches, fields_of
+from mmsrec_jax.models.pair_batch import PairBatch
 
-for _struct in (Patches, Batch):
+for _struct in (Patches, Batch, PairBatch):
     jax.tree_util.register_dataclass(_struct)
 
 

@@ -13,7 +13,15 @@ from mmsrec_jax.models import kv_cache as cache_lib
 from mmsrec_jax.models import rope
 from mmsrec_jax.models.attention import Layout, attention, causal
 from mmsrec_jax.models.config import DecoderConfig
-from mmsrec_jax.models.layers import Block, Linear, RMSNorm, normal, precision, scan_layers
+from mmsrec_jax.models.layers import (
+    Block,
+    Linear,
+    RMSNorm,
+    collect_layers,
+    normal,
+    precision,
+    scan_layers,
+)
 from mmsrec_jax.runtime.sharding import constrain, weight
 
 
@@ -143,6 +151,37 @@ class Decoder(nnx.Module):
             self.layers, cached_layer, (x, cache.k, cache.v), indices, remat=self.remat
         )
         return self.norm(x), dataclasses.replace(cache, k=k, v=v)
+
+    def keys_values(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        deepstack: jax.Array | None,
+        adapters: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of every layer, [layers, B, L, kv_heads, head_dim] each, rotated.
+
+        Arguments as for a call; of the last layer nothing else is computed.
+        """
+        table, last = rope.text(positions, self.config), self.config.layers - 1
+        slots = jnp.broadcast_to(jnp.arange(x.shape[1]), segment_ids.shape)
+        visible = causal(Layout(segment_ids, None, slots), None, x.dtype)
+
+        def layer(
+            block: Block, x: jax.Array, index: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            q, k, v = block.project(x, table, adapters)
+
+            def finish() -> jax.Array:
+                after = block.finish(x, attention(q, k, v, visible), adapters)
+                return _add_features(after, deepstack, index)
+
+            return jax.lax.cond(index < last, finish, lambda: x), (k, v)
+
+        indices = jnp.arange(self.config.layers)
+        return collect_layers(self.layers, layer, x, indices, remat=self.remat)[1]
 
     def head_kernel(self) -> jax.Array:
         """[hidden, vocab] in the compute dtype, gathered over FSDP."""

@@ -270,10 +270,21 @@ def scan_layers(
     stack: nnx.Module, body: Callable[..., Carry], carry: Carry, xs: Any, *, remat: str
 ) -> Carry:
     """carry = body(layer, carry, x) over `stack`'s layers: axis 0 of its parameters and of xs."""
+
+    def without_output(layer: Any, carry: Carry, x: Any) -> tuple[Carry, None]:
+        return body(layer, carry, x), None
+
+    return collect_layers(stack, without_output, carry, xs, remat=remat)[0]
+
+
+def collect_layers(
+    stack: nnx.Module, body: Callable[..., tuple[Carry, Any]], carry: Carry, xs: Any, *, remat: str
+) -> tuple[Carry, Any]:
+    """`scan_layers` with (carry, y) = body(layer, carry, x): also returns the y, stacked."""
     graphdef, state = nnx.split(stack)
 
-    def step(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, None]:
+    def step(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
         layer, x = inputs
-        return body(nnx.merge(graphdef, layer), carry, x), None
+        return body(nnx.merge(graphdef, layer), carry, x)
 
-    return jax.lax.scan(_CHECKPOINT[remat](step), carry, (state, xs))[0]
+    return jax.lax.scan(_CHECKPOINT[remat](step), carry, (state, xs))

@@ -77,6 +77,18 @@ class MLLM(nnx.Module):
         )
         return hidden if cache is None else (hidden, cache)
 
+    def keys_values(self, batch: Batch, *, adapters: bool = True) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of every decoder layer: [layers, B, L, kv_heads, head_dim] each.
+
+        The batch has no suffixes. Raises as a call does.
+        """
+        check_shapes(batch)
+        assert batch.suffix_ids is None, "keys of suffixes depend on their prefix"
+        x, deepstack = self._embed(batch)
+        return self.text.keys_values(
+            x, batch.positions, batch.segment_ids, deepstack=deepstack, adapters=adapters
+        )
+
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab]; for decoding and gathered positions, never a whole batch."""
         return unembed(hidden, self.text.head_kernel())

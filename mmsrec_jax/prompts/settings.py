@@ -22,7 +22,8 @@ class PromptSettings(Section):
         ("title",), "Text fields of an item in a list when it has no keywords."
     )
     candidate_keywords: bool = setting(
-        False, "Candidates show their keywords beside text and image (ours)."
+        False,
+        "Candidates show image, `list_fields` and keywords, in place of image and `fields` (ours).",
     )
     text_tokens: int = setting(256, "Longer texts of an item lose their tail.", low=0)
     image_attributes: tuple[str, ...] = setting((), "Attributes that the image shows (warm-up).")

@@ -37,8 +37,8 @@ Counts = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuneSettings(Section):
-    """What warm-up and stage 3 have in common."""
+class UpdateSettings(Section):
+    """What all fine-tuning has in common."""
 
     trainable: str = setting(
         "lora",
@@ -49,27 +49,15 @@ class FineTuneSettings(Section):
     lora_rank: int = setting(16, "Rank of the adapters.", low=1)
     lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
     steps: int = setting(2000, "Updates.", low=1)
-    batch_size: int = setting(64, "Packed rows of an update.", low=1)
-    micro_batch: int = setting(0, "Packed rows of one backward pass. 0 is all.", low=0)
     offload_optimizer: bool = setting(
         False,
         "Keep the moments of the optimizer in the hosts' memory: less HBM, more transfers.",
         recorded=False,
     )
-    length: int = setting(4096, "Tokens of a row.", low=1)
-    patches: int = setting(8192, "Vision patches of a row.", low=0)
-    answers: int = setting(32, "Yes/no labels of a row.", low=1)
-    targets: int = setting(256, "Tokens of a row that have a loss.", low=1)
     learning_rate: float = setting(1e-4, "The peak; a cosine ends at a tenth of it (AdamW).", low=0)
     warmup_steps: int = setting(100, "Steps until the peak; fewer than `steps`.", low=0)
     weight_decay: float = setting(0.0, "Of AdamW.", low=0)
     clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
-    listwise_weight: float = setting(
-        0.0, "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).", low=0
-    )
-    input_shards: int = setting(
-        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
-    )
     workers: int = setting(
         8, "Processes that make batches, for each part. 0 is threads of the main process.", low=0
     )
@@ -82,6 +70,27 @@ class FineTuneSettings(Section):
             raise UserError(
                 f"{name}.warmup_steps={self.warmup_steps}: must be below steps={self.steps}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuneSettings(UpdateSettings):
+    """What warm-up and stage 3 on packed rows have in common."""
+
+    batch_size: int = setting(64, "Packed rows of an update.", low=1)
+    micro_batch: int = setting(0, "Packed rows of one backward pass. 0 is all.", low=0)
+    length: int = setting(4096, "Tokens of a row.", low=1)
+    patches: int = setting(8192, "Vision patches of a row.", low=0)
+    answers: int = setting(32, "Yes/no labels of a row.", low=1)
+    targets: int = setting(256, "Tokens of a row that have a loss.", low=1)
+    listwise_weight: float = setting(
+        0.0, "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).", low=0
+    )
+    input_shards: int = setting(
+        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
+    )
+
+    def check(self, name: str) -> None:
+        super().check(name)
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise UserError(
                 f"{name}.micro_batch={self.micro_batch}: must divide batch_size={self.batch_size}"
@@ -115,7 +124,7 @@ class WarmupSettings(FineTuneSettings):
         choices=trainables.KINDS,
     )
     tasks: Mapping[str, float] = setting(
-        {"describe": 0.25, "see": 0.25, "vqa": 0.2, "retell": 0.1, "match": 0.2},
+        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1},
         "Shares of the tasks.",
         low=0,
     )
@@ -221,7 +230,7 @@ def _work(
     return metering.of_rows(batch.segment_ids) | {"flops": counted(count, tokens, targets, batch)}
 
 
-def make_optimizer(settings: FineTuneSettings) -> optax.GradientTransformation:
+def make_optimizer(settings: UpdateSettings) -> optax.GradientTransformation:
     """AdamW under a warm-up and a cosine, gradients clipped by their global norm."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,

@@ -30,9 +30,9 @@ from mmsrec_jax.runtime.sharding import make_mesh
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
     "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft",
-    "sft", "evaluation",
+    "sft", "cached", "evaluation",
 )  # fmt: skip
-LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft")
+LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft", "cached")
 TINY = {
     "data.toyshop.num_users": 150, "data.toyshop.num_items": 60, "data.toyshop.num_groups": 3,
     "model.tiny.hidden": 32, "model.tiny.layers": 2, "model.tiny.intermediate": 64,
@@ -43,6 +43,10 @@ TINY = {
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
+    "forms": "('joint', 'cached')", "cached.steps": 8, "cached.evaluate_every": 4,
+    "cached.warmup_steps": 2, "cached.checkpoint_every": 2, "cached.num_users": 8,
+    "cached.num_items": 16, "cached.validation_rows": 16, "cached.score_items": 32,
+    "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
     "evaluation.fuse": True, "evaluation.length": 600,  # so that all candidates show all they have
 }  # fmt: skip
@@ -99,7 +103,7 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
     ).read_text()
     for ranks in (unbroken / "evaluation").glob("ranks-*.parquet"):
         assert pq.read_table(ranks).equals(pq.read_table(broken / "evaluation" / ranks.name))
-    for step in ("warmup", "summarizer", "sasrec", "plain_sft", "sft"):
+    for step in LOOPS:
         for run in (unbroken, broken):
             steps = [row["step"] for row in metrics(run / step)]
             assert steps == sorted(steps)
@@ -119,7 +123,8 @@ def test_the_table_has_every_system_under_its_protocols(runs):
     found = {(row["system"], row["protocol"]) for row in rows}
     everywhere = [
         "random", "popularity", "cooccurrence", "keyword_overlap", "keyword_logit", "sasrec",
-        "plain_sft", "mmsrarec", "bayes_optimal", "oracle",
+        "plain_sft", "mmsrarec", "mmsrarec/cached", "mmsrarec/cached+sasrec", "bayes_optimal",
+        "oracle",
     ]  # fmt: skip
     assert found == {(name, p) for name in everywhere for p in ("sampled@20", "full")} | {
         ("mmsrarec+sasrec", "full")
@@ -146,7 +151,7 @@ def test_every_item_has_one_summary(runs):
 
 def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     tables = [pq.read_table(p) for p in (runs[0] / "evaluation").glob("ranks-*-sampled@20.parquet")]
-    assert len(tables) == 10
+    assert len(tables) == 12
     for table in tables:
         np.testing.assert_array_equal(table["user"], tables[0]["user"])
         np.testing.assert_array_equal(table["target"], tables[0]["target"])
@@ -283,7 +288,7 @@ def test_mistakes_in_typed_histories(scorer, arguments, message):
 
 
 def test_a_run_that_is_not_finished_has_no_scorer(tmp_path):
-    with pytest.raises(UserError, match="step sft has not finished"):
+    with pytest.raises(UserError, match="step evaluation has not finished"):
         Scorer(tmp_path)
 
 

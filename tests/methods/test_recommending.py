@@ -30,12 +30,15 @@ SIZES = {
     "data.toyshop.num_users": 100, "data.toyshop.num_items": ITEMS, "data.toyshop.num_groups": 3,
     "model.tiny.hidden": 32, "model.tiny.layers": 2, "model.tiny.intermediate": 64,
     "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
-    "warmup.steps": 12, "warmup.warmup_steps": 2, "warmup.batch_size": 4, "summarizer.steps": 1,
+    "warmup.steps": 60, "warmup.warmup_steps": 5, "warmup.batch_size": 8, "summarizer.steps": 1,
     "summarizer.batch_size": 4, "summarizer.num_generations": 2, "summarizer.micro_batch": 8,
-    "summarizer.distractors": 2, "summarizer.max_new_tokens": 8, "summarizer.warmup_steps": 0,
+    "summarizer.distractors": 2, "summarizer.max_new_tokens": 16, "summarizer.warmup_steps": 0,
     "sasrec.steps": 20, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
-    "sft.steps": 2, "sft.warmup_steps": 1, "sft.batch_size": 4, "evaluation.users": 8,
-    "evaluation.batch_size": 8, "evaluation.length": 600, "evaluation.generate": 8,
+    "sft.steps": 2, "sft.warmup_steps": 1, "sft.batch_size": 4, "forms": ("joint", "cached"),
+    "cached.steps": 2, "cached.evaluate_every": 2, "cached.warmup_steps": 1, "cached.num_users": 4,
+    "cached.num_items": 8, "cached.validation_rows": 8, "cached.score_items": 32,
+    "cached.score_users": 4, "use.plain_sft": False, "evaluation.users": 8,
+    "evaluation.batch_size": 8, "evaluation.length": 2400, "evaluation.generate": 8,
 }  # fmt: skip
 HISTORY = ["i0007", "i0023", "i0031"]
 
@@ -54,6 +57,21 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def cached_workdir(workdir, tmp_path_factory):
+    """The same run, had `forms` named cached first."""
+    folder = tmp_path_factory.mktemp("recommending") / "cached"
+    (folder / "evaluation").mkdir(parents=True)
+    for step in workdir.iterdir():
+        if step.is_dir() and step.name != "evaluation":
+            (folder / step.name).symlink_to(step)
+    record = json.loads((workdir / "evaluation" / "step.json").read_text())
+    assert record["config"]["forms"] == ["joint", "cached"]
+    record["config"]["forms"] = ["cached", "joint"]
+    (folder / "evaluation" / "step.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def asked(workdir):
     return Recommending(workdir, one_device())
 
@@ -68,7 +86,9 @@ def written(workdir):
     """Keywords by item, as step `summaries` left them."""
     lines = (workdir / "summaries" / "summaries.jsonl").read_text().splitlines()
     rows = map(json.loads, lines)
-    return {row["id"]: list(dict.fromkeys(row["image"] + row["text"])) for row in rows}
+    found = {row["id"]: list(dict.fromkeys(row["image"] + row["text"])) for row in rows}
+    assert sum(map(bool, found.values())) > ITEMS / 2, "so short a warm-up wrote no keywords"
+    return found
 
 
 def test_items_of_a_user_are_those_that_the_mllm_scores_best(asked, scorer, written):
@@ -77,7 +97,8 @@ def test_items_of_a_user_are_those_that_the_mllm_scores_best(asked, scorer, writ
     past = scorer.catalog.ids[scorer.histories.of(3)].tolist()
     rest = [id for id in scorer.catalog.ids.tolist() if id not in past]
     scores = dict(zip(rest, scorer.scores(past, rest, user=name), strict=True))
-    assert [item.id for item in answer.items] == sorted(rest, key=scores.get, reverse=True)
+    assert {item.id for item in answer.items} == set(rest)
+    assert sorted(answer.items, key=lambda item: -item.score) == answer.items
     sequential = np.asarray(scorer.recommender.scores(scorer.histories.of(3)[None]))[0]
     for rank, item in enumerate(answer.items, 1):
         at = scorer.catalog.index[item.id]
@@ -86,7 +107,7 @@ def test_items_of_a_user_are_those_that_the_mllm_scores_best(asked, scorer, writ
         assert item.sequential_score == pytest.approx(sequential[at], abs=1e-5)
         assert item.keywords == written[item.id] and item.title == scorer.catalog[at].text["title"]
         assert Path(item.picture).read_bytes() == scorer.catalog[at].image
-    assert [item.id for item in answer.history] == past[-3:]  # as many as a prompt shows
+    assert [item.id for item in answer.history] == past[-scorer.config.prompts.history :]
     assert answer.user == name and answer.scorer == "mmsrarec/rerank"
     assert [item.id for item in asked.recommend(user=name, top=2).items] == [
         item.id for item in answer.items[:2]
@@ -115,8 +136,9 @@ def test_similar_users_of_a_typed_history(asked, scorer, written):
         if cosine > best.get(user, (-2, 0))[0]:
             best[user] = cosine, str(scorer.catalog.ids[histories.of(user)[position]])
     top = sorted(best.values(), reverse=True)
-    assert len(answer.neighbors) == 3
-    assert answer.neighbors[0].id == top[0][1]
+    assert 3 <= len(answer.neighbors) <= scorer.config.prompts.similar
+    assert not {item.id for item in answer.neighbors} & set(HISTORY)
+    assert answer.neighbors[0].id == next(id for _, id in top if id not in HISTORY)
     for found in answer.neighbors:
         assert found.keywords == written[found.id]
         assert any(found.similarity == pytest.approx(cosine, abs=1e-5) for cosine, _ in top)
@@ -149,6 +171,40 @@ def test_a_new_item_that_equals_an_old_one_has_its_keywords_and_its_score(workdi
         asked.recommend(history=["twin"])
     with pytest.raises(UserError, match=f"item '{old.id}' is in the catalog"):
         asked.add([old])
+
+
+def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdir, scorer, written):
+    other = Scorer(cached_workdir, one_device())
+    run = other._run
+    assert (scorer.form, other.form) == ("joint", "cached")
+    rows = run.test_targets()[:3]
+    cached = run.cached_items()
+    prompts = cached.prompts(rows)
+    wanted = cached.catalog("again", run.base.trained("again", "cached"), prompts)
+    wanted = np.asarray(wanted.row_scores(np.arange(3)))
+    ids = scorer.catalog.ids.tolist()
+    for row, (user, position) in enumerate(rows):
+        past = [ids[item] for item in scorer.histories.of(user)[:position]]
+        found = other.scores(past, ids, user=str(scorer.histories.users[user]))
+        np.testing.assert_allclose(found, wanted[row], atol=1e-5)
+    assert np.ptp(wanted, axis=1).min() > 1e-3
+    asked = Recommending(cached_workdir, one_device())
+    before = asked.recommend(history=HISTORY, top=2 * ITEMS)
+    rest = [id for id in ids if id not in HISTORY]
+    scores = dict(zip(rest, other.scores(HISTORY, rest), strict=True))
+    assert {item.id for item in before.items} == set(rest)
+    assert sorted(before.items, key=lambda item: -item.score) == before.items
+    assert all(item.score == pytest.approx(scores[item.id], abs=1e-5) for item in before.items)
+    assert before.scorer == "mmsrarec/cached"
+    old = scorer.catalog[12]
+    asked.add([Item("twin", dict(old.text), old.image, old.category)])
+    answer = asked.recommend(history=HISTORY, top=2 * ITEMS)
+    found = {item.id: item for item in answer.items}
+    assert len(found) == len(rest) + 1 and found["twin"].sequential_score is None
+    assert found["twin"].score == pytest.approx(found[old.id].score, abs=1e-5)
+    for item in before.items:
+        assert found[item.id].score == pytest.approx(item.score, abs=1e-5)
+        assert item.keywords == written[item.id] and item.sequential_score is not None
 
 
 class Backwards:

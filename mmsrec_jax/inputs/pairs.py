@@ -1,0 +1,298 @@
+"""Prompts of users and of items apart, for the cached form (`models.late_interaction`, *ours*)."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from mmsrec_jax.inputs.batch import Room
+from mmsrec_jax.inputs.item_renderer import PromptConfig
+from mmsrec_jax.inputs.pipeline import end_with_the_run
+from mmsrec_jax.inputs.recommend import PromptContext, UserPrompts
+from mmsrec_jax.inputs.truncation import limits
+from mmsrec_jax.models.batch import Batch, pack_images
+from mmsrec_jax.models.pair_batch import PairBatch
+from mmsrec_jax.prompts import Piece, tasks
+from mmsrec_jax.prompts import sections as prompt_sections
+from mmsrec_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRoom:
+    """Static sizes.
+
+    Attributes:
+      prompt: tokens of a user's prompt; positions of items begin there.
+      item: tokens of an item, without its tail.
+      patches: vision patches of an item; 0 = no images.
+      tail: tokens of a tail.
+    """
+
+    prompt: int
+    item: int
+    patches: int
+    tail: int
+
+
+class PairPrompts(UserPrompts):
+    """Rows of users and of items of one run; arguments as of `UserPrompts`.
+
+    Raises:
+      UserError: the catalog is empty, or a tail would be longer than what all items end with.
+    """
+
+    def __init__(
+        self,
+        context: PromptContext,
+        prompt_config: PromptConfig,
+        rows: np.ndarray,
+        *,
+        room: PairRoom,
+        history: int,
+        similar: int,
+    ):
+        super().__init__(
+            context, prompt_config, rows, length=room.prompt, history=history, similar=similar
+        )
+        if not len(self.renderer):
+            raise UserError("the catalog has no items; prepare the data again")
+        self.room = room
+        self.tail = self._candidate(0, Counter()).tokens[-room.tail :]
+
+    def users(self, rows: Sequence[int], counts: Counter) -> Batch:
+        """A prompt of a source row each; -1 is a row without a prompt."""
+        return self.prompts([None if r < 0 else self.prompt(r, counts) for r in rows], rows)
+
+    def prompt(self, row: int, counts: Counter) -> Piece:
+        """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
+        chat = self.renderer.prompt_config.chat
+        return prompt_sections.fit(
+            self.sections(row),
+            lambda opening: chat.encode(chat.head + opening),
+            self.room.prompt,
+            counts,
+        )
+
+    def keywords_prompt(self, item: int) -> Piece:
+        """Words of an item in a prompt of their own: the user row of task `align`."""
+        chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
+        words = tasks.align_words(templates, self.renderer.words(item))
+        return chat.encode(chat.head + words)
+
+    def prompts(self, pieces: Sequence[Piece | None], rows: Sequence[int]) -> Batch:
+        """The batch of these prompts; they end at position `room.prompt`.
+
+        Raises:
+          UserError: a prompt is longer than its room.
+        """
+        room = self.room.prompt
+        batch = _room(len(pieces), room)
+        for at, piece in enumerate(pieces):
+            if piece is None:
+                continue
+            if (n := len(piece)) > room:
+                raise UserError(
+                    f"the prompt of row {rows[at]} has {n} tokens, its room is {room}: raise "
+                    "config.cached.prompt_length"
+                )
+            batch.tokens[at, :n] = piece.tokens
+            batch.segment_ids[at, :n] = 1
+            batch.positions[at, :, :n] = np.arange(room - n, room)
+        return batch
+
+    def items(self, items: Sequence[int], counts: Counter) -> tuple[Batch, np.ndarray]:
+        """A row of each item, -1 is an empty one; and where their tails begin, int32[M].
+
+        Raises:
+          UserError: an item needs more tokens or patches than it has room, or ends otherwise.
+        """
+        room = self.room
+        batch = _room(len(items), room.item)
+        tails = np.full(len(items), room.prompt, np.int32)
+        images: list[Sequence[dict]] = [()] * len(items)
+        for at, item in enumerate(items):
+            if item < 0:
+                continue
+            piece = self._candidate(int(item), counts)
+            n = len(piece) - room.tail
+            if not np.array_equal(piece.tokens[n:], self.tail):
+                raise UserError(
+                    f"config.cached.tail={room.tail}: what is said of items does not end with the "
+                    "same tokens that far; lower it"
+                )
+            patches = sum(len(image["patches"]) for image in piece.images)
+            for needed, has, name in ((n, room.item, "length"), (patches, room.patches, "patches")):
+                if needed > has:
+                    raise UserError(
+                        f"item {self.context.catalog.ids[item]}: it needs {needed} of {name}, its "
+                        f"room is {has}: raise config.cached.item_{name}"
+                    )
+            batch.tokens[at, :n] = piece.tokens[:n]
+            batch.segment_ids[at, :n] = 1
+            batch.positions[at, :, :n] = piece.positions[:, :n] + room.prompt
+            tails[at] = room.prompt + piece.positions[0, n]
+            images[at] = piece.images
+        if room.patches:
+            packed = pack_images(images, room.patches, self.patch_width)
+            batch = dataclasses.replace(batch, images=packed)
+        return batch, tails
+
+    def _candidate(self, item: int, counts: Counter) -> Piece:
+        """What is said of an item, whose texts are cut so that it fits: the same for all users."""
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            found: Counter[str] = Counter()
+            piece = self.renderer.candidate(item, limit, found)
+            if len(piece) - self.room.tail <= self.room.item or last:
+                break
+        if limit < self.renderer.prompt_config.text_tokens:
+            found["items_with_shortened_texts"] += 1
+        counts.update(found)
+        return piece
+
+
+def _room(rows: int, length: int) -> Batch:
+    return Room(rows=rows, length=length, targets=1).empty().model_inputs()
+
+
+Counted = tuple[PairBatch, Counter]  # a batch, and what was left out or cut in making it
+
+
+class PairBatches(grain.sources.RandomAccessDataSource):
+    """The batches of a run by step; a function of (seed, step).
+
+    Every item of a batch is a negative of all users who neither chose it nor had it in training.
+
+    Args:
+      prompts: of the training targets.
+      steps: how many batches there are.
+      users, items: B and M; of the items those that are nobody's target are drawn uniformly.
+      align: share of the users' rows that hold the keywords of an item, whose item is the target.
+      shard, shards: which equal part of the rows of users and of items is made.
+
+    Raises:
+      UserError: no targets; sizes that do not divide; fewer items than M.
+    """
+
+    def __init__(
+        self,
+        prompts: PairPrompts,
+        *,
+        steps: int,
+        users: int,
+        items: int,
+        align: float,
+        seed: int,
+        shard: int = 0,
+        shards: int = 1,
+    ):
+        if not len(prompts):
+            raise UserError("there are no training targets; the split left no user two items")
+        num_items = len(prompts.renderer)
+        if items > num_items:
+            raise UserError(
+                f"config.cached.num_items={items}: the catalog has {num_items}; lower it"
+            )
+        for name, size in (("users", users), ("items", items)):
+            if size % shards:
+                raise UserError(
+                    f"config.cached.num_{name}={size} does not divide into {shards} input shards; "
+                    "make it a multiple"
+                )
+        self._prompts, self._steps, self._seed = prompts, steps, seed
+        self._users, self._items, self._align = users, items, align
+        self._shard, self._shards = shard, shards
+        histories = prompts.context.histories
+        self._targets = histories.items[histories.offsets[prompts.rows[:, 0]] + prompts.rows[:, 1]]
+        self._log_frequency = _log_frequency(
+            np.bincount(self._targets, minlength=num_items), users, items
+        )
+        self._order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> Counted:  # type: ignore[override]
+        counts: Counter[str] = Counter()
+        rng = np.random.default_rng((self._seed, step))
+        rows = np.array([self._order[step * self._users + i] for i in range(self._users)])
+        targets = self._targets[rows]
+        aligned = rng.random(self._users) < self._align
+        items = self._drawn(rng, targets)
+        mine = slice(
+            self._shard * self._users // self._shards,
+            (self._shard + 1) * self._users // self._shards,
+        )
+        pieces = [
+            self._prompts.keywords_prompt(int(target))
+            if align
+            else self._prompts.prompt(int(row), counts)
+            for row, target, align in zip(rows[mine], targets[mine], aligned[mine], strict=True)
+        ]
+        count = self._items // self._shards
+        here = items[self._shard * count :][:count]
+        batch, tails = self._prompts.items(here, counts)
+        counts["examples"] += len(pieces)
+        made = PairBatch(
+            users=self._prompts.prompts(pieces, rows[mine].tolist()),
+            items=batch,
+            tails=tails,
+            targets=np.searchsorted(items, targets[mine]).astype(np.int32),
+            competes=self._competes(rows[mine], targets[mine], aligned[mine], items),
+            log_frequency=self._log_frequency[here],
+        )
+        return made, counts
+
+    def _drawn(self, rng: np.random.Generator, targets: np.ndarray) -> np.ndarray:
+        """int[M], sorted: the targets, and others."""
+        chosen = np.unique(targets)
+        others = rng.permutation(len(self._log_frequency))[: self._items]
+        others = others[~np.isin(others, chosen)][: self._items - len(chosen)]
+        return np.sort(np.concatenate([chosen, others]))
+
+    def _competes(
+        self, rows: np.ndarray, targets: np.ndarray, aligned: np.ndarray, items: np.ndarray
+    ) -> np.ndarray:
+        context, renderer = self._prompts.context, self._prompts.renderer
+        found = np.ones((len(rows), len(items)), bool)
+        for at, (row, target) in enumerate(zip(rows, targets, strict=True)):
+            if aligned[at]:
+                words = renderer.words(int(target))
+                found[at] = [renderer.words(int(item)) != words for item in items]
+            else:
+                user = self._prompts.rows[row, 0]
+                seen = context.histories.of(user)
+                if context.train_end is not None:
+                    seen = seen[: context.train_end[user]]
+                found[at] = ~np.isin(items, seen)
+        return found | (items == targets[:, None])
+
+
+def _log_frequency(counts: np.ndarray, users: int, items: int) -> np.ndarray:
+    """float32[N]: logarithm of the probability that an item is in a batch, as the target of one of
+    its users or drawn beside them."""
+    target = 1 - (1 - counts / counts.sum()) ** users
+    chosen = target.sum()
+    drawn = max(items - chosen, 0) / max(len(counts) - chosen, 1)
+    return np.log(np.clip(target + (1 - target) * drawn, 1e-12, 1)).astype(np.float32)
+
+
+def dataset(batches: PairBatches, workers: int, counts: Counter) -> grain.IterDataset:
+    """The batches in order, made ahead of their use; `iter()` of it has an exact position.
+
+    workers: processes, 0 = threads of this one; counts: is added to as batches are used.
+    """
+    found = grain.MapDataset.source(batches).to_iter_dataset(
+        grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    )
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        found = found.mp_prefetch(options, worker_init_fn=end_with_the_run)
+
+    def counted(made: Counted) -> PairBatch:
+        batch, left_out = made
+        counts.update(left_out)
+        return batch
+
+    return found.map(counted)

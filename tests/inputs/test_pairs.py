@@ -1,0 +1,182 @@
+"""Rows of users and of items: the same tokens as in the joint form, at positions that fit all."""
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+import toy_items
+from toy_examples import CATALOG, HISTORIES, KEYWORDS, ROWS, TRAIN_END, context
+
+from mmsrec_jax.inputs.pairs import PairBatches, PairPrompts, PairRoom, dataset
+from mmsrec_jax.inputs.recommend import CandidateSource
+from mmsrec_jax.models import batch_tree  # noqa: F401  a batch is a pytree then
+from mmsrec_jax.runtime.errors import UserError
+
+ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return toy_items.prompt_config(toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def prompts(config, room=ROOM, **changes):
+    return PairPrompts(context(**changes), config, ROWS, room=room, history=5, similar=3)
+
+
+def batches(config, **options):
+    given = {"steps": 40, "users": 4, "items": 12, "align": 0.0, "seed": 3} | options
+    return PairBatches(prompts(config), **given)
+
+
+def test_user_and_item_are_the_joint_prompt_in_two(config):
+    lists = np.tile(np.array([4, 1], np.int32), (len(ROWS), 1))
+    joint = CandidateSource(context(), config, ROWS, lists, length=400, history=5, similar=3)
+    apart = prompts(config)
+    users, (items, tails) = apart.users([2, 5], Counter()), apart.items([4, 1], Counter())
+    for at, row in enumerate((2, 5)):
+        example = joint.example(row, 0)
+        prefix = example.tokens[example.suffix_ids == 0]
+        n = len(prefix)
+        assert users.segment_ids[at].sum() == n
+        np.testing.assert_array_equal(users.tokens[at, :n], prefix)
+        assert users.positions[at, :, :n].max() == ROOM.prompt - 1
+        np.testing.assert_array_equal(np.diff(users.positions[at, :, :n]), 1)
+        for column in range(2):
+            own = example.suffix_ids == column + 1
+            said, where = example.tokens[own][:-1], example.positions[:, own][:, :-1]
+            m = len(said) - 1
+            np.testing.assert_array_equal(items.tokens[column, :m], said[:-1])
+            np.testing.assert_array_equal(apart.tail, said[-1:])
+            shift = ROOM.prompt - where[0, 0]
+            np.testing.assert_array_equal(items.positions[column, :, :m], where[:, :-1] + shift)
+            assert tails[column] == where[0, -1] + shift
+
+
+def test_what_the_user_had_is_no_neighbors_next_item(config):
+    row = 7
+    user, position = ROWS[row]
+    past = HISTORIES.of(user)[:position]
+    other = next(i for i in range(24) if i not in HISTORIES.of(user))
+    neighbors = np.full((len(ROWS), 4), -1, np.int32)
+    neighbors[row, :2] = past[0], other
+    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter())
+    neighbors[row, :2] = other, -1
+    np.testing.assert_array_equal(
+        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).tokens
+    )
+
+
+def test_targets_are_found_and_what_was_had_does_not_compete(config):
+    made = batches(config)
+    seen = set()
+    for step in range(15):
+        batch, counts = made[step]
+        assert counts["examples"] == 4
+        items = item_numbers(made, batch)
+        assert len(set(items)) == 12
+        for at in range(4):
+            row = user_row(made, batch, at)
+            user, position = ROWS[row]
+            seen.add(row)
+            assert items[batch.targets[at]] == HISTORIES.of(user)[position]
+            had = set(HISTORIES.of(user)[: TRAIN_END[user]]) - {HISTORIES.of(user)[position]}
+            assert batch.competes[at].tolist() == [item not in had for item in items]
+    assert len(seen) > 20  # epochs go over all targets
+
+
+def item_numbers(made, batch):
+    """Which items the rows hold, by their tokens."""
+    every, _ = made._prompts.items(range(24), Counter())
+    known = {bytes(row): item for item, row in enumerate(every.tokens)}
+    return [known[bytes(row)] for row in batch.items.tokens]
+
+
+def user_row(made, batch, at):
+    every = made._prompts.users(range(len(ROWS)), Counter())
+    known = [row for row in range(len(ROWS)) if (every.tokens[row] == batch.users.tokens[at]).all()]
+    targets = {row: HISTORIES.of(ROWS[row][0])[ROWS[row][1]] for row in known}
+    wanted = item_numbers(made, batch)[batch.targets[at]]
+    return next(row for row in known if targets[row] == wanted)
+
+
+def test_shards_side_by_side_are_the_batch(config):
+    whole, _ = batches(config, align=0.3)[5]
+    parts = [batches(config, align=0.3, shard=shard, shards=2)[5][0] for shard in range(2)]
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_position_is_gone_on_from(config, workers):
+    counts = Counter()
+    iterator = iter(dataset(batches(config, steps=8), workers, counts))
+    first = [next(iterator) for _ in range(3)]
+    state = iterator.get_state()
+    rest = list(iterator)
+    assert len(first) + len(rest) == 8 and counts["examples"] == 32
+    again = iter(dataset(batches(config, steps=8), workers, Counter()))
+    again.set_state(state)
+    for a, b in zip(rest, again, strict=True):
+        np.testing.assert_array_equal(a.users.tokens, b.users.tokens)
+        np.testing.assert_array_equal(a.items.tokens, b.items.tokens)
+
+
+def test_align_rows_hold_the_keywords_of_their_target(config):
+    made = batches(config, align=1.0)
+    batch, _ = made[0]
+    items = item_numbers(made, batch)
+    for at in range(4):
+        target = items[batch.targets[at]]
+        expected = made._prompts.keywords_prompt(target).tokens
+        np.testing.assert_array_equal(batch.users.tokens[at, : len(expected)], expected)
+        words = [KEYWORDS[item] == KEYWORDS[target] for item in items]
+        assert batch.competes[at].tolist() == [
+            item == target or not same for item, same in zip(items, words, strict=True)
+        ]
+
+
+def test_log_frequency_is_how_often_an_item_is_in_a_batch(config):
+    made = batches(config, steps=3000)
+    found = np.zeros(24)
+    for step in range(3000):
+        rng = np.random.default_rng((3, step))
+        rows = [made._order[step * 4 + i] for i in range(4)]
+        rng.random(4)
+        found[made._drawn(rng, made._targets[rows])] += 1
+    assert np.abs(np.exp(made._log_frequency) - found / 3000).max() < 0.03
+    assert np.ptp(found / 3000) > 0.15
+
+
+def test_long_texts_of_an_item_are_cut_to_its_room(config):
+    whole = max(len(prompts(config)._candidate(i, Counter())) for i in range(len(CATALOG)))
+    counts = Counter()
+    small = PairRoom(prompt=60, item=whole - 2, patches=16, tail=1)
+    batch, _ = prompts(config, small).items(range(24), counts)
+    assert counts["items_with_shortened_texts"] > 0
+    assert batch.tokens.shape == (24, whole - 2)
+
+
+@pytest.mark.parametrize(
+    ("room", "message"),
+    [
+        (PairRoom(prompt=60, item=1, patches=16, tail=1), "item_length"),
+        (PairRoom(prompt=60, item=24, patches=2, tail=1), "item_patches"),
+        (PairRoom(prompt=60, item=24, patches=16, tail=8), "tail"),
+    ],
+)
+def test_what_has_no_room_is_named(config, room, message):
+    with pytest.raises(UserError, match=message):
+        prompts(config, room).items(range(24), Counter())
+
+
+def test_a_prompt_without_room_and_sizes_that_do_not_divide(config):
+    with pytest.raises(UserError, match="prompt_length"):
+        small = PairRoom(prompt=0, item=24, patches=16, tail=1)
+        prompts(config, small).users([0], Counter())
+    with pytest.raises(UserError, match="num_items=13"):
+        batches(config, items=13, shards=2)
+    with pytest.raises(UserError, match="the catalog has 24"):
+        batches(config, items=25)
