@@ -80,11 +80,12 @@ def _cached(config: ConfigDict) -> None:
     with config.unlocked():
         config.forms = ("cached",)
         config.use.update(summaries=False, plain_sft=False)
-        config.prompts.update(history=8, similar=8, text_tokens=20)
+        config.prompts.update(templates="terse", history=8, similar=8, text_tokens=20)
         config.cached.update(
-            trainable="full", steps=1200, num_users=64, num_items=512, prompt_length=384,
-            item_length=64, learning_rate=2e-4, warmup_steps=50, align=0.0, evaluate_every=300,
-            validation_rows=500, checkpoint_every=300, log_every=20, score_users=32,
+            trainable="full", steps=500, num_users=32, num_items=256, prompt_length=352,
+            item_length=28, learning_rate=2e-4, warmup_steps=30, align=0.0, evaluate_every=250,
+            validation_rows=250, checkpoint_every=250, log_every=20, score_users=32,
             score_items=1024,
         )  # fmt: skip
-        config.evaluation.update(users=2000, rerank=0)
+        config.sft.rows = 30_000
+        config.evaluation.update(users=1000, rerank=0, fuse=True)

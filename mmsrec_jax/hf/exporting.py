@@ -20,9 +20,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from mmsrec_jax.hf import mapping
-from mmsrec_jax.hf.loading import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.hf.mapping import ParamSpec
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
+from mmsrec_jax.hf.tensors import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
@@ -279,7 +279,7 @@ def _plan(base: Path, parameters: Parameters) -> list[_Tensor]:
         for layer in layers:
             ours = name.format(layer)
             parts = tuple(functools.partial(_part, parameters, leaf, layer) for leaf in leaves)
-            theirs = mapping.module(ours, config) if held is None else held.on_disk(ours)
+            theirs = mapping.module(ours, config) if held is None else held[ours].name
             plan.append(_Tensor(theirs, leaves[0].tensor_shape(shape), parts))
             planned.add(ours)
     # The copy of a tied head would contradict an embedding that was trained.
@@ -293,10 +293,10 @@ def _carried_over(held: Tensors, made: set[str]) -> Iterator[_Tensor]:
     for name in held:
         if name in made:
             continue
-        shape, dtype = held.header(name)
-        if dtype in FLOATING:
-            part = functools.partial(held.read, name, shape)
-            yield _Tensor(held.on_disk(name), shape, (part,))
+        stored = held[name]
+        if stored.dtype in FLOATING:
+            part = functools.partial(held.read, name, stored.shape)
+            yield _Tensor(stored.name, stored.shape, (part,))
         else:
             left_out += 1
     if left_out:

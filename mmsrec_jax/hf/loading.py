@@ -1,21 +1,24 @@
 """Hugging Face directories into MLLM, one stacked parameter at a time into its sharding."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+import mmap
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  (numpy learns bfloat16, which safetensors asks it for)
 import numpy as np
-import numpy.typing as npt
 from flax import nnx
-from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh, Sharding
 
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.families.base import located
 from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.hf.tensors import Tensors
 from mmsrec_jax.hf.tiny_init import TinySettings
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.config import REMAT_POLICIES, MLLMConfig
@@ -24,10 +27,10 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, setting
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-FLOATING = ("F32", "BF16", "F16", "F64")
-_STRIP = 16  # columns
+_THREADS = min(16, os.cpu_count() or 1)
+_CHUNK = 2**19  # values that a thread reads at a time: as many as its cache holds
+_WIDEST = 8  # bytes of a value
+_STRIP = 16  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,82 +77,6 @@ class ModelSettings(Section):
             )
 
 
-def has_tensors(directory: Path) -> bool:
-    """Whether a directory holds weights, or only the shape of a model to be trained."""
-    return any((directory / name).exists() for name in (INDEX, SINGLE))
-
-
-class Tensors:
-    """Tensors of a directory by canonical name, read from safetensors when asked for.
-
-    Raises UserError when a file is missing or cut short, when the index promises what its file does
-    not hold, or when two tensors have one canonical name.
-    """
-
-    def __init__(self, directory: Path):
-        index = directory / INDEX
-        promised = read_json(index).get("weight_map", {}) if index.exists() else {}
-        self._where: dict[str, tuple[Path, str]] = {}
-        for file in sorted(set(promised.values())) or [SINGLE]:
-            path = directory / file
-            if not path.exists():
-                raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
-            try:
-                with safe_open(path, framework="numpy") as handle:
-                    held = handle.keys()
-            except SafetensorError as error:
-                raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
-            for name in held:
-                ours = mapping.canonical(name)
-                if ours in self._where:
-                    raise UserError(f"{path}: {name} is in the checkpoint twice")
-                self._where[ours] = (path, name)
-        for name, file in promised.items():
-            if mapping.canonical(name) not in self._where:
-                raise UserError(f"{directory / file}: {name} is missing, though {INDEX} lists it")
-        self.directory = directory
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def on_disk(self, name: str) -> str:
-        """What the files call the tensor."""
-        return self._where[name][1]
-
-    def described(self, name: str) -> str:
-        path, on_disk = self._where[name]
-        return f"{path}: {on_disk}"
-
-    def header(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of a tensor, the dtype in safetensors' words."""
-        path, on_disk = self._where[name]
-        with safe_open(path, framework="numpy") as handle:
-            header = handle.get_slice(on_disk)
-            return tuple(header.get_shape()), header.get_dtype()
-
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The tensor, of exactly `shape` and a floating type; else UserError."""
-        if name not in self._where:
-            raise UserError(
-                f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
-            )
-        found, dtype = self.header(name)
-        if found != shape:
-            raise UserError(
-                f"{self.described(name)} has shape {list(found)}, config.json asks for "
-                f"{list(shape)}"
-            )
-        if dtype not in FLOATING:
-            raise UserError(
-                f"{self.described(name)} is stored as {dtype}; quantized checkpoints are not "
-                "read, fetch the model in bfloat16, float16 or float32"
-            )
-        path, on_disk = self._where[name]
-        # Opened for each tensor: a file that stays mapped counts whole as this process's memory.
-        with safe_open(path, framework="numpy") as handle:
-            return handle.get_tensor(on_disk)
-
-
 def load(
     path: str | Path,
     dtype: str = "float32",
@@ -166,9 +93,10 @@ def load(
 
     Reads config.json, preprocessor_config.json (but of a text-only model) and safetensors (one file
     or shards with an index), in the names transformers 5 writes or those of published checkpoints.
-    With a mesh every parameter goes straight into its sharding; the host holds one stacked
-    parameter at a time. The directory's image processor stays with the model as `model.processor`,
-    None of a text-only model.
+    With a mesh every parameter goes straight into its sharding; a process holds its shards of two
+    stacked parameters at most, one that is read and one that is sent to the devices. The
+    directory's image processor stays with the model as `model.processor`, None of a text-only
+    model.
 
     Raises UserError that names the tensor and file for anything missing, extra or of another shape,
     and for model types and settings that are not supported.
@@ -196,12 +124,18 @@ def load(
     targets: dict[tuple, nnx.Variable] = dict(nnx.to_flat_state(abstract))
     placed = dict(nnx.to_flat_state(sharding.shardings(abstract, mesh))) if mesh is not None else {}
     _check_names(tensors, config, targets, raw["model_type"])
-    for leaf in mapping.leaves(config):
-        key = tuple(leaf.path.split("."))
-        variable = targets[key]
-        host = _assemble(tensors, leaf, variable.shape, variable.dtype)
-        where = placed[key].get_value() if mesh is not None else None
-        targets[key] = variable.replace(_place(host, where))
+    before: jax.Array | None = None
+    with ThreadPoolExecutor(_THREADS) as threads:
+        reader = _Reader(tensors, threads)
+        for leaf in mapping.leaves(config):
+            key = tuple(leaf.path.split("."))
+            variable = targets[key]
+            where = placed[key].get_value() if mesh is not None else None
+            array = reader.parameter(leaf, variable, where)
+            targets[key] = variable.replace(array)
+            # The host holds what is read and what is still sent to the devices, no more.
+            jax.block_until_ready(before)
+            before = array
     model = nnx.merge(graphdef, nnx.from_flat_state(targets))
     model.processor = processor
     return model
@@ -219,40 +153,102 @@ def _check_names(
     missing = wanted - set(tensors)
     if extra and missing:
         raise UserError(
-            f"{tensors.described(min(extra))} and {len(extra) - 1} more tensors are not of this "
+            f"{tensors[min(extra)]} and {len(extra) - 1} more tensors are not of this "
             f"{model_type} model, {len(missing)} of its own are missing ({min(missing)}): "
             "config.json and weights are of different models; fetch both again"
         )
     if extra:
         raise UserError(
-            f"{tensors.described(min(extra))} has no place in a {model_type} model of this "
+            f"{tensors[min(extra)]} has no place in a {model_type} model of this "
             f"config.json ({len(extra)} such tensors); fetch config.json and weights again"
         )
 
 
-def _assemble(
-    tensors: Tensors, leaf: mapping.ParamSpec, shape: tuple[int, ...], dtype: npt.DTypeLike
-) -> np.ndarray:
-    host = np.empty(shape, dtype)
-    layers = [(leaf.name, host)]
-    if leaf.stacked:
-        layers = [(leaf.name.format(i), host[i]) for i in range(shape[0])]
-    for name, part in layers:
-        _copy(part, leaf.read(tensors.read(name, leaf.tensor_shape(part.shape)), part.shape))
-    return host
+class _Reader:
+    """Parameters out of tensors, many rows at a time in threads."""
+
+    def __init__(self, tensors: Tensors, threads: ThreadPoolExecutor):
+        self._tensors, self._threads = tensors, threads
+        self._own = threading.local()  # of each thread: memory that is given back costs page faults
+
+    def parameter(
+        self, spec: mapping.ParamSpec, variable: nnx.Variable, where: Sharding | None
+    ) -> jax.Array:
+        """The parameter, on the first device or sharded; this process reads its own shards."""
+        shape, dtype = variable.shape, np.dtype(variable.dtype)
+        if where is None:
+            return jax.device_put(self._block(spec, shape, dtype, (slice(None),) * len(shape)))
+        blocks: dict[str, np.ndarray] = {}
+
+        def block(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None, "every shard has a place"
+            key = str(index)  # replicas have equal ones
+            if key not in blocks:
+                blocks[key] = self._block(spec, shape, dtype, index)
+            return blocks[key]
+
+        return jax.make_array_from_callback(shape, where, block)
+
+    def _block(
+        self,
+        spec: mapping.ParamSpec,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        index: tuple[slice, ...],
+    ) -> np.ndarray:
+        index = tuple(
+            slice(*each.indices(size)[:2]) for each, size in zip(index, shape, strict=True)
+        )
+        host = _empty([each.stop - each.start for each in index], dtype)
+        layers = [(spec.name, host)]
+        if spec.stacked:
+            first, index = index[0], index[1:]
+            names = [spec.name.format(i) for i in range(first.start, first.stop)]
+            shape, layers = shape[1:], list(zip(names, host, strict=True))
+        source, rows, *others = spec.tensor_shape(shape), *spec.tensor_index(shape, index)
+        step = max(_STRIP, _CHUNK // max(1, math.prod(source[1:])))
+
+        def copy(name: str, target: np.ndarray, start: int) -> None:
+            stop = min(start + step, rows.stop)
+            chunk = slice(start, stop)
+            values = self._tensors.read(name, source, chunk, memory=self._memory())
+            _copy(target[start - rows.start : stop - rows.start], values[:, *others])
+
+        waiting = [
+            self._threads.submit(copy, name, spec.write(part), start)
+            for name, part in layers
+            for start in range(rows.start, rows.stop, step)
+        ]
+        for each in waiting:
+            each.result()
+        return host
+
+    def _memory(self) -> np.ndarray:
+        if not hasattr(self._own, "memory"):
+            self._own.memory = np.empty(_CHUNK * _WIDEST, np.uint8)
+        return self._own.memory
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """As np.empty, in memory of its own that begins with a page: where devices compute in the
+    host's memory, jax takes it as it is. In pages of the usual size: numpy asks for huge ones, and
+    a virtual machine needs longer to find them than to read what goes into them."""
+    size = math.prod(shape)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, max(1, size * dtype.itemsize), flags)
+    return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """target[...] = source. A transposed source goes in strips as wide as a cache line: numpy would
+    """target[...] = source. A transposed target goes in strips as wide as a cache line: numpy would
     fetch a line for every value."""
-    if source.flags.c_contiguous:
+    if target.dtype != source.dtype:
+        source = source.astype(target.dtype)
+    # numpy copies integers without holding the lock of Python, bfloat16 with it.
+    bits = np.dtype(f"u{target.dtype.itemsize}")
+    target, source = target.view(bits), source.view(bits)
+    if target.flags.c_contiguous:
         target[...] = source
         return
-    for start in range(0, source.shape[-1], _STRIP):
-        target[..., start : start + _STRIP] = source[..., start : start + _STRIP]
-
-
-def _place(host: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
-    if where is None:
-        return jax.device_put(host)
-    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+    for start in range(0, len(target), _STRIP):
+        target[start : start + _STRIP] = source[start : start + _STRIP]

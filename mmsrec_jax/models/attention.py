@@ -22,18 +22,18 @@ from jax.typing import DTypeLike
 from mmsrec_jax.models import flash, splash
 from mmsrec_jax.models.block_mask import BlockMask, block_mask, tokens
 from mmsrec_jax.models.layers import precision
-from mmsrec_jax.runtime.sharding import is_divisible, per_device
+from mmsrec_jax.runtime.sharding import is_divisible, per_device, platform
 
 MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
 
-Implementation = Literal["xla", "splash", "cudnn", "flash"]
-GPU_IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "cudnn", "flash")
+Implementation = Literal["xla", "splash", "flash"]
+GPU_IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "flash")
 _FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
 _forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar(
     "implementation", default=None
 )
 
-# A mask bool[B, T, S] or None (everything) for XLA and cuDNN.
+# A mask bool[B, T, S] or None (everything) for XLA.
 Visible = jax.Array | None | splash.Segments | splash.Pairs | BlockMask
 
 
@@ -48,14 +48,6 @@ class Layout(NamedTuple):
     segment_ids: jax.Array
     suffix_ids: jax.Array | None
     slots: jax.Array
-
-
-def platform() -> str:
-    """cpu, gpu or tpu: where what is being traced will run."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device is None:
-        return jax.default_backend()
-    return mesh.abstract_device.platform
 
 
 def implementation(dtype: DTypeLike, queries: int) -> Implementation:
@@ -77,8 +69,8 @@ def implementation(dtype: DTypeLike, queries: int) -> Implementation:
 def force(name: Implementation) -> Iterator[None]:
     """Traces inside use this implementation, in every dtype; for tests and comparisons.
 
-    Off their platforms splash and flash run interpreted and cuDNN is replaced by XLA on the same
-    arguments. Compiled functions do not know about it: trace new ones.
+    Off their platforms splash and flash run interpreted. Compiled functions do not know about it:
+    trace new ones.
     """
     token = _forced.set(name)
     try:
@@ -176,8 +168,6 @@ def attention(
         fused = fused_splash
     elif isinstance(visible, BlockMask):
         fused = functools.partial(flash.attention, interpret=platform() != "gpu")
-    elif implementation(k.dtype, q.shape[1]) == "cudnn":
-        fused = _cudnn
     else:
         return _xla(q, k, v, visible)
 
@@ -219,18 +209,3 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) ->
     )
     out = out / jnp.sum(weights, axis=-1, keepdims=True)
     return jnp.moveaxis(out, 1, 2).reshape(*rows, heads, head_dim).astype(v.dtype)
-
-
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    (rows, queries), keys = q.shape[:2], k.shape[1]
-    if visible is None:
-        visible = jnp.ones((rows, queries, keys), bool)
-    # Its gradients need even lengths.
-    spare = [(0, 0), (0, queries % 2)], [(0, 0), (0, keys % 2)]
-    q, k, v = (
-        jnp.pad(x, [*pad, (0, 0), (0, 0)])
-        for x, pad in ((q.astype(k.dtype), spare[0]), (k, spare[1]), (v, spare[1]))
-    )
-    mask = jnp.pad(visible, [*spare[0], spare[1][1]])[:, None]
-    name: Literal["cudnn", "xla"] = "cudnn" if platform() == "gpu" else "xla"
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=name)[:, :queries]

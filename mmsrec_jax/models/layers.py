@@ -1,5 +1,6 @@
 """Blocks shared by the decoder and the vision tower; layers are stacked on axis 0 and scanned."""
 
+import contextvars
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from mmsrec_jax.models import rope as rope_lib
-from mmsrec_jax.runtime.sharding import constrain, weight
+from mmsrec_jax.runtime.sharding import constrain, platform, weight
 
 Carry = TypeVar("Carry")
-_LINEAR = "linear"  # names what a Linear returns and its adapter's inner product, which remat keeps
+_KEPT = "kept"  # names what remat keeps
+_remat: contextvars.ContextVar[str] = contextvars.ContextVar("remat", default="full")
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -74,17 +76,22 @@ class Linear(nnx.Module):
         self.lora_scale = 0.0
 
     def __call__(self, x: jax.Array, *, adapters: bool = False) -> jax.Array:
-        y = self._dot(x, self.kernel, self.in_ndim)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
-        if adapters and self.lora_a is not None and self.lora_b is not None:
-            low = checkpoint_name(self._dot(x, self.lora_a, self.in_ndim), _LINEAR)
-            y = y + self._dot(low, self.lora_b, 1) * self.lora_scale
-        return checkpoint_name(y, _LINEAR)
+        bias = 0 if self.bias is None else self.bias[...].astype(self.dtype)
+        if not adapters or self.lora_a is None or self.lora_b is None:
+            return self._dot(x, self.kernel, self.in_ndim) + bias
+        # In this order what is small is computed first, here and in the backward pass, and large
+        # products are added to it: they do so at no cost. The small factor is scaled, since its
+        # product is as large as that of the kernel.
+        low = kept(self._dot(x, self.lora_a, self.in_ndim))
+        update = self._dot(low, self.lora_b, 1, self.lora_scale) + bias
+        return self._dot(x, self.kernel, self.in_ndim) + update
 
-    def _dot(self, x: jax.Array, param: nnx.Param, contracted: int) -> jax.Array:
+    def _dot(
+        self, x: jax.Array, param: nnx.Param, contracted: int, scale: float | None = None
+    ) -> jax.Array:
         over = (range(x.ndim - contracted, x.ndim), range(contracted))
-        x, kernel = x.astype(self.dtype), param[...].astype(self.dtype)
+        kernel = param[...] if scale is None else param[...] * scale
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         # Inside a scan the parameter has lost its axis of layers, and kept its name.
         kernel = weight(kernel, param.get_metadata()["logical_axes"][-kernel.ndim :])
         return jax.lax.dot_general(x, kernel, (over, ((), ())), precision=precision(self.dtype))
@@ -222,7 +229,7 @@ class Block(nnx.Module):
         q and k are rotated unless rope is None.
         """
         y = self.attn_norm(x)
-        q, k, v = (linear(y, adapters=adapters) for linear in (self.q, self.k, self.v))
+        q, k, v = (kept(linear(y, adapters=adapters)) for linear in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -234,13 +241,13 @@ class Block(nnx.Module):
 
     def finish(self, x: jax.Array, attended: jax.Array, adapters: bool) -> jax.Array:
         """Adds to x [B, L, hidden] the attention's output [B, L, heads, head_dim], then the MLP."""
-        x = x + _scaled(self.o(attended, adapters=adapters), self.attn_scale)
+        x = kept(x + _scaled(self.o(attended, adapters=adapters), self.attn_scale))
         y = self.mlp_norm(x)
-        up = self.up(y, adapters=adapters)
+        up = kept(self.up(y, adapters=adapters))
         if self.gate is None:
             y = self.activation(up)
         else:
-            y = self.activation(self.gate(y, adapters=adapters)) * up
+            y = self.activation(kept(self.gate(y, adapters=adapters))) * up
         y = constrain(y, "batch", "length", self.axes[2])
         return constrain(
             x + _scaled(self.down(y, adapters=adapters), self.mlp_scale),
@@ -251,7 +258,27 @@ class Block(nnx.Module):
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
-    return x if scale is None else x * scale[...].astype(x.dtype)
+    return x if scale is None else checkpoint_name(x, _KEPT) * scale[...].astype(x.dtype)
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """x, kept for the backward pass by the remat policy "dots"."""
+    apart = platform() == "gpu" and _remat.get() != "full"
+    return _kept_apart(x) if apart else checkpoint_name(x, _KEPT)
+
+
+@jax.custom_jvp
+def _kept_apart(x: jax.Array) -> jax.Array:
+    return x
+
+
+@_kept_apart.defjvp
+def _kept_apart_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # XLA for GPUs would compute a product twice that is both used and kept in the stack of all
+    # layers, once straight into the stack. Where nothing is differentiated there is no barrier.
+    return checkpoint_name(jax.lax.optimization_barrier(primals[0]), _KEPT), tangents[0]
 
 
 _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
@@ -261,7 +288,7 @@ _CHECKPOINT: dict[str, Callable[[Callable], Callable]] = {
         step,
         prevent_cse=False,
         # By name: of an adapted map the sum is kept, and not the products of kernel and adapter.
-        policy=jax.checkpoint_policies.save_only_these_names(_LINEAR),
+        policy=jax.checkpoint_policies.save_only_these_names(_KEPT),
     ),
 }
 
@@ -285,6 +312,10 @@ def collect_layers(
 
     def step(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
         layer, x = inputs
-        return body(nnx.merge(graphdef, layer), carry, x)
+        token = _remat.set(remat)
+        try:
+            return body(nnx.merge(graphdef, layer), carry, x)
+        finally:
+            _remat.reset(token)
 
     return jax.lax.scan(_CHECKPOINT[remat](step), carry, (state, xs))

@@ -179,6 +179,14 @@ def _weight_backward(
 weight.defvjp(_weight_forward, _weight_backward)
 
 
+def platform() -> str:
+    """cpu, gpu or tpu: where what is being traced will run."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend()
+    return mesh.abstract_device.platform
+
+
 def num_batch_shards(mesh: Mesh | None = None) -> int:
     """Over how many devices the rows of a batch are split; by default on the mesh in use (1 where
     there is none)."""

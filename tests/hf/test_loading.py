@@ -5,15 +5,16 @@ import shutil
 from pathlib import Path
 
 import jax
-import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import mmsrec_jax
-from mmsrec_jax.hf import mapping
+from mmsrec_jax.hf import loading, mapping
 from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_5_vl"
@@ -305,3 +306,48 @@ def test_unsupported_settings(directory, change, message):
     with pytest.raises(UserError, match=message) as error:
         mmsrec_jax.load(directory)
     assert str(directory / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_shards_are_read_alone(monkeypatch, sizes):
+    """Every device holds its part of the file's values, and of tensors that the mesh divides along
+    their rows a shard reads its own rows."""
+    directory = GOLDEN.parent / "qwen2_5_vl"
+    whole = nnx.to_flat_state(nnx.state(mmsrec_jax.load(directory)))
+    read: dict[str, int] = {}
+
+    def counting(self, name, shape, rows=slice(None), **memory):
+        values = original(self, name, shape, rows, **memory)
+        read[name] = max(read.get(name, 0), len(values))
+        return values
+
+    original = loading.Tensors.read
+    monkeypatch.setattr(loading.Tensors, "read", counting)
+    model = mmsrec_jax.load(directory, mesh=sharding.make_mesh(*sizes))
+    for (path, sharded), (_, expected) in zip(
+        nnx.to_flat_state(nnx.state(model)), whole, strict=True
+    ):
+        for shard in sharded.get_value().addressable_shards:
+            np.testing.assert_array_equal(shard.data, expected[...][shard.index], str(path))
+    # down is [mlp, embed] here: FSDP divides the rows of its tensor [embed, mlp].
+    down = "text.layers.0.mlp.down_proj.weight"
+    assert read[down] == loading.Tensors(directory)[down].shape[0] // sizes[1]
+
+
+def test_checkpoint_in_another_dtype(directory, golden_state):
+    """bfloat16 in the file, float32 in memory: the very values."""
+
+    def narrow(tensors):
+        return {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
+
+    edit_tensors(directory, narrow)
+    state = jax.tree.leaves(nnx.state(mmsrec_jax.load(directory)))
+    for ours, exact in zip(state, golden_state, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_array_equal(ours, np.asarray(exact).astype(ml_dtypes.bfloat16))
+
+
+def test_few_rows_at_a_time(monkeypatch, golden_state):
+    monkeypatch.setattr(loading, "_CHUNK", 1)
+    monkeypatch.setattr(loading, "_STRIP", 5)
+    assert same_state(GOLDEN, golden_state)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from mllm_batches import run
 
+from mmsrec_jax.models import layers
 from mmsrec_jax.models.config import DecoderConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.errors import UserError
@@ -139,6 +140,26 @@ def test_remat_changes_no_gradient():
     plain = gradients("none")
     for remat in ("full", "dots"):
         chex.assert_trees_all_close(gradients(remat), plain, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_kept_stands_apart_on_gpus(monkeypatch):
+    """Behind a barrier where it is kept for gradients, with the same gradients; nowhere else."""
+    monkeypatch.setattr(layers, "platform", lambda: "gpu")
+    batch = mb.batch([mb.example(np.random.default_rng(8), [], 14)], 14)
+
+    def loss(remat):
+        graphdef, state = nnx.split(mb.model(vision=False, remat=remat))
+        return (lambda state: jnp.sum(nnx.merge(graphdef, state)(batch) ** 3)), state
+
+    found = {}
+    for remat in ("full", "none", "dots"):
+        function, state = loss(remat)
+        assert "optimization_barrier" not in str(jax.make_jaxpr(function)(state))
+        found[remat] = jax.jit(jax.grad(function))(state)
+        barriers = str(jax.make_jaxpr(jax.grad(function))(state)).count("optimization_barrier")
+        assert barriers == (0 if remat == "full" else 6)  # q, k, v, gate, up, and x + o
+    for remat in ("none", "dots"):
+        chex.assert_trees_all_close(found[remat], found["full"], rtol=1e-4, atol=1e-3)
 
 
 def test_bfloat16_stays_near_float32():

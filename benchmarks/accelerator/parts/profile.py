@@ -31,7 +31,7 @@ TITLE = "Profile of an SFT step (LoRA, packed, images): kernels by kind, and the
 SECONDS = 50
 STEPS = 3
 KINDS = (  # the first that a kernel's name matches
-    ("attention", r"fmha|flash|attention|softmax.*bwd|cudnn.*sdpa"),
+    ("attention", r"fmha|flash|attention|softmax.*bwd"),
     ("matrix products", r"gemm|cutlass|nvjet|cublas|xmma|^dot|dot_general|convolution"),
     ("copies", r"memcpy|memset|copy|transpose"),
     ("reductions", r"reduce|softmax|logsumexp"),

@@ -10,12 +10,9 @@ from jax.sharding import Mesh
 
 from benchmarks.accelerator.peers import weights
 from mmsrec_jax.hf import loading
-from mmsrec_jax.models import attention
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 
-# Of attention, those that a GPU may use; `parts.attention` times XLA's, which holds all scores.
-IMPLEMENTATIONS: tuple[attention.Implementation, ...] = ("flash", "cudnn")
 _COMPILED_AT_ONCE = 6
 
 

@@ -25,7 +25,6 @@ from benchmarks.accelerator.peers.sft_work import (
 from benchmarks.accelerator.record import Ask, OutOfTime, attempt
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.processor import read_json
-from mmsrec_jax.models import attention as attention_lib
 from mmsrec_jax.models import lora
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.config import MLLMConfig
@@ -42,7 +41,6 @@ class Variant:
     """How a step is compiled. parts: backward passes that its rows are divided among."""
 
     trainable: str
-    attention: attention_lib.Implementation
     remat: str
     parts: int = 1
 
@@ -50,7 +48,7 @@ class Variant:
     def case(self) -> str:
         parts = f", {self.parts} parts" if self.parts > 1 else ""
         kind = LORA if self.trainable == "lora" else FULL
-        return f"{kind}, {self.attention}, remat {self.remat}{parts}"
+        return f"{kind}, remat {self.remat}{parts}"
 
 
 class Steps:
@@ -67,7 +65,7 @@ class Steps:
     def lower(self, variant: Variant) -> Any:
         """`jax.stages.Lowered` of the step; weights need not be there."""
         model = nnx.eval_shape(lambda: self._abstract(variant))
-        with jax.set_mesh(self.mesh), attention_lib.force(variant.attention):
+        with jax.set_mesh(self.mesh):
             graphdef, train_state, frozen, shardings = state.place_abstract(
                 model, variant.trainable, self.optimizer, self.mesh
             )
@@ -113,22 +111,19 @@ class Step:
 
 
 def measure_ours(ask: Ask) -> None:
-    """Our cases, the most telling first; attention is decided by the first of them."""
-    tried = [Variant("lora", name, "dots") for name in ours.IMPLEMENTATIONS]
-    rows = side.recorded("sft", ask)
-    done = [variant.case in ask.done for variant in (*tried, *_others(rows, ask.tiny))]
-    if all(done):
+    """Our cases, the most telling first."""
+    first, (*more, full) = Variant("lora", "dots"), _others(ask.tiny)
+    if all(variant.case in ask.done for variant in (first, *more, full)):
         return
+    rows = side.recorded("sft", ask)
     steps, programs = Steps(ask.tiny), ours.Programs()
-    _start(ask, steps, programs, tried)
+    _start(ask, steps, programs, [first])
     model, seconds = ours.load(ask.tiny)
     attempt(ask, "ours, reading weights", functools.partial(dict, load_seconds=seconds))
     base = nnx.split(model)
     lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
     programs.wait()
-    for variant in tried:
-        _measure(ask, rows, steps, programs, variant, model)
-    *more, full = _others(rows, ask.tiny)
+    _measure(ask, rows, steps, programs, first, model)
     if not ask.tiny and ask.seconds_left() < _GROUP_SECONDS:
         raise OutOfTime("before full fine-tuning")
     _start(ask, steps, programs, [full, *more])
@@ -140,19 +135,10 @@ def measure_ours(ask: Ask) -> None:
     _measure(ask, rows, steps, programs, full, wide)
 
 
-def _others(rows: side.Rows, tiny: bool) -> list[Variant]:
-    """What is measured with the attention that was fastest with adapters; full fine-tuning last."""
-    fastest = side.best(rows, LORA)
-    name = next(
-        (name for name in ours.IMPLEMENTATIONS if fastest and f", {name}, " in fastest.case),
-        ours.IMPLEMENTATIONS[0],
-    )
+def _others(tiny: bool) -> list[Variant]:
+    """Full fine-tuning last."""
     parts = len((TINY if tiny else SIZES).rows)
-    return [
-        Variant("lora", name, "full"),
-        Variant("lora", name, "none", parts),
-        Variant("full", name, "full"),
-    ]
+    return [Variant("lora", "full"), Variant("lora", "none", parts), Variant("full", "full")]
 
 
 def _start(ask: Ask, steps: Steps, programs: ours.Programs, variants: list[Variant]) -> None:

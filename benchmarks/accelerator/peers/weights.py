@@ -49,22 +49,27 @@ def write(tiny: bool) -> None:
     """
     if written(tiny):
         return
+    where = directory(tiny)
+    partial = where.with_name(f"{where.name}.{os.getpid()}")
+    save(config(tiny), partial, "float32" if tiny else "bfloat16")
+    partial.replace(where)
+
+
+def save(raw: Config, where: Path, dtype: str) -> None:
+    """Random weights of a config.json, as transformers initializes and saves them."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    where, raw = directory(tiny), config(tiny)
     vision = raw["vision_config"]
-    partial = where.with_name(f"{where.name}.{os.getpid()}")
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2_5_VLForConditionalGeneration._from_config(
-            Qwen2_5_VLConfig(**raw), dtype=torch.float32 if tiny else torch.bfloat16
+            Qwen2_5_VLConfig(**raw), dtype=getattr(torch, dtype)
         )
-    model.save_pretrained(partial)
+    model.save_pretrained(where)
     ImageProcessor(
         patch_size=vision["patch_size"], min_pixels=56 * 56, window_size=vision["window_size"]
-    ).save_pretrained(partial)
-    partial.replace(where)
+    ).save_pretrained(where)
 
 
 def _three_billion() -> Config:

@@ -39,6 +39,19 @@ class ParamSpec:
             shape = (math.prod(outputs), math.prod(inputs)) if inputs else (math.prod(outputs),)
         return (shape[0] * self.part[1], *shape[1:])
 
+    def tensor_index(self, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Where the tensor on disk holds `index` (starts and stops) of our parameter of `shape`,
+        for one layer.
+
+        Raises ValueError when it is not one block there: of axes that are flattened together, only
+        the first is divided.
+        """
+        if self.in_axes is not None:
+            groups = [slice(self.in_axes, None), slice(self.in_axes)][: 1 + bool(self.in_axes)]
+            index = tuple(_flat(index[group], shape[group]) for group in groups)
+        first = self.part[0] * (self.tensor_shape(shape)[0] // self.part[1])
+        return (slice(first + index[0].start, first + index[0].stop), *index[1:])
+
     def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Our parameter of `shape`, for one layer, out of the tensor on disk."""
         index, count = self.part
@@ -47,11 +60,21 @@ class ParamSpec:
         return (tensor if self.in_axes is None else tensor.T).reshape(shape)
 
     def write(self, parameter: np.ndarray) -> np.ndarray:
-        """The inverse of `read`: our parameter, for one layer, as (its part of) the tensor."""
+        """The inverse of `read`: our parameter (or a block of it), for one layer, as (its part of)
+        the tensor; a view where it is contiguous."""
         if self.in_axes is None:
             return parameter
         outputs = math.prod(parameter.shape[self.in_axes :])
         return parameter.reshape(-1, outputs).T if self.in_axes else parameter.reshape(outputs)
+
+
+def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
+    """`index` of the axes of `shape` after they are flattened."""
+    whole = tuple(slice(0, size) for size in shape[1:])
+    if index[1:] != whole:
+        raise ValueError(f"{index} of {shape}: only the first axis may be divided")
+    first = index[0]
+    return slice(*(at * math.prod(shape[1:]) for at in (first.start, first.stop)))
 
 
 @dataclasses.dataclass(frozen=True)
