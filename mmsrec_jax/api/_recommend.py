@@ -9,6 +9,7 @@ import numpy as np
 
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.data.records import Catalog, Dataset
+from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.scorer import Scorer, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
@@ -84,7 +85,7 @@ def _among(
     times: Sequence[float] | None,
 ) -> list[Recommendation]:
     """All candidates, best first."""
-    if "sft" not in workdir_lib.inputs(workdir, "evaluation"):
+    if not recorded.forms(workdir):
         raise UserError(
             f"{workdir}: this run has a sequential recommender alone, and no model that looks at "
             "candidates; leave candidates out"
@@ -133,6 +134,4 @@ def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.nd
 
 
 def _recommendation(catalog: Catalog, item: int, score: float) -> Recommendation:
-    text = catalog[item].text
-    title = text.get("title") or next(iter(text.values()), "")
-    return Recommendation(str(catalog.ids[item]), float(score), title)
+    return Recommendation(str(catalog.ids[item]), float(score), catalog[item].title)

@@ -29,6 +29,19 @@ def decode(data: bytes) -> np.ndarray:
         raise ImageError(reason) from error
 
 
+def suffix(data: bytes) -> str:
+    """What the file of an encoded image ends with, such as ".jpeg".
+
+    Raises:
+      ImageError: of an unknown format.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return f".{image.format.lower()}" if image.format else ""
+    except OSError as error:
+        raise ImageError(f"{len(data)} bytes of no known image format") from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # `convert` would clip 16-bit values at 255 instead of scaling them.

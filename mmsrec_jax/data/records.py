@@ -24,6 +24,11 @@ class Item:
     category: str | None = None
     attributes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What a list of items shows: the title, else the first text, else nothing."""
+        return self.text.get("title") or next(iter(self.text.values()), "")
+
 
 class ItemSource(Protocol):
     """Items one by one, read when they are asked for."""
@@ -52,6 +57,13 @@ class Catalog:
         ids = np.array([item.id for item in items], dtype=np.str_)
         has_image = np.array([item.image is not None for item in items], dtype=bool)
         return cls(items, ids, has_image)
+
+    def extended(self, items: Sequence[Item]) -> "Catalog":
+        """A catalog with these items behind its own; their ids must be new."""
+        ids = np.concatenate([self.ids, [item.id for item in items]])
+        has_image = [item.image is not None for item in items]
+        source = _Chained(self._source, len(self), items)
+        return Catalog(source, ids, np.concatenate([self.has_image, has_image]))
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "index"}
@@ -83,6 +95,18 @@ class Catalog:
         return ". ".join(
             text[name] for name in (text if fields is None else fields) if name in text
         )
+
+
+@dataclass(frozen=True)
+class _Chained:
+    """The items of a source, of which there are `count`, and more behind them."""
+
+    first: ItemSource
+    count: int
+    others: Sequence[Item]
+
+    def __getitem__(self, i: int) -> Item:
+        return self.first[i] if i < self.count else self.others[i - self.count]
 
 
 @dataclass(frozen=True, eq=False)

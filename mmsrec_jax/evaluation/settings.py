@@ -26,6 +26,12 @@ class EvaluationSettings(Section):
         "One more such row: MMSRARec's margin and the sequential model's score, with two weights "
         "fitted on validation (ours).",
     )
+    generate: int = setting(
+        0,
+        "MMSRARec writes the next item's keywords by a beam search of this width in the catalog, "
+        "for a row under the protocol full (ours). 0: no such row.",
+        low=0,
+    )
     length: int = setting(8192, "Tokens of a user's history and candidates.", low=1)
     patches: int = setting(16384, "Vision patches of the candidates.", low=0)
     batch_size: int = setting(32, "Users scored at a time.", low=1)

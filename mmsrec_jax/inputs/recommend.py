@@ -21,7 +21,7 @@ from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.negatives import with_negatives
 from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.inputs.truncation import limits
-from mmsrec_jax.prompts import Piece, Section, Templates, tasks
+from mmsrec_jax.prompts import Chat, Piece, Section, Templates, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
@@ -160,6 +160,26 @@ class _Recommend(UserPrompts, abc.ABC):
             counts=counts,
         )
 
+    def asked(
+        self, ask: Callable[[int, Counter], Question], room: int, sections: Sequence[Section]
+    ) -> tuple[Piece, Counter]:
+        """The question after the sections in at most `room` tokens, and what was left out.
+
+        ask: gets the limit of a text and what counts its cuts.
+        """
+        chat = self.renderer.prompt_config.chat
+        for limit, last in limits(self.renderer.prompt_config.text_tokens):
+            counts: Counter[str] = Counter()
+            question, images = ask(limit, counts)
+
+            def encode(opening: str, question: str = question, images: Images = images) -> Piece:
+                return chat.encode(chat.head + opening + question + chat.middle, images)
+
+            prompt = prompt_sections.fit(sections, encode, room, counts)
+            if len(prompt) <= room or last:
+                break
+        return prompt, counts
+
 
 class RecommendSource(_Recommend):
     """Stage 3's training examples (paper: pointwise; *ours*: the other tasks and their mix).
@@ -270,23 +290,9 @@ class RecommendSource(_Recommend):
         *,
         sections: Sequence[Section],
     ) -> Example:
-        """The question after the sections, and the answer.
-
-        ask: gets the limit of a text and what counts its cuts.
-        """
-        chat = self.renderer.prompt_config.chat
-        answer_ids = np.append(chat.ids(answer), chat.stop_id)
-        room = self.length - len(answer_ids)
-        for limit, last in limits(self.renderer.prompt_config.text_tokens):
-            counts: Counter[str] = Counter()
-            question, images = ask(limit, counts)
-
-            def encode(opening: str, question: str = question, images: Images = images) -> Piece:
-                return chat.encode(chat.head + opening + question + chat.middle, images)
-
-            prompt = prompt_sections.fit(sections, encode, room, counts)
-            if len(prompt) <= room or last:
-                break
+        """The question after the sections, and the answer."""
+        answer_ids = _answer_ids(self.renderer.prompt_config.chat, answer)
+        prompt, counts = self.asked(ask, self.length - len(answer_ids), sections)
         return examples.sequence(prompt, answer_ids, index=row, counts=counts)
 
 
@@ -322,3 +328,55 @@ class CandidateSource(_Recommend):
         items = self.context.histories.of(user)
         target = int(items[position]) if position < len(items) else -2
         return self.pointwise(row, self._candidates[row], target)
+
+
+class NextKeywordsSource(_Recommend):
+    """Prompts of the task `next_keywords` without their answers; targets are not read.
+
+    Args:
+      rows: int32[n, 2] (user, position).
+      length: of a training example, in tokens.
+      answer: tokens of the longest answer, which has room behind every prompt: prompts are those of
+        training, as far as neither is cut.
+    """
+
+    def __init__(
+        self,
+        context: PromptContext,
+        prompt_config: PromptConfig,
+        rows: np.ndarray,
+        *,
+        length: int,
+        answer: int,
+        history: int = PromptSettings.history,
+        similar: int = PromptSettings.similar,
+    ):
+        prompt_config = dataclasses.replace(prompt_config, processor=None)  # no image is shown
+        super().__init__(
+            context, prompt_config, rows,
+            length=length - answer, history=history, similar=similar, positive_weight=1.0,
+        )  # fmt: skip
+        if self.length < 1:
+            raise UserError(
+                f"the longest keywords of an item have {answer} tokens, a training example "
+                f"{length}; raise config.sft.length"
+            )
+
+    def example(self, row: int, draw: int) -> Example:
+        del draw
+        question = tasks.next_keywords(self._templates), ()
+        prompt, counts = self.asked(lambda *_: question, self.length, self.sections(row))
+        return examples.sequence(prompt, np.zeros(0, np.int32), index=row, counts=counts)
+
+
+def keywords_answers(context: PromptContext, prompt_config: PromptConfig) -> list[np.ndarray]:
+    """Of every item int32[n], what the task `next_keywords` answers when it is next, with the token
+    that ends the turn."""
+    renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
+    templates, chat = prompt_config.templates, prompt_config.chat
+    texts = (tasks.answer(templates, renderer.words(item)) for item in range(len(renderer)))
+    return [_answer_ids(chat, text) for text in texts]
+
+
+def _answer_ids(chat: Chat, answer: str) -> np.ndarray:
+    return np.append(chat.ids(answer), np.int32(chat.stop_id))

@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods import keyword_rows
+from mmsrec_jax.methods import generator, keyword_rows
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
@@ -48,7 +49,7 @@ from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
-_STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
+STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
 
 
 class MMSRARec(MLLMExperiment):
@@ -63,6 +64,8 @@ class MMSRARec(MLLMExperiment):
             steps.append(Step("summarizer", self.summarizer, settings, base))
         if use.summaries:
             written = {"summaries": as_dict(c.summaries), "rewards": use.rewards}
+            if not use.rewards:  # else the summarizer's step depends on it
+                written["summarizer"] = as_dict(c.summarizer)
             inputs = [*base, "summarizer"] if use.rewards else base
             steps.append(Step("summaries", self.summaries, self.prompt_record() | written, inputs))
             context.append("summaries")
@@ -74,10 +77,11 @@ class MMSRARec(MLLMExperiment):
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, *(_STEP_OF_FORM[form] for form in c.forms)]
+        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms)]
         plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
         trained += ["plain_sft"] if use.plain_sft else []
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
+        settings["forms"] = list(c.forms)  # the first one has the method's name in the table
         return [
             *steps,
             *(plain if use.plain_sft else []),
@@ -112,13 +116,7 @@ class MMSRARec(MLLMExperiment):
 
     def summaries(self, directory: Path) -> None:
         """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
-        c = self.config
         catalog = self.dataset.catalog
-
-        def make_model() -> MLLM:
-            if c.use.rewards:
-                return self.base.trained("summaries", "summarizer")
-            return self.base.load("summaries")
 
         def fields(item: int, text: str) -> dict[str, Any]:
             words = parse_summary(text)
@@ -133,23 +131,37 @@ class MMSRARec(MLLMExperiment):
             self.summary_store(),
             self.summary_source(),
             range(len(catalog)),
-            make_model,
+            self.summary_model,
             self.tokenizer,
             name="summaries",
-            decoding=Decoding(
-                batch_size=c.summaries.batch_size,
-                patches=self.image_room(c.summarizer.patches),
-                max_new_tokens=c.summarizer.max_new_tokens,
-                gather_weights=c.summarizer.gather_weights,
-            ),
+            decoding=self.summary_decoding(self.config.summaries.batch_size),
             mesh=self.mesh,
             fields=fields,
             digest=digest,
         )
 
-    def summary_source(self) -> SummarySource:
-        """The prompt of every item: its image and its text, to be turned into keywords."""
-        catalog = self.dataset.catalog
+    def summary_model(self) -> MLLM:
+        """What turns items into keywords: tuned by rewards or, without them, the base model."""
+        if self.config.use.rewards:
+            return self.base.trained("summaries", "summarizer")
+        return self.base.load("summaries")
+
+    def summary_decoding(self, batch_size: int) -> Decoding:
+        """How keywords are written, of `batch_size` items at once."""
+        c = self.config.summarizer
+        return Decoding(
+            batch_size=batch_size,
+            patches=self.image_room(c.patches),
+            max_new_tokens=c.max_new_tokens,
+            gather_weights=c.gather_weights,
+        )
+
+    def summary_source(self, catalog: Catalog | None = None) -> SummarySource:
+        """The prompt of every item: its image and its text, to be turned into keywords.
+
+        catalog: None is that of the run.
+        """
+        catalog = self.dataset.catalog if catalog is None else catalog
         length = self.config.summarizer.prompt_length
         return SummarySource(catalog, self.prompt_config, length=length)
 
@@ -228,7 +240,7 @@ class MMSRARec(MLLMExperiment):
         catalog = self.dataset.catalog
         found = [""] * len(catalog)
         for row in self.summary_store():
-            found[row["item"]] = ", ".join(dict.fromkeys(row["image"] + row["text"]))
+            found[row["item"]] = joined_keywords(row["image"], row["text"])
         if bare := sum(not words for words in found):
             logging.warning(
                 "%d of %d items have no keywords; lists show their text", bare, len(found)
@@ -257,6 +269,8 @@ class MMSRARec(MLLMExperiment):
             board.add_full(system)
         if self.config.evaluation.rerank:
             self.add_reranked(board, directory)
+        if self.config.evaluation.generate:
+            generator.add(board, self, self.context, directory)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
 
@@ -288,3 +302,8 @@ class MMSRARec(MLLMExperiment):
         if self.config.evaluation.fuse:
             fused = f"{name}+{self.config.sequential_model}"
             board.add_full_ranks(fused, lambda: reranker.fused(fused, name, "sft", self.context))
+
+
+def joined_keywords(image: Sequence[str], text: Sequence[str]) -> str:
+    """An item's keywords as prompts take them: those of the image first, each once."""
+    return ", ".join(dict.fromkeys([*image, *text]))

@@ -1,53 +1,52 @@
 """Candidates for a history that someone typed, scored by the MMSRARec model of a finished run."""
 
-import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from mmsrec_jax.data.build import DataSettings
-from mmsrec_jax.data.records import Catalog, Histories
+from mmsrec_jax.data.ids import did_you_mean
+from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.data.sequences import power_of_two
-from mmsrec_jax.evaluation.settings import EvaluationSettings
-from mmsrec_jax.hf.loading import ModelSettings
+from mmsrec_jax.inference import texts
+from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods.mmsrarec import MMSRARec
-from mmsrec_jax.methods.settings import Settings, UseSettings
+from mmsrec_jax.methods import recorded
+from mmsrec_jax.methods.cached_items import CachedItems
+from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM, MMSRARec, joined_keywords
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.prompts.settings import PromptSettings
+from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
-from mmsrec_jax.retrieval.similar import KnowledgeBase, RetrievalSettings
-from mmsrec_jax.runtime import sharding, workdir
+from mmsrec_jax.retrieval.similar import KnowledgeBase, Neighbors
+from mmsrec_jax.runtime import arrays, sharding
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import S, from_record
-from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.recommender import SequentialRecommender
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
-
-_SFT_READS = ("data", "model", "warmup", "summaries", "retrieval")
 
 
 class Scorer:
     """The MMSRARec model of a finished run; weights and the knowledge base stay in memory.
 
     Attributes:
+      config: as far as the run's steps recorded it and scoring reads it.
+      form: of stage 3, the one that recommends: "joint" or "cached".
       catalog, histories: of the run. Ids are those of the raw files.
 
     Raises:
-      UserError: the run has not finished, or an input of its step `sft` has run again since.
+      UserError: the run has not finished, or an input of what trained its MLLM ran again since.
     """
 
     def __init__(self, folder: str | Path, mesh: jax.sharding.Mesh | None = None):
         """folder: the run's workdir; mesh: None takes all devices."""
         folder = Path(folder)
-        config = _recorded_settings(folder)
+        config = recorded.settings(folder)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         self._run = MMSRARec(config, folder, self._mesh)
+        self.config, self.form = config, config.forms[0]
+        self._step = STEP_OF_FORM[self.form]
+        self._cached: CachedCatalog | None = None
         self.catalog: Catalog
         self.histories: Histories
         self.catalog, self.histories, self._split = self._run.dataset
@@ -86,38 +85,57 @@ class Scorer:
         wanted = item_indices(self.catalog, candidates, "candidates")
         if user is not None and user not in self._user_index:
             raise UserError(f"user {user!r} is not in the data of this run; leave user out")
-        typed = Histories(
-            users=np.array(["" if user is None else user]),
+        typed = self.typed(
+            past,
+            times,
+            "" if user is None else user,
+            clock_is_read=self.config.use.retrieval,
+        )
+        return self.margins(typed, wanted, self.neighbors(typed, before))
+
+    def typed(
+        self,
+        past: np.ndarray,
+        times: Sequence[float] | None,
+        user: str = "",
+        *,
+        clock_is_read: bool = True,
+    ) -> Histories:
+        """A history of items int32[n], oldest first, of a user of the run or of nobody in it ("").
+
+        clock_is_read: the sequential recommender will read it.
+
+        Raises:
+          UserError: times that the recommender needs are missing, or not as many as items.
+        """
+        return Histories(
+            users=np.array([user]),
             offsets=np.array([0, len(past)]),
             items=past,
-            timestamps=self._clock(times, len(past)),
+            timestamps=self._clock(times, len(past), clock_is_read),
             clock=self.histories.clock,
         )
-        neighbors = None
-        if self._run.config.use.retrieval:
-            neighbors = self._neighbors(typed, self._user_index.get(user, -1), before)
-        return self._scored(typed, wanted, neighbors)
 
-    def _scored(
-        self, typed: Histories, wanted: np.ndarray, neighbors: np.ndarray | None
+    def margins(
+        self, typed: Histories, wanted: np.ndarray, neighbors: Neighbors | None
     ) -> np.ndarray:
-        run, c = self._run, self._run.config.evaluation
+        """`scores` of items int32[n] after a history and with what similar users took next."""
+        if self.form == "cached":
+            return self.catalog_margins(typed, neighbors)[wanted]
+        run, c = self._run, self.config.evaluation
         width = 1 + c.negatives
         count = -(-len(wanted) // width)
         lists = np.full((count, width), -1, np.int32)
         lists.ravel()[: len(wanted)] = wanted
-        if neighbors is not None:
-            neighbors = np.repeat(neighbors, count, axis=0)
-        context = PromptContext(self.catalog, typed, self._keywords, neighbors)
+        shown = None if neighbors is None else np.repeat(neighbors.items, count, axis=0)
+        context = PromptContext(self.catalog, typed, self._keywords, shown)
         rows = np.tile(np.array([[0, len(typed.items)]], np.int32), (count, 1))
-        shards = sharding.num_batch_shards(self._mesh)
-        batch_size = min(shards * power_of_two(-(-count // shards)), max(c.batch_size, shards))
         found = candidate_scores(
             self._model,
             run.candidate_source(context, rows, lists),
             name="candidates",
             num_candidates=width,
-            batch_size=batch_size,
+            batch_size=self._batch_size(count, c.batch_size),
             patches=run.image_room(c.patches),
             workers=0,
             yes_no_ids=run.prompt_config.chat.yes_no_ids,
@@ -125,42 +143,118 @@ class Scorer:
         )
         return found.ravel()[: len(wanted)]
 
-    def _neighbors(self, typed: Histories, user: int, before: float | None) -> np.ndarray:
-        """int32[1, k]: next items of the most similar users."""
-        rows = np.array([[0, len(typed.items)]])
-        found = similar.search(
+    def catalog_margins(self, typed: Histories, neighbors: Neighbors | None) -> np.ndarray:
+        """`margins` of every item, float32[items]; only of a run that ranks by cached items, which
+        are encoded once."""
+        items = None if neighbors is None else neighbors.items
+        context = PromptContext(self.catalog, typed, self._keywords, items)
+        cached = CachedItems(self._run, self._step, lambda rows: context)
+        prompts = cached.prompts(np.array([[0, len(typed.items)]], np.int32))
+        if self._cached is None:
+            self._cached = cached.catalog("mmsrarec", self._model, prompts)
+        return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
+
+    def neighbors(self, typed: Histories, before: float | None = None) -> Neighbors | None:
+        """The users most similar to this history and what they took next, one row; None for a run
+        without retrieval. Who took it is not similar to themselves."""
+        if not self.config.use.retrieval:
+            return None
+        known = self.trained_part(typed)
+        rows = np.array([[0, len(known.items)]])
+        return similar.search(
             self._knowledge_base,
-            similar.prefix_embeddings(self._recommender, typed, rows),
-            np.array([user]),
+            similar.prefix_embeddings(self.recommender, known, rows),
+            np.array([self._user_index.get(str(typed.users[0]), -1)]),
             k=self._run.config.prompts.similar,
             before=None if before is None else np.array([before]),
             distinct_items=self._run.config.retrieval.distinct_items,
             mesh=self._mesh,
         )
-        return found.items
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Puts new items behind the catalog, with keywords that the run's summarizer writes now.
+
+        Raises:
+          UserError: an id that is in the catalog, or twice among the new ones.
+        """
+        seen = set(self.catalog.index)
+        for item in items:
+            if item.id in seen:
+                raise UserError(f"item {item.id!r} is in the catalog; a new item needs a new id")
+            seen.add(item.id)
+        if self._keywords is not None:
+            self._keywords = [*self._keywords, *self._write_keywords(items)]
+        self.catalog = self.catalog.extended(items)
+        self._cached = None
+
+    def keywords(self, item: int) -> list[str]:
+        """Those of an item; none in a run without summaries."""
+        written = "" if self._keywords is None else self._keywords[item]
+        return [word for word in written.split(", ") if word]
+
+    def trained_part(self, typed: Histories) -> Histories:
+        """A history without items that were added, which the sequential recommender does not know.
+
+        Raises:
+          UserError: nothing is left of it.
+        """
+        kept = typed.items < self.num_trained
+        if not kept.any():
+            raise UserError(
+                "history: all its items are new, and a new item has no similar users; name at "
+                "least one item that the run was trained with"
+            )
+        return typed.select(kept)
+
+    @property
+    def num_trained(self) -> int:
+        """Items of the run, which stand before those that were added."""
+        return len(self._run.dataset.catalog)
 
     @functools.cached_property
-    def _model(self) -> MLLM:
-        return self._run.base.trained("mmsrarec", "sft")
-
-    @functools.cached_property
-    def _recommender(self) -> SequentialRecommender:
+    def recommender(self) -> SequentialRecommender:
+        """The run's sequential recommender."""
         return self._run.recommender()
 
     @functools.cached_property
-    def _knowledge_base(self) -> KnowledgeBase:
-        return similar.knowledge_base(self._recommender, self.histories, self._split)
+    def _model(self) -> MLLM:
+        return self._run.base.trained("mmsrarec", self._step)
 
-    def _clock(self, times: Sequence[float] | None, count: int) -> np.ndarray:
+    @functools.cached_property
+    def _knowledge_base(self) -> KnowledgeBase:
+        return similar.knowledge_base(self.recommender, self.histories, self._split)
+
+    def _write_keywords(self, items: Sequence[Item]) -> list[str]:
+        """Of each new item, comma-separated."""
+        run, found = self._run, [""] * len(items)
+        size = self._batch_size(len(items), self.config.summaries.batch_size)
+        for batch in texts.generate(
+            run.summary_model(),
+            run.tokenizer,
+            run.summary_source(Catalog.from_items(items)),
+            range(len(items)),
+            decoding=run.summary_decoding(size),
+            mesh=self._mesh,
+        ):
+            for row, text in batch:
+                words = parse_summary(text)
+                found[row] = joined_keywords(words.image, words.text)
+        return found
+
+    def _batch_size(self, count: int, most: int) -> int:
+        """Rows at once for `count` of them: few shapes, which the mesh divides."""
+        shards = sharding.num_batch_shards(self._mesh)
+        return min(shards * power_of_two(-(-count // shards)), max(most, shards))
+
+    def _clock(self, times: Sequence[float] | None, count: int, is_read: bool) -> np.ndarray:
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
             if len(times) != count:
                 raise UserError(f"{len(times)} times for {count} items of the history")
             return np.asarray(times, np.float64)
-        needed = self._run.config.use.retrieval and self._recommender.uses_times
-        if needed and self.histories.clock:
+        if is_read and self.recommender.uses_times and self.histories.clock:
             raise UserError(
-                f"{self._recommender.name} reads the clock: give times, seconds since 1970, one "
+                f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
                 "for each item of the history"
             )
         return np.arange(count, dtype=np.float64)
@@ -177,48 +271,9 @@ def item_indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:
     unknown = [id for id in ids if id not in catalog.index]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(
-            f"{what}: the run knows no item {unknown[0]!r}{more}; ids are those of the raw files, "
-            f"such as {str(catalog.ids[0])!r}, as far as the run's filters keep them"
+        remedy = did_you_mean(unknown[0], catalog.ids) or (
+            f"ids are those of the raw files, such as {str(catalog.ids[0])!r}, as far as the run's "
+            "filters keep them"
         )
+        raise UserError(f"{what}: the run knows no item {unknown[0]!r}{more}; {remedy}")
     return np.array([catalog.index[id] for id in ids], np.int32)
-
-
-def _recorded_settings(folder: Path) -> Settings:
-    """The settings that the steps of a run recorded, as far as scoring reads them.
-
-    Raises:
-      UserError: a step has not finished, or recorded fields that this version does not have.
-    """
-    tuned = workdir.finished(folder, "sft", same=_SFT_READS)
-    found = Settings(
-        data=_recorded(DataSettings, workdir.finished(folder, "data"), "data"),
-        model=_recorded(ModelSettings, tuned, "model"),
-        use=_recorded(UseSettings, tuned, "use"),
-        prompts=_recorded(PromptSettings, tuned, "prompts"),
-        sft=_recorded(SFTSettings, tuned, "sft"),
-        evaluation=_recorded(
-            EvaluationSettings, workdir.finished(folder, "evaluation"), "evaluation"
-        ),
-    )
-    if "warmup" in workdir.inputs(folder, "sft"):
-        record = workdir.finished(folder, "warmup")
-        found = dataclasses.replace(found, warmup=_recorded(WarmupSettings, record, "warmup"))
-    if not found.use.retrieval:
-        return found
-    record = workdir.finished(folder, "retrieval")
-    return dataclasses.replace(
-        found,
-        retrieval=_recorded(RetrievalSettings, record, "retrieval"),
-        sequential_model=next(name for name in record if name in registry.MODELS),
-    )
-
-
-def _recorded(cls: type[S], record: Mapping[str, Any], section: str) -> S:
-    try:
-        return from_record(cls, record[section], f"config.{section}")
-    except UserError as error:
-        raise UserError(
-            f"{error} (in the record of a step: another version wrote it; run launch/train.py with "
-            "this --workdir again)"
-        ) from error

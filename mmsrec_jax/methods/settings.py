@@ -94,6 +94,13 @@ class Settings(Section):
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
                 f"{name}.evaluation.rerank, for example to 100"
             )
+        trains = "joint" in self.forms and self.use.multitask and self.sft.tasks["next_keywords"]
+        if self.evaluation.generate and not trains:
+            raise UserError(
+                f"{name}.evaluation.generate={self.evaluation.generate}, but the task "
+                f"next_keywords is not trained; give it a share in {name}.sft.tasks, with "
+                f"{name}.use.multitask=True and joint among {name}.forms"
+            )
 
     @property
     def sequential(self) -> SequentialSettings:

@@ -22,6 +22,11 @@ def write_text(path: str | Path, text: str) -> None:
     _write(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """The same for bytes."""
+    _write(Path(path), lambda partial: partial.write_bytes(data))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """The same for what JSON can hold."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -22,7 +22,11 @@ from toy_examples import (
 )
 from toy_items import CORRUPT, NO_IMAGE
 
-from mmsrec_jax.inputs.recommend import CandidateSource
+from mmsrec_jax.inputs.recommend import (
+    CandidateSource,
+    NextKeywordsSource,
+    keywords_answers,
+)
 from mmsrec_jax.models.patches import mrope_positions
 from mmsrec_jax.prompts import Section
 from mmsrec_jax.runtime.errors import UserError
@@ -349,3 +353,43 @@ def test_a_section_with_its_own_rule_is_added_without_touching_the_fit(trained, 
         ((), 4),
         ((), 5),
     ]
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+@pytest.mark.parametrize("keywords", [KEYWORDS, None])
+def test_a_question_for_keywords_is_that_of_training_and_so_are_answers(
+    trained, templates, keywords
+):
+    prompt_config, known = toy_items.prompt_config(trained, templates), context(keywords=keywords)
+    answers = keywords_answers(known, prompt_config)
+    longest = max(map(len, answers))
+    source = NextKeywordsSource(known, prompt_config, ROWS, length=1000, answer=longest)
+    training = recommend(prompt_config, {"next_keywords": 1}, known)
+    assert len(source) == len(ROWS) and source.patch_width == 0
+    for row, (user, position) in enumerate(ROWS):
+        example, whole = source.example(row, 0), training.example(row, 0)
+        answer = answers[HISTORIES.of(user)[position]]
+        assert whole.tokens.tolist() == [*example.tokens, *answer]
+        np.testing.assert_array_equal(whole.positions[:, : len(example)], example.positions)
+        assert np.flatnonzero(whole.loss_weights).tolist() == list(
+            range(len(example), len(example) + len(answer))
+        )
+
+
+def test_a_question_for_keywords_leaves_room_for_any_answer_and_reads_no_target(trained):
+    prompt_config = toy_items.prompt_config(trained, "full")
+    longest = max(map(len, keywords_answers(context(), prompt_config)))
+    free = NextKeywordsSource(context(), prompt_config, ROWS, length=1000, answer=longest)
+    length = max(len(free.example(row, 0)) for row in range(len(ROWS)))
+    tight = NextKeywordsSource(context(), prompt_config, ROWS, length=length, answer=longest)
+    lengths = [len(tight.example(row, 0)) for row in range(len(ROWS))]
+    assert max(lengths) <= tight.length == length - longest
+    assert sum(tight.example(row, 0).counts.get("history_left_out", 0) for row in range(len(ROWS)))
+    end = np.stack([np.arange(len(HISTORIES)), HISTORIES.lengths], 1)
+    past = NextKeywordsSource(
+        context(neighbors=None), prompt_config, end, length=1000, answer=longest
+    )
+    latest = KEYWORDS[HISTORIES.of(2)[-1]]
+    assert f"- {latest}" in trained.decode(past.example(2, 0).tokens)
+    with pytest.raises(UserError, match="raise config.sft.length"):
+        NextKeywordsSource(context(), prompt_config, ROWS, length=longest, answer=longest)

@@ -222,7 +222,7 @@ def test_reranked_rows_equal_an_order_that_is_built_user_by_user(runs, scorer):
     for row in [*range(5), int(np.flatnonzero(first.ranks > 25)[0])]:
         user, position = rows[row]
         past, target = np.split(scorer.histories.of(user)[: position + 1], [position])
-        scores = np.array(scorer._recommender.scores(past[None])[0])
+        scores = np.array(scorer.recommender.scores(past[None])[0])
         scores[np.setdiff1d(past, target)] = -np.inf
         best = np.argsort(-scores, kind="stable")[:25]
         ids, name = scorer.catalog.ids, str(scorer.histories.users[user])
@@ -266,8 +266,8 @@ def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
         timestamps=np.arange(len(typed)),
     )  # fmt: skip
     # the nearest prefix is that same prefix, unless the user is told apart
-    assert scorer._neighbors(history, -1, None)[0, 0] in own
-    assert scorer._neighbors(history, -1, -1.0).max() == -1  # nothing was known by then
+    assert scorer.neighbors(history).items[0, 0] in own
+    assert scorer.neighbors(history, -1.0).items.max() == -1  # nothing was known by then
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_mistakes_in_typed_histories(scorer, arguments, message):
 
 
 def test_a_run_that_is_not_finished_has_no_scorer(tmp_path):
-    with pytest.raises(UserError, match="step sft has not finished"):
+    with pytest.raises(UserError, match="step evaluation has not finished"):
         Scorer(tmp_path)
 
 

@@ -1,0 +1,52 @@
+"""What a finished run recommends, and what that rests on.
+
+    python launch/recommend.py --workdir=runs/quickstart --user=u00012
+    python launch/recommend.py --workdir=runs/quickstart --history=i0007,i0023 --top=5 --json
+    python launch/recommend.py --workdir=runs/quickstart --user=u00012 --add=new.jsonl
+
+It prints the history, the items of similar users that the model has read, and ranked items with
+their scores, keywords and the paths of their pictures. Items of the history are left out. --add
+names new items, which can be recommended without training: lines like
+{"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
+The answer goes to standard output, everything else to standard error.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+
+from mmsrec_jax.runtime import startup
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of MMSRARec.")
+_USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
+_HISTORY = flags.DEFINE_list(
+    "history", None, "In place of --user: raw item ids, oldest first, of a user in no data."
+)
+_TIMES = flags.DEFINE_list(
+    "times", None, "Seconds since 1970 of the items of --history, for runs that read the clock."
+)
+_TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1)
+_ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.check_devices(allow_cpu=_ALLOW_CPU.value)
+    from mmsrec_jax.methods import recommending
+
+    answer = recommending.answer(
+        Path(_WORKDIR.value).resolve(),
+        user=_USER.value,
+        history=_HISTORY.value,
+        times=_TIMES.value,
+        top=_TOP.value,
+        added=Path(_ADD.value) if _ADD.value else None,
+    )
+    print(answer.json() if _JSON.value else answer.text())
+
+
+if __name__ == "__main__":
+    startup.launch(main, required=["workdir"])

@@ -1,0 +1,348 @@
+"""Ranked items for a user or a typed history, by a finished run of MMSRARec, and what they rest on.
+
+Which items compete, and by which scores, says one `CatalogScorer`: see `Recommending.__init__`.
+"""
+
+import dataclasses
+import json
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from mmsrec_jax.data import images, item_lines
+from mmsrec_jax.data.ids import did_you_mean
+from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.methods import recorded
+from mmsrec_jax.methods.scorer import Scorer, item_indices
+from mmsrec_jax.retrieval.similar import Neighbors
+from mmsrec_jax.runtime import files, startup
+from mmsrec_jax.runtime.errors import UserError
+
+_RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """An item for people; keywords are none in a run without summaries."""
+
+    id: str
+    title: str
+    keywords: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbor(Shown):
+    """What a similar user took next; similarity: cosine of both users' histories."""
+
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked(Shown):
+    """A recommended item.
+
+    Attributes:
+      rank: from 1.
+      score: of the answer's scorer; scores of one answer compare, those of two do not.
+      sequential_score: of the run's sequential recommender; None of a new item.
+      picture: path of its picture; None where there is none.
+      added: the item is new to the run.
+    """
+
+    rank: int
+    score: float
+    sequential_score: float | None
+    picture: str | None
+    added: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What is recommended, and what it rests on.
+
+    Attributes:
+      user: raw id; None for a typed history.
+      scorer: what gave the scores.
+      history: the latest items, oldest first, as many as a prompt shows.
+      neighbors: next items of similar users in the prompt, most similar first; none in a run
+        without retrieval.
+      items: best first.
+    """
+
+    user: str | None
+    scorer: str
+    history: list[Shown]
+    neighbors: list[Neighbor]
+    items: list[Ranked]
+
+    def json(self) -> str:
+        """One JSON object with the fields of this class and of its items."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+
+    def text(self) -> str:
+        """For people."""
+        lines = ["history, oldest first:", *map(_line, self.history)]
+        if self.neighbors:
+            lines += ["similar users took next:"]
+            lines += [
+                f"{_line(item)}  (similarity {item.similarity:.3f})" for item in self.neighbors
+            ]
+        lines += [f"recommended by {self.scorer}:"]
+        for item in self.items:
+            new = ", new" if item.added else ""
+            lines += [f"{item.rank:3}. {item.id}  {item.title}  (score {item.score:.4f}{new})"]
+            lines += [f"     {', '.join(item.keywords)}"] if item.keywords else []
+            lines += [f"     {item.picture or 'no picture'}"]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What a scorer is asked.
+
+    Attributes:
+      history: of one user, in terms of the scorer's catalog.
+      neighbors: of that user, one row; None in a run without retrieval.
+    """
+
+    history: Histories
+    neighbors: Neighbors | None
+
+
+class Scored(NamedTuple):
+    """Items that compete, in any order, none of which the history holds.
+
+    items: int32[n]; scores: float32[n]; sequential: float32[n], NaN where there is no such score.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    sequential: np.ndarray
+
+
+class CatalogScorer(Protocol):
+    """Anything that says which items of a catalog compete after a history, and scores them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, query: Query) -> Scored: ...
+
+
+class Reranked:
+    """The best items of the run's sequential recommender and all new ones, by the margin that its
+    MLLM gives each in the paper's joint form."""
+
+    name = "mmsrarec/rerank"
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+
+    def scores(self, query: Query) -> Scored:
+        scorer, past = self._scorer, query.history.items
+        scores = _sequential(scorer, query)
+        scores[past[past < len(scores)]] = -np.inf
+        depth = scorer.config.evaluation.rerank or _RERANKED
+        best = np.argsort(-scores, kind="stable")[:depth]
+        best = best[scores[best] > -np.inf]
+        added = np.setdiff1d(np.arange(len(scores), len(scorer.catalog)), past)
+        items = np.concatenate([best, added]).astype(np.int32)
+        sequential = np.concatenate([scores[best], np.full(len(added), np.nan)])
+        if not len(items):
+            return Scored(items, np.zeros(0, np.float32), sequential)
+        return Scored(items, scorer.margins(query.history, items, query.neighbors), sequential)
+
+
+class WholeCatalog:
+    """All items by the margin that the run's MLLM gives each from its stored keys and values."""
+
+    name = "mmsrarec/cached"
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+
+    def scores(self, query: Query) -> Scored:
+        scorer = self._scorer
+        margins = scorer.catalog_margins(query.history, query.neighbors)
+        items = np.setdiff1d(np.arange(len(margins), dtype=np.int32), query.history.items)
+        sequential = np.full(len(margins), np.nan)
+        sequential[: scorer.num_trained] = _sequential(scorer, query)
+        return Scored(items, margins[items], sequential[items])
+
+
+def _sequential(scorer: Scorer, query: Query) -> np.ndarray:
+    """Scores of the run's sequential recommender, float32[items of the run]."""
+    known = scorer.trained_part(query.history)
+    scores = scorer.recommender.scores(known.items[None], known.timestamps[None])
+    return np.array(scores)[0]
+
+
+class Recommending:
+    """A finished run that is asked for recommendations; its weights stay in memory.
+
+    Args:
+      workdir: of the run.
+      mesh: None takes all devices.
+
+    Raises:
+      UserError: no run, or one that is not finished or trained no MLLM.
+    """
+
+    def __init__(self, workdir: str | Path, mesh: jax.sharding.Mesh | None = None):
+        self._workdir = Path(workdir)
+        check(self._workdir)
+        self._run = Scorer(self._workdir, mesh)
+        by_form: dict[str, type[Reranked | WholeCatalog]] = {
+            "joint": Reranked,
+            "cached": WholeCatalog,
+        }
+        self._scorer: CatalogScorer = by_form[self._run.form](self._run)
+
+    def add(self, items: Sequence[Item]) -> None:
+        """New items, which compete from now on. Nothing is trained; the run's summarizer writes
+        their keywords. Raises UserError for an id that the catalog has."""
+        self._run.add(items)
+
+    def recommend(
+        self,
+        *,
+        user: str | None = None,
+        history: Sequence[str] | None = None,
+        times: Sequence[float] | None = None,
+        top: int = 10,
+    ) -> Answer:
+        """The best items that the history does not hold.
+
+        Args:
+          user: raw id; their history is all that the data has of them.
+          history: raw item ids, oldest first, of nobody in the data. One of both is given.
+          times: seconds since 1970 of the items of `history`, for a run that reads the clock.
+          top: how many items at most.
+
+        Raises:
+          UserError: an id that the run does not know, an empty history, both a user and a history,
+            or neither.
+        """
+        run = self._run
+        query = self._query(user, history, times)
+        scored = self._scorer.scores(query)
+        order = np.argsort(-scored.scores, kind="stable")[:top]
+        shown = query.history.items[-run.config.prompts.history :]
+        neighbors = []
+        if (near := query.neighbors) is not None:
+            for item, similarity in zip(near.items[0], near.similarity[0], strict=True):
+                if item >= 0 and item not in query.history.items:  # which prompts pass over
+                    neighbors.append(Neighbor(**self._shown(item), similarity=float(similarity)))
+        return Answer(
+            user,
+            self._scorer.name,
+            [Shown(**self._shown(item)) for item in shown],
+            neighbors,
+            [self._ranked(scored, place, rank) for rank, place in enumerate(order, 1)],
+        )
+
+    def _query(
+        self, user: str | None, history: Sequence[str] | None, times: Sequence[float] | None
+    ) -> Query:
+        run = self._run
+        if (user is None) == (history is None):
+            raise UserError("give --user=ID or --history=ID,ID,...: one of them, and not both")
+        if history is not None:
+            typed = run.typed(item_indices(run.catalog, history, "history"), times)
+        else:
+            assert user is not None
+            if times is not None:
+                raise UserError("--times belong to --history; those of a user are in the data")
+            of_user = np.flatnonzero(run.histories.users == user)
+            if not len(of_user):
+                remedy = did_you_mean(user, run.histories.users) or (
+                    "ids are those of the raw files, as far as the run's filters keep them; name "
+                    "the history of a new user instead"
+                )
+                raise UserError(f"the run knows no user {user!r}; {remedy}")
+            at = int(of_user[0])
+            typed = run.typed(run.histories.of(at), run.histories.times(at).tolist(), user)
+        return Query(typed, run.neighbors(typed))
+
+    def _shown(self, item: int) -> dict[str, Any]:
+        run = self._run
+        return {
+            "id": str(run.catalog.ids[item]),
+            "title": run.catalog[int(item)].title,
+            "keywords": run.keywords(item),
+        }
+
+    def _ranked(self, scored: Scored, place: int, rank: int) -> Ranked:
+        item, sequential = int(scored.items[place]), float(scored.sequential[place])
+        return Ranked(
+            **self._shown(item),
+            rank=rank,
+            score=float(scored.scores[place]),
+            sequential_score=None if np.isnan(sequential) else sequential,
+            picture=self._picture(self._run.catalog[item]),
+            added=item >= self._run.num_trained,
+        )
+
+    def _picture(self, item: Item) -> str | None:
+        """Path of the item's picture, which is written to the run's folder `pictures`."""
+        if item.image is None:
+            return None
+        name = urllib.parse.quote(item.id, safe="") + images.suffix(item.image)
+        path = self._workdir / "pictures" / name
+        if not path.is_file() or path.read_bytes() != item.image:
+            files.write_bytes(path, item.image)
+        return str(path)
+
+
+def check(workdir: Path) -> None:
+    """Stops early when `workdir` is no finished run that trained an MLLM (UserError)."""
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; name the --workdir of a finished run")
+    if not (workdir / "data" / "step.json").is_file():
+        raise UserError(
+            f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
+        )
+    if not recorded.forms(workdir):
+        raise UserError(
+            f"{workdir}: this run has a sequential recommender alone; mmsrec_jax.recommend gives "
+            "its items, or run a config with method=mmsrarec"
+        )
+
+
+def answer(
+    workdir: Path,
+    *,
+    user: str | None,
+    history: Sequence[str] | None,
+    times: Sequence[str] | None,
+    top: int,
+    added: Path | None,
+) -> Answer:
+    """What `launch/recommend.py` prints; arguments are those of `Recommending.recommend`.
+
+    times: as text. added: file of new items, see `data.item_lines`.
+    """
+    check(workdir)
+    startup.keep_compiled_programs(workdir / "compiled")
+    items = [] if added is None else item_lines.read(added)
+    recommending = Recommending(workdir)
+    if items:
+        recommending.add(items)
+    return recommending.recommend(user=user, history=history, times=_numbers(times), top=top)
+
+
+def _numbers(times: Sequence[str] | None) -> list[float] | None:
+    try:
+        return None if times is None else [float(time) for time in times]
+    except ValueError as error:
+        raise UserError(
+            f"--times: {error}; give seconds since 1970, separated by commas"
+        ) from error
+
+
+def _line(item: Shown) -> str:
+    return "  ".join(["    ", item.id, item.title, ", ".join(item.keywords)])

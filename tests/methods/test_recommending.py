@@ -1,0 +1,334 @@
+"""Recommendations of a tiny run of MMSRARec, by the functions and by the command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import launched
+import numpy as np
+import pytest
+
+from configs import quickstart
+from mmsrec_jax.data.records import Item
+from mmsrec_jax.evaluation.ranking import read_ranks
+from mmsrec_jax.methods import recommending
+from mmsrec_jax.methods.mmsrarec import MMSRARec
+from mmsrec_jax.methods.recommending import Recommending
+from mmsrec_jax.methods.scorer import Scorer
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.runtime.workdir import run_steps
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = 60
+SIZES = {
+    "data.toyshop.num_users": 100, "data.toyshop.num_items": ITEMS, "data.toyshop.num_groups": 3,
+    "model.tiny.hidden": 32, "model.tiny.layers": 2, "model.tiny.intermediate": 64,
+    "model.tiny.vision_hidden": 24, "model.tiny.vision_intermediate": 48,
+    "warmup.steps": 60, "warmup.warmup_steps": 5, "warmup.batch_size": 8, "summarizer.steps": 1,
+    "summarizer.batch_size": 4, "summarizer.num_generations": 2, "summarizer.micro_batch": 8,
+    "summarizer.distractors": 2, "summarizer.max_new_tokens": 16, "summarizer.warmup_steps": 0,
+    "sasrec.steps": 20, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
+    "sft.steps": 2, "sft.warmup_steps": 1, "sft.batch_size": 4, "forms": ("joint", "cached"),
+    "cached.steps": 2, "cached.evaluate_every": 2, "cached.warmup_steps": 1, "cached.num_users": 4,
+    "cached.num_items": 8, "cached.validation_rows": 8, "cached.score_items": 32,
+    "cached.score_users": 4, "use.plain_sft": False, "evaluation.users": 8,
+    "evaluation.batch_size": 8, "evaluation.length": 2400, "evaluation.generate": 8,
+}  # fmt: skip
+HISTORY = ["i0007", "i0023", "i0031"]
+
+
+def one_device():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder, config = tmp_path_factory.mktemp("recommending") / "run", quickstart.get_config()
+    config.update_from_flattened_dict(SIZES)
+    folder.mkdir()
+    run_steps(folder, MMSRARec(from_config(Settings, config), folder, one_device()).steps())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cached_workdir(workdir, tmp_path_factory):
+    """The same run, had `forms` named cached first."""
+    folder = tmp_path_factory.mktemp("recommending") / "cached"
+    (folder / "evaluation").mkdir(parents=True)
+    for step in workdir.iterdir():
+        if step.is_dir() and step.name != "evaluation":
+            (folder / step.name).symlink_to(step)
+    record = json.loads((workdir / "evaluation" / "step.json").read_text())
+    assert record["config"]["forms"] == ["joint", "cached"]
+    record["config"]["forms"] = ["cached", "joint"]
+    (folder / "evaluation" / "step.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(workdir):
+    return Recommending(workdir, one_device())
+
+
+@pytest.fixture(scope="module")
+def scorer(workdir):
+    return Scorer(workdir, one_device())
+
+
+@pytest.fixture(scope="module")
+def written(workdir):
+    """Keywords by item, as step `summaries` left them."""
+    lines = (workdir / "summaries" / "summaries.jsonl").read_text().splitlines()
+    rows = map(json.loads, lines)
+    found = {row["id"]: list(dict.fromkeys(row["image"] + row["text"])) for row in rows}
+    assert sum(map(bool, found.values())) > ITEMS / 2, "so short a warm-up wrote no keywords"
+    return found
+
+
+def test_items_of_a_user_are_those_that_the_mllm_scores_best(asked, scorer, written):
+    name = str(scorer.histories.users[3])
+    answer = asked.recommend(user=name, top=ITEMS)
+    past = scorer.catalog.ids[scorer.histories.of(3)].tolist()
+    rest = [id for id in scorer.catalog.ids.tolist() if id not in past]
+    scores = dict(zip(rest, scorer.scores(past, rest, user=name), strict=True))
+    assert {item.id for item in answer.items} == set(rest)
+    assert sorted(answer.items, key=lambda item: -item.score) == answer.items
+    sequential = np.asarray(scorer.recommender.scores(scorer.histories.of(3)[None]))[0]
+    for rank, item in enumerate(answer.items, 1):
+        at = scorer.catalog.index[item.id]
+        assert (item.rank, item.added) == (rank, False)
+        assert item.score == pytest.approx(scores[item.id], abs=1e-5)
+        assert item.sequential_score == pytest.approx(sequential[at], abs=1e-5)
+        assert item.keywords == written[item.id] and item.title == scorer.catalog[at].text["title"]
+        assert Path(item.picture).read_bytes() == scorer.catalog[at].image
+    assert [item.id for item in answer.history] == past[-scorer.config.prompts.history :]
+    assert answer.user == name and answer.scorer == "mmsrarec/rerank"
+    assert [item.id for item in asked.recommend(user=name, top=2).items] == [
+        item.id for item in answer.items[:2]
+    ]
+
+
+def test_only_the_sequential_models_best_compete(workdir, scorer):
+    asked = Recommending(workdir, one_device())
+    object.__setattr__(asked._run.config.evaluation, "rerank", 5)
+    past = [scorer.catalog.index[id] for id in HISTORY]
+    scores = np.array(scorer.recommender.scores(np.array([past])))[0]
+    scores[past] = -np.inf
+    best = set(scorer.catalog.ids[np.argsort(-scores)[:5]].tolist())
+    assert {item.id for item in asked.recommend(history=HISTORY).items} == best
+
+
+def test_similar_users_of_a_typed_history(asked, scorer, written):
+    """By brute force over the training prefixes."""
+    answer, split, histories = asked.recommend(history=HISTORY), scorer._split, scorer.histories
+    past = np.array([[scorer.catalog.index[id] for id in HISTORY]])
+    own = scorer.recommender.embed(past)[0].astype(np.float64)
+    best = {}
+    for user, position in split.train:
+        other = scorer.recommender.embed(histories.of(user)[None, :position])[0].astype(np.float64)
+        cosine = own @ other / np.linalg.norm(own) / np.linalg.norm(other)
+        if cosine > best.get(user, (-2, 0))[0]:
+            best[user] = cosine, str(scorer.catalog.ids[histories.of(user)[position]])
+    top = sorted(best.values(), reverse=True)
+    assert 3 <= len(answer.neighbors) <= scorer.config.prompts.similar
+    assert not {item.id for item in answer.neighbors} & set(HISTORY)
+    assert answer.neighbors[0].id == next(id for _, id in top if id not in HISTORY)
+    for found in answer.neighbors:
+        assert found.keywords == written[found.id]
+        assert any(found.similarity == pytest.approx(cosine, abs=1e-5) for cosine, _ in top)
+
+
+def test_a_new_item_that_equals_an_old_one_has_its_keywords_and_its_score(workdir, scorer):
+    asked = Recommending(workdir, one_device())
+    old = scorer.catalog[12]
+    same = Item("twin", dict(old.text), old.image, old.category)
+    bare = Item("bare", {"title": "oak lamp"})
+    asked.add([same, bare])
+    answer = asked.recommend(history=HISTORY, top=2 * ITEMS)
+    found = {item.id: item for item in answer.items}
+    assert len(found) == ITEMS - len(HISTORY) + 2
+    twin = found["twin"]
+    assert twin.added and twin.sequential_score is None and not found[old.id].added
+    assert twin.keywords == found[old.id].keywords
+    assert twin.score == pytest.approx(found[old.id].score, abs=1e-5)
+    assert Path(twin.picture).read_bytes() == old.image
+    assert found["bare"].picture is None and "no picture" in answer.text()
+    assert asked.recommend(history=HISTORY, top=1).items == answer.items[:1]
+    # It may also be in a history, where prompts say its keywords.
+    with_twin = asked.recommend(history=[*HISTORY, "twin"], top=2 * ITEMS)
+    assert with_twin.history[-1].id == "twin"
+    assert "twin" not in {item.id for item in with_twin.items}
+    assert with_twin.neighbors == answer.neighbors  # the sequential model knows the others alone
+    scores = {item.id: item.score for item in with_twin.items}
+    assert any(abs(scores[id] - found[id].score) > 1e-4 for id in scores)
+    with pytest.raises(UserError, match="all its items are new"):
+        asked.recommend(history=["twin"])
+    with pytest.raises(UserError, match=f"item '{old.id}' is in the catalog"):
+        asked.add([old])
+
+
+def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdir, scorer, written):
+    other = Scorer(cached_workdir, one_device())
+    run = other._run
+    assert (scorer.form, other.form) == ("joint", "cached")
+    rows = run.test_targets()[:3]
+    cached = run.cached_items()
+    prompts = cached.prompts(rows)
+    wanted = cached.catalog("again", run.base.trained("again", "cached"), prompts)
+    wanted = np.asarray(wanted.row_scores(np.arange(3)))
+    ids = scorer.catalog.ids.tolist()
+    for row, (user, position) in enumerate(rows):
+        past = [ids[item] for item in scorer.histories.of(user)[:position]]
+        found = other.scores(past, ids, user=str(scorer.histories.users[user]))
+        np.testing.assert_allclose(found, wanted[row], atol=1e-5)
+    assert np.ptp(wanted, axis=1).min() > 1e-3
+    asked = Recommending(cached_workdir, one_device())
+    before = asked.recommend(history=HISTORY, top=2 * ITEMS)
+    rest = [id for id in ids if id not in HISTORY]
+    scores = dict(zip(rest, other.scores(HISTORY, rest), strict=True))
+    assert {item.id for item in before.items} == set(rest)
+    assert sorted(before.items, key=lambda item: -item.score) == before.items
+    assert all(item.score == pytest.approx(scores[item.id], abs=1e-5) for item in before.items)
+    assert before.scorer == "mmsrarec/cached"
+    old = scorer.catalog[12]
+    asked.add([Item("twin", dict(old.text), old.image, old.category)])
+    answer = asked.recommend(history=HISTORY, top=2 * ITEMS)
+    found = {item.id: item for item in answer.items}
+    assert len(found) == len(rest) + 1 and found["twin"].sequential_score is None
+    assert found["twin"].score == pytest.approx(found[old.id].score, abs=1e-5)
+    for item in before.items:
+        assert found[item.id].score == pytest.approx(item.score, abs=1e-5)
+        assert item.keywords == written[item.id] and item.sequential_score is not None
+
+
+class Backwards:
+    """Another scorer of the whole catalog."""
+
+    name = "backwards"
+
+    def scores(self, query):
+        items = np.setdiff1d(np.arange(ITEMS), query.history.items).astype(np.int32)
+        return recommending.Scored(items, items.astype(np.float32), np.full(len(items), np.nan))
+
+
+def test_another_scorer_takes_its_place_at_one_point(workdir):
+    asked = Recommending(workdir, one_device())
+    asked._scorer = Backwards()
+    answer = asked.recommend(history=HISTORY, top=2)
+    assert [item.id for item in answer.items] == ["i0059", "i0058"]
+    assert answer.scorer == "backwards" and answer.items[0].score == 59
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"history": ["i007"]}, "knows no item 'i007'; did you mean 'i0007', "),
+        ({"history": ["chair"]}, "knows no item 'chair'; ids are those of the raw files"),
+        ({"history": []}, "history is empty"),
+        ({"user": "u0003"}, "knows no user 'u0003'; did you mean 'u00003'"),
+        ({"user": "nobody"}, "knows no user 'nobody'; ids are those"),
+        ({}, "one of them"),
+        ({"user": "u00003", "history": ["i0007"]}, "one of them"),
+        ({"user": "u00003", "times": [1.0]}, "--times belong to --history"),
+        ({"history": ["i0007"], "times": [1.0, 2.0]}, "2 times for 1 items"),
+    ],
+)
+def test_mistakes_name_the_remedy(asked, arguments, message):
+    with pytest.raises(UserError, match=message) as raised:
+        asked.recommend(**arguments)
+    assert "\n" not in str(raised.value)
+
+
+def test_folders_that_are_no_finished_run(workdir, shop_folder, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        Recommending(tmp_path / "nothing")
+    with pytest.raises(UserError, match="no run has begun in this folder"):
+        Recommending(tmp_path)
+    with pytest.raises(UserError, match="a sequential recommender alone; mmsrec_jax.recommend"):
+        Recommending(shop_folder / "runs" / "shop")
+    half = tmp_path / "half"
+    half.mkdir()
+    for step in ("data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval"):
+        (half / step).symlink_to(workdir / step)
+    with pytest.raises(UserError, match="step evaluation has not finished; run launch/train.py"):
+        Recommending(half)
+
+
+def test_the_table_has_a_row_of_generated_keywords(workdir, scorer):
+    ranks, said = read_ranks(workdir / "evaluation" / "ranks-mmsrarec.generate-full.parquet")
+    assert said["system"] == "mmsrarec/generate" and len(ranks) == 8
+    assert ((ranks.ranks >= 1) & (ranks.ranks <= ranks.candidates)).all()
+    table = json.loads((workdir / "table.json").read_text())
+    assert ("mmsrarec/generate", "full") in {(row["system"], row["protocol"]) for row in table}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+OF_AN_ITEM = {"id": str, "title": str, "keywords": list}
+OF_A_NEIGHBOR = OF_AN_ITEM | {"similarity": float}
+OF_A_RANKED_ITEM = OF_AN_ITEM | {
+    "rank": int, "score": float, "sequential_score": (float, type(None)),
+    "picture": (str, type(None)), "added": bool,
+}  # fmt: skip
+
+
+def check_fields(found, wanted):
+    assert set(found) == set(wanted)
+    for name, kind in wanted.items():
+        assert isinstance(found[name], kind), name
+    assert all(isinstance(word, str) for word in found["keywords"])
+
+
+def test_the_command_prints_one_json_object_with_a_new_item(workdir, scorer, tmp_path):
+    old = scorer.catalog[12]
+    (tmp_path / "twin.png").write_bytes(old.image)
+    new = {"id": "twin", **old.text, "image": "twin.png"}
+    (tmp_path / "new.jsonl").write_text(json.dumps(new) + "\n")
+    done = subprocess.run(
+        [sys.executable, "launch/recommend.py", f"--workdir={workdir}", f"--top={ITEMS}",
+         f"--history={','.join(HISTORY)}", f"--add={tmp_path / 'new.jsonl'}", "--json"],
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)
+    assert set(answer) == {"user", "scorer", "history", "neighbors", "items"}
+    assert answer["user"] is None and len(answer["items"]) == ITEMS - len(HISTORY) + 1
+    for part, fields in (
+        ("history", OF_AN_ITEM), ("neighbors", OF_A_NEIGHBOR), ("items", OF_A_RANKED_ITEM),
+    ):  # fmt: skip
+        assert answer[part]
+        for item in answer[part]:
+            check_fields(item, fields)
+    found = {item["id"]: item for item in answer["items"]}
+    assert found["twin"]["added"] and found["twin"]["sequential_score"] is None
+    assert found["twin"]["score"] == pytest.approx(found[old.id]["score"], abs=1e-4)
+    assert [item["rank"] for item in answer["items"]] == list(range(1, len(found) + 1))
+
+
+def test_the_command_for_people_and_its_mistakes(workdir, tmp_path):
+    def run(name, *arguments):
+        return launched.run("launch/recommend.py", *arguments, log=tmp_path / name, timeout=300)
+
+    status, said = run("text", f"--workdir={workdir}", "--user=u00003", "--top=3")
+    assert status == 0
+    assert "similar users took next:" in said and "recommended by mmsrarec/rerank:" in said
+    assert str(workdir / "pictures") in said and "  3. i" in said and "  4. i" not in said
+    for name, arguments, message in (
+        ("user", [f"--workdir={workdir}", "--user=u0003"], "did you mean 'u00003'"),
+        ("none", ["--user=u00003"], "--workdir must be given"),
+        ("where", [f"--workdir={tmp_path}", "--user=u00003"], "no run has begun in this folder"),
+        ("times", [f"--workdir={workdir}", "--history=i0007", "--times=now"], "--times: could not"),
+        (
+            "add",
+            [f"--workdir={workdir}", "--user=u00003", "--add=x.jsonl"],
+            "x.jsonl: no such file",
+        ),
+    ):
+        status, said = run(name, *arguments)
+        assert status == 2 and message in said and "Traceback" not in said
