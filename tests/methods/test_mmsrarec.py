@@ -48,7 +48,7 @@ TINY = {
     "cached.num_items": 16, "cached.validation_rows": 16, "cached.score_items": 32,
     "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
-    "evaluation.fuse": True, "evaluation.length": 600,  # so that all candidates show all they have
+    "evaluation.fuse": True, "evaluation.length": 2400,  # so that all candidates show all they have
 }  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
     own = set(base.items[base.users == users[0]].tolist())
     history = dataclasses.replace(
         scorer.histories, users=np.array([""]), offsets=[0, len(typed)], items=typed,
-        timestamps=np.arange(len(typed)),
+        timestamps=np.arange(len(typed)), ratings=None,
     )  # fmt: skip
     # the nearest prefix is that same prefix, unless the user is told apart
     assert scorer.neighbors(history).items[0, 0] in own
