@@ -40,7 +40,8 @@ def export(
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
     """
     if step is None:
-        step = "cached" if (workdir / "cached").is_dir() and not (workdir / "sft").is_dir() else "sft"
+        cached_alone = (workdir / "cached").is_dir() and not (workdir / "sft").is_dir()
+        step = "cached" if cached_alone else "sft"
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
     base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():
