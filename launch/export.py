@@ -16,7 +16,10 @@ from mmsrec_jax.runtime import startup
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
 _STEP = flags.DEFINE_enum(
-    "step", "sft", ["sft", "plain_sft", "summarizer", "warmup"], "Whose model."
+    "step",
+    None,
+    ["sft", "cached", "plain_sft", "summarizer", "warmup"],
+    "Whose model. By default sft, or cached in a run that trains that form alone.",
 )
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "The adapters alone, in peft's format.")
 _MERGE = flags.DEFINE_bool("merge", False, "The whole model, adapters merged into it.")

@@ -31,12 +31,12 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     >>> len(catalog), len(histories)
     (60, 150)
     >>> catalog[0].id, catalog[0].text["title"]
-    ('i0000', 'glass travel vase')
+    ('i0000', 'terracotta flower holder')
     >>> catalog.image(0).shape
     (112, 112, 3)
     >>> user, position = split.test[0]
     >>> str(catalog.ids[histories.of(user)[position]])  # what the first user is tested on
-    'i0003'
+    'i0036'
     >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
     True
     """

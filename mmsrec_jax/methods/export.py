@@ -21,13 +21,15 @@ def export(
     workdir: Path,
     out: Path,
     *,
-    step: str = "sft",
+    step: str | None = None,
     adapter_only: bool = False,
     merge: bool = False,
     dtype: str | None = None,
     max_shard_bytes: int = exporting.MAX_SHARD_BYTES,
 ) -> None:
     """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
+
+    `step` None is sft, or cached in a run that trains that form alone.
 
     A step that trained every weight gives a whole model. One that trained adapters, the connector
     or both gives a whole model too, with the adapters merged into it, or the adapters (and the
@@ -37,6 +39,9 @@ def export(
     Raises:
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
     """
+    if step is None:
+        cached_alone = (workdir / "cached").is_dir() and not (workdir / "sft").is_dir()
+        step = "cached" if cached_alone else "sft"
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
     base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():

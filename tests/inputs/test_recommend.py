@@ -178,8 +178,10 @@ def test_missing_and_corrupt_images_become_text_and_are_counted(trained, prompt_
 def test_truncation_order(trained, prompt_config):
     row = int(np.argmax(ROWS[:, 1]))
     user, position = ROWS[row]
-    neighbors = np.tile(np.arange(4, dtype=np.int32), (len(ROWS), 1))
-    known = context(neighbors=neighbors)
+    past = HISTORIES.of(user)[:position]
+    unknown = [item for item in range(len(CATALOG)) if item not in past]
+    neighbors = [unknown[0], past[0], unknown[1], past[-1], *unknown[2:4]]
+    known = context(neighbors=np.tile(np.array(neighbors, np.int32), (len(ROWS), 1)))
 
     def at(length):
         candidates = np.tile([0, 1], (len(ROWS), 1))
@@ -190,8 +192,8 @@ def test_truncation_order(trained, prompt_config):
     whole = at(1000)
     left_out = {"history_left_out", "similar_left_out", "lists_with_shortened_texts"}
     assert not left_out & set(whole.counts)
-    past = [KEYWORDS[i].replace(",", "") for i in HISTORIES.of(user)[:position][-5:]]
-    similar = [KEYWORDS[i].replace(",", "") for i in range(3)]
+    past = [KEYWORDS[i].replace(",", "") for i in past[-5:]]
+    similar = [KEYWORDS[i].replace(",", "") for i in unknown[:3]]  # what the user had is no news
     states = [(past[i:], similar) for i in range(5)]
     states += [(past[4:], similar[:i]) for i in (2, 1, 0)] + [([], [])]
     seen, cut = [], False

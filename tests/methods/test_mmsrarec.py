@@ -43,10 +43,10 @@ TINY = {
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
-    "forms": "('joint', 'cached')", "cached.steps": 8, "cached.evaluate_every": 4,
-    "cached.warmup_steps": 2, "cached.checkpoint_every": 2, "cached.num_users": 8,
-    "cached.num_items": 16, "cached.validation_rows": 16, "cached.score_items": 32,
-    "cached.score_users": 16,
+    "forms": ("joint", "cached"), "cached.steps": 8, "cached.evaluate_every": 4,
+    "cached.warmup_steps": 2, "cached.checkpoint_every": 2, "cached.log_every": 4,
+    "cached.num_users": 8, "cached.num_items": 16, "cached.validation_rows": 16,
+    "cached.score_items": 32, "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
     "evaluation.fuse": True, "evaluation.length": 2400,  # so that all candidates show all they have
 }  # fmt: skip
@@ -151,7 +151,7 @@ def test_every_item_has_one_summary(runs):
 
 def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     tables = [pq.read_table(p) for p in (runs[0] / "evaluation").glob("ranks-*-sampled@20.parquet")]
-    assert len(tables) == 12
+    assert len(tables) == 13
     for table in tables:
         np.testing.assert_array_equal(table["user"], tables[0]["user"])
         np.testing.assert_array_equal(table["target"], tables[0]["target"])
@@ -257,16 +257,16 @@ def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
     found = scorer.scores(ids[:4], ids[10:40])
     assert found.shape == (30,) and np.isfinite(found).all()
     np.testing.assert_allclose(found[:21], scorer.scores(ids[:4], ids[10:31]), atol=1e-5)
-    users, _ = np.unique(scorer.histories.user_of_row, return_counts=True)
-    typed = scorer.histories.of(int(users[0]))[:-2]
-    base = scorer._knowledge_base
-    own = set(base.items[base.users == users[0]].tolist())
+    latest = int(scorer._split.train_end[0]) - 1  # of the prefixes of the first user that are known
+    typed, following = np.split(scorer.histories.of(0)[: latest + 1], [latest])
     history = dataclasses.replace(
         scorer.histories, users=np.array([""]), offsets=[0, len(typed)], items=typed,
         timestamps=np.arange(len(typed)), ratings=None,
     )  # fmt: skip
     # the nearest prefix is that same prefix, unless the user is told apart
-    assert scorer.neighbors(history).items[0, 0] in own
+    assert scorer.neighbors(history).items[0, 0] == following
+    known = dataclasses.replace(history, users=scorer.histories.users[:1])
+    assert 0 not in scorer.neighbors(known).users and 0 in scorer.neighbors(history).users
     assert scorer.neighbors(history, -1.0).items.max() == -1  # nothing was known by then
 
 

@@ -28,6 +28,9 @@ CHANGES = {
     "sasrec.steps": 10, "sasrec.evaluate_every": 5, "sasrec.batch_size": 8, "sasrec.dim": 8,
     "sft.trainable": "connector+lora", "sft.steps": 3, "sft.warmup_steps": 1, "sft.batch_size": 4,
     "sft.lora_rank": 2, "sft.length": 192, "sft.rows": 200,
+    "cached.trainable": "connector+lora", "cached.steps": 4, "cached.evaluate_every": 4,
+    "cached.warmup_steps": 1, "cached.num_users": 4, "cached.num_items": 8, "cached.lora_rank": 2,
+    "cached.validation_rows": 8, "cached.score_users": 8, "cached.score_items": 40,
     "evaluation.users": 16, "evaluation.batch_size": 8, "evaluation.length": 480,
 }  # fmt: skip
 SIZES = tiny_init.TinySettings(
@@ -66,7 +69,7 @@ def test_every_step_ran_and_those_that_read_the_model_read_the_warm_up(finished)
     _, run = finished
     table = json.loads((run / "table.json").read_text())
     assert {"plain_sft", "mmsrarec"} <= {row["system"] for row in table}
-    for step in ("summarizer", "summaries", "plain_sft", "sft"):
+    for step in ("summarizer", "summaries", "plain_sft", "cached"):
         assert "warmup" in json.loads((run / step / "step.json").read_text())["inputs"]
     assert not (run / "model").exists()
 
@@ -80,12 +83,12 @@ def test_the_warm_up_trained_the_connector_and_nothing_else(finished):
 
 
 def test_what_is_exported_is_the_model_that_was_scored(finished, tmp_path):
-    """After sft, and after the warm-up: the pretrained model with its connector."""
+    """After stage 3, and after the warm-up: the pretrained model with its connector."""
     directory, run = finished
-    for step in ("sft", "warmup"):
+    for step, flags in {"cached": (), "warmup": ("--step=warmup",)}.items():
         status, said = launched.run(
             "launch/export.py", f"--workdir={run}", f"--out={tmp_path / step}", "--merge",
-            f"--step={step}", log=tmp_path / f"{step}.log",
+            *flags, log=tmp_path / f"{step}.log",
         )  # fmt: skip
         assert status == 0, said
     base, given = parameters(mmsrec_jax.load(tmp_path / "warmup")), mmsrec_jax.load(directory)
@@ -102,7 +105,7 @@ def test_what_is_exported_is_the_model_that_was_scored(finished, tmp_path):
     for path, value in parameters(start).items():
         np.testing.assert_array_equal(value, base[path])
     lora.merge(ours)
-    exported, moved = parameters(mmsrec_jax.load(tmp_path / "sft")), set()
+    exported, moved = parameters(mmsrec_jax.load(tmp_path / "cached")), set()
     for path, value in parameters(ours).items():
         np.testing.assert_allclose(exported[path], value, atol=1e-6)
         if (exported[path] != base[path]).any():

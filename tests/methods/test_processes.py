@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft")
+LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft", "cached")
 DEVICES = 8
 TINY = {
     "input_shards": 4,
@@ -33,8 +33,12 @@ TINY = {
     "summarizer.log_every": 1, "summaries.batch_size": 8, "sasrec.steps": 6,
     "sasrec.evaluate_every": 3, "sasrec.log_every": 1, "sasrec.batch_size": 8, "sasrec.dim": 8,
     "sft.steps": 3, "sft.warmup_steps": 1, "sft.checkpoint_every": 3, "sft.batch_size": 8,
-    "sft.log_every": 1, "evaluation.users": 20, "evaluation.batch_size": 8, "evaluation.rerank": 25,
-    "evaluation.fuse": True,
+    "sft.log_every": 1, "forms": "('joint', 'cached')", "cached.steps": 2,
+    "cached.evaluate_every": 2, "cached.warmup_steps": 1, "cached.checkpoint_every": 2,
+    "cached.log_every": 1, "cached.num_users": 8, "cached.num_items": 16,
+    "cached.validation_rows": 16, "cached.score_users": 8, "cached.score_items": 40,
+    "evaluation.users": 20, "evaluation.batch_size": 8,
+    "evaluation.rerank": 25, "evaluation.fuse": True,
 }  # fmt: skip
 
 
@@ -167,7 +171,7 @@ def test_summaries_and_ranks_are_those_of_one_process(one, several):
     assert summaries[0] == summaries[1]
     names = sorted(path.name for path in (one / "evaluation").iterdir())
     assert names == sorted(path.name for path in (workdir / "evaluation").iterdir())
-    assert len([name for name in names if name.startswith("ranks-")]) == 21
+    assert len([name for name in names if name.startswith("ranks-")]) == 27
     for name in names:
         if name.endswith(".parquet"):
             found, wanted = (pq.read_table(run / "evaluation" / name) for run in (workdir, one))

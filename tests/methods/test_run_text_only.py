@@ -43,6 +43,11 @@ def configured(model_path):
     config.summaries.batch_size = 8
     config.sasrec.update(steps=4, evaluate_every=2, batch_size=8, dim=8, mlp_dim=8, layers=1)
     config.sft.update(steps=2, batch_size=8, length=384, checkpoint_every=2, warmup_steps=1)
+    config.forms = ("joint", "cached")
+    config.cached.update(
+        steps=2, evaluate_every=2, num_users=8, num_items=16, prompt_length=256, item_length=64,
+        words_length=32, warmup_steps=1, validation_rows=8, score_users=8, score_items=ITEMS,
+    )  # fmt: skip
     config.evaluation.update(users=16, batch_size=8, length=1024)
     return config
 
@@ -58,7 +63,7 @@ def run(model_path, tmp_path_factory):
 def test_the_whole_method(run):
     rows = json.loads((run / "table.json").read_text())
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "sampled@20"}
-    assert {"mmsrarec", "plain_sft", "sasrec"} <= set(score)
+    assert {"mmsrarec", "mmsrarec/cached", "plain_sft", "sasrec"} <= set(score)
     assert all(0 < value < 1 for value in score.values())
     metrics = [json.loads(line) for line in (run / "summarizer" / "metrics.jsonl").open()]
     names = {name for row in metrics for name in row}

@@ -22,8 +22,9 @@ from mmsrec_jax.runtime.sharding import make_mesh
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_clip"
 ALL = [
     "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft", "sft",
-    "evaluation",
+    "cached", "evaluation",
 ]  # fmt: skip
+BOTH = {"forms": ("joint", "cached")}
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +42,37 @@ def settings_of(config, **changes) -> Settings:
     ("changes", "left_out"),
     [
         ({}, set()),
+        ({"forms": ("cached",)}, {"sft"}),
+        ({"forms": ("joint",)}, {"cached"}),
         ({"use.rewards": False}, {"summarizer"}),
         ({"use.summaries": False}, {"summarizer", "summaries"}),
         ({"use.retrieval": False}, {"retrieval"}),
+        ({"use.plain_sft": False}, {"plain_sft"}),
         ({"model.path": "somewhere"}, {"model", "warmup"}),
         ({"model.path": "somewhere", "warmup.pretrained": True}, {"model"}),
     ],
 )
 def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path, changes, left_out):
-    settings = settings_of(quickstart.get_config(), **changes)
+    settings = settings_of(quickstart.get_config(), **(BOTH | changes))
     steps = MMSRARec(settings, tmp_path, mesh).steps()
     assert [step.name for step in steps] == [name for name in ALL if name not in left_out]
     for place, step in enumerate(steps):
         assert set(step.inputs) <= {earlier.name for earlier in steps[:place]}
     reads = {step.name: set(step.inputs) for step in steps}
-    assert reads["sft"] >= {"summaries", "retrieval"} - left_out
-    assert not reads["plain_sft"] & {"summaries", "retrieval"}
+    for form in {"sft", "cached"} - left_out:
+        assert reads[form] >= {"summaries", "retrieval"} - left_out
+        assert form in reads["evaluation"]
+    assert not reads.get("plain_sft", set()) & {"summaries", "retrieval"}
     if "warmup" not in left_out:
-        start_from_it = {"summarizer", "summaries", "plain_sft", "sft"} - left_out
+        start_from_it = {"summarizer", "summaries", "plain_sft", "sft", "cached"} - left_out
         assert all("warmup" in reads[name] for name in start_from_it)
 
 
 @pytest.mark.parametrize("method", [MMSRARec, ScalingPoint])
 def test_every_step_that_trains_records_what_export_reads(mesh, tmp_path, method):
-    steps = method(settings_of(quickstart.get_config()), tmp_path, mesh).steps()
+    steps = method(settings_of(quickstart.get_config(), **BOTH), tmp_path, mesh).steps()
     trained = [step for step in steps if step.name in SECTIONS]
-    assert len(trained) == (4 if method is MMSRARec else 1)
+    assert len(trained) == (5 if method is MMSRARec else 1)
     for step in trained:
         assert {"path", "dtype", "max_pixels"} <= set(step.config["model"])
         assert "lora_alpha" in step.config[SECTIONS[step.name]]
@@ -169,4 +175,5 @@ def test_a_fused_row_without_reranking_is_refused():
     with pytest.raises(
         UserError, match="evaluation.fuse=True, but .* set config.evaluation.rerank"
     ):
-        settings_of(quickstart.get_config(), **{"evaluation.fuse": True})
+        settings_of(quickstart.get_config(), **{"forms": ("joint",), "evaluation.fuse": True})
+    settings_of(quickstart.get_config(), **{"forms": ("cached",), "evaluation.fuse": True})
