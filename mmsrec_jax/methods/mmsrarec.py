@@ -72,7 +72,7 @@ class MMSRARec(MLLMExperiment):
         steps += self.sequential_steps()
         if use.retrieval:
             settings = {"retrieval": as_dict(c.retrieval), "similar": c.prompts.similar}
-            settings |= {"targets": self._targets_record(), **self.sequential_record()}
+            settings |= {"rows": c.sft.rows, "seed": c.sft.seed, **self.sequential_record()}
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
@@ -88,14 +88,6 @@ class MMSRARec(MLLMExperiment):
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
-
-    def _targets_record(self) -> dict[str, int]:
-        """What decides which targets have prompts: `training_targets` and `test_targets`."""
-        tuned, tested = self.config.sft, self.config.evaluation
-        return {
-            "training_rows": tuned.rows, "training_seed": tuned.seed,
-            "test_users": tested.users, "test_seed": tested.seed,
-        }  # fmt: skip
 
     def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
         """Stage 3 in each form that is asked for."""
@@ -197,7 +189,7 @@ class MMSRARec(MLLMExperiment):
             fold_models = train.train_folds(
                 **self.sequential_options(), folds=folds, directory=directory / "folds"
             )
-        rows = np.concatenate([self.training_targets(), split.validation, self.test_targets()])
+        rows = np.concatenate([self.training_targets(), split.validation, split.test])
         found = similar.neighbors(
             self.recommender(),
             histories,
