@@ -71,3 +71,22 @@ def one_gpu(config: ConfigDict) -> None:
         )  # fmt: skip
         # Three lists of 21 candidates a user are what the MLLMs reorder of the whole catalog.
         config.evaluation.update(users=5000, length=1536, batch_size=64, rerank=63, fuse=True)
+
+
+def cached_titles(config: ConfigDict) -> None:
+    """After `one_gpu`: stage 3 with cached items, and titles as they are.
+
+    So small a model, which is not tuned by rewards, repeats them instead of keywords.
+    """
+    with config.unlocked():
+        config.forms = ("cached",)
+        config.use.update(summaries=False, plain_sft=False)
+        config.prompts.update(templates="terse", history=8, similar=8, text_tokens=20)
+        config.cached.update(
+            trainable="full", steps=1500, num_users=32, num_items=256, prompt_length=352,
+            item_length=28, learning_rate=2e-4, warmup_steps=30, align=0.0, evaluate_every=500,
+            validation_rows=250, checkpoint_every=250, log_every=20, score_users=32,
+            score_items=1024,
+        )  # fmt: skip
+        config.sft.rows = 50_000
+        config.evaluation.update(users=2000, rerank=0, fuse=True)

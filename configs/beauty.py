@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
         base.one_gpu(config)
         base.titles_alone(config)
     if variant == "cached":
-        _cached(config)
+        base.cached_titles(config)
     if not variant:
         _pod(config)
     return config.lock()
@@ -73,19 +73,3 @@ def _pod(config: ConfigDict) -> None:
         )
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
         config.evaluation.update(length=6144, patches=12288, batch_size=64)
-
-
-def _cached(config: ConfigDict) -> None:
-    """Titles as they are: so small a model, not tuned, repeats them instead of keywords."""
-    with config.unlocked():
-        config.forms = ("cached",)
-        config.use.update(summaries=False, plain_sft=False)
-        config.prompts.update(templates="terse", history=8, similar=8, text_tokens=20)
-        config.cached.update(
-            trainable="full", steps=500, num_users=32, num_items=256, prompt_length=352,
-            item_length=28, learning_rate=2e-4, warmup_steps=30, align=0.0, evaluate_every=250,
-            validation_rows=250, checkpoint_every=250, log_every=20, score_users=32,
-            score_items=1024,
-        )  # fmt: skip
-        config.sft.rows = 30_000
-        config.evaluation.update(users=1000, rerank=0, fuse=True)

@@ -22,13 +22,14 @@ from mmsrec_jax.runtime.config_utils import choose
 _VARIANTS = {
     "": "a pretrained model, titles and covers",
     "small": "135M on one GPU, titles alone",
+    "cached": "135M on one GPU, titles alone, items cached: the whole catalog is ranked",
     **base.SEQUENTIAL_MODELS,
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/microlens.py")
-    small = variant == "small"
+    small = variant in ("small", "cached")
     config = base.get_config("" if small else variant)
     with config.unlocked():
         config.data.update(
@@ -44,4 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
         with config.unlocked():
             config.prompts.text_tokens = 48
             config.evaluation.length = 2048
+    if variant == "cached":
+        base.cached_titles(config)
     return config.lock()

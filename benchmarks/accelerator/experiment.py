@@ -1,12 +1,15 @@
 """A real experiment on one rented GPU, in the minutes that there are, and on the next one again.
 
     python benchmarks/accelerator/experiment.py --out=DIR --data=beauty
+    python benchmarks/accelerator/experiment.py --out=DIR --data=beauty --stage=cached
     python benchmarks/accelerator/experiment.py --out=DIR --data=beauty --stage=features
     python benchmarks/accelerator/experiment.py --out=DIR --data=beauty --scale=0.01 --tiny
 
 The first trains and evaluates MMSRARec whole, `configs/<data>.py:small`, with SmolLM2-135M. The
-second trains SASRec, Molar and HM4SR with three seeds each, the last two on SmolLM2's features of
-the titles. The third is the first on two CPU cores, at a hundredth of its size.
+second does so with cached items and titles in place of keywords, and ranks the whole catalog:
+`configs/<data>.py:cached`, of beauty and microlens. The third trains SASRec, Molar and HM4SR with
+three seeds each, the last two on SmolLM2's features of the titles. The fourth is the first on two
+CPU cores, at a hundredth of its size.
 
 Weights and data come from the loads that fetch.py has made (`--carried`). Everything large is in
 `--work`; `--out` gets what is worth keeping, as it comes: experiment.json and experiment.md (time
@@ -37,6 +40,7 @@ SEQUENTIAL = ("sasrec", "molar", "hm4sr")
 SEEDS = (0, 1, 2)
 _RESERVE = 40.0  # seconds: to save a checkpoint, to pack what goes back
 _GRACE = 30.0  # of them, until a step that has not saved is killed
+_VARIANTS = {"pipeline": "small", "cached": "cached", "features": ""}  # stage -> of configs/
 _JOBS = 3  # runs that share the GPU in the stage `features`
 
 
@@ -100,7 +104,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder of all the rest (default: OUT/work)")
     parser.add_argument("--carried", type=Path, default=carried, help="folder of fetch.py's loads")
     parser.add_argument("--data", choices=FOLDERS, default="beauty")
-    parser.add_argument("--stage", choices=("pipeline", "features"), default="pipeline")
+    parser.add_argument("--stage", choices=tuple(_VARIANTS), default="pipeline")
     parser.add_argument("--minutes", type=float, default=8.5, help="of this call (default: 8.5)")
     parser.add_argument("--scale", type=float, default=1.0, help="of updates and users")
     parser.add_argument("--tiny", action="store_true", help="float32, small batches: for a CPU")
@@ -119,8 +123,8 @@ def make_plan(given: argparse.Namespace) -> Plan:
         allowed = ["--allow_cpu"] if given.tiny else []
         return [f"--config={ROOT}/benchmarks/accelerator/plan.py:{config}", data, *allowed, *more]
 
-    if given.stage == "pipeline":
-        return Plan({"pipeline": flags("small", "--config.model.path=model")}, jobs=1)
+    if variant := _VARIANTS[given.stage]:
+        return Plan({given.stage: flags(variant, "--config.model.path=model")}, jobs=1)
     runs = {}
     for seed in SEEDS:
         for name in SEQUENTIAL:

@@ -58,6 +58,14 @@ def _scaled(config: ConfigDict, scale: float, users: int) -> None:
         part.warmup_steps = min(part.warmup_steps, part.steps // 2)
         part.log_every = min(part.log_every, max(1, part.steps // 2))
         part.checkpoint_every = min(part.checkpoint_every, max(1, part.steps // 2))
+    cached = config.cached
+    cached.evaluate_every = max(1, round(cached.evaluate_every * scale))
+    cached.steps = cached.evaluate_every * max(
+        2, round(cached.steps * scale / cached.evaluate_every)
+    )
+    cached.warmup_steps = min(cached.warmup_steps, cached.steps // 2)
+    cached.update(checkpoint_every=cached.evaluate_every, log_every=cached.evaluate_every)
+    cached.validation_rows = max(10, round(cached.validation_rows * scale))
     for name in base.SEQUENTIAL_MODELS:
         part = config[name]
         part.evaluate_every = max(10, round(part.evaluate_every * scale))
@@ -78,7 +86,11 @@ def _tiny(config: ConfigDict) -> None:
     config.summaries.batch_size = 32
     config.features.update(batch_size=16, workers=0)
     config.sft.update(batch_size=1, length=1024, answers=24, targets=96, workers=0)
-    config.evaluation.update(users=10, rerank=21, length=1024, batch_size=2, workers=0)
+    config.cached.update(
+        num_users=4, num_items=16, score_users=4, score_items=64, workers=0, validation_rows=4
+    )
+    rerank = 21 if "joint" in config.forms else 0
+    config.evaluation.update(users=10, rerank=rerank, length=1024, batch_size=2, workers=0)
     if config.use.images:  # 256 tokens each
         config.warmup.update(batch_size=1, length=1024, patches=768, targets=64, workers=0)
         config.summarizer.update(prompt_length=384, distractors=1)

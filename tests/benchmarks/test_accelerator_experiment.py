@@ -104,8 +104,14 @@ def test_what_is_missing_is_one_line(machine, tmp_path, capsys):
     assert "give the --out of the call to continue" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["pipeline", "features"])
-@pytest.mark.parametrize("data", experiment.FOLDERS)
+@pytest.mark.parametrize(
+    ("stage", "data"),
+    [
+        *((stage, data) for stage in ("pipeline", "features") for data in experiment.FOLDERS),
+        ("cached", "beauty"),
+        ("cached", "microlens"),
+    ],
+)
 @pytest.mark.parametrize("more", [{}, {"scale": 0.01}, {"scale": 0.01, "tiny": True}])
 def test_every_plan_names_settings_that_are_within_their_ranges(data, stage, more):
     given = argparse.Namespace(**{"data": data, "stage": stage, "scale": 1, "tiny": False} | more)
@@ -115,7 +121,10 @@ def test_every_plan_names_settings_that_are_within_their_ranges(data, stage, mor
         settings = from_config(Settings, plan.get_config(variant))
         assert settings.model.dtype == ("float32" if more.get("tiny") else "bfloat16")
         full = from_config(Settings, plan.get_config(",".join(variant.split(",")[:2])))
-        steps = [(s.sft.steps, s.summarizer.steps, s.sasrec.steps) for s in (settings, full)]
+        steps = [
+            (s.sft.steps, s.summarizer.steps, s.sasrec.steps, s.cached.steps)
+            for s in (settings, full)
+        ]
         assert steps[0] < steps[1] or not more
         assert bool(settings.data.max_users) == bool(more)
 
