@@ -1,4 +1,4 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every step, a few minutes on two CPU cores.
+"""MMSRARec on the toyshop: a tiny model from scratch, every step, 15 minutes on two CPU cores.
 
 python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
             image_attributes=("color", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=240, batch_size=12, length=384, patches=72, targets=128,
+            trainable="full", steps=200, batch_size=12, length=384, patches=72, targets=128,
             answers=1, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
@@ -49,17 +49,18 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sasrec.mlp_dim = 128
         config.retrieval.distinct_items = True
         config.sft.update(
-            trainable="full", steps=200, batch_size=10, length=480, patches=32, answers=8,
+            trainable="full", steps=150, batch_size=10, length=480, patches=32, answers=8,
             targets=64, learning_rate=1e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
             checkpoint_every=50, log_every=5,
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=600, num_users=32, num_items=128, prompt_length=96,
-            item_length=16, item_patches=4, align=0.15, words_length=16, learning_rate=1.5e-3,
-            warmup_steps=20, workers=0, evaluate_every=300, validation_rows=200,
-            checkpoint_every=100, log_every=10, score_users=32, score_items=512,
+            trainable="full", steps=600, num_users=64, num_items=96, prompt_length=80,
+            item_length=12, item_patches=4, words_length=16, next_in_history=0.5,
+            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=200,
+            validation_rows=200, checkpoint_every=100, log_every=10, score_users=32,
+            score_items=512,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
     return config.lock()

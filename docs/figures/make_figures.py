@@ -41,7 +41,7 @@ def pipeline() -> Figure:
     _box(axes, 0, 4, 17, 11, "histories", "user, item, time", USERS)
     _box(axes, 24, 4, 23, 11, "similar users", "nearest by SASRec,\nand their next items", USERS)
     _box(axes, 54, 13, 23, 11, "prompt", "keywords of both, and a\ncandidate's image + text", ITEMS)
-    _box(axes, 84, 13, 26, 11, "MLLM", "fine-tuned on 4 tasks:\np(yes) ranks candidates", RESULT)
+    _box(axes, 84, 13, 26, 11, "MLLM", "fine-tuned on 4 tasks:\np(yes) ranks the catalog", RESULT)
     for start, end in (
         ((17, 27.5), (24, 27.5)),
         ((17, 9.5), (24, 9.5)),
@@ -87,9 +87,9 @@ def quickstart(rows: list[dict[str, str]]) -> Figure:
     figure, axes = plt.subplots(figsize=(8.4, 3.9))
     for y, row in enumerate(rows):
         value = float(row[_METRIC])
-        color = {"mmsrarec": OURS, "bayes_optimal": BOUND, "oracle": BOUND}.get(
-            row["system"], OTHERS
-        )
+        bounds = ("bayes_learned_groups", "bayes_optimal", "oracle")
+        color = OURS if row["system"] == "mmsrarec" else OTHERS
+        color = BOUND if row["system"] in bounds else color
         axes.barh(y, value, height=0.68, linewidth=1.6, edgecolor=color, facecolor=color)
         weight = "bold" if row["system"] == "mmsrarec" else "normal"
         text = f"{value:.3f}".removeprefix("0")

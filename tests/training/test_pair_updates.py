@@ -1,0 +1,142 @@
+"""The loss of the cached form by hand, and its updates on one and on eight devices."""
+
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+import toy_items
+import toy_model
+from flax import nnx
+from toy_examples import ROWS, context
+
+from mmsrec_jax.inference.yes_no import margins_after
+from mmsrec_jax.inputs.pairs import PairBatches, PairPrompts, PairRoom, dataset
+from mmsrec_jax.models.late_interaction import Tail, encode, read_pairs
+from mmsrec_jax.runtime.arrays import to_devices
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.training import pairs
+from mmsrec_jax.training.sft import make_optimizer
+from mmsrec_jax.training.state import place
+
+ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1, words=24)
+WEIGHTS = pairs.TaskWeights(next_keywords=0.4, next_in_history=0.3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    config = toy_items.prompt_config(tokenizer)
+    prompts = PairPrompts(context(), config, ROWS, room=ROOM, history=5, similar=3)
+    return tokenizer, prompts
+
+
+def batches(prompts, steps=6):
+    return PairBatches(prompts, steps=steps, users=8, items=16, align=0.25, seed=1)
+
+
+def ids(prompts):
+    return prompts.renderer.prompt_config.chat.yes_no_ids
+
+
+def test_the_loss_by_hand(made):
+    tokenizer, prompts = made
+    model = toy_model.make(tokenizer, rank=0)
+    batch, _ = batches(prompts)[2]
+    users, items = encode(model, batch.users), encode(model, batch.items)
+    hidden = read_pairs(model, users, items, Tail(prompts.tail, batch.tails))
+    margins = np.asarray(margins_after(model, hidden, ids(prompts)), np.float64)
+    listwise = 0.0
+    for at, target in enumerate(batch.targets):
+        among = np.flatnonzero(batch.competes[at])
+        logits = margins[at] - batch.log_frequency
+        listwise += np.log(np.exp(logits[among]).sum()) - logits[target]
+    _, metrics = pairs.loss(
+        model, batch, prompts.tail, start=ROOM.prompt, yes_no_ids=ids(prompts), weights=WEIGHTS
+    )
+    assert float(metrics["loss/listwise"]) == pytest.approx(listwise / 8, rel=1e-4)
+    told, count = 0.0, 0
+    for at in range(8):  # the answers, by a plain forward of prompt and answer
+        n = int(batch.users.segment_ids[at].sum())
+        tokens = np.concatenate([batch.users.tokens[at, :n], batch.words[at]])[None]
+        weights = np.concatenate([np.zeros(n), batch.word_weights[at]])
+        positions = np.arange(ROOM.prompt - n, ROOM.prompt + ROOM.words, dtype=np.int32)
+        plain = type(batch.users)(
+            tokens, np.broadcast_to(positions, (1, 3, len(positions))), np.ones_like(tokens)
+        )
+        logprobs = np.asarray(jax.nn.log_softmax(model.unembed(model(plain)), axis=-1))[0]
+        for place_ in np.flatnonzero(weights):
+            told -= logprobs[place_ - 1, tokens[0, place_]]
+            count += 1
+    assert float(metrics["loss/next_keywords"]) == pytest.approx(told / count, rel=1e-4)
+    assert float(metrics["loss"]) == pytest.approx(
+        float(metrics["loss/listwise"])
+        + 0.4 * float(metrics["loss/next_keywords"])
+        + 0.3 * float(metrics["loss/next_in_history"]),
+        rel=1e-5,
+    )
+
+
+def updates(made, devices, trainable="lora", **mesh):
+    """Losses of some updates and the weights after them."""
+    tokenizer, prompts = made
+    settings = pairs.CachedSettings(
+        steps=4, evaluate_every=4, warmup_steps=0, learning_rate=1e-2, trainable=trainable
+    )
+    optimizer = make_optimizer(settings)
+    mesh = make_mesh(devices=jax.devices()[:devices], **mesh)
+    model = toy_model.make(tokenizer, rank=4 if trainable == "lora" else 0)
+    with jax.set_mesh(mesh):
+        graphdef, state, frozen, shardings = place(model, trainable, optimizer, mesh)
+        step = pairs.make_step(
+            graphdef, optimizer, prompts.tail, start=ROOM.prompt, yes_no_ids=ids(prompts),
+            weights=WEIGHTS, shardings=shardings,
+        )  # fmt: skip
+        losses = []
+        for batch in dataset(batches(prompts, 4), 0, Counter()):
+            state, metrics = step(state, frozen, to_devices(batch, mesh))
+            losses.append(float(metrics["loss"]))
+        assert step._cache_size() == 1
+    return losses, [np.asarray(x) for x in jax.tree.leaves(state.params)]
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_eight_devices_make_the_same_updates(made, trainable):
+    losses, weights = updates(made, 1, trainable)
+    spread, others = updates(made, 8, trainable, data=2, fsdp=2, tensor=2)
+    np.testing.assert_allclose(spread, losses, rtol=1e-4)
+    for a, b in zip(weights, others, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-3)
+    assert losses[-1] < losses[0]
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="num_items=8"):
+        pairs.CachedSettings(num_users=16, num_items=8).check("config.cached")
+    with pytest.raises(UserError, match="evaluate_every=300"):
+        pairs.CachedSettings(steps=1000, evaluate_every=300).check("config.cached")
+
+
+def test_weights_of_the_best_validation_are_returned(made, tmp_path):
+    tokenizer, prompts = made
+    settings = pairs.CachedSettings(
+        steps=4, evaluate_every=1, warmup_steps=0, learning_rate=1e-2, trainable="full",
+        checkpoint_every=2, log_every=1,
+    )  # fmt: skip
+    seen = []
+
+    def validate(model):
+        weights = np.asarray(nnx.state(model, nnx.Param)["text"]["norm"]["scale"][...])
+        seen.append(weights.copy())
+        return {pairs.SELECTED_BY: [0.1, 0.4, 0.3, 0.2][len(seen) - 1]}
+
+    trained = pairs.train(
+        settings, toy_model.make(tokenizer, rank=0),
+        dataset(batches(prompts, 4), 0, Counter()), prompts.tail,
+        name="toy", directory=tmp_path, mesh=make_mesh(devices=jax.devices()[:1]),
+        yes_no_ids=ids(prompts), validate=validate,
+    )  # fmt: skip
+    kept = np.asarray(nnx.state(trained, nnx.Param)["text"]["norm"]["scale"][...])
+    np.testing.assert_array_equal(kept, seen[1])
+    assert np.abs(seen[1] - seen[3]).max() > 0
