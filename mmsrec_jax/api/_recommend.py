@@ -35,9 +35,10 @@ def recommend(
 ) -> list[Recommendation]:
     """The items that a finished run ranks first after a history, best first.
 
-    Without candidates the run's sequential recommender ranks the whole catalog, without the items
-    of the history. With candidates the run's MMSRARec model ranks them by logit(yes) - logit(no).
-    The weights of the last run that was asked stay in memory.
+    Without candidates the whole catalog is ranked, without the items of the history: by the run's
+    MMSRARec model where items are cached (`config.forms`), else by its sequential recommender. With
+    candidates the MMSRARec model ranks them by logit(yes) - logit(no). The weights of the last run
+    that was asked stay in memory.
 
     Args:
       workdir: folder of a finished run.
@@ -69,10 +70,18 @@ def recommend(
         raise UserError(f"top={top}: must be at least 1")
     if candidates is not None:
         return _among(workdir, history, candidates, times)[:top]
-    run = _open(workdir.resolve(), workdir_lib.fingerprint(workdir, "evaluation"))
-    catalog = run.dataset.catalog
-    past = item_indices(catalog, history, "history")
-    scores = _scores(run, past, times)
+    fingerprint = workdir_lib.fingerprint(workdir, "evaluation")
+    if recorded.forms(workdir)[:1] == ("cached",):
+        scorer = _scorer(workdir.resolve(), fingerprint)
+        catalog = scorer.catalog
+        past = item_indices(catalog, history, "history")
+        typed = scorer.typed(past, times, clock_is_read=scorer.config.use.retrieval)
+        scores = scorer.catalog_margins(typed, scorer.neighbors(typed))
+    else:
+        run = _open(workdir.resolve(), fingerprint)
+        catalog = run.dataset.catalog
+        past = item_indices(catalog, history, "history")
+        scores = _scores(run, past, times)
     ranked = np.argsort(-scores, kind="stable")
     chosen = ranked[~np.isin(ranked, past)][:top]
     return [_recommendation(catalog, int(item), scores[item]) for item in chosen]

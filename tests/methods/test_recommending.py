@@ -11,6 +11,7 @@ import launched
 import numpy as np
 import pytest
 
+import mmsrec_jax
 from configs import quickstart
 from mmsrec_jax.data.records import Item
 from mmsrec_jax.evaluation.ranking import read_ranks
@@ -196,6 +197,9 @@ def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdi
     assert sorted(before.items, key=lambda item: -item.score) == before.items
     assert all(item.score == pytest.approx(scores[item.id], abs=1e-5) for item in before.items)
     assert before.scorer == "mmsrarec/cached"
+    top = mmsrec_jax.recommend(cached_workdir, HISTORY, top=5)
+    assert [item.item_id for item in top] == [item.id for item in before.items[:5]]
+    assert top[0].score == pytest.approx(before.items[0].score, abs=1e-5)
     old = scorer.catalog[12]
     asked.add([Item("twin", dict(old.text), old.image, old.category)])
     answer = asked.recommend(history=HISTORY, top=2 * ITEMS)
