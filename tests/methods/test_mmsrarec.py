@@ -48,7 +48,8 @@ TINY = {
     "cached.num_users": 8, "cached.num_items": 16, "cached.validation_rows": 16,
     "cached.score_items": 32, "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
-    "evaluation.fuse": True, "evaluation.length": 2400,  # so that all candidates show all they have
+    "evaluation.fuse": True, "prompts.fields": ("title",),
+    "evaluation.length": 900,  # so that all candidates show all they have
 }  # fmt: skip
 
 
