@@ -9,6 +9,7 @@ tests/models/test_late_interaction.py. Prints one line of JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -41,8 +42,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of a finished run")
     parser.add_argument("--users", type=int, default=64, help="test users that are scored")
     asked = parser.parse_args()
-    mesh = sharding.make_mesh()
-    run = MMSRARec(recorded.settings(asked.workdir), asked.workdir, mesh)
+    mesh, config = sharding.make_mesh(), recorded.settings(asked.workdir)
+    run = MMSRARec(config, asked.workdir, mesh)
     catalog, histories, _ = run.dataset
     c = run.config.evaluation
     rows = run.test_targets()[: asked.users]
@@ -50,11 +51,18 @@ def main() -> None:
         histories, rows, n=c.negatives, seed=c.seed, num_items=len(catalog)
     ).items
     model = run.base.trained("mmsrarec", "cached")
+    source = run.candidate_source(run.context(rows), rows, lists)
+    longest = max(len(source.example(row, 0)) for row in range(len(rows)))
+    # No more room than these lists need: padding would count against the joint form.
+    fitting = dataclasses.replace(c, length=-(-longest // 16) * 16)
+    source = MMSRARec(
+        dataclasses.replace(config, evaluation=fitting), asked.workdir, mesh
+    ).candidate_source(run.context(rows), rows, lists)
 
     def joint() -> np.ndarray:
         return candidate_scores(
             model,
-            run.candidate_source(run.context(rows), rows, lists),
+            source,
             name="joint",
             num_candidates=lists.shape[1],
             batch_size=c.batch_size,
