@@ -83,7 +83,7 @@ def test_flags_of_commands_exist(page):
     for script, arguments in commands(page):
         source = (ROOT / script).read_text()
         for flag in re.findall(r"(?<!\S)--([a-z_]+)", arguments.replace("--config.", "--config ")):
-            assert re.search(rf'\(\s*"{flag}"', source), f"{script} has no flag --{flag}"
+            assert re.search(rf'\(\s*"(?:--)?{flag}"', source), f"{script} has no flag --{flag}"
 
 
 def test_configs_of_commands_exist(page):
