@@ -13,7 +13,6 @@ WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
 FLAGS ?=
 TESTS ?= not parity and not processes
-PARITY ?= tests
 VENV := .venv
 BIN := $(VENV)/bin
 # Files in the order of tests/conftest.py: xdist's own puts those with few tests, which are long, last.
@@ -29,7 +28,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "$(TESTS)" --durations=10 $(IN_TWO)
 
 parity: $(VENV)/.installed-torch
-	$(BIN)/python -m pytest $(PARITY) -m parity $(IN_TWO)
+	$(BIN)/python -m pytest -m parity $(IN_TWO)
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
