@@ -84,7 +84,7 @@ def cached_titles(config: ConfigDict) -> None:
         config.prompts.update(templates="terse", history=8, similar=8, text_tokens=20)
         config.cached.update(
             trainable="full", steps=1500, num_users=32, num_items=256, prompt_length=352,
-            item_length=28, learning_rate=2e-4, warmup_steps=30, align=0.0, evaluate_every=500,
+            item_length=28, learning_rate=2e-4, warmup_steps=30, evaluate_every=500,
             validation_rows=250, checkpoint_every=250, log_every=20, score_users=32,
             score_items=1024,
         )  # fmt: skip

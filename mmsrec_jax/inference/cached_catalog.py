@@ -59,7 +59,9 @@ class CachedCatalog:
       name: of the system, for progress lines.
       prompts: of the rows that are scored.
       score_users, score_items: of a compiled program.
-      counts: is added to as prompts are made.
+
+    Attributes:
+      counts: what was left out or cut in making the rows of items and of prompts.
 
     Raises:
       UserError: as of `PairPrompts`.
@@ -75,10 +77,9 @@ class CachedCatalog:
         score_items: int,
         yes_no_ids: tuple[int, int],
         mesh: Mesh,
-        counts: Counter | None = None,
     ):
         self._name, self._prompts, self._mesh = name, prompts, mesh
-        self._counts = Counter() if counts is None else counts
+        self.counts: Counter[str] = Counter()
         shards = sharding.num_batch_shards(mesh)
         self._users, self._items = (-(-n // shards) * shards for n in (score_users, score_items))
         self._share = sharding.process_batch_shard(mesh)
@@ -111,7 +112,7 @@ class CachedCatalog:
         for start in range(0, len(at), self._users):
             some = at[start : start + self._users]
             padded = np.pad(some, (0, self._users - len(some)), constant_values=-1)
-            batch = self._prompts.users(self._mine(padded).tolist(), self._counts)
+            batch = self._prompts.users(self._mine(padded).tolist(), self.counts)
             with jax.set_mesh(self._mesh):
                 users = self._programs.encode(self._state, to_devices(batch, self._mesh))
                 scores = [
@@ -127,7 +128,7 @@ class CachedCatalog:
         for start in range(0, self.num_items, self._items):
             items = np.arange(start, start + self._items)
             items = np.where(items < self.num_items, items, -1)
-            batch, tails = self._prompts.items(self._mine(items).tolist(), self._counts)
+            batch, tails = self._prompts.items(self._mine(items).tolist(), self.counts)
             with jax.set_mesh(self._mesh):
                 encoded = self._programs.encode(self._state, to_devices(batch, self._mesh))
             chunks.append(_Chunk(encoded, to_devices(tails, self._mesh)))

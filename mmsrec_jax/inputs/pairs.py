@@ -42,7 +42,7 @@ class PairPrompts(UserPrompts):
     """Rows of users and of items of one run; arguments as of `UserPrompts`.
 
     Raises:
-      UserError: the catalog is empty, or a tail would be longer than what all items end with.
+      UserError: the catalog is empty, or the question for keywords leaves no room for an answer.
     """
 
     def __init__(
@@ -60,6 +60,13 @@ class PairPrompts(UserPrompts):
         )
         if not len(self.renderer):
             raise UserError("the catalog has no items; prepare the data again")
+        chat = prompt_config.chat
+        self._question = chat.ids(tasks.next_keywords(prompt_config.templates) + chat.middle)
+        if len(self._question) >= room.words:
+            raise UserError(
+                f"config.cached.words_length={room.words}: the question for keywords alone has "
+                f"{len(self._question)} tokens; raise it"
+            )
         self.room = room
         self.tail = self._candidate(0, Counter()).tokens[-room.tail :]
 
@@ -99,7 +106,7 @@ class PairPrompts(UserPrompts):
         room = self.room.words
         tokens, weights = np.zeros((len(items), room), np.int32), np.zeros((len(items), room), "f4")
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
-        question = chat.ids(tasks.next_keywords(templates) + chat.middle)
+        question = self._question
         for at, item in enumerate(items):
             if item < 0:
                 continue

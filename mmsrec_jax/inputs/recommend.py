@@ -114,21 +114,7 @@ class UserPrompts:
 class _Recommend(UserPrompts, abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
-    def __init__(
-        self,
-        context: PromptContext,
-        prompt_config: PromptConfig,
-        rows: np.ndarray,
-        *,
-        length: int,
-        history: int,
-        similar: int,
-        positive_weight: float,
-    ):
-        super().__init__(
-            context, prompt_config, rows, length=length, history=history, similar=similar
-        )
-        self._positive_weight = positive_weight
+    _positive_weight = 1.0  # of a yes against a no
 
     @abc.abstractmethod
     def example(self, row: int, draw: int) -> Example: ...
@@ -208,10 +194,9 @@ class RecommendSource(_Recommend):
         similar: int = PromptSettings.similar,
         positive_weight: float | None = None,
     ):
-        weight = float(negatives) if positive_weight is None else positive_weight
         super().__init__(
             context, prompt_config, rows,
-            length=length, history=history, similar=similar, positive_weight=weight,
+            length=length, history=history, similar=similar,
         )  # fmt: skip
         if len(rows) == 0:
             raise UserError("there are no training targets; the split left no user two items")
@@ -221,6 +206,7 @@ class RecommendSource(_Recommend):
             tasks = {task: share for task, share in tasks.items() if task != "align"}
         self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
         self._seed, self._negatives = seed, negatives
+        self._positive_weight = float(negatives) if positive_weight is None else positive_weight
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
@@ -316,7 +302,7 @@ class CandidateSource(_Recommend):
     ):
         super().__init__(
             context, prompt_config, rows,
-            length=length, history=history, similar=similar, positive_weight=1.0,
+            length=length, history=history, similar=similar,
         )  # fmt: skip
         if len(candidates) != len(rows):
             raise UserError(f"{len(candidates)} rows of candidates for {len(rows)} targets")
@@ -354,7 +340,7 @@ class NextKeywordsSource(_Recommend):
         prompt_config = dataclasses.replace(prompt_config, processor=None)  # no image is shown
         super().__init__(
             context, prompt_config, rows,
-            length=length - answer, history=history, similar=similar, positive_weight=1.0,
+            length=length - answer, history=history, similar=similar,
         )  # fmt: skip
         if self.length < 1:
             raise UserError(

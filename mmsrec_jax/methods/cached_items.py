@@ -47,6 +47,8 @@ class CachedItems:
         run, c = self._run, self._settings
         if not run.config.use.multitask:
             c = dataclasses.replace(c, align=0.0, next_keywords=0.0, next_in_history=0.0)
+        if not run.config.use.summaries:  # there is nothing to align, as in the joint form
+            c = dataclasses.replace(c, align=0.0)
         run.base.check(self._step, has_images=bool(run.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
         prompts = self.prompts(run.training_targets())
@@ -98,9 +100,7 @@ class CachedItems:
     def catalog(self, name: str, model: MLLM, prompts: PairPrompts) -> CachedCatalog:
         """All items encoded by `model`, to be scored for the rows of `prompts`."""
         run, c = self._run, self._settings
-        counts: Counter[str] = Counter()
-        began = time.monotonic()
-        found = CachedCatalog(
+        return CachedCatalog(
             name,
             model,
             prompts,
@@ -108,14 +108,7 @@ class CachedItems:
             score_items=min(c.score_items, len(prompts.renderer)),
             yes_no_ids=run.prompt_config.chat.yes_no_ids,
             mesh=run.mesh,
-            counts=counts,
         )
-        log_counts(f"{name}: items", counts, run.mesh)
-        logging.info(
-            "%s: %d items encoded in %.1f s, %.3g GiB of keys and values",
-            name, found.num_items, time.monotonic() - began, found.nbytes() / 2**30,
-        )  # fmt: skip
-        return found
 
     def add_rows(self, board: Leaderboard, name: str) -> None:
         """The trained model in the table, under both protocols; and fused, if that is asked for."""
@@ -124,12 +117,20 @@ class CachedItems:
         def trained() -> tuple[CachedCatalog, PairPrompts]:
             prompts = self.prompts(board.frozen.rows)
             model = self._run.base.trained(name, self._step)
-            return self.catalog(name, model, prompts), prompts
+            began = time.monotonic()
+            found = self.catalog(name, model, prompts)
+            logging.info(
+                "%s: %d items encoded in %.1f s, %.3g GiB of keys and values",
+                name, found.num_items, time.monotonic() - began, found.nbytes() / 2**30,
+            )  # fmt: skip
+            return found, prompts
 
         board.add_in_one_pass(name, lambda: trained()[0])
         if self._run.config.evaluation.fuse:
             fused = f"{name}+{self._run.config.sequential_model}"
             board.add_in_one_pass(fused, lambda: self.fused(fused, *trained()))
+        if trained.cache_info().currsize:  # the table was not there yet
+            log_counts(f"score {name}", trained()[0].counts, self._run.mesh)
 
     def fused(self, name: str, catalog: CachedCatalog, prompts: PairPrompts) -> Fused:
         """The margin and the sequential model's score, weighed as fitted on validation targets."""

@@ -92,7 +92,8 @@ class MMSRARec(MLLMExperiment):
     def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
         """Stage 3 in each form that is asked for."""
         cached = {key: value for key, value in tuned.items() if key != "sft"}
-        cached |= {"cached": as_dict(self.config.cached), "rows": self.config.sft.rows}
+        targets = {"rows": self.config.sft.rows, "seed": self.config.sft.seed}
+        cached |= {"cached": as_dict(self.config.cached), "targets": targets}
         made = {
             "joint": Step("sft", self.sft, tuned, inputs),
             "cached": Step("cached", self.train_cached, cached, inputs),

@@ -94,7 +94,9 @@ class Settings(Section):
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
                 f"{name}.evaluation.rerank, for example to 100"
             )
-        trains = "joint" in self.forms and self.use.multitask and self.sft.tasks["next_keywords"]
+        trains = (
+            "joint" in self.forms and self.use.multitask and self.sft.tasks.get("next_keywords")
+        )
         if self.evaluation.generate and not trains:
             raise UserError(
                 f"{name}.evaluation.generate={self.evaluation.generate}, but the task "

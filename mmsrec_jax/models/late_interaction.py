@@ -36,7 +36,7 @@ class Tail(NamedTuple):
     """The last tokens of what is said of an item, the same r for all.
 
     tokens: int32[r].
-    positions: int32[M], or int32[B, C] for candidates of their own, where it begins.
+    positions: int32[M], where it begins.
     """
 
     tokens: jax.Array
@@ -68,15 +68,11 @@ def read_pairs(
 
     Args:
       users: of B prompts.
-      items: of M items, each of which meets every user; or, with arrays [layers, B, C, L, ...] and
-        bool[B, C, L], of C candidates of each user (then M is C).
+      items: of M items, each of which meets every user.
     """
     rows, length = users.there.shape[0], tail.tokens.shape[0]
-    count = tail.positions.shape[-1]
-    tokens = jnp.broadcast_to(tail.tokens, (rows, count, length))
-    positions = tail.positions[..., None] + jnp.arange(length)
-    if positions.ndim == 2:
-        positions = positions[None]
+    tokens = jnp.broadcast_to(tail.tokens, (rows, len(tail.positions), length))
+    positions = tail.positions[:, None] + jnp.arange(length)
     return _read(model, users, items, tokens, positions, adapters)[:, :, -1]
 
 
@@ -87,7 +83,7 @@ def continue_prompts(
 
     tokens: int32[B, T]; they see the prompt and what is before them, and begin at position `start`.
     """
-    positions = start + jnp.arange(tokens.shape[1])[None, None]
+    positions = start + jnp.arange(tokens.shape[1])[None]
     return _read(model, users, None, tokens[:, None], positions, adapters)[:, 0]
 
 
@@ -99,14 +95,12 @@ def _read(
     positions: jax.Array,
     adapters: bool,
 ) -> jax.Array:
-    """Hidden states [B, M, r, hidden] of tokens int32[B, M, r] at positions int32[1 or B, M, r]."""
+    """Hidden states [B, M, r, hidden] of tokens int32[B, M, r] at positions int32[M, r]."""
     text, config = model.text, model.config.text
     rows, count, length = tokens.shape
     groups = config.heads // config.kv_heads
-    at = positions.reshape(positions.shape[0], 1, -1)
-    table = rope.text(jnp.broadcast_to(at, (at.shape[0], 3, at.shape[2])), config)
+    table = rope.text(jnp.broadcast_to(positions.ravel(), (1, 3, positions.size)), config)
     x = text.embed(tokens.reshape(rows, -1))
-    own = items is not None and items.there.ndim == 3
     at_or_before = jnp.tril(jnp.ones((length, length), bool))[:, None]
 
     def layer(block: Block, x: jax.Array, kept: Any) -> jax.Array:
@@ -118,9 +112,7 @@ def _read(
             _part(q, user_k, user_v, _keys(users.there), "bskd", "bkmrgs"),
             _part(q, k, v, at_or_before, "bmskd", "bmkrgs"),
         ]
-        if items is not None and own:
-            parts.append(_part(q, item_k, item_v, _keys(items.there), "bmskd", "bmkrgs"))
-        elif items is not None:
+        if items is not None:
             parts.append(_part(q, item_k, item_v, _keys(items.there), "mskd", "mkbrgs"))
         attended = _merged(parts).astype(v.dtype)
         return block.finish(x, attended.reshape(rows, count * length, config.heads, -1), adapters)
@@ -132,8 +124,8 @@ def _read(
 
 
 def _keys(there: jax.Array) -> jax.Array:
-    """bool[N, L] or [B, C, L] for scores whose other axes, four or three, stand before the last."""
-    return jnp.expand_dims(there, tuple(range(there.ndim - 1, 5)))
+    """bool[N, L] for scores that have four more axes before the last."""
+    return jnp.expand_dims(there, (1, 2, 3, 4))
 
 
 _Part = tuple[jax.Array, jax.Array, jax.Array]

@@ -118,8 +118,8 @@ def test_texts_tell_what_pictures_do_not_show_in_several_wordings(shop):
             assert used, (own, text[field])
             said.setdefault(own, set()).update(used)
             if field == "description":
-                foreign = {w for v in wordings if v != own for w in wordings[v]}
-                assert not any(f" {word} " in f" {text[field]} " for word in foreign)
+                of_others = {w for v in wordings if v != own for w in wordings[v]}
+                assert not any(f" {word} " in f" {text[field]} " for word in of_others)
         assert len(words(text["description"])) > 2 * len(words(text["title"]))
     assert all(len(wordings) > 1 for wordings in said.values())
     vocabulary = {word for item in items for text in item.text.values() for word in words(text)}

@@ -203,6 +203,11 @@ def test_what_has_no_room_is_named(config, room, message):
         prompts(config, room).items(range(24), Counter())
 
 
+def test_a_question_that_leaves_no_room_for_an_answer(config):
+    with pytest.raises(UserError, match="words_length=1"):
+        prompts(config, PairRoom(prompt=60, item=24, patches=16, tail=1, words=1))
+
+
 def test_a_prompt_without_room_and_sizes_that_do_not_divide(config):
     with pytest.raises(UserError, match="prompt_length"):
         small = PairRoom(prompt=0, item=24, patches=16, tail=1, words=16)

@@ -17,7 +17,6 @@ from mmsrec_jax.models import kv_cache, rope
 from mmsrec_jax.models.attention import attention
 from mmsrec_jax.models.batch import Batch, pack_images
 from mmsrec_jax.models.late_interaction import (
-    Encoded,
     Tail,
     continue_prompts,
     encode,
@@ -145,17 +144,6 @@ def test_pairs_are_one_forward_under_the_same_mask(name):
     ]
     np.testing.assert_allclose(found, np.array(expected), atol=2e-5, rtol=2e-5)
     assert np.std(found) > 0.1
-
-
-def test_candidates_of_their_own_are_those_of_all(case):
-    model, users, items, tails = case
-    read, kept = encode(model, users), encode(model, items)
-    chosen = np.array([[3, 0], [1, 1], [2, 3]])
-    own = Encoded(kept.k[:, chosen], kept.v[:, chosen], kept.there[chosen])
-    every = read_pairs(model, read, kept, Tail(TAIL, tails))
-    found = read_pairs(model, read, own, Tail(TAIL, tails[chosen]))
-    expected = np.take_along_axis(np.asarray(every), chosen[..., None], axis=1)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_keys_are_those_of_a_plain_forward(case):
