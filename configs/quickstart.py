@@ -1,4 +1,4 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every step, 15 minutes on two CPU cores.
+"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores.
 
 python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """

@@ -31,9 +31,9 @@ from mmsrec_jax.models.pair_batch import PairBatch
 from mmsrec_jax.models.token_logprobs import next_logprobs
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import as_dict, setting
-from mmsrec_jax.training import loop, metering
-from mmsrec_jax.training.sft import UpdateSettings, make_optimizer
+from mmsrec_jax.runtime.settings import setting
+from mmsrec_jax.training import metering
+from mmsrec_jax.training.sft import UpdateSettings, make_optimizer, run_loop
 from mmsrec_jax.training.state import TrainState, on_devices, place
 
 Validate = Callable[[MLLM], dict[str, float]]
@@ -227,23 +227,8 @@ def train(
         def evaluate(state: TrainState, _: int) -> tuple[TrainState, dict[str, float], bool]:
             return state, validate(nnx.merge(graphdef, state.params, frozen)), False
 
-        iterator: Any = iter(dataset)
-        try:
-            state = loop.run(
-                state,
-                step_fn,
-                iterator,
-                name=name,
-                directory=directory,
-                steps=settings.steps,
-                checkpoint_every=settings.checkpoint_every,
-                log_every=settings.log_every,
-                evaluate=evaluate,
-                evaluate_every=settings.evaluate_every,
-                best=SELECTED_BY,
-                config=as_dict(settings),
-                profile=profile,
-            )
-        finally:
-            iterator.close()
+        state = run_loop(
+            settings, state, step_fn, dataset, name=name, directory=directory, profile=profile,
+            evaluate=evaluate, evaluate_every=settings.evaluate_every, best=SELECTED_BY,
+        )  # fmt: skip
     return nnx.merge(graphdef, state.params, frozen)

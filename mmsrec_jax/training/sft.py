@@ -185,23 +185,42 @@ def train(
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
-        iterator: Any = iter(dataset)  # closed below: a Grain iterator
-        try:
-            state = loop.run(
-                state,
-                step_fn,
-                iterator,
-                name=name,
-                directory=directory,
-                steps=settings.steps,
-                checkpoint_every=settings.checkpoint_every,
-                log_every=settings.log_every,
-                config=as_dict(settings),
-                profile=profile,
-            )
-        finally:
-            iterator.close()
+        state = run_loop(
+            settings, state, step_fn, dataset, name=name, directory=directory, profile=profile
+        )
     return nnx.merge(graphdef, state.params, frozen)
+
+
+def run_loop(
+    settings: UpdateSettings,
+    state: TrainState,
+    step_fn: loop.Step,
+    dataset: Iterable[Any],
+    *,
+    name: str,
+    directory: str | os.PathLike,
+    profile: metering.Steps | None,
+    **selection: Any,
+) -> TrainState:
+    """`loop.run` as the settings say, over batches that are closed at its end; selection: its
+    arguments about validation."""
+    iterator: Any = iter(dataset)  # a Grain iterator
+    try:
+        return loop.run(
+            state,
+            step_fn,
+            iterator,
+            name=name,
+            directory=directory,
+            steps=settings.steps,
+            checkpoint_every=settings.checkpoint_every,
+            log_every=settings.log_every,
+            config=as_dict(settings),
+            profile=profile,
+            **selection,
+        )
+    finally:
+        iterator.close()
 
 
 def num_microbatches(settings: FineTuneSettings, mesh: Mesh) -> int:
