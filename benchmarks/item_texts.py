@@ -27,7 +27,7 @@ from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.workdir import Step
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
-_STEPS = flags.DEFINE_integer("steps", 160, "Of the warm-up.")
+_STEPS = flags.DEFINE_integer("steps", 240, "Of the warm-up.")
 _VARIANTS = [(mode, "own") for mode in MODES] + [(BOTH_VQA, "shuffled"), (BOTH_VQA, "blank")]
 
 
