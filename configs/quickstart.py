@@ -18,6 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.prompts.update(
             templates="terse",
             history=6,
+            history_patches=24,
             similar=5,
             text_tokens=64,
             candidate_keywords=True,  # so small a model does not compare a picture with words

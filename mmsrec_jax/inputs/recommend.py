@@ -24,7 +24,7 @@ from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import Chat, Piece, Section, Templates, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.settings import PromptSettings
-from mmsrec_jax.prompts.templates import LETTERS
+from mmsrec_jax.prompts.templates import IMAGE, LETTERS
 from mmsrec_jax.runtime.errors import UserError
 
 Images = Sequence[dict]
@@ -41,6 +41,9 @@ class PromptContext:
       neighbors: int32[n, k], next items of similar users aligned with the rows of the source,
         most similar first, -1 where there is none; None = no retrieval (ablation).
       train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
+      images: False = none is shown (text-only SFT).
+      history_patches: vision patches of a prompt that images of the history may have; the oldest
+        items show theirs last, counted as `history_images_left_out`. 0 = the history has no images.
     """
 
     catalog: Catalog
@@ -48,6 +51,8 @@ class PromptContext:
     keywords: Sequence[str] | None = None
     neighbors: np.ndarray | None = None
     train_end: np.ndarray | None = None
+    images: bool = True
+    history_patches: int = 0
 
 
 class UserPrompts:
@@ -76,6 +81,8 @@ class UserPrompts:
                 "step again for this split"
             )
         self.context, self.rows, self.length = context, np.asarray(rows), length
+        if not context.images:
+            prompt_config = dataclasses.replace(prompt_config, processor=None)
         self.renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
         self._history, self._similar = history, similar
 
@@ -92,19 +99,53 @@ class UserPrompts:
 
         What the user had is no next item of similar users that is worth a line (*ours*).
         """
-        user, position = self.rows[row]
-        past = self.context.histories.of(user)[:position]
-        latest = past[max(0, len(past) - self._history) :]
+        past = self._past(row)
         neighbors = np.zeros(0, np.int32)
         if self.context.neighbors is not None:
             found = self.context.neighbors[row]
             neighbors = found[(found >= 0) & ~np.isin(found, past)][: self._similar]
+        history = [
+            tasks.illustrated(self.renderer.words(int(item)), image is not None)
+            for item, image in zip(
+                self._latest(past), self.history_images(row, Counter()), strict=True
+            )
+        ]
         return [
-            prompt_sections.history(self._templates, [self.renderer.words(int(i)) for i in latest]),
+            prompt_sections.history(self._templates, history),
             prompt_sections.similar(
                 self._templates, [self.renderer.words(int(i)) for i in neighbors]
             ),
         ]
+
+    def history_images(self, row: int, counts: Counter) -> list[dict | None]:
+        """Patches of the history's items in a prompt of this row, oldest first; None for an item
+        that shows none.
+
+        Rule (*ours*): from the latest item back, images are shown while they fit
+        `PromptContext.history_patches`; from the first one on that does not, they are counted.
+        """
+        latest = self._latest(self._past(row))
+        shown: list[dict | None] = [None] * len(latest)
+        room = self.context.history_patches
+        if not room:
+            return shown
+        for at in reversed(range(len(latest))):
+            image = self.renderer.image(int(latest[at]), counts)
+            if image is None:
+                continue
+            room = room - len(image["patches"]) if room >= 0 else room
+            if room >= 0:
+                shown[at] = image
+            else:
+                counts["history_images_left_out"] += 1
+        return shown
+
+    def _past(self, row: int) -> np.ndarray:
+        user, position = self.rows[row]
+        return self.context.histories.of(user)[:position]
+
+    def _latest(self, past: np.ndarray) -> np.ndarray:
+        return past[max(0, len(past) - self._history) :]
 
     @property
     def _templates(self) -> Templates:
@@ -129,9 +170,12 @@ class _Recommend(UserPrompts, abc.ABC):
                 for c in candidates
             ]
             room = self.length - sum(len(suffix) + 1 for suffix in suffixes if suffix is not None)
-            prefix = prompt_sections.fit(
-                sections, lambda opening: chat.encode(chat.head + opening), room, counts
-            )
+            pictures = self.history_images(row, counts)
+
+            def encode(opening: str, pictures: Sequence[dict | None] = pictures) -> Piece:
+                return chat.encode(chat.head + opening, _still_shown(opening, pictures))
+
+            prefix = prompt_sections.fit(sections, encode, room, counts)
             if len(prefix) <= room or last:
                 break
         if limit < self.renderer.prompt_config.text_tokens:
@@ -147,19 +191,31 @@ class _Recommend(UserPrompts, abc.ABC):
         )
 
     def asked(
-        self, ask: Callable[[int, Counter], Question], room: int, sections: Sequence[Section]
+        self,
+        row: int,
+        ask: Callable[[int, Counter], Question],
+        room: int,
+        sections: Sequence[Section],
     ) -> tuple[Piece, Counter]:
         """The question after the sections in at most `room` tokens, and what was left out.
 
+        sections: those of `row`, or none.
         ask: gets the limit of a text and what counts its cuts.
         """
         chat = self.renderer.prompt_config.chat
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
             question, images = ask(limit, counts)
+            pictures = self.history_images(row, counts) if sections else []
 
-            def encode(opening: str, question: str = question, images: Images = images) -> Piece:
-                return chat.encode(chat.head + opening + question + chat.middle, images)
+            def encode(
+                opening: str,
+                question: str = question,
+                images: Images = images,
+                pictures: Sequence[dict | None] = pictures,
+            ) -> Piece:
+                shown = [*_still_shown(opening, pictures), *images]
+                return chat.encode(chat.head + opening + question + chat.middle, shown)
 
             prompt = prompt_sections.fit(sections, encode, room, counts)
             if len(prompt) <= room or last:
@@ -278,7 +334,7 @@ class RecommendSource(_Recommend):
     ) -> Example:
         """The question after the sections, and the answer."""
         answer_ids = _answer_ids(self.renderer.prompt_config.chat, answer)
-        prompt, counts = self.asked(ask, self.length - len(answer_ids), sections)
+        prompt, counts = self.asked(row, ask, self.length - len(answer_ids), sections)
         return examples.sequence(prompt, answer_ids, index=row, counts=counts)
 
 
@@ -351,7 +407,7 @@ class NextKeywordsSource(_Recommend):
     def example(self, row: int, draw: int) -> Example:
         del draw
         question = tasks.next_keywords(self._templates), ()
-        prompt, counts = self.asked(lambda *_: question, self.length, self.sections(row))
+        prompt, counts = self.asked(row, lambda *_: question, self.length, self.sections(row))
         return examples.sequence(prompt, np.zeros(0, np.int32), index=row, counts=counts)
 
 
@@ -362,6 +418,12 @@ def keywords_answers(context: PromptContext, prompt_config: PromptConfig) -> lis
     templates, chat = prompt_config.templates, prompt_config.chat
     texts = (tasks.answer(templates, renderer.words(item)) for item in range(len(renderer)))
     return [_answer_ids(chat, text) for text in texts]
+
+
+def _still_shown(opening: str, pictures: Sequence[dict | None]) -> list[dict]:
+    """Images of the history's items that are left in an opening: the oldest items go first."""
+    images = [picture for picture in pictures if picture is not None]
+    return images[len(images) - opening.count(IMAGE) :]
 
 
 def _answer_ids(chat: Chat, answer: str) -> np.ndarray:

@@ -16,7 +16,12 @@ from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.pipeline import Source
-from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
+from mmsrec_jax.inputs.recommend import (
+    CandidateSource,
+    PromptContext,
+    RecommendSource,
+    UserPrompts,
+)
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import WarmupSource, lacking
 from mmsrec_jax.methods.base_model import MODEL, WARMUP
@@ -112,7 +117,7 @@ class MLLMExperiment(Experiment):
                 source,
                 batch_size=c.batch_size,
                 length=c.length,
-                patches=self.image_room(c.patches),
+                patches=self.patches_of_a_row(source, c.patches),
                 answers=c.answers,
                 targets=c.targets,
                 seed=c.seed,
@@ -150,7 +155,7 @@ class MLLMExperiment(Experiment):
             name=name,
             num_candidates=num_candidates,
             batch_size=c.batch_size,
-            patches=self.image_room(c.patches),
+            patches=self.patches_of_a_row(source, c.patches),
             workers=c.workers,
             yes_no_ids=self.prompt_config.chat.yes_no_ids,
             mesh=self.mesh,
@@ -163,6 +168,14 @@ class MLLMExperiment(Experiment):
         """`patches`, or 0 when this run shows no images."""
         return patches if self.config.use.images else 0
 
+    def patches_of_a_row(self, source: Source, patches: int) -> int:
+        """Vision patches of a row of examples of `source`: `patches` of them for candidates; 0 when
+        it shows no images."""
+        if not source.patch_width:
+            return 0
+        history = source.context.history_patches if isinstance(source, UserPrompts) else 0
+        return patches + history
+
     # --- recommendation prompts ------------------------------------------------------------------
 
     def training_targets(self) -> np.ndarray:
@@ -170,10 +183,17 @@ class MLLMExperiment(Experiment):
         split = self.dataset.split
         return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
 
-    def plain_context(self) -> PromptContext:
-        """Titles in place of keywords, no similar users: what plain SFT knows (*ours*)."""
+    def plain_context(self, *, images: bool = True) -> PromptContext:
+        """Titles and images of the history and of the candidate, no keywords and no similar users:
+        what plain SFT knows (*ours*). images: False = titles alone."""
         catalog, histories, split = self.dataset
-        return PromptContext(catalog, histories, train_end=split.train_end)
+        return PromptContext(
+            catalog,
+            histories,
+            train_end=split.train_end,
+            images=images,
+            history_patches=self.config.prompts.history_patches if images else 0,
+        )
 
     def plain_source(self, targets: np.ndarray) -> RecommendSource:
         """Training examples of plain SFT."""

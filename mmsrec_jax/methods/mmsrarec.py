@@ -13,13 +13,15 @@ of the user's last items and those of the similar users' next items.
     `evaluation`   ranks candidates by p(yes) / (p(yes) + p(no))
 
 *Ours*: `model` and `warmup`, which make a small model from scratch where none is pretrained;
-`plain_sft`, the baseline without keywords and similar users; in stage 1 the image and format
-rewards and the bounded reconstruction reward; in stage 2 folds and distinct items; in stage 3 the
-tasks rank, next_keywords and align (the paper's four are not public), the listwise loss and the
-keywords beside a candidate. But for the steps, each has a weight or a flag in the settings.
+`plain_sft` and `text_sft`, the baselines without keywords and similar users, with images and
+without; in stage 1 the image and format rewards and the bounded reconstruction reward; in stage 2
+folds and distinct items; in stage 3 the tasks rank, next_keywords and align (the paper's four are
+not public), the listwise loss and the keywords beside a candidate. But for the steps, each has a
+weight or a flag in the settings.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import generator, keyword_rows
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.reranker import Reranker
+from mmsrec_jax.methods.reranker import Context, Reranker
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
@@ -50,6 +52,7 @@ from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
+SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}  # of the baselines without stages 1 and 2
 
 
 class MMSRARec(MLLMExperiment):
@@ -77,14 +80,16 @@ class MMSRARec(MLLMExperiment):
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms)]
-        plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
-        trained += ["plain_sft"] if use.plain_sft else []
+        plain = [
+            Step(name, functools.partial(self.baseline, name), {**tuned, "use": plain_use}, base)
+            for name in self._baselines
+        ]
+        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms), *self._baselines]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         settings["forms"] = list(c.forms)  # the first one has the method's name in the table
         return [
             *steps,
-            *(plain if use.plain_sft else []),
+            *plain,
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
@@ -221,9 +226,20 @@ class MMSRARec(MLLMExperiment):
         """The form that ranks the whole catalog."""
         return CachedItems(self, "cached", self.context)
 
-    def plain_sft(self, directory: Path) -> None:
-        """The baseline (*ours*): the same examples with titles, and without similar users."""
-        self.fine_tune("plain_sft", self.plain_source(self.training_targets()), directory)
+    @property
+    def _baselines(self) -> list[str]:
+        """Plain SFT (*ours*): step and row of each that this run trains."""
+        return [name for name in SHOWS_IMAGES if getattr(self.config.use, name)]
+
+    def baseline(self, name: str, directory: Path) -> None:
+        """Plain SFT: the same examples as `sft`, by titles, and without similar users."""
+        targets = self.training_targets()
+        source = self.recommend_source(self._baseline_context(name, targets), targets)
+        self.fine_tune(name, source, directory)
+
+    def _baseline_context(self, name: str, rows: np.ndarray) -> PromptContext:
+        del rows  # what similar users took is not shown
+        return self.plain_context(images=SHOWS_IMAGES[name])
 
     def context(self, targets: np.ndarray) -> PromptContext:
         """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
@@ -259,11 +275,9 @@ class MMSRARec(MLLMExperiment):
         systems.append(self.recommender())
         for system in systems:
             board.add_sampled(system)
-        if self.config.use.plain_sft:
-            board.add_scores(
-                "plain_sft",
-                lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
-            )
+        for name in self._baselines:
+            context = functools.partial(self._baseline_context, name)
+            self._add_sampled(board, name, name, context)
         for form in self.config.forms:
             self._add_form(board, form)
         for system in systems:
@@ -280,22 +294,23 @@ class MMSRARec(MLLMExperiment):
         return "mmsrarec" if form == self.config.forms[0] else f"mmsrarec/{form}"
 
     def _add_form(self, board: Leaderboard, form: str) -> None:
-        frozen, name = board.frozen, self._name(form)
+        name = self._name(form)
         if form == "cached":
             self.cached_items().add_rows(board, name)
         else:
-            board.add_scores(
-                name, lambda: self.score_frozen(name, "sft", self.context(frozen.rows), frozen)
-            )
+            self._add_sampled(board, name, "sft", self.context)
+
+    def _add_sampled(self, board: Leaderboard, name: str, step: str, context: Context) -> None:
+        """A row under the protocols with sampled candidates, of what `step` trained."""
+        frozen = board.frozen
+        board.add_scores(name, lambda: self.score_frozen(name, step, context(frozen.rows), frozen))
 
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        if self.config.use.plain_sft:
-            board.add_full_ranks(
-                "plain_sft",
-                lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
-            )
+        for name in self._baselines:
+            context = functools.partial(self._baseline_context, name)
+            board.add_full_ranks(name, functools.partial(reranker.ranks, name, name, context))
         if "joint" not in self.config.forms:
             return
         name = self._name("joint")

@@ -35,6 +35,7 @@ class UseSettings(Section):
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
     plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
+    text_sft: bool = setting(False, "True: plain SFT without images is trained too.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if self.use.text_sft and not self.use.images:
+            raise UserError(
+                f"{name}.use.text_sft=True, but {name}.use.images=False: that is plain SFT, leave "
+                f"{name}.use.text_sft False"
+            )
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "

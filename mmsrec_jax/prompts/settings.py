@@ -14,6 +14,12 @@ class PromptSettings(Section):
         "full", "English sentences, or terse ones for tiny models.", choices=tuple(TEMPLATES)
     )
     history: int = setting(5, "Last items of a user in a prompt (paper: n = 5).", low=0)
+    history_patches: int = setting(
+        4096,
+        "Vision patches that the history's images may have in a prompt of plain SFT, beside the "
+        "candidates'; the oldest items show theirs last. 0: the history has no images.",
+        low=0,
+    )
     similar: int = setting(3, "Next items of similar users in a prompt (paper: k = 3).", low=1)
     fields: tuple[str, ...] = setting(
         ("title", "description"), "Text fields of an item that is described or a candidate."

@@ -395,3 +395,104 @@ def test_a_question_for_keywords_leaves_room_for_any_answer_and_reads_no_target(
     assert f"- {latest}" in trained.decode(past.example(2, 0).tokens)
     with pytest.raises(UserError, match="raise config.sft.length"):
         NextKeywordsSource(context(), prompt_config, ROWS, length=longest, answer=longest)
+
+
+def pictures_of(item):
+    """How an item's image stands in text: one pad a slot; nothing where it has none."""
+    slots = 0 if item in (NO_IMAGE, CORRUPT) else (1, 2, 4)[item % 3]
+    return f"<|vision_start|>{'<|image_pad|>' * slots}<|vision_end|> " if slots else ""
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+def test_the_history_of_plain_sft_shows_titles_and_images(trained, templates):
+    prompt_config = toy_items.prompt_config(trained, templates)
+    plain = context(keywords=None, neighbors=None, history_patches=1000)
+    for row in range(len(ROWS)):
+        past = HISTORIES.of(ROWS[row][0])[: ROWS[row][1]][-5:]
+        example = recommend(prompt_config, {"pointwise": 1}, plain).example(row, 0)
+        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
+        lines = [pictures_of(i) + CATALOG[int(i)].text["title"] for i in past]
+        assert (", " if templates == "terse" else "\n- ").join(lines) in prefix
+        shown = [i for i in [*past, *candidates_of(trained, example)] if pictures_of(i)]
+        pixels = [prompt_config.processor.patchify(CATALOG.image(int(i))) for i in shown]
+        assert len(example.images) == len(shown)
+        for image, wanted in zip(example.images, pixels, strict=True):
+            np.testing.assert_array_equal(image["patches"], wanted["patches"])
+        bare = sum(1 for i in past if not pictures_of(i))
+        assert example.counts["images_missing"] == bare + sum(
+            1 for i in candidates_of(trained, example) if not pictures_of(i)
+        )
+        pad = trained.convert_tokens_to_ids("<|image_pad|>")
+        one = example.suffix_ids <= 1
+        grids = [image["grid"] for image in example.images]
+        count = int(sum(1 for i in past if pictures_of(i)))
+        grids = grids[: count + bool(pictures_of(candidates_of(trained, example)[0]))]
+        np.testing.assert_array_equal(
+            example.positions[:, one], mrope_positions(example.tokens[one], grids, pad, merge=2)
+        )
+
+
+def test_images_of_the_history_have_their_own_room_and_leave_with_their_items(
+    trained, prompt_config
+):
+    """The latest item's image stays longest; an item that is left out takes its image along."""
+    row = int(np.argmax(ROWS[:, 1]))
+    past = HISTORIES.of(ROWS[row][0])[: ROWS[row][1]][-5:].tolist()
+    sizes = [4 * (1, 2, 4)[i % 3] if pictures_of(i) else 0 for i in past]
+    lists = np.tile([0, 1], (len(ROWS), 1))
+
+    def at(length, room):
+        known = context(keywords=None, neighbors=None, history_patches=room)
+        return CandidateSource(known, prompt_config, ROWS, lists, length=length).example(row, 0)
+
+    def lines(example):
+        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
+        found = re.search(r"likes (.*)", prefix)
+        return found[1].split(", ") if found else []
+
+    titles = [CATALOG[i].text["title"] for i in past]
+    for room in range(sum(sizes) + 2):
+        example, left, wanted = at(1000, room), room, []
+        for item, size, title in reversed(list(zip(past, sizes, titles, strict=True))):
+            left -= size
+            wanted.insert(0, (pictures_of(item) if left >= 0 else "") + title)
+        assert lines(example) == wanted
+        out = sum(
+            1 for line, i in zip(wanted, past, strict=True) if pictures_of(i) and "<" not in line
+        )
+        assert example.counts.get("history_images_left_out", 0) == (out if room else 0)
+    whole = at(1000, 1000)
+    for length in range(len(whole), 30, -1):
+        example = at(length, 1000)
+        kept = 5 - example.counts["history_left_out"]
+        assert (
+            lines(example)
+            == [pictures_of(i) + t for i, t in zip(past, titles, strict=True)][5 - kept :]
+        )
+        shown = [i for i in past[5 - kept :] if pictures_of(i)]
+        assert len(example.images) == len(shown) + 2
+        for image, item in zip(example.images, shown, strict=False):
+            wanted = prompt_config.processor.patchify(CATALOG.image(item))
+            np.testing.assert_array_equal(image["patches"], wanted["patches"])
+
+
+def test_questions_after_a_history_with_images(trained, prompt_config):
+    plain = context(keywords=None, neighbors=None, history_patches=1000)
+    for task in ("rank", "next_keywords"):
+        example = recommend(prompt_config, {task: 1}, plain).example(9, 0)
+        past = HISTORIES.of(ROWS[9][0])[: ROWS[9][1]][-5:]
+        assert len(example.images) == sum(1 for i in past if pictures_of(i)) > 0
+        assert example.counts.get("images_missing", 0) == sum(not pictures_of(i) for i in past)
+
+
+def test_text_sft_shows_no_image_anywhere(trained, prompt_config):
+    text = context(keywords=None, neighbors=None, images=False)
+    source = recommend(prompt_config, {"pointwise": 1}, text)
+    example = source.example(9, 0)
+    assert source.patch_width == 0 and example.images == ()
+    assert "<|vision_start|>" not in trained.decode(example.tokens)
+    blind = recommend(
+        toy_items.prompt_config(trained, processor=None), {"pointwise": 1},
+        context(keywords=None, neighbors=None),
+    )  # fmt: skip
+    assert same(example, blind.example(9, 0))

@@ -21,10 +21,10 @@ from mmsrec_jax.runtime.sharding import make_mesh
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_clip"
 ALL = [
-    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft", "sft",
-    "cached", "evaluation",
+    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft",
+    "text_sft", "sft", "cached", "evaluation",
 ]  # fmt: skip
-BOTH = {"forms": ("joint", "cached")}
+BOTH = {"forms": ("joint", "cached"), "use.text_sft": True}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def settings_of(config, **changes) -> Settings:
         ({"use.summaries": False}, {"summarizer", "summaries"}),
         ({"use.retrieval": False}, {"retrieval"}),
         ({"use.plain_sft": False}, {"plain_sft"}),
+        ({"use.text_sft": False}, {"text_sft"}),
         ({"model.path": "somewhere"}, {"model", "warmup"}),
         ({"model.path": "somewhere", "warmup.pretrained": True}, {"model"}),
     ],
@@ -62,9 +63,18 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
     for form in {"sft", "cached"} - left_out:
         assert reads[form] >= {"summaries", "retrieval"} - left_out
         assert form in reads["evaluation"]
-    assert not reads.get("plain_sft", set()) & {"summaries", "retrieval"}
+    for baseline in {"plain_sft", "text_sft"} - left_out:
+        assert not reads[baseline] & {"summaries", "retrieval"}
+        assert baseline in reads["evaluation"]
     if "warmup" not in left_out:
-        start_from_it = {"summarizer", "summaries", "plain_sft", "sft", "cached"} - left_out
+        start_from_it = {
+            "summarizer",
+            "summaries",
+            "plain_sft",
+            "text_sft",
+            "sft",
+            "cached",
+        } - left_out
         assert all("warmup" in reads[name] for name in start_from_it)
 
 
@@ -72,7 +82,7 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
 def test_every_step_that_trains_records_what_export_reads(mesh, tmp_path, method):
     steps = method(settings_of(quickstart.get_config(), **BOTH), tmp_path, mesh).steps()
     trained = [step for step in steps if step.name in SECTIONS]
-    assert len(trained) == (5 if method is MMSRARec else 1)
+    assert len(trained) == (6 if method is MMSRARec else 1)
     for step in trained:
         assert {"path", "dtype", "max_pixels"} <= set(step.config["model"])
         assert "lora_alpha" in step.config[SECTIONS[step.name]]
@@ -149,6 +159,7 @@ def test_item_features_are_those_of_the_warmed_up_model(mesh, tmp_path, model):
         ("warmup", {"warmup.pretrained": True}, "reads text only and has no connector"),
         ("sft", {"sft.trainable": "connector+lora", "use.images": False}, "use.images=False"),
         ("sft", {"sft.trainable": "connector", "sft.patches": 0}, "config.sft.patches=0"),
+        ("text_sft", {"sft.trainable": "connector"}, "step text_sft shows none"),
     ],
 )
 def test_a_connector_that_is_not_there_is_named(
@@ -156,7 +167,7 @@ def test_a_connector_that_is_not_there_is_named(
 ):
     settings = settings_of(base.get_config(), **{"model.path": str(GOLDEN)}, **changes)
     found = BaseModel(settings, tmp_path, mesh)
-    field = f"config.{step}.trainable='{found.settings(step).trainable}'"
+    field = f"config.{SECTIONS[step]}.trainable='{found.settings(step).trainable}'"
     if "text only" in message:  # families without a tower
         found.check(step)
         shape = dataclasses.replace(config_from_hf(read_json(GOLDEN / "config.json")), vision=None)
@@ -177,3 +188,8 @@ def test_a_fused_row_without_reranking_is_refused():
     ):
         settings_of(quickstart.get_config(), **{"forms": ("joint",), "evaluation.fuse": True})
     settings_of(quickstart.get_config(), **{"forms": ("cached",), "evaluation.fuse": True})
+
+
+def test_text_sft_in_a_run_without_images_is_refused():
+    with pytest.raises(UserError, match="use.text_sft=True, but config.use.images=False"):
+        settings_of(quickstart.get_config(), **{"use.text_sft": True, "use.images": False})
