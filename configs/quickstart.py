@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
             if "dropout" in config[name]:
                 config[name].dropout = 0.2
         config.sasrec.mlp_dim = 128
+        config.features.update(length=48, patches=4, batch_size=125, workers=0)
         config.retrieval.distinct_items = True
         config.sft.update(
             trainable="full", steps=150, batch_size=10, length=480, patches=32, answers=8,

@@ -101,6 +101,17 @@ class ItemRenderer:
         counts["texts_cut"] += cut
         return text
 
+    def candidate_text(self, i: int, limit: int, counts: Counter) -> str:
+        """What a candidate shows beside its image, in at most `limit` tokens (of title and keywords
+        each, where it shows those); a cut is counted."""
+        prompt_config = self.prompt_config
+        if not (prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip()):
+            return self.text(i, limit, counts)
+        title, _ = self._text(self.catalog[i], prompt_config.list_fields, limit)
+        words, cut = prompt_config.chat.cut(self.words(i), limit)
+        counts["texts_cut"] += cut
+        return prompt_config.templates.field_separator.join(filter(None, (title, words)))
+
     def image(self, i: int, counts: Counter) -> dict | None:
         """Patches, None for models without images; a missing or unusable image is counted."""
         processor = self.prompt_config.processor
@@ -125,13 +136,7 @@ class ItemRenderer:
             prompt_config = self.prompt_config
             found: Counter[str] = Counter()
             image = self.image(i, found)
-            if prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip():
-                title, _ = self._text(self.catalog[i], prompt_config.list_fields, limit)
-                words, cut = prompt_config.chat.cut(self.words(i), limit)
-                found["texts_cut"] += cut
-                text = prompt_config.templates.field_separator.join(filter(None, (title, words)))
-            else:
-                text = self.text(i, limit, found)
+            text = self.candidate_text(i, limit, found)
             question = tasks.candidate(prompt_config.templates, text, image is not None)
             images = [] if image is None else [image]
             return prompt_config.chat.encode(question + prompt_config.chat.middle, images), found

@@ -4,7 +4,8 @@ Stage 1, summarize: an MLLM turns each item's image and text into keywords.
     `summarizer`   tunes it by GRPO with verifiable rewards
     `summaries`    writes the keywords of every item
 Stage 2, retrieve: whose history looks like this one, and what did they take next?
-    `sasrec`       trains an ID-only sequential recommender (`config.sequential_model`)
+    `sasrec`       trains an ID-only sequential recommender (`config.sequential_model`), and those
+                   of `config.also_sequential`
     `retrieval`    the next items of the most similar users, for every prompt
 Stage 3, multi-task SFT: the MLLM says yes or no to a candidate, by its image and text, the keywords
 of the user's last items and those of the similar users' next items.
@@ -75,7 +76,11 @@ class MMSRARec(MLLMExperiment):
         steps += self.sequential_steps()
         if use.retrieval:
             settings = {"retrieval": as_dict(c.retrieval), "similar": c.prompts.similar}
-            settings |= {"rows": c.sft.rows, "seed": c.sft.seed, **self.sequential_record()}
+            settings |= {
+                "rows": c.sft.rows,
+                "seed": c.sft.seed,
+                **self.sequential_record(c.sequential_model),
+            }
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
@@ -84,7 +89,11 @@ class MMSRARec(MLLMExperiment):
             Step(name, functools.partial(self.baseline, name), {**tuned, "use": plain_use}, base)
             for name in self._baselines
         ]
-        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms), *self._baselines]
+        trained = [
+            *c.sequential_models,
+            *(STEP_OF_FORM[form] for form in c.forms),
+            *self._baselines,
+        ]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         settings["forms"] = list(c.forms)  # the first one has the method's name in the table
         return [
@@ -193,7 +202,9 @@ class MMSRARec(MLLMExperiment):
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
             fold_models = train.train_folds(
-                **self.sequential_options(), folds=folds, directory=directory / "folds"
+                **self.sequential_options(self.config.sequential_model),
+                folds=folds,
+                directory=directory / "folds",
             )
         rows = np.concatenate([self.training_targets(), split.validation, split.test])
         found = similar.neighbors(
@@ -264,6 +275,13 @@ class MMSRARec(MLLMExperiment):
             )
         return found
 
+    def features_read(self) -> list[str]:
+        shown = self.config.use.summaries and self.config.prompts.candidate_keywords
+        return [*super().features_read(), *(["summaries"] if shown else [])]
+
+    def candidate_keywords(self) -> Sequence[str] | None:
+        return self.keywords() if "summaries" in self.features_read() else None
+
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
@@ -272,7 +290,7 @@ class MMSRARec(MLLMExperiment):
         systems += keyword_rows.scorers(
             self.config, self.dataset, self.prompt_config, self.context, frozen.rows
         )
-        systems.append(self.recommender())
+        systems += map(self.recommender, self.config.sequential_models)
         for system in systems:
             board.add_sampled(system)
         for name in self._baselines:

@@ -50,6 +50,12 @@ class Settings(Section):
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
     )
+    also_sequential: tuple[str, ...] = setting(
+        (),
+        "Sequential recommenders that are trained and ranked beside it, by their own sections; "
+        "Molar and HM4SR read what the run's MLLM makes of items.",
+        choices=tuple(MODELS),
+    )
     forms: tuple[str, ...] = setting(
         ("joint",),
         "How stage 3 puts candidates to the MLLM: joint (the paper: in sight of the user's "
@@ -90,6 +96,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if len(set(self.sequential_models)) < len(self.sequential_models):
+            raise UserError(
+                f"{name}.also_sequential={self.also_sequential}: name each once, and not "
+                f"{name}.sequential_model={self.sequential_model!r}"
+            )
         if self.use.text_sft and not self.use.images:
             raise UserError(
                 f"{name}.use.text_sft=True, but {name}.use.images=False: that is plain SFT, leave "
@@ -111,6 +122,10 @@ class Settings(Section):
             )
 
     @property
-    def sequential(self) -> SequentialSettings:
-        """The section of `sequential_model`."""
-        return getattr(self, self.sequential_model)
+    def sequential_models(self) -> tuple[str, ...]:
+        """All that are trained, the one that retrieves first."""
+        return self.sequential_model, *self.also_sequential
+
+    def sequential(self, model: str) -> SequentialSettings:
+        """The section of a sequential model."""
+        return getattr(self, model)

@@ -38,8 +38,9 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     config = experiment.get_config(variant)
     settings = from_config(Settings, config)
     assert from_config(Settings, to_config(settings)) == settings
-    assert settings.sequential is getattr(settings, settings.sequential_model)
-    assert type(settings.sequential) is registry.MODELS[settings.sequential_model].settings
+    section = settings.sequential(settings.sequential_model)
+    assert section is getattr(settings, settings.sequential_model)
+    assert type(section) is registry.MODELS[settings.sequential_model].settings
     assert config.is_locked
 
 

@@ -18,6 +18,7 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.sequential.registry import MODELS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_clip"
 ALL = [
@@ -193,3 +194,21 @@ def test_a_fused_row_without_reranking_is_refused():
 def test_text_sft_in_a_run_without_images_is_refused():
     with pytest.raises(UserError, match="use.text_sft=True, but config.use.images=False"):
         settings_of(quickstart.get_config(), **{"use.text_sft": True, "use.images": False})
+
+
+def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_path):
+    changes = {"also_sequential": ("molar", "gru4rec")}
+    run = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh)
+    reads = {step.name: list(step.inputs) for step in run.steps()}
+    assert reads["features"] == ["data", "model", "warmup", "summaries"]  # keywords are shown
+    assert reads["molar"] == ["data", "features"] and reads["gru4rec"] == ["data"]
+    assert reads["sasrec"] == ["data"] and reads["retrieval"] == ["data", "sasrec"]
+    trained = [name for name in reads["evaluation"] if name in reads and name in MODELS]
+    assert trained == ["sasrec", "molar", "gru4rec"]  # the first one retrieves: `recorded`
+    changes |= {"prompts.candidate_keywords": False}
+    run = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh)
+    reads = {step.name: list(step.inputs) for step in run.steps()}
+    assert reads["features"] == ["data", "model", "warmup"]
+    for twice in (("sasrec",), ("molar", "molar")):
+        with pytest.raises(UserError, match="config.also_sequential=.*: name each once"):
+            settings_of(quickstart.get_config(), **{"also_sequential": twice})
