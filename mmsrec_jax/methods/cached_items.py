@@ -111,11 +111,11 @@ class CachedItems:
         )
 
     def add_rows(self, board: Leaderboard, name: str) -> None:
-        """The trained model in the table, under both protocols; and fused, if that is asked for."""
+        """The trained model in the table, under every protocol; and fused, if that is asked for."""
 
         @functools.cache
         def trained() -> tuple[CachedCatalog, PairPrompts]:
-            prompts = self.prompts(board.frozen.rows)
+            prompts = self.prompts(board.targets)
             model = self._run.base.trained(name, self._step)
             began = time.monotonic()
             found = self.catalog(name, model, prompts)

@@ -11,7 +11,6 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
-from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
@@ -241,7 +240,7 @@ class MLLMExperiment(Experiment):
     ) -> np.ndarray:
         """`score` of lists of any width: float32[n, K], NaN where there is no item.
 
-        A list is scored in parts as wide as the frozen candidates, so that the room of
+        A list is scored in parts as wide as the shortest frozen candidates, so that the room of
         `config.evaluation.length` is enough for it; each part reads the user's history once.
 
         Args:
@@ -249,7 +248,7 @@ class MLLMExperiment(Experiment):
           rows: int32[n, 2] (user, position).
           lists: int32[n, K], -1 where there is no item.
         """
-        width = 1 + self.config.evaluation.negatives
+        width = self.config.evaluation.list_width
         parts = -(-lists.shape[1] // width)
         padding = parts * width - lists.shape[1]
         items = np.pad(lists, ((0, 0), (0, padding)), constant_values=-1).reshape(-1, width)
@@ -261,10 +260,3 @@ class MLLMExperiment(Experiment):
             found[some] = self.score(name, step, source, width)
         found[items < 0] = np.nan
         return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
-
-    def score_frozen(
-        self, name: str, step: str, context: PromptContext, frozen: Candidates
-    ) -> np.ndarray:
-        """`score` of frozen candidates; `context` is of their rows."""
-        source = self.candidate_source(context, frozen.rows, frozen.items)
-        return self.score(name, step, source, frozen.items.shape[1])

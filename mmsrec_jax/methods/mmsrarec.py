@@ -285,21 +285,18 @@ class MMSRARec(MLLMExperiment):
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        frozen = board.frozen
         systems: list[System | RowSystem] = [*board.baselines()]
         systems += keyword_rows.scorers(
-            self.config, self.dataset, self.prompt_config, self.context, frozen.rows
+            self.config, self.dataset, self.prompt_config, self.context, board.targets
         )
         systems += map(self.recommender, self.config.sequential_models)
         for system in systems:
-            board.add_sampled(system)
+            board.add(system)
         for name in self._baselines:
             context = functools.partial(self._baseline_context, name)
             self._add_sampled(board, name, name, context)
         for form in self.config.forms:
             self._add_form(board, form)
-        for system in systems:
-            board.add_full(system)
         if self.config.evaluation.rerank:
             self.add_reranked(board, directory)
         if self.config.evaluation.generate:
@@ -320,8 +317,9 @@ class MMSRARec(MLLMExperiment):
 
     def _add_sampled(self, board: Leaderboard, name: str, step: str, context: Context) -> None:
         """A row under the protocols with sampled candidates, of what `step` trained."""
-        frozen = board.frozen
-        board.add_scores(name, lambda: self.score_frozen(name, step, context(frozen.rows), frozen))
+        board.add_scores(
+            name, lambda frozen: self.score_lists(name, step, context, frozen.rows, frozen.items)
+        )
 
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""

@@ -33,8 +33,6 @@ class Sequential(MLLMExperiment):
         board = self.leaderboard(directory)
         systems = [*board.baselines(), *map(self.recommender, self.config.sequential_models)]
         for system in systems:
-            board.add_full(system)
-        for system in systems:
-            board.add_sampled(system)
+            board.add(system)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")

@@ -23,7 +23,7 @@ def config():
         length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
         loss="sampled_softmax", negatives=8,
     )  # fmt: skip
-    config.evaluation.update(users=40, negatives=5, k=(1, 5))
+    config.evaluation.update(users=40, negatives=(5, 9), k=(1, 5))
     return config
 
 
@@ -36,15 +36,18 @@ def workdir(config, tmp_path_factory):
 
 def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir):
     rows = json.loads((workdir / "table.json").read_text())
-    protocols = ("full", "sampled@5")
+    protocols = ("full", "sampled@5", "sampled@9")
     wanted = {(name, p) for name in (*SYSTEMS, *TRUTH) for p in protocols}
     assert {(row["system"], row["protocol"]) for row in rows} == wanted
-    assert rows[0]["protocol"] == "full"  # the headline comes first
+    order = [row["protocol"] for row in rows]  # the headline comes first
+    assert order == [protocol for protocol in protocols for _ in (*SYSTEMS, *TRUTH)]
     for name in SYSTEMS:
-        full, listed = (
+        full, listed, more = (
             pq.read_table(workdir / "evaluation" / f"ranks-{name}-{p}.parquet") for p in protocols
         )
         np.testing.assert_array_equal(full["user"], listed["user"])
+        np.testing.assert_array_equal(full["user"], more["user"])
+        assert set(more["candidates"].to_pylist()) == {10}
         assert len(full) == 40 and set(listed["candidates"].to_pylist()) == {6}
         assert np.min(full["candidates"]) > 40
 

@@ -286,10 +286,11 @@ def _rank_external(
             rows = _test_rows(data.split, result)
             ranks = external.full(name, scores, data.histories, rows, top=result.ranks.top.shape[1])
         else:
-            frozen = Candidates.read(workdir / "evaluation" / "candidates.parquet")
+            file = protocols.candidates_file(workdir / "evaluation", protocol)
+            frozen = Candidates.read(file)
             if frozen.digest != result.setting.candidates:
                 raise UserError(
-                    f"{workdir}/evaluation/candidates.parquet: not the candidates of "
+                    f"{file}: not the candidates of "
                     f"{result.path}; delete {workdir}/evaluation and run launch/train.py again"
                 )
             ranks = external.sampled(name, scores, frozen)
