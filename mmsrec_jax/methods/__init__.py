@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`.
+    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`; with
+    `config.seeds` under each of them.
 
     Raises:
       UserError: a setting that is out of its range, or anything else the user can put right.
@@ -22,7 +23,13 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     from mmsrec_jax.methods.settings import Settings  # only a run needs it
 
     settings = from_config(Settings, config)
-    find(settings.method).run(settings, workdir, only)
+    method = find(settings.method)
+    if settings.seeds:
+        from mmsrec_jax.methods import seeds
+
+        seeds.run(method, config, workdir, only)
+    else:
+        method.run(settings, workdir, only)
 
 
 def find(name: str) -> type["Experiment"]:

@@ -60,8 +60,17 @@ class Experiment:
         self.base = self.make_base_model()
 
     @classmethod
-    def run(cls, config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
+    def run(
+        cls,
+        config: Settings,
+        workdir: Path,
+        only: Sequence[str] | None = None,
+        *,
+        compiled: Path | None = None,
+    ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
+
+        compiled: folder of compiled programs; None is one in `workdir`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
@@ -70,7 +79,7 @@ class Experiment:
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         share(workdir)
-        startup.keep_compiled_programs(workdir / "compiled")
+        startup.keep_compiled_programs(compiled or workdir / "compiled")
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         for step in steps:

@@ -96,6 +96,7 @@ class MMSRARec(MLLMExperiment):
         ]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         settings["forms"] = list(c.forms)  # the first one has the method's name in the table
+        settings["sequential_model"] = c.sequential_model
         return [
             *steps,
             *plain,

@@ -63,6 +63,12 @@ class Settings(Section):
         choices=("joint", "cached"),
     )
     seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
+    seeds: tuple[int, ...] = setting(
+        (),
+        "The experiment runs once under each, in seed-N of the workdir and on the same data and "
+        "candidates; then there is one table of all. Empty: once, under `seed`.",
+        low=0,
+    )
     input_shards: int = setting(
         0,
         "Batches are packed in so many parts, which processes share. A run goes on with any number "
@@ -96,6 +102,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if len(set(self.seeds)) < len(self.seeds) or (self.seeds and self.method == "scaling"):
+            raise UserError(
+                f"{name}.seeds={self.seeds}: name each once, and none for a point of a scaling "
+                "study, which has no table"
+            )
         if len(set(self.sequential_models)) < len(self.sequential_models):
             raise UserError(
                 f"{name}.also_sequential={self.also_sequential}: name each once, and not "
@@ -125,6 +136,11 @@ class Settings(Section):
     def sequential_models(self) -> tuple[str, ...]:
         """All that are trained, the one that retrieves first."""
         return self.sequential_model, *self.also_sequential
+
+    @property
+    def headline(self) -> str:
+        """The row of the table that the experiment is about."""
+        return self.sequential_model if self.method == "sequential" else self.method
 
     def sequential(self, model: str) -> SequentialSettings:
         """The section of a sequential model."""

@@ -204,7 +204,7 @@ def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_
     assert reads["molar"] == ["data", "features"] and reads["gru4rec"] == ["data"]
     assert reads["sasrec"] == ["data"] and reads["retrieval"] == ["data", "sasrec"]
     trained = [name for name in reads["evaluation"] if name in reads and name in MODELS]
-    assert trained == ["sasrec", "molar", "gru4rec"]  # the first one retrieves: `recorded`
+    assert trained == ["sasrec", "molar", "gru4rec"]
     changes |= {"prompts.candidate_keywords": False}
     run = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh)
     reads = {step.name: list(step.inputs) for step in run.steps()}
