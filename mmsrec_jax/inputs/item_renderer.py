@@ -24,6 +24,7 @@ class PromptConfig:
       fields: text fields of a candidate; those that an item lacks are passed over.
       list_fields: text fields of an item in a list when it has no keywords.
       text_tokens: longer texts of one item lose their tail.
+      aggregate: similar users' next items are so many keywords; 0 = they are listed.
       candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
         `list_fields`, and not `fields`.
       image_cache_bytes: patches kept in each process.
@@ -35,6 +36,7 @@ class PromptConfig:
     fields: tuple[str, ...] = PromptSettings.fields
     list_fields: tuple[str, ...] = PromptSettings.list_fields
     text_tokens: int = PromptSettings.text_tokens
+    aggregate: int = PromptSettings.aggregate
     candidate_keywords: bool = PromptSettings.candidate_keywords
     image_cache_bytes: int = 256 * 2**20
 
@@ -79,6 +81,12 @@ class ItemRenderer:
             return text
 
         return self._words.get(i, make, len)
+
+    def keyword_list(self, i: int) -> list[str]:
+        """The item's keywords, each once, in lower case; of an item without any its text."""
+        written = "" if self.keywords is None else self.keywords[i].lower()
+        words = (self.prompt_config.chat.clean(word) for word in written.split(","))
+        return list(dict.fromkeys(filter(None, words))) or [self.words(i)]
 
     def attributes(self, i: int) -> dict[str, str]:
         """The item's attributes, cleaned for a prompt; a comma would end a keyword."""

@@ -41,6 +41,8 @@ class PromptContext:
       neighbors: int32[n, k], next items of similar users aligned with the rows of the source,
         most similar first, -1 where there is none; None = no retrieval (ablation).
       train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
+      retrieved: int32[n, K], items that a retriever ranks first for each row, -1 where there are
+        fewer, to draw negatives from; None = there is no retriever.
       images: False = none is shown (text-only SFT).
       history_patches: vision patches of a prompt that images of the history may have; the oldest
         items show theirs last, counted as `history_images_left_out`. 0 = the history has no images.
@@ -51,6 +53,7 @@ class PromptContext:
     keywords: Sequence[str] | None = None
     neighbors: np.ndarray | None = None
     train_end: np.ndarray | None = None
+    retrieved: np.ndarray | None = None
     images: bool = True
     history_patches: int = 0
 
@@ -110,12 +113,16 @@ class UserPrompts:
                 self._latest(past), self.history_images(row, Counter()), strict=True
             )
         ]
-        return [
-            prompt_sections.history(self._templates, history),
-            prompt_sections.similar(
-                self._templates, [self.renderer.words(int(i)) for i in neighbors]
-            ),
-        ]
+        return [prompt_sections.history(self._templates, history), self._similar_users(neighbors)]
+
+    def _similar_users(self, neighbors: np.ndarray) -> Section:
+        """Their next items int32[k], most similar first, one by one or counted by keyword."""
+        limit = self.renderer.prompt_config.aggregate
+        if not limit:
+            words = [self.renderer.words(int(i)) for i in neighbors]
+            return prompt_sections.similar(self._templates, words)
+        counts = Counter(word for i in neighbors for word in self.renderer.keyword_list(int(i)))
+        return prompt_sections.aggregated(self._templates, counts.most_common(limit))
 
     def history_images(self, row: int, counts: Counter) -> list[dict | None]:
         """Patches of the history's items in a prompt of this row, oldest first; None for an item
@@ -230,8 +237,10 @@ class RecommendSource(_Recommend):
       rows: int32[n, 2] (user, position of the target), `Split.train`.
       tasks: share of each of "pointwise", "rank", "next_keywords", "align". Without keywords there
         is nothing to align and its share falls to the others.
-      negatives: per example, uniform over the items that are neither the target nor among the
-        user's training interactions.
+      negatives: per example, over the items that are neither the target nor among the user's
+        training interactions.
+      retriever_negatives: share of them that are drawn from `PromptContext.retrieved`, if that is
+        there; the others are uniform.
       history, similar: at most so many items in a prompt (paper: 5 and 3).
       positive_weight: weight of a yes against a no; None = `negatives`, so that classes balance.
     """
@@ -246,6 +255,7 @@ class RecommendSource(_Recommend):
         seed: int,
         tasks: Mapping[str, float],
         negatives: int,
+        retriever_negatives: float = 0.0,
         history: int = PromptSettings.history,
         similar: int = PromptSettings.similar,
         positive_weight: float | None = None,
@@ -262,6 +272,7 @@ class RecommendSource(_Recommend):
             tasks = {task: share for task, share in tasks.items() if task != "align"}
         self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
         self._seed, self._negatives = seed, negatives
+        self._retriever_negatives = retriever_negatives
         self._positive_weight = float(negatives) if positive_weight is None else positive_weight
 
     def example(self, row: int, draw: int) -> Example:
@@ -270,14 +281,15 @@ class RecommendSource(_Recommend):
         user, position = (int(v) for v in self.rows[row])
         target = int(self.context.histories.of(user)[position])
         if task == "pointwise":
-            return self.pointwise(row, self._candidates(rng, user, target), target)
+            return self.pointwise(row, self._candidates(rng, row, user, target), target)
         if task == "rank":
-            return self._rank(row, self._candidates(rng, user, target), target)
+            return self._rank(row, self._candidates(rng, row, user, target), target)
         if task == "next_keywords":
             return self._next_keywords(row, target)
         return self._align(row, target, to_keywords=bool(rng.integers(2)))
 
-    def _candidates(self, rng: np.random.Generator, user: int, target: int) -> np.ndarray:
+    def _candidates(self, rng: np.random.Generator, row: int, user: int, target: int) -> np.ndarray:
+        retrieved = self.context.retrieved
         return with_negatives(
             rng,
             self.context.histories,
@@ -286,6 +298,8 @@ class RecommendSource(_Recommend):
             num_items=len(self.renderer),
             negatives=self._negatives,
             train_end=self.context.train_end,
+            retrieved=None if retrieved is None else retrieved[row],
+            share=self._retriever_negatives,
         )
 
     def _rank(self, row: int, candidates: np.ndarray, target: int) -> Example:

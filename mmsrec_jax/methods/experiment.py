@@ -229,6 +229,7 @@ class Experiment:
             fields=c.fields,
             list_fields=c.list_fields,
             text_tokens=c.text_tokens,
+            aggregate=c.aggregate,
             candidate_keywords=c.candidate_keywords,
         )
 

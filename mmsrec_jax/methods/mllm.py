@@ -209,6 +209,7 @@ class MLLMExperiment(Experiment):
             seed=c.seed,
             tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
             negatives=c.negatives,
+            retriever_negatives=c.retriever_negatives,
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )

@@ -31,6 +31,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
@@ -53,6 +54,7 @@ from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
+_RETRIEVED = 50  # items of the sequential model that negatives are drawn from
 SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}  # of the baselines without stages 1 and 2
 
 
@@ -109,8 +111,10 @@ class MMSRARec(MLLMExperiment):
         cached = {key: value for key, value in tuned.items() if key != "sft"}
         targets = {"rows": self.config.sft.rows, "seed": self.config.sft.seed}
         cached |= {"cached": as_dict(self.config.cached), "targets": targets}
+        draws = self.config.sft.retriever_negatives > 0
+        retriever = [self.config.sequential_model] if draws else []
         made = {
-            "joint": Step("sft", self.sft, tuned, inputs),
+            "joint": Step("sft", self.sft, tuned, [*inputs, *retriever]),
             "cached": Step("cached", self.train_cached, cached, inputs),
         }
         return [made[form] for form in self.config.forms]
@@ -227,8 +231,16 @@ class MMSRARec(MLLMExperiment):
 
     def sft(self, directory: Path) -> None:
         """SFT on prompts with keywords and similar users' next items."""
-        targets = self.training_targets()
-        self.fine_tune("sft", self.recommend_source(self.context(targets), targets), directory)
+        targets, context = self.training_targets(), self.context(self.training_targets())
+        if self.config.sft.retriever_negatives:
+            context = dataclasses.replace(context, retrieved=self._first_items(targets))
+        self.fine_tune("sft", self.recommend_source(context, targets), directory)
+
+    def _first_items(self, targets: np.ndarray) -> np.ndarray:
+        """int32[n, K]: what the sequential model, which knows training interactions alone, ranks
+        first after what each user had before the target."""
+        top = min(_RETRIEVED, len(self.dataset.catalog))
+        return ranking.full(self.recommender(), self.dataset.histories, targets, top=top).top
 
     def train_cached(self, directory: Path) -> None:
         """The same prompts, in the form in which users and items are read apart."""

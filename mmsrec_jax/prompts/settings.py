@@ -21,6 +21,12 @@ class PromptSettings(Section):
         low=0,
     )
     similar: int = setting(3, "Next items of similar users in a prompt (paper: k = 3).", low=1)
+    aggregate: int = setting(
+        0,
+        "Similar users' next items are shown as so many keywords, each with the number of these "
+        "users, most first (ours). 0: as a list of items.",
+        low=0,
+    )
     fields: tuple[str, ...] = setting(
         ("title", "description"), "Text fields of an item that is described or a candidate."
     )

@@ -24,6 +24,7 @@ class Templates:
       image: how an image is introduced; left out where there is none.
       history, similar: opening sections of a recommendation prompt; `similar` is left out when
         nothing was retrieved.
+      aggregated: in place of `similar`, keywords with numbers, comma-separated.
       candidate: what follows the sections for one candidate, up to the yes/no label.
       rank, rank_option: lettered candidates in one prompt.
       next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
@@ -40,6 +41,7 @@ class Templates:
     image: str
     history: str
     similar: str
+    aggregated: str
     candidate: str
     rank_option: str
     rank: str
@@ -62,6 +64,7 @@ TERSE = Templates(
     image=IMAGE,
     history="likes{items}\n",
     similar="similar{items}\n",
+    aggregated="similar{items}\n",
     candidate="{image} {text}",
     rank_option="{letter} {words}\n",
     rank="{options}which",
@@ -84,6 +87,10 @@ FULL = Templates(
     image=f"Image: {IMAGE}\n",
     history="A user chose these items, oldest first:\n{items}\n\n",
     similar="Users with a similar history went on to choose:\n{items}\n\n",
+    aggregated=(
+        "Keywords of what users with a similar history went on to choose, with how many of them "
+        "did:{items}\n\n"
+    ),
     candidate=(
         "Candidate item:\n{image}Text: {text}\n\n"
         "Will the user choose this item next? Answer yes or no."
@@ -117,6 +124,8 @@ def corpus(templates: Templates) -> list[str]:
     for field in dataclasses.fields(templates):
         value = getattr(templates, field.name)
         for text in value if isinstance(value, tuple) else (value,):
-            texts.append(text.format(**blank, letter="A").replace(IMAGE, ""))
+            fixed = text.format(**blank, letter="A").replace(IMAGE, "")
+            if not fixed.strip() or fixed not in texts:
+                texts.append(fixed)
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

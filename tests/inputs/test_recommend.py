@@ -496,3 +496,78 @@ def test_text_sft_shows_no_image_anywhere(trained, prompt_config):
         context(keywords=None, neighbors=None),
     )  # fmt: skip
     assert same(example, blind.example(9, 0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_negatives_is_of_the_items_that_a_retriever_ranks_first(
+    trained, prompt_config, share
+):
+    row = len(ROWS) - 1
+    user, position = ROWS[row]
+    known = set(HISTORIES.of(user)[: TRAIN_END[user]].tolist())
+    target = int(HISTORIES.of(user)[position])
+    free = [item for item in range(24) if item not in known]
+    first = np.array([target, *list(known)[:2], *free[:6], -1])  # six of these may be negatives
+    retrieved = np.tile(first.astype(np.int32), (len(ROWS), 1))
+    source = recommend(
+        prompt_config, {"pointwise": 1}, context(retrieved=retrieved), retriever_negatives=share
+    )
+    counts = Counter()
+    for draw in range(400):
+        example = source.example(row, draw)
+        items = candidates_of(trained, example)
+        assert len(set(items)) == 5 and example.labels.sum() == 1
+        assert items[int(np.argmax(example.labels))] == target
+        counts.update(set(items) - {target})
+    assert not known & set(counts)
+    inside = sum(counts[item] for item in free[:6]) / 1600
+    # of the other negatives some fall among the six as well, but for those already drawn
+    uniform = (4 - 4 * share) / 4 * 6 / len(free)
+    assert abs(inside - share - uniform) < 0.06 if share < 1 else inside == 1
+    if share == 0:
+        plain = recommend(prompt_config, {"pointwise": 1})
+        assert same(source.example(row, 3), plain.example(row, 3))
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+def test_neighbors_are_counted_by_keyword(trained, templates):
+    """Most users first; of equal counts the most similar user's first. What the user had is not
+    shown; an item without keywords counts by its text."""
+    row = int(np.argmax(ROWS[:, 1]))
+    user, position = ROWS[row]
+    past = HISTORIES.of(user)[:position].tolist()
+    free = [item for item in range(24) if item not in past]
+    near = [free[0], past[0], *free[1:5], -1]
+    keywords = list(KEYWORDS)
+    keywords[free[2]] = ""
+    counts = Counter()
+    for item in (i for i in near if i >= 0 and i not in past):
+        counts.update(
+            [word.strip() for word in KEYWORDS[item].split(",")]
+            if item != free[2]
+            else [CATALOG[item].text["title"]]
+        )
+    assert max(counts.values()) > 1
+    neighbors = np.tile(np.array(near, np.int32), (len(ROWS), 1))
+
+    def prefix(limit, length=1000, **changes):
+        known = context(neighbors=neighbors, keywords=keywords)
+        config = toy_items.prompt_config(trained, templates, aggregate=limit)
+        options = dict(length=length, similar=7) | changes
+        lists = np.tile([0, 1], (len(ROWS), 1))
+        example = CandidateSource(known, config, ROWS, lists, **options).example(row, 0)
+        text = trained.decode(example.tokens[example.suffix_ids == 0])
+        opening = {"terse": "similar", "full": "how many of them did:"}[templates]
+        found = re.search(f"{opening} (.*)", text)
+        return example, found[1].split(", ") if found else []
+
+    for limit in (1, 3, 50):
+        _, words = prefix(limit)
+        ordered = sorted(counts.items(), key=lambda pair: -pair[1])  # stable
+        assert words == [f"{word} {count}" for word, count in ordered[:limit]]
+    example, all_of_them = prefix(50)
+    shorter, words = prefix(50, length=len(example) - 40)
+    assert shorter.counts["similar_left_out"] == len(all_of_them) - len(words)
+    assert words == all_of_them[: len(words)]  # the rarest go first
+    _, few = prefix(50, similar=2)
+    assert len(few) < len(all_of_them)

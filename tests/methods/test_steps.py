@@ -212,3 +212,12 @@ def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_
     for twice in (("sasrec",), ("molar", "molar")):
         with pytest.raises(UserError, match="config.also_sequential=.*: name each once"):
             settings_of(quickstart.get_config(), **{"also_sequential": twice})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_negatives_of_the_retriever_make_stage_3_depend_on_it(mesh, tmp_path, share):
+    changes = BOTH | {"sft.retriever_negatives": share, "use.retrieval": False}
+    steps = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh).steps()
+    reads = {step.name: step.inputs for step in steps}
+    assert ("sasrec" in reads["sft"]) == (share > 0)
+    assert not any("sasrec" in reads[name] for name in ("plain_sft", "text_sft", "cached"))
