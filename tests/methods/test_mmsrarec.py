@@ -49,8 +49,9 @@ TINY = {
     "cached.score_items": 32, "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
     "evaluation.fuse": True, "evaluation.negatives": (20, 30), "prompts.fields": ("title",),
-    "sft.retriever_negatives": 0.3, "prompts.aggregate": 8, "use.text_sft": True, "also_sequential": ("molar",), "molar.steps": 10,
-    "molar.evaluate_every": 5, "molar.batch_size": 8, "molar.dim": 16, "features.batch_size": 30,
+    "sft.retriever_negatives": 0.3, "prompts.aggregate": 8, "use.text_sft": True,
+    "also_sequential": ("molar",), "molar.steps": 10, "molar.evaluate_every": 5,
+    "molar.batch_size": 8, "molar.dim": 16, "features.batch_size": 30,
     "evaluation.length": 900,  # so that all candidates show all they have
 }  # fmt: skip
 
