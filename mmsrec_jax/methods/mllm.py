@@ -1,6 +1,7 @@
 """What the methods that train an MLLM share: the base model, fine-tuning on a source, candidates
 scored by what was trained."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
+from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
@@ -32,6 +34,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
+
+_SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}
 
 
 class MLLMExperiment(Experiment):
@@ -182,22 +186,6 @@ class MLLMExperiment(Experiment):
         split = self.dataset.split
         return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
 
-    def plain_context(self, *, images: bool = True) -> PromptContext:
-        """Titles and images of the history and of the candidate, no keywords and no similar users:
-        what plain SFT knows (*ours*). images: False = titles alone."""
-        catalog, histories, split = self.dataset
-        return PromptContext(
-            catalog,
-            histories,
-            train_end=split.train_end,
-            images=images,
-            history_patches=self.config.prompts.history_patches if images else 0,
-        )
-
-    def plain_source(self, targets: np.ndarray) -> RecommendSource:
-        """Training examples of plain SFT."""
-        return self.recommend_source(self.plain_context(), targets)
-
     def recommend_source(self, context: PromptContext, targets: np.ndarray) -> RecommendSource:
         """Training examples of the recommendation tasks; `context` is of the same targets."""
         c = self.config.sft
@@ -261,3 +249,64 @@ class MLLMExperiment(Experiment):
             found[some] = self.score(name, step, source, width)
         found[items < 0] = np.nan
         return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
+
+    # --- plain SFT, the baseline of every method (*ours*) -----------------------------------------
+
+    def plain_context(self, *, images: bool = True) -> PromptContext:
+        """Titles and images of the history and of the candidate, no keywords and no similar users:
+        what plain SFT knows (*ours*). images: False = titles alone."""
+        catalog, histories, split = self.dataset
+        return PromptContext(
+            catalog,
+            histories,
+            train_end=split.train_end,
+            images=images,
+            history_patches=self.config.prompts.history_patches if images else 0,
+        )
+
+    def plain_source(self, targets: np.ndarray) -> RecommendSource:
+        """Training examples of plain SFT."""
+        return self.recommend_source(self.plain_context(), targets)
+
+    @property
+    def baselines(self) -> list[str]:
+        """Step and row of each plain SFT that this run trains."""
+        return [name for name in _SHOWS_IMAGES if getattr(self.config.use, name)]
+
+    def baseline_steps(self) -> list[Step]:
+        """Trains them."""
+        c = self.config
+        settings = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
+        settings["use"] = {"images": c.use.images, "multitask": c.use.multitask}
+        return [
+            Step(name, functools.partial(self.baseline, name), settings, self.base_inputs())
+            for name in self.baselines
+        ]
+
+    def baseline(self, name: str, directory: Path) -> None:
+        """Plain SFT: the recommendation tasks by titles, without similar users."""
+        targets = self.training_targets()
+        source = self.recommend_source(self.baseline_context(name, targets), targets)
+        self.fine_tune(name, source, directory)
+
+    def baseline_context(self, name: str, rows: np.ndarray) -> PromptContext:
+        """What the prompts of a baseline know."""
+        del rows  # nothing depends on them: what similar users took is not shown
+        return self.plain_context(images=_SHOWS_IMAGES[name])
+
+    def add_baselines(self, board: Leaderboard) -> None:
+        """Their rows under the protocols with sampled candidates."""
+        for name in self.baselines:
+            self.add_sampled(board, name, name, functools.partial(self.baseline_context, name))
+
+    def add_sampled(
+        self,
+        board: Leaderboard,
+        name: str,
+        step: str,
+        context: Callable[[np.ndarray], PromptContext],
+    ) -> None:
+        """A row under these protocols, of what `step` trained; arguments as of `score_lists`."""
+        board.add_scores(
+            name, lambda frozen: self.score_lists(name, step, context, frozen.rows, frozen.items)
+        )

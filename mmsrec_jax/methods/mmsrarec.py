@@ -41,7 +41,7 @@ from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import generator, keyword_rows
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
-from mmsrec_jax.methods.reranker import Context, Reranker
+from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
@@ -55,7 +55,6 @@ from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
 _RETRIEVED = 50  # items of the sequential model that negatives are drawn from
-SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}  # of the baselines without stages 1 and 2
 
 
 class MMSRARec(MLLMExperiment):
@@ -86,22 +85,13 @@ class MMSRARec(MLLMExperiment):
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
-        plain_use = {"images": use.images, "multitask": use.multitask}
-        plain = [
-            Step(name, functools.partial(self.baseline, name), {**tuned, "use": plain_use}, base)
-            for name in self._baselines
-        ]
-        trained = [
-            *c.sequential_models,
-            *(STEP_OF_FORM[form] for form in c.forms),
-            *self._baselines,
-        ]
+        trained = [*c.sequential_models, *(STEP_OF_FORM[form] for form in c.forms), *self.baselines]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         settings["forms"] = list(c.forms)  # the first one has the method's name in the table
         settings["sequential_model"] = c.sequential_model
         return [
             *steps,
-            *plain,
+            *self.baseline_steps(),
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
@@ -250,21 +240,6 @@ class MMSRARec(MLLMExperiment):
         """The form that ranks the whole catalog."""
         return CachedItems(self, "cached", self.context)
 
-    @property
-    def _baselines(self) -> list[str]:
-        """Plain SFT (*ours*): step and row of each that this run trains."""
-        return [name for name in SHOWS_IMAGES if getattr(self.config.use, name)]
-
-    def baseline(self, name: str, directory: Path) -> None:
-        """Plain SFT: the same examples as `sft`, by titles, and without similar users."""
-        targets = self.training_targets()
-        source = self.recommend_source(self._baseline_context(name, targets), targets)
-        self.fine_tune(name, source, directory)
-
-    def _baseline_context(self, name: str, rows: np.ndarray) -> PromptContext:
-        del rows  # what similar users took is not shown
-        return self.plain_context(images=SHOWS_IMAGES[name])
-
     def context(self, targets: np.ndarray) -> PromptContext:
         """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
         catalog, histories, split = self.dataset
@@ -305,9 +280,7 @@ class MMSRARec(MLLMExperiment):
         systems += map(self.recommender, self.config.sequential_models)
         for system in systems:
             board.add(system)
-        for name in self._baselines:
-            context = functools.partial(self._baseline_context, name)
-            self._add_sampled(board, name, name, context)
+        self.add_baselines(board)
         for form in self.config.forms:
             self._add_form(board, form)
         if self.config.evaluation.rerank:
@@ -326,19 +299,13 @@ class MMSRARec(MLLMExperiment):
         if form == "cached":
             self.cached_items().add_rows(board, name)
         else:
-            self._add_sampled(board, name, "sft", self.context)
-
-    def _add_sampled(self, board: Leaderboard, name: str, step: str, context: Context) -> None:
-        """A row under the protocols with sampled candidates, of what `step` trained."""
-        board.add_scores(
-            name, lambda frozen: self.score_lists(name, step, context, frozen.rows, frozen.items)
-        )
+            self.add_sampled(board, name, "sft", self.context)
 
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        for name in self._baselines:
-            context = functools.partial(self._baseline_context, name)
+        for name in self.baselines:
+            context = functools.partial(self.baseline_context, name)
             board.add_full_ranks(name, functools.partial(reranker.ranks, name, name, context))
         if "joint" not in self.config.forms:
             return
