@@ -8,8 +8,11 @@ interaction changes no window and ends one at most.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
+
+N = TypeVar("N", int, np.ndarray)
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 _UNITS = (
@@ -24,6 +27,8 @@ _NUMBERS = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
     "twelve",
 )  # fmt: skip
+WORDS = ("a", "moment", *_NUMBERS, *(f"{name}{s}" for name, _ in _UNITS for s in ("", "s")))
+"""What `gap_words` says beside numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Windows:
         if not 1 <= self.step <= self.window or self.chain < 1:
             raise ValueError(f"{self}: 1 <= step <= window and chain >= 1 must hold")
 
-    def count(self, position: int) -> int:
+    def count(self, position: N) -> N:
         """How many windows end at or before a position."""
         return position // self.step
 
@@ -57,7 +62,7 @@ class Windows:
         end = (index + 1) * self.step
         return max(0, end - self.window), end
 
-    def round(self, index: int) -> int:
+    def round(self, index: N) -> N:
         """In which round a window is written, from 0: how many of its chain come before it."""
         return index % self.chain
 
@@ -70,11 +75,18 @@ class Windows:
         count = self.count(position)
         return range(max(0, count - self.chain), count)
 
+    def profiled(self, position: int) -> int | None:
+        """The window at whose end the profile was written that a target at this position is told
+        of: profiles are written again when the number of windows has doubled (*ours*), so that a
+        history costs few of them. None before the first window ends."""
+        count = self.count(position)
+        return (1 << (count.bit_length() - 1)) - 1 if count else None
+
     def needed(self, targets: np.ndarray) -> np.ndarray:
         """int32[m, 2] (user, window), ascending: what `told` gives for targets int32[n, 2] (user,
         position), and what is written before it in the same chains."""
         user, position = np.asarray(targets).reshape(-1, 2).astype(np.int64).T
-        count = position // self.step
+        count = self.count(position)
         first = np.maximum(0, count - self.chain) // self.chain * self.chain
         window = first[:, None] + np.arange(2 * self.chain)
         there = window < count[:, None]

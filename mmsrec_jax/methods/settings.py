@@ -6,6 +6,8 @@ from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.inference.settings import FeatureSettings, SummariesSettings
+from mmsrec_jax.inputs.chains import ChainSettings
+from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
@@ -22,7 +24,7 @@ from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.metering import steps_to_trace
 from mmsrec_jax.training.pairs import CachedSettings
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings, WriterSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,12 @@ class UseSettings(Section):
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
     plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
+    windows: bool = setting(
+        True, "False: MLLM-SRec writes one text of all of a history, not one of each window."
+    )
+    clock: bool = setting(True, "False: MLLM-SRec tells no gaps in time.")
+    profile: bool = setting(True, "False: MLLM-SRec writes no profile.")
+    chain: bool = setting(True, "False: MLLM-SRec answers without a chain of thought.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Settings(Section):
 
     method: str = setting(
         "mmsrarec",
-        "The paper's method, a sequential recommender by itself, or one point of a scaling study.",
-        choices=("mmsrarec", "sequential", "scaling"),
+        "The method of a paper, a sequential recommender by itself, or one point of a scaling study.",
+        choices=("mmsrarec", "mllm_srec", "sequential", "scaling"),
     )
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
@@ -74,6 +82,9 @@ class Settings(Section):
     warmup: WarmupSettings = group(WarmupSettings)
     summarizer: GRPOSettings = group(GRPOSettings)
     summaries: SummariesSettings = group(SummariesSettings)
+    preferences: PreferenceSettings = group(PreferenceSettings)
+    writer: WriterSettings = group(WriterSettings)
+    chain: ChainSettings = group(ChainSettings)
     sasrec: SASRecSettings = group(SASRecSettings)
     bert4rec: BERT4RecSettings = group(BERT4RecSettings)
     gru4rec: GRU4RecSettings = group(GRU4RecSettings)

@@ -8,6 +8,9 @@ pretrained models. Both have the same structure and go through the same builder.
 import dataclasses
 import string
 
+from mmsrec_jax.data import windows
+from mmsrec_jax.prompts import taste_templates
+
 YES_NO = ("yes", "no")
 LETTERS = string.ascii_uppercase
 IMAGE = "\ue001"  # private-use character that stands for an image until tokens are made
@@ -31,6 +34,7 @@ class Templates:
         for one without.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
       fillers: vague words that a poor summary contains; noise for the warm-up's targets.
+      taste: what is said of a user's taste.
     """
 
     keyword_separator: str
@@ -52,6 +56,7 @@ class Templates:
     form_of_text: str
     answer: str
     fillers: tuple[str, ...]
+    taste: taste_templates.TasteTemplates
 
 
 TERSE = Templates(
@@ -74,6 +79,7 @@ TERSE = Templates(
     form_of_text="",
     answer=" {words}",
     fillers=("nice", "item", "good"),
+    taste=taste_templates.TERSE,
 )
 
 FULL = Templates(
@@ -105,6 +111,7 @@ FULL = Templates(
     form_of_text="Write what the text says in exactly this form:\ntext: keyword, keyword",
     answer="{words}",
     fillers=("nice", "good quality", "product"),
+    taste=taste_templates.FULL,
 )
 
 TEMPLATES = {"terse": TERSE, "full": FULL}
@@ -112,11 +119,13 @@ TEMPLATES = {"terse": TERSE, "full": FULL}
 
 def corpus(templates: Templates) -> list[str]:
     """Every fixed sentence of a set, for training a tokenizer together with the items' words."""
-    blank = dict.fromkeys(("words", "items", "text", "image", "options", "attribute", "form"), "")
+    names = ("words", "items", "text", "image", "options", "attribute", "form", "gap", "days")
+    blank = dict.fromkeys((*names, "word", "count"), "")
     texts = []
-    for field in dataclasses.fields(templates):
-        value = getattr(templates, field.name)
-        for text in value if isinstance(value, tuple) else (value,):
+    sentences = {name: value for name, value in vars(templates).items() if name != "taste"}
+    for value in (*sentences.values(), *vars(templates.taste).values()):
+        for text in (value,) if isinstance(value, str) else value:
             texts.append(text.format(**blank, letter="A").replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
+    texts.extend(f" {word}" for word in windows.WORDS)
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

@@ -136,6 +136,19 @@ class WarmupSettings(FineTuneSettings):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class WriterSettings(FineTuneSettings):
+    """What teaches a model to write about users' windows and histories (ours): counted examples."""
+
+    pretrained: bool = setting(
+        False,
+        "Whether a pretrained model (`model.path`) is taught too; one from scratch always is.",
+    )
+    profiles: float = setting(
+        0.3, "Share of the examples that are about whole histories.", low=0, high=1
+    )
+
+
 def train(
     settings: FineTuneSettings,
     model: MLLM,
