@@ -1,6 +1,7 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores.
+"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores; MLLM-SRec.
 
 python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+python launch/train.py --config=configs/quickstart.py:mllm_srec --workdir=runs/mllm_srec
 """
 
 from ml_collections import ConfigDict
@@ -8,9 +9,14 @@ from ml_collections import ConfigDict
 from configs import base
 from mmsrec_jax.runtime.config_utils import choose
 
+_VARIANTS = {
+    "": "the whole quickstart",
+    "mllm_srec": "MLLM-SRec on the same shop",
+}
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    choose(variant, {"": "the whole quickstart"}, file="configs/quickstart.py")
+    choose(variant, _VARIANTS, file="configs/quickstart.py")
     config = base.get_config()
     with config.unlocked():
         config.data.source = "toyshop"
@@ -63,4 +69,23 @@ def get_config(variant: str = "") -> ConfigDict:
             score_items=512,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
+    if variant == "mllm_srec":
+        _mllm_srec(config)
     return config.lock()
+
+
+def _mllm_srec(config: ConfigDict) -> None:
+    with config.unlocked():
+        config.method = "mllm_srec"
+        config.preferences.update(
+            window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=160,
+            max_new_tokens=32, batch_size=512,
+        )  # fmt: skip
+        config.writer.update(
+            trainable="full", steps=200, batch_size=12, length=512, patches=0, targets=192,
+            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
+            log_every=10,
+        )  # fmt: skip
+        config.sft.update(targets=160, length=640)
+        config.cached.update(prompt_length=176)
+        config.evaluation.length = 1536

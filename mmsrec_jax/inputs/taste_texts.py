@@ -158,7 +158,7 @@ class ComputedTexts:
         prompt = source.prompt(row, counts)
         prompt_config = source.renderer.prompt_config
         chat, text = prompt_config.chat, source.computed(row)
-        answer = chat.ids(tasks.answer(prompt_config.templates, text)) if text else []
+        answer = chat.ids(tasks.answer(prompt_config.templates, text) if text else "")
         counts["answers_cut"] += len(answer) >= self._answer
         said = np.append(answer[: self._answer - 1], chat.stop_id).astype(np.int32)
         return examples.sequence(prompt, said, index=row, counts=counts)

@@ -48,7 +48,7 @@ class PreferenceSettings(Section):
     batch_size: int = setting(256, "Texts written at a time, over all users.", low=1)
     gather_weights: bool = setting(
         True,
-        "Whether every device holds the whole decoder while texts are written.",
+        "Every device holds the whole decoder while texts are written.",
         recorded=False,
     )
 
@@ -87,8 +87,9 @@ class Tastes:
             else Windows(max(longest, settings.step), settings.step, chain=1)
         )
         self._templates = renderer.prompt_config.templates
-        rated = histories.ratings is not None and settings.threshold is not None
-        self._liked = histories.ratings >= settings.threshold if rated else None
+        self._liked: np.ndarray | None = None
+        if histories.ratings is not None and settings.threshold is not None:
+            self._liked = np.asarray(histories.ratings >= settings.threshold)
 
     @property
     def positives(self) -> np.ndarray:
@@ -144,7 +145,7 @@ class Tastes:
         items, offset = self.histories.of(user), self.histories.offsets[user]
         for at in reversed(range(start, end)):
             if (True if self._liked is None else bool(self._liked[offset + at])) == liked:
-                found.update(dict.fromkeys(self.terms(int(items[at]))))
+                found.update(list(dict.fromkeys(self.terms(int(items[at])))))
         return found
 
     def preference(self, user: int, index: int) -> str:

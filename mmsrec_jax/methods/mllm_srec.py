@@ -63,7 +63,10 @@ class MLLMSRec(MLLMExperiment):
         plain = plain if use.plain_sft else []
         forms = self._form_steps(tuned, [*base, *written])
         trained = [c.sequential_model, *(step.name for step in (*plain, *forms)), *written]
-        settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
+        settings: dict[str, Any] = {
+            "evaluation": as_dict(c.evaluation),
+            "prompts": as_dict(c.prompts),
+        }
         settings |= {"method": NAME, "forms": list(c.forms), "scoring": c.chain.scoring}
         return [
             self.data_step(),
@@ -91,17 +94,17 @@ class MLLMSRec(MLLMExperiment):
 
     # --- (b) items -------------------------------------------------------------------------------
 
+    @functools.cached_property
     def item_words(self) -> Sequence[str]:
         """Of every item, comma-separated: what prompts show of it."""
-        catalog, config = self.dataset.catalog, self.config.prompts
-        return [", ".join(filter(None, map(item.text.get, config.list_fields))) for item in catalog]
+        return [", ".join(item.attributes.values()) for item in self.dataset.catalog]
 
     # --- (c) interest over time, and profiles ----------------------------------------------------
 
     @functools.cached_property
     def user_texts(self) -> UserTexts:
         """Texts about windows and whole histories."""
-        return UserTexts(self, self.item_words, self.all_targets)
+        return UserTexts(self, lambda: self.item_words, self.all_targets)
 
     def all_targets(self) -> np.ndarray:
         """int32[n, 2] (user, position): of training, validation and test."""
@@ -172,7 +175,7 @@ class MLLMSRec(MLLMExperiment):
         return TasteContext(
             catalog,
             histories,
-            self.item_words(),
+            self.item_words,
             train_end=split.train_end,
             tastes=texts.tastes,
             preferences=texts.preferences,
@@ -273,7 +276,7 @@ class MLLMSRec(MLLMExperiment):
 
     def _words_alone(self, rows: np.ndarray) -> PromptContext:
         catalog, histories, split = self.dataset
-        return PromptContext(catalog, histories, self.item_words(), train_end=split.train_end)
+        return PromptContext(catalog, histories, self.item_words, train_end=split.train_end)
 
     def _name(self, form: str) -> str:
         """Of a form's row in the table: the method's own for the first one."""

@@ -51,7 +51,7 @@ class Settings(Section):
 
     method: str = setting(
         "mmsrarec",
-        "The method of a paper, a sequential recommender by itself, or one point of a scaling study.",
+        "A paper's method, a sequential recommender by itself, or one point of a scaling study.",
         choices=("mmsrarec", "mllm_srec", "sequential", "scaling"),
     )
     sequential_model: str = setting(
