@@ -77,6 +77,11 @@ def get_config(variant: str = "") -> ConfigDict:
 def _mllm_srec(config: ConfigDict) -> None:
     with config.unlocked():
         config.method = "mllm_srec"
+        config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
+        config.understanding.update(
+            questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
+            answer_tokens=4, summary_tokens=16,
+        )  # fmt: skip
         config.preferences.update(
             window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=160,
             max_new_tokens=32, batch_size=512,

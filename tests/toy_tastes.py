@@ -50,7 +50,7 @@ def context(made: Tastes, rows: np.ndarray = ROWS, **changes) -> TasteContext:
         "train_end": made.histories.lengths - 1,
         "preferences": {key: made.preference(*key) for key in known},
         "profiles": {key: made.profile(*key) for key in known},
-        "chains": ["" if k < 0 else made.preference(u, k) for u, k in zip(users, last)],
+        "chains": ["" if k < 0 else made.preference(u, k) for u, k in zip(users, last, strict=True)],
         "offers": True,
     }  # fmt: skip
     catalog = made.renderer.catalog

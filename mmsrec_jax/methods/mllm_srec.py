@@ -1,7 +1,9 @@
 """MLLM-SRec (Scientific Reports 2025, s41598-025-14251-1), part by part, and the steps of a run:
 
 (a) Dynamic multimodal sequences: a window slides over every history (`data.windows`).
-(b) Items understood: what prompts say of each item.
+(b) Items understood by questions about their images, fused with their texts
+    (`methods.item_texts`).
+    `visual_answers`, `item_texts`, `claims`
 (c) Interest over time: the model summarizes every window, given the window before it and the gaps.
     `writer`        teaches a model from scratch to write such texts (*ours*)
     `preferences`   writes them, for all users at once, window by window
@@ -39,6 +41,7 @@ from mmsrec_jax.inputs.taste_prompts import (
 )
 from mmsrec_jax.methods import keyword_rows
 from mmsrec_jax.methods.cached_items import CachedItems
+from mmsrec_jax.methods.item_texts import TEXTS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.methods.user_texts import UserTexts
@@ -55,14 +58,15 @@ class MLLMSRec(MLLMExperiment):
     def steps(self) -> list[Step]:
         c, use = self.config, self.config.use
         base = self.base_inputs()
-        about_users = self.user_texts.steps(base)
+        about_items = self.item_texts.steps(base)
+        about_users = self.user_texts.steps([*base, TEXTS])
         written = [step.name for step in about_users if step.name != "writer"]
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         plain_use = {"images": use.images, "multitask": use.multitask}
         plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
         plain = plain if use.plain_sft else []
-        forms = self._form_steps(tuned, [*base, *written])
-        trained = [c.sequential_model, *(step.name for step in (*plain, *forms)), *written]
+        forms = self._form_steps(tuned, [*base, TEXTS, *written])
+        trained = [c.sequential_model, *(step.name for step in (*plain, *forms)), TEXTS, *written]
         settings: dict[str, Any] = {
             "evaluation": as_dict(c.evaluation),
             "prompts": as_dict(c.prompts),
@@ -71,6 +75,7 @@ class MLLMSRec(MLLMExperiment):
         return [
             self.data_step(),
             *self.base_steps(),
+            *about_items,
             *self.sequential_steps(),
             *about_users,
             *plain,
@@ -95,9 +100,14 @@ class MLLMSRec(MLLMExperiment):
     # --- (b) items -------------------------------------------------------------------------------
 
     @functools.cached_property
+    def item_texts(self) -> ItemTexts:
+        """Visual answers, and one summary of each item."""
+        return ItemTexts(self)
+
+    @functools.cached_property
     def item_words(self) -> Sequence[str]:
         """Of every item, comma-separated: what prompts show of it."""
-        return [", ".join(item.attributes.values()) for item in self.dataset.catalog]
+        return self.item_texts.words()
 
     # --- (c) interest over time, and profiles ----------------------------------------------------
 

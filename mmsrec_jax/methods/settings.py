@@ -5,9 +5,14 @@ import dataclasses
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf.loading import ModelSettings
-from mmsrec_jax.inference.settings import FeatureSettings, SummariesSettings
+from mmsrec_jax.inference.settings import (
+    FeatureSettings,
+    SummariesSettings,
+    UnderstandingSettings,
+)
 from mmsrec_jax.inputs.chains import ChainSettings
 from mmsrec_jax.inputs.tastes import PreferenceSettings
+from mmsrec_jax.inputs.understanding import IMAGE
 from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
@@ -82,6 +87,7 @@ class Settings(Section):
     warmup: WarmupSettings = group(WarmupSettings)
     summarizer: GRPOSettings = group(GRPOSettings)
     summaries: SummariesSettings = group(SummariesSettings)
+    understanding: UnderstandingSettings = group(UnderstandingSettings)
     preferences: PreferenceSettings = group(PreferenceSettings)
     writer: WriterSettings = group(WriterSettings)
     chain: ChainSettings = group(ChainSettings)
@@ -100,6 +106,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if self.understanding.mode == IMAGE and not self.use.images:
+            raise UserError(
+                f"{name}.understanding.mode={IMAGE!r}, but {name}.use.images=False shows none; set "
+                "the mode to text"
+            )
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "

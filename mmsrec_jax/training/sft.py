@@ -124,8 +124,8 @@ class WarmupSettings(FineTuneSettings):
         choices=trainables.KINDS,
     )
     tasks: Mapping[str, float] = setting(
-        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1},
-        "Shares of the tasks.",
+        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1, "look": 0.0, "fuse": 0.0},
+        "Shares of the tasks; look and fuse teach the prompts of item understanding.",
         low=0,
     )
     noise: float = setting(
