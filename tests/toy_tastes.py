@@ -43,14 +43,14 @@ def context(made: Tastes, rows: np.ndarray = ROWS, **changes) -> TasteContext:
     """As if a model had written what counting says."""
     windows = made.windows
     last = [windows.count(int(p)) - 1 for p in rows[:, 1]]
-    users = rows[:, 0].tolist()
+    last_of_rows = zip(rows[:, 0].tolist(), last, strict=True)
     known = [(u, k) for u in range(len(made.histories)) for k in range(9)]
     known = [(u, k) for u, k in known if windows.span(k)[1] <= made.histories.lengths[u]]
     given = {
         "train_end": made.histories.lengths - 1,
         "preferences": {key: made.preference(*key) for key in known},
         "profiles": {key: made.profile(*key) for key in known},
-        "chains": ["" if k < 0 else made.preference(u, k) for u, k in zip(users, last, strict=True)],
+        "chains": ["" if k < 0 else made.preference(u, k) for u, k in last_of_rows],
         "offers": True,
     }  # fmt: skip
     catalog = made.renderer.catalog

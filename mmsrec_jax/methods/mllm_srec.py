@@ -222,12 +222,13 @@ class MLLMSRec(MLLMExperiment):
         store = TextStore(
             self.workdir / "evaluation" / f"chains-{form}.jsonl", ("user", "position")
         )
+        some = targets[self.user_texts.tastes.windows.count(targets[:, 1]) > 0]
         source = ChainTexts(
-            self.scoring_context(targets), self.prompt_config, targets,
+            self.scoring_context(some), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
         users = self.dataset.histories.users
-        keys = [(str(users[user]), int(position)) for user, position in targets]
+        keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(
             store, source, keys, lambda: self.base.trained(NAME, STEP_OF_FORM[form]),
             self.tokenizer,
@@ -240,7 +241,11 @@ class MLLMSRec(MLLMExperiment):
             mesh=self.mesh,
         )  # fmt: skip
         clean = self.prompt_config.chat.clean
-        return [clean(store[key]["written"].split("\n")[0]) for key in keys]
+        found = dict(zip(map(tuple, some.tolist()), keys, strict=True))
+        return [
+            clean(store[found[target]]["written"].split("\n")[0]) if target in found else ""
+            for target in map(tuple, targets.tolist())
+        ]
 
     def candidate_source(
         self, context: PromptContext, rows: np.ndarray, candidates: np.ndarray
