@@ -77,6 +77,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def _mllm_srec(config: ConfigDict) -> None:
     with config.unlocked():
         config.method = "mllm_srec"
+        config.warmup.steps = 120  # less is to be learned than for MMSRARec
         config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
         config.understanding.update(
             questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
