@@ -13,8 +13,6 @@ import json
 import sys
 from pathlib import Path
 
-from absl import logging
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs import quickstart
@@ -23,6 +21,7 @@ from mmsrec_jax.inputs.understanding import BOTH_VQA, MODES
 from mmsrec_jax.methods.item_texts import CLAIMS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.workdir import Step
 
@@ -56,9 +55,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300, help="of the warm-up")
+    parser.add_argument("--steps", type=int, default=160, help="of the warm-up")
     asked = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
+    startup.plain_log_lines()
     parts = {}
     for mode, images in VARIANTS:
         Understanding.run(settings(mode, images, asked.steps), asked.workdir)

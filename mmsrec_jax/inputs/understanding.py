@@ -4,6 +4,7 @@ The order is the paper's (MLLM-SRec: visual question answering gives a visual su
 item summary unit fuses with the text); the questions, the sentences and the other modes are *ours*.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -85,6 +86,8 @@ class FusionSource(PerItem):
         mode: str,
         answers: Callable[[int], Answers],
     ):
+        if mode not in (IMAGE, BOTH):  # no room for patches is needed then
+            prompt_config = dataclasses.replace(prompt_config, processor=None)
         super().__init__(catalog, prompt_config, length=length)
         self._mode, self._answers = mode, answers
 
