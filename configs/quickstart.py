@@ -1,9 +1,10 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores.
+"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores; MLLM-SRec.
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python launch/train.py --config=configs/quickstart.py:full --workdir=runs/quickstart-full
     python launch/train.py --config=configs/quickstart.py:long --workdir=runs/quickstart-long
     python launch/train.py --config=configs/quickstart.py:seeds --workdir=runs/quickstart-seeds
+    python launch/train.py --config=configs/quickstart.py:mllm_srec --workdir=runs/mllm_srec
 
 `full` has every row and form: the joint form, its reranking of the catalog and its generated
 keywords, SFT without images, Molar, HM4SR, and 1+99 candidates beside 1+20. `long` trains the
@@ -22,6 +23,7 @@ _VARIANTS = {
     "full": "every row and form",
     "long": "one hour of two cores",
     "seeds": "three seeds and one table",
+    "mllm_srec": "MLLM-SRec on the same shop",
 }
 
 
@@ -87,6 +89,8 @@ def get_config(variant: str = "") -> ConfigDict:
             config.cached.steps = 4000
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
+    if variant == "mllm_srec":
+        _mllm_srec(config)
     return config.lock()
 
 
@@ -95,3 +99,26 @@ def _every_row(config: ConfigDict) -> None:
     config.also_sequential = ("molar", "hm4sr")
     config.use.text_sft = True
     config.evaluation.update(negatives=(20, 99), rerank=100, fuse=True, generate=20)
+
+
+def _mllm_srec(config: ConfigDict) -> None:
+    with config.unlocked():
+        config.method = "mllm_srec"
+        config.warmup.steps = 120  # less is to be learned than for MMSRARec
+        config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
+        config.understanding.update(
+            questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
+            answer_tokens=4, summary_tokens=16,
+        )  # fmt: skip
+        config.preferences.update(
+            window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=160,
+            max_new_tokens=32, batch_size=512,
+        )  # fmt: skip
+        config.writer.update(
+            trainable="full", steps=200, batch_size=12, length=512, patches=0, targets=192,
+            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
+            log_every=10,
+        )  # fmt: skip
+        config.sft.update(targets=160, length=640)
+        config.cached.update(prompt_length=176)
+        config.evaluation.length = 1536

@@ -27,7 +27,7 @@ BACKGROUNDS = {
     "mint": (214, 238, 224),
     "sky": (212, 228, 244),
 }
-MATERIALS = {
+MATERIALS: dict[str, tuple[str, ...]] = {
     "linen": ("linen", "flax", "pure linen"),
     "wool": ("wool", "woolen", "merino"),
     "oak": ("oak", "oaken", "solid wood"),
@@ -35,13 +35,13 @@ MATERIALS = {
     "steel": ("steel", "stainless", "brushed metal"),
     "glass": ("glass", "crystal", "hand blown glass"),
 }
-OCCASIONS = {
+OCCASIONS: dict[str, tuple[str, ...]] = {
     "office": ("the office", "your desk", "work", "meetings"),
     "travel": ("travel", "long trips", "the road", "holidays"),
     "garden": ("the garden", "your terrace", "the balcony", "sunny afternoons"),
     "party": ("a party", "celebrations", "guests", "birthdays"),
 }
-PRODUCTS = {
+PRODUCTS: dict[str, tuple[str, ...]] = {
     "mug": ("mug", "cup"),
     "lamp": ("lamp", "light"),
     "bag": ("bag", "tote"),
@@ -60,6 +60,13 @@ VALUES = {
     "occasion": tuple(OCCASIONS),
     "product": tuple(PRODUCTS),
 }
+WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    **{name: {value: (value,) for value in values} for name, values in VALUES.items()},
+    "material": MATERIALS,
+    "occasion": OCCASIONS,
+    "product": PRODUCTS,
+}
+"""Attribute -> value -> the words that texts say it in."""
 TONES = np.array([0, 0, 1, 1, 2, 2])  # of colors: warm, cool, dark
 PLACES = np.array([0, 0, 1, 1])  # of occasions: away, at home
 IMAGE_ATTRIBUTES = ("color", "pattern", "shape", "background")

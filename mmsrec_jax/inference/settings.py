@@ -1,7 +1,10 @@
-"""How an MLLM passes over a whole catalog: to write keywords, to make item features."""
+"""How an MLLM passes over a whole catalog: to write keywords or summaries, to make features."""
 
 import dataclasses
 
+from mmsrec_jax.data.shown_images import SHOWN
+from mmsrec_jax.inputs.understanding import BOTH_VQA, MODES
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
 
@@ -24,3 +27,52 @@ class FeatureSettings(Section):
     workers: int = setting(
         8, "Processes that make batches. 0 is threads of the main process.", low=0
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class UnderstandingSettings(Section):
+    """Item understanding of MLLM-SRec: questions about pictures, then one summary an item."""
+
+    mode: str = setting(
+        BOTH_VQA,
+        "What a summary is written from: the text, the image, both, or the answers to the "
+        "questions about the image and the text (paper: both_vqa).",
+        choices=MODES,
+    )
+    questions: tuple[str, ...] = setting(
+        ("What is it?", "How does it look?", "For whom is it?", "What is it for?"),
+        "Asked about every image in mode both_vqa (ours).",
+    )
+    images: str = setting(
+        "own",
+        "Which images items show here: their own, or, to measure what images are worth, another "
+        "item's or an empty one.",
+        choices=SHOWN,
+    )
+    seed: int = setting(0, "Of shuffled images and of the examples.", follows="seed", low=0)
+    batch_size: int = setting(256, "Prompts at a time.", low=1)
+    prompt_length: int = setting(1024, "Tokens of a prompt.", low=1)
+    patches: int = setting(4096, "Vision patches of a prompt.", low=0)
+    answer_tokens: int = setting(24, "Tokens of an answer about an image, at most.", low=1)
+    summary_tokens: int = setting(64, "Tokens of a summary, at most.", low=1)
+    gather_weights: bool = setting(
+        True,
+        "Gather sharded weights once a batch, not once a token. False where they do not fit.",
+        recorded=False,
+    )
+    examples: int = setting(
+        24, "Items whose image, summary and checked claims are kept for people to read.", low=0
+    )
+
+    def check(self, name: str) -> None:
+        if self.mode == BOTH_VQA and not self.questions:
+            raise UserError(
+                f"{name}.mode={self.mode!r} asks {name}.questions, but there are none; name some, "
+                "or set the mode to both"
+            )
+        for question in self.questions:
+            if not question.strip() or self.questions.count(question) > 1:
+                raise UserError(
+                    f"{name}.questions={self.questions!r}: {question!r} is empty or stands twice; "
+                    "name each question once"
+                )

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmsrec_jax.data.records import Catalog, Histories
 from mmsrec_jax.inputs import example as examples
-from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.example import Example, Suffix
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.negatives import with_negatives
 from mmsrec_jax.inputs.task_mix import shares
@@ -159,7 +159,7 @@ class UserPrompts:
         return self.renderer.prompt_config.templates
 
 
-class _Recommend(UserPrompts, abc.ABC):
+class PointwisePrompts(UserPrompts, abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
     _positive_weight = 1.0  # of a yes against a no
@@ -172,10 +172,7 @@ class _Recommend(UserPrompts, abc.ABC):
         chat, sections = self.renderer.prompt_config.chat, self.sections(row)
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
-            suffixes = [
-                None if c < 0 else self.renderer.candidate(int(c), limit, counts)
-                for c in candidates
-            ]
+            suffixes = [None if c < 0 else self.suffix(int(c), limit, counts) for c in candidates]
             room = self.length - sum(len(suffix) + 1 for suffix in suffixes if suffix is not None)
             pictures = self.history_images(row, counts)
 
@@ -196,6 +193,10 @@ class _Recommend(UserPrompts, abc.ABC):
             index=row,
             counts=counts,
         )
+
+    def suffix(self, item: int, limit: int, counts: Counter) -> Piece | Suffix:
+        """What is said of a candidate before its label."""
+        return self.renderer.candidate(item, limit, counts)
 
     def asked(
         self,
@@ -230,7 +231,7 @@ class _Recommend(UserPrompts, abc.ABC):
         return prompt, counts
 
 
-class RecommendSource(_Recommend):
+class RecommendSource(PointwisePrompts):
     """Stage 3's training examples (paper: pointwise; *ours*: the other tasks and their mix).
 
     Args:
@@ -352,7 +353,7 @@ class RecommendSource(_Recommend):
         return examples.sequence(prompt, answer_ids, index=row, counts=counts)
 
 
-class CandidateSource(_Recommend):
+class CandidateSource(PointwisePrompts):
     """Rows to score: the same builder as in training, with candidates that are given.
 
     rows: int32[n, 2] (user, position); a position at the end of the history has no known target
@@ -386,7 +387,7 @@ class CandidateSource(_Recommend):
         return self.pointwise(row, self._candidates[row], target)
 
 
-class NextKeywordsSource(_Recommend):
+class NextKeywordsSource(PointwisePrompts):
     """Prompts of the task `next_keywords` without their answers; targets are not read.
 
     Args:

@@ -1,5 +1,6 @@
 """What a model learns from the catalog before all other steps (*ours*)."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,11 +12,21 @@ from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.inputs.item_prompts import PerItem
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.task_mix import shares
+from mmsrec_jax.inputs.understanding import (
+    BOTH_VQA,
+    IMAGE,
+    MODES,
+    TEXT,
+    fusion_example,
+    visual_example,
+)
 from mmsrec_jax.prompts import format_summary, parse_summary, tasks
 from mmsrec_jax.runtime.errors import UserError
 
-WARMUP_TASKS = ("describe", "see", "vqa", "retell")
+WARMUP_TASKS = ("describe", "see", "vqa", "retell", "look", "fuse")
+ASKING = ("look", "fuse")  # those that read the questions of item understanding
 
+_WORD = re.compile(r"[^\W_]+")
 _TITLE_WORDS = 12  # of an item without attributes, at most
 
 
@@ -24,15 +35,21 @@ class WarmupSource(PerItem):
 
     "describe" answers the summarize prompt from the item's attributes, "see" does so from the image
     alone, "vqa" asks for one attribute, "retell" writes the text from a noisy description.
-    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. No task
-    says what goes with what: that is for stage 3 to learn from choices.
+    Stage 1's rewards ask the model, as its own reference, what "see" and "retell" teach. "look" and
+    "fuse" are the two prompts of item understanding: an open question about the image alone, and
+    one summary of all that a mode shows, every mode as often as the others. No task says what goes
+    with what: that is for stage 3 to learn from choices.
 
     Attributes in `image_attributes` belong to the image and are asked and told only where there is
     one; the others belong to the text. An item without attributes is described by the words of its
     title and, for the image, of its category; it cannot be asked about, and is described instead.
     "see" asks an image that shows no attribute for all of them if `image_attributes` names none,
-    else for the category or the words of the title. `lacking` says which of this applies.
+    else for the category or the words of the title. `lacking` says which of this applies. A
+    question of "look" is answered by the attributes that it names and the image shows, or by all
+    that the image shows if it names none; "fuse" is answered by the attributes of what the mode
+    shows, once each and in order.
 
+    questions: of "look", and of the visual answers that "fuse" reads.
     noise: targets of "describe" leave out each keyword with this probability (never all), come in
     random order, and with this probability each repeat a keyword or contain a filler word; stage 1
     has something to improve. 0 = every attribute once, in order.
@@ -47,12 +64,19 @@ class WarmupSource(PerItem):
         seed: int,
         tasks: Mapping[str, float],
         image_attributes: Sequence[str] = (),
+        questions: Sequence[str] = (),
         noise: float = 0.0,
     ):
         super().__init__(catalog, prompt_config, length=length)
         self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
+        self._questions = tuple(questions)
+        if not questions and set(ASKING) & set(self._tasks):
+            raise UserError(
+                "config.warmup.tasks gives look or fuse a share, but "
+                "config.understanding.questions is empty; name questions, or set both shares to 0"
+            )
 
     def example(self, row: int, draw: int) -> Example:
         rng = np.random.default_rng((self._seed, draw))
@@ -61,6 +85,12 @@ class WarmupSource(PerItem):
         task = self._tasks[rng.choice(len(self._tasks), p=self._shares)]
         if task == "retell":
             return self._retell(rng, row, known)
+        if task == "fuse":
+            return self._fuse(row, known, MODES[rng.integers(len(MODES))])
+        if task == "look" and self.renderer.image(row, Counter()) is not None:
+            question = self._questions[rng.integers(len(self._questions))]
+            seen = self._ids(self._look(row, known, question))
+            return visual_example(self.renderer, row, question, seen, length=self.length)
         if task == "vqa" and known:
             name = sorted(known)[rng.integers(len(known))]
             answer = tasks.answer(templates, known[name])
@@ -88,6 +118,37 @@ class WarmupSource(PerItem):
         question = tasks.align_words(templates, words)
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
+
+    def _fuse(self, i: int, known: dict[str, str], mode: str) -> Example:
+        if self.renderer.image(i, Counter()) is None:
+            mode = TEXT
+        if mode == TEXT:
+            known = {name: v for name, v in known.items() if name not in self._image_attributes}
+        words = self._seen(i, known) if mode == IMAGE else self._described(i, known)
+        answers = [(asked, self._look(i, known, asked)) for asked in self._questions]
+        return fusion_example(
+            self.renderer,
+            i,
+            mode,
+            answers if mode == BOTH_VQA else (),
+            self._ids(", ".join(dict.fromkeys(word for _, word in words))),
+            length=self.length,
+        )
+
+    def _look(self, i: int, known: dict[str, str], question: str) -> str:
+        """What the image answers."""
+        words = set(_WORD.findall(question.lower()))
+        named = [
+            value
+            for name, value in known.items()
+            if name in (self._image_attributes or known) and words.issuperset(_WORD.findall(name))
+        ]
+        return ", ".join(named or (word for _, word in self._seen(i, known)))
+
+    def _ids(self, words: str) -> np.ndarray:
+        """An answer in words, to its end."""
+        chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
+        return np.append(chat.ids(tasks.answer(templates, words)), chat.stop_id)
 
     def _known(self, i: int) -> dict[str, str]:
         """Attributes that the prompt gives a chance to know."""
@@ -176,9 +237,12 @@ def lacking(
             "no item has an attribute (config.data.attribute_fields): vqa describes items by title "
             "and category instead"
         )
-    if "see" in tasks and images and not image_attributes:
+    asking = " and ".join(name for name in ("see", "look") if name in tasks)
+    if asking and images and not image_attributes:
         instead = f"every attribute ({named})" if attributes else other
-        lines.append(f"config.prompts.image_attributes is empty: see asks images for {instead}")
+        lines.append(
+            f"config.prompts.image_attributes is empty: {asking} asks images for {instead}"
+        )
     if lost := num_items - images:
         lines.append(f"{lost:,} of {num_items:,} items have no image: their texts are told alone")
     return lines

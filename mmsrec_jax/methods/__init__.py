@@ -34,9 +34,15 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
 
 def find(name: str) -> type["Experiment"]:
     """The class whose steps are the method; UserError if unknown."""
-    from mmsrec_jax.methods.mmsrarec import MMSRARec  # only a run needs them
+    from mmsrec_jax.methods.mllm_srec import MLLMSRec  # only a run needs them
+    from mmsrec_jax.methods.mmsrarec import MMSRARec
     from mmsrec_jax.methods.scaling_point import ScalingPoint
     from mmsrec_jax.methods.sequential import Sequential
 
-    known = {"mmsrarec": MMSRARec, "sequential": Sequential, "scaling": ScalingPoint}
+    known = {
+        "mmsrarec": MMSRARec,
+        "mllm_srec": MLLMSRec,
+        "sequential": Sequential,
+        "scaling": ScalingPoint,
+    }
     return known[choose_name(name, known, what="config.method")]

@@ -30,7 +30,8 @@ from mmsrec_jax.training.sft import FineTuneSettings
 MODEL, WARMUP = "model", "warmup"  # the steps that make a base model
 SECTIONS = {
     "warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "text_sft": "sft",
-    "sft": "sft", "cached": "cached",
+    "sft": "sft", "cached": "cached", "writer": "writer", "chain_sft": "sft",
+    "chain_cached": "cached",
 }  # fmt: skip
 """Step that trains -> the section of the settings that says how."""
 

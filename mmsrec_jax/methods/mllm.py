@@ -24,7 +24,7 @@ from mmsrec_jax.inputs.recommend import (
     UserPrompts,
 )
 from mmsrec_jax.inputs.sharded import Sharded
-from mmsrec_jax.inputs.warmup import WarmupSource, lacking
+from mmsrec_jax.inputs.warmup import ASKING, WarmupSource, lacking
 from mmsrec_jax.methods.base_model import MODEL, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
@@ -56,6 +56,8 @@ class MLLMExperiment(Experiment):
             steps.append(Step(MODEL, self.write_model_directory, record, ["data"], alone=True))
         if WARMUP in made:
             settings = {**record, "warmup": as_dict(self.base.settings(WARMUP))}
+            if any(self.config.warmup.tasks.get(name) for name in ASKING):
+                settings["questions"] = list(self.config.understanding.questions)
             inputs = ["data", *(name for name in made if name != WARMUP)]
             steps.append(Step(WARMUP, self.warmup, settings, inputs))
         return steps
@@ -102,6 +104,7 @@ class MLLMExperiment(Experiment):
             seed=c.seed,
             tasks=dict(c.tasks),
             image_attributes=self.config.prompts.image_attributes,
+            questions=self.config.understanding.questions,
             noise=c.noise,
         )
         self.fine_tune(WARMUP, source, directory)

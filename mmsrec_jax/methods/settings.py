@@ -5,7 +5,14 @@ import dataclasses
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf.loading import ModelSettings
-from mmsrec_jax.inference.settings import FeatureSettings, SummariesSettings
+from mmsrec_jax.inference.settings import (
+    FeatureSettings,
+    SummariesSettings,
+    UnderstandingSettings,
+)
+from mmsrec_jax.inputs.chains import ChainSettings
+from mmsrec_jax.inputs.tastes import PreferenceSettings
+from mmsrec_jax.inputs.understanding import IMAGE
 from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
@@ -22,7 +29,7 @@ from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.metering import steps_to_trace
 from mmsrec_jax.training.pairs import CachedSettings
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings, WriterSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,12 @@ class UseSettings(Section):
     multitask: bool = setting(True, "False: the pointwise task alone.")
     plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
     text_sft: bool = setting(False, "True: plain SFT without images is trained too.")
+    windows: bool = setting(
+        True, "False: MLLM-SRec writes one text of all of a history, not one of each window."
+    )
+    clock: bool = setting(True, "False: MLLM-SRec tells no gaps in time.")
+    profile: bool = setting(True, "False: MLLM-SRec writes no profile.")
+    chain: bool = setting(True, "False: MLLM-SRec answers without a chain of thought.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +57,8 @@ class Settings(Section):
 
     method: str = setting(
         "mmsrarec",
-        "The paper's method, a sequential recommender by itself, or one point of a scaling study.",
-        choices=("mmsrarec", "sequential", "scaling"),
+        "A paper's method, a sequential recommender by itself, or one point of a scaling study.",
+        choices=("mmsrarec", "mllm_srec", "sequential", "scaling"),
     )
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
@@ -87,6 +100,10 @@ class Settings(Section):
     warmup: WarmupSettings = group(WarmupSettings)
     summarizer: GRPOSettings = group(GRPOSettings)
     summaries: SummariesSettings = group(SummariesSettings)
+    understanding: UnderstandingSettings = group(UnderstandingSettings)
+    preferences: PreferenceSettings = group(PreferenceSettings)
+    writer: WriterSettings = group(WriterSettings)
+    chain: ChainSettings = group(ChainSettings)
     sasrec: SASRecSettings = group(SASRecSettings)
     bert4rec: BERT4RecSettings = group(BERT4RecSettings)
     gru4rec: GRU4RecSettings = group(GRU4RecSettings)
@@ -116,6 +133,11 @@ class Settings(Section):
             raise UserError(
                 f"{name}.use.text_sft=True, but {name}.use.images=False: that is plain SFT, leave "
                 f"{name}.use.text_sft False"
+            )
+        if self.understanding.mode == IMAGE and not self.use.images:
+            raise UserError(
+                f"{name}.understanding.mode={IMAGE!r}, but {name}.use.images=False shows none; set "
+                "the mode to text"
             )
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from mmsrec_jax.prompts.chat import Chat, Piece, yes_no_ids
 from mmsrec_jax.prompts.sections import Section
-from mmsrec_jax.prompts.summary import Summary, format_summary, parse_summary
+from mmsrec_jax.prompts.summary import Summary, format_summary, parse_summary, phrases
 from mmsrec_jax.prompts.templates import FULL, TEMPLATES, TERSE, Templates, corpus
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "corpus",
     "format_summary",
     "parse_summary",
+    "phrases",
     "yes_no_ids",
 ]

@@ -13,6 +13,7 @@ import re
 
 _HEADER = re.compile(r"^\W*(image|text)\W*:\s*", re.IGNORECASE)
 _SPECIAL = re.compile(r"<\|[^|<>]*\|>")
+_BETWEEN_PHRASES = re.compile(r"[,;\n]|[.!?](?=\s|$)")
 _EDGES = " \t\r\f\v.,;:!?\"'`*#-_()[]{}<>|/\\•"
 
 
@@ -71,3 +72,16 @@ def parse_summary(text: str) -> Summary:
         and len(set(words)) == len(words)
     )
     return Summary(found["image"], found["text"], well_formed)
+
+
+def phrases(text: str) -> list[str]:
+    """The phrases of a description, each once (case does not count), in order.
+
+    They are divided by commas, semicolons, line ends and ends of sentences, and stripped of
+    bullets, quotes and punctuation at their edges.
+    """
+    first: dict[str, str] = {}
+    for piece in _BETWEEN_PHRASES.split(text):
+        if phrase := " ".join(piece.strip(_EDGES).split()):
+            first.setdefault(phrase.lower(), phrase)
+    return list(first.values())

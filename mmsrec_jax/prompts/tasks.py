@@ -61,6 +61,29 @@ def summarize(templates: Templates, text: str, has_image: bool) -> str:
     return templates.summarize.format(image=_image(templates, has_image), text=text, form=form)
 
 
+def visual(templates: Templates, question: str, text: str, has_image: bool) -> str:
+    """A question about the image; about the text where there is no image."""
+    told = "" if has_image else _told(templates, text)
+    return templates.visual.format(image=_image(templates, has_image), told=told, question=question)
+
+
+def fuse(
+    templates: Templates, text: str, has_image: bool, answers: Sequence[tuple[str, str]] = ()
+) -> str:
+    """One description of an item, by whatever of these is there; answer: phrases with commas.
+
+    answers: (question about the image, its answer) each. An empty text is left out.
+    """
+    lines = (
+        templates.visual_answer.format(question=question, answer=words)
+        for question, words in answers
+    )
+    shown = templates.visual_answers.format(answers="".join(lines)) if answers else ""
+    return templates.fuse.format(
+        image=_image(templates, has_image), answers=shown, told=_told(templates, text)
+    )
+
+
 def answer(templates: Templates, words: str) -> str:
     """An answer in words; yes_no_ids, letters and summaries stand as they are."""
     return templates.answer.format(words=words)
@@ -68,3 +91,7 @@ def answer(templates: Templates, words: str) -> str:
 
 def _image(templates: Templates, has_image: bool) -> str:
     return templates.image if has_image else ""
+
+
+def _told(templates: Templates, text: str) -> str:
+    return templates.told.format(text=text) if text else ""

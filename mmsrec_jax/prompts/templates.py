@@ -8,6 +8,9 @@ pretrained models. Both have the same structure and go through the same builder.
 import dataclasses
 import string
 
+from mmsrec_jax.data import windows
+from mmsrec_jax.prompts import taste_templates
+
 YES_NO = ("yes", "no")
 LETTERS = string.ascii_uppercase
 IMAGE = "\ue001"  # private-use character that stands for an image until tokens are made
@@ -30,8 +33,13 @@ class Templates:
       next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
       form, form_of_text: what `summarize` says of the answer's form for an item with an image, and
         for one without.
+      visual: a question about the image alone.
+      visual_answer, visual_answers: a question with its answer, and what stands around all of them.
+      told: how `fuse` and `visual` introduce the text.
+      fuse: asks for one description of all that is shown before it.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
       fillers: vague words that a poor summary contains; noise for the warm-up's targets.
+      taste: what is said of a user's taste.
     """
 
     keyword_separator: str
@@ -52,8 +60,14 @@ class Templates:
     summarize: str
     form: str
     form_of_text: str
+    visual: str
+    visual_answer: str
+    visual_answers: str
+    told: str
+    fuse: str
     answer: str
     fillers: tuple[str, ...]
+    taste: taste_templates.TasteTemplates
 
 
 TERSE = Templates(
@@ -75,8 +89,14 @@ TERSE = Templates(
     summarize="{image} {text}\nsummary{form}",
     form="",
     form_of_text="",
+    visual="{image}{told} {question}",
+    visual_answer=" {answer}",
+    visual_answers="{answers}",
+    told=" {text}",
+    fuse="{image}{answers}{told}\nitem",
     answer=" {words}",
     fillers=("nice", "item", "good"),
+    taste=taste_templates.TERSE,
 )
 
 FULL = Templates(
@@ -110,8 +130,18 @@ FULL = Templates(
         "form:\nimage: keyword, keyword\ntext: keyword, keyword"
     ),
     form_of_text="Write what the text says in exactly this form:\ntext: keyword, keyword",
+    visual="{image}{told}\n{question} Answer in a few words.",
+    visual_answer="- {question} {answer}\n",
+    visual_answers="What its image shows:\n{answers}",
+    told="Text: {text}\n",
+    fuse=(
+        "{image}{answers}{told}\n"
+        "Describe this item in one line of short phrases divided by commas: what it is, how it "
+        "looks, for whom and for what it is. Say only what is given here."
+    ),
     answer="{words}",
     fillers=("nice", "good quality", "product"),
+    taste=taste_templates.FULL,
 )
 
 TEMPLATES = {"terse": TERSE, "full": FULL}
@@ -119,13 +149,15 @@ TEMPLATES = {"terse": TERSE, "full": FULL}
 
 def corpus(templates: Templates) -> list[str]:
     """Every fixed sentence of a set, for training a tokenizer together with the items' words."""
-    blank = dict.fromkeys(("words", "items", "text", "image", "options", "attribute", "form"), "")
     texts = []
-    for field in dataclasses.fields(templates):
-        value = getattr(templates, field.name)
+    sentences = {name: value for name, value in vars(templates).items() if name != "taste"}
+    if templates.aggregated == templates.similar:
+        del sentences["aggregated"]  # the same sentence once
+    for value in (*sentences.values(), *vars(templates.taste).values()):
         for text in value if isinstance(value, tuple) else (value,):
-            fixed = text.format(**blank, letter="A").replace(IMAGE, "")
-            if not fixed.strip() or fixed not in texts:
-                texts.append(fixed)
+            names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
+            blank = dict.fromkeys(names, "") | {"letter": "A"}
+            texts.append(text.format(**blank).replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
+    texts.extend(f" {word}" for word in windows.WORDS)
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

@@ -131,8 +131,8 @@ class WarmupSettings(FineTuneSettings):
         choices=trainables.KINDS,
     )
     tasks: Mapping[str, float] = setting(
-        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1},
-        "Shares of the tasks.",
+        {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1, "look": 0.0, "fuse": 0.0},
+        "Shares of the tasks; look and fuse teach the prompts of item understanding.",
         low=0,
     )
     noise: float = setting(
@@ -140,6 +140,19 @@ class WarmupSettings(FineTuneSettings):
         "Probability that a described keyword is left out or repeated: what stage 1 can improve.",
         low=0,
         high=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterSettings(FineTuneSettings):
+    """What teaches a model to write about users' windows and histories (ours): counted examples."""
+
+    pretrained: bool = setting(
+        False,
+        "Whether a pretrained model (`model.path`) is taught too; one from scratch always is.",
+    )
+    profiles: float = setting(
+        0.3, "Share of the examples that are about whole histories.", low=0, high=1
     )
 
 
