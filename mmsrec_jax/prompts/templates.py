@@ -123,9 +123,9 @@ def corpus(templates: Templates) -> list[str]:
     texts = []
     for field in dataclasses.fields(templates):
         value = getattr(templates, field.name)
+        if field.name == "aggregated" and value == templates.similar:
+            continue  # the same sentence once
         for text in value if isinstance(value, tuple) else (value,):
-            fixed = text.format(**blank, letter="A").replace(IMAGE, "")
-            if not fixed.strip() or fixed not in texts:
-                texts.append(fixed)
+            texts.append(text.format(**blank, letter="A").replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]
