@@ -26,7 +26,7 @@ from mmsrec_jax.sequential.base import CATEGORIES
 
 def check(config: Settings) -> None:
     """Stops early when a feature is neither given nor can be made (UserError)."""
-    can_make = bool(config.model.path) or config.method == "mmsrarec"  # which has an MLLM anyway
+    can_make = bool(config.model.path) or config.method != "sequential"  # has an MLLM anyway
     for model in config.sequential_models:
         item_features.check(_paths(config, model), can_make=can_make)
 
