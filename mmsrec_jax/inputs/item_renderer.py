@@ -27,6 +27,7 @@ class PromptConfig:
       aggregate: similar users' next items are so many keywords; 0 = they are listed.
       candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
         `list_fields`, and not `fields`.
+      ratings, pauses: whether items of a history show them (`prompts.choices`).
       image_cache_bytes: patches kept in each process.
     """
 
@@ -38,6 +39,8 @@ class PromptConfig:
     text_tokens: int = PromptSettings.text_tokens
     aggregate: int = PromptSettings.aggregate
     candidate_keywords: bool = PromptSettings.candidate_keywords
+    ratings: bool = PromptSettings.ratings
+    pauses: bool = PromptSettings.pauses
     image_cache_bytes: int = 256 * 2**20
 
 

@@ -21,7 +21,7 @@ from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.negatives import with_negatives
 from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.inputs.truncation import limits
-from mmsrec_jax.prompts import Chat, Piece, Section, Templates, tasks
+from mmsrec_jax.prompts import Chat, Piece, Section, Templates, choices, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import IMAGE, LETTERS
@@ -46,6 +46,8 @@ class PromptContext:
       images: False = none is shown (text-only SFT).
       history_patches: vision patches of a prompt that images of the history may have; the oldest
         items show theirs last, counted as `history_images_left_out`. 0 = the history has no images.
+      now: float64[n], when the rows are asked for, in seconds since 1970; None = when the target
+        was chosen, and where there is none, right after the last choice.
     """
 
     catalog: Catalog
@@ -56,6 +58,7 @@ class PromptContext:
     retrieved: np.ndarray | None = None
     images: bool = True
     history_patches: int = 0
+    now: np.ndarray | None = None
 
 
 class UserPrompts:
@@ -108,9 +111,9 @@ class UserPrompts:
             found = self.context.neighbors[row]
             neighbors = found[(found >= 0) & ~np.isin(found, past)][: self._similar]
         history = [
-            tasks.illustrated(self.renderer.words(int(item)), image is not None)
-            for item, image in zip(
-                self._latest(past), self.history_images(row, Counter()), strict=True
+            tasks.illustrated(words, image is not None)
+            for words, image in zip(
+                self._latest(row), self.history_images(row, Counter()), strict=True
             )
         ]
         return [prompt_sections.history(self._templates, history), self._similar_users(neighbors)]
@@ -131,7 +134,8 @@ class UserPrompts:
         Rule (*ours*): from the latest item back, images are shown while they fit
         `PromptContext.history_patches`; from the first one on that does not, they are counted.
         """
-        latest = self._latest(self._past(row))
+        past = self._past(row)
+        latest = past[max(0, len(past) - self._history) :]
         shown: list[dict | None] = [None] * len(latest)
         room = self.context.history_patches
         if not room:
@@ -151,8 +155,24 @@ class UserPrompts:
         user, position = self.rows[row]
         return self.context.histories.of(user)[:position]
 
-    def _latest(self, past: np.ndarray) -> np.ndarray:
-        return past[max(0, len(past) - self._history) :]
+    def _latest(self, row: int) -> list[str]:
+        """Words of the user's last items, oldest first, and what is known of these choices."""
+        histories, shown = self.context.histories, self.renderer.prompt_config
+        user, position = (int(v) for v in self.rows[row])
+        of_user = slice(histories.offsets[user], histories.offsets[user + 1])
+        items, times = histories.items[of_user], histories.timestamps[of_user]
+        entries = []
+        for at in range(max(0, position - self._history), position):
+            words = self.renderer.words(int(items[at]))
+            if shown.ratings and histories.ratings is not None:
+                words = choices.rated(self._templates, words, float(histories.ratings[of_user][at]))
+            if shown.pauses and histories.clock:
+                until = times[at + 1] if at + 1 < len(times) else times[at]
+                if at + 1 == position and self.context.now is not None:
+                    until = self.context.now[row]
+                words = choices.followed(self._templates, words, float(until - times[at]))
+            entries.append(words)
+        return entries
 
     @property
     def _templates(self) -> Templates:

@@ -231,6 +231,8 @@ class Experiment:
             text_tokens=c.text_tokens,
             aggregate=c.aggregate,
             candidate_keywords=c.candidate_keywords,
+            ratings=c.ratings,
+            pauses=c.pauses,
         )
 
     # --- the end ---------------------------------------------------------------------------------

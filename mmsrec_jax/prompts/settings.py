@@ -20,6 +20,10 @@ class PromptSettings(Section):
         "candidates'; the oldest items show theirs last. 0: the history has no images.",
         low=0,
     )
+    ratings: bool = setting(False, "Items of the history show how the user rated them (ours).")
+    pauses: bool = setting(
+        False, "Items of the history show how long after them the user chose again, or asks (ours)."
+    )
     similar: int = setting(3, "Next items of similar users in a prompt (paper: k = 3).", low=1)
     aggregate: int = setting(
         0,
