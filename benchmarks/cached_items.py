@@ -48,7 +48,7 @@ def main() -> None:
     c = run.config.evaluation
     rows = run.test_targets()[: asked.users]
     lists = protocols.sampled(
-        histories, rows, n=c.negatives, seed=c.seed, num_items=len(catalog)
+        histories, rows, n=c.negatives[0], seed=c.seed, num_items=len(catalog)
     ).items
     model = run.base.trained("mmsrarec", "cached")
     source = run.candidate_source(run.context(rows), rows, lists)

@@ -1,9 +1,11 @@
-"""The pod experiment: MMSRARec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64; sequential
-models beside.
+"""The pod experiment: MMSRARec or MLLM-SRec with Qwen2.5-VL-7B on Amazon Beauty, on a TPU v5e-64;
+sequential models beside.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
+    python launch/train.py --config=configs/beauty.py:mllm_srec --config.data.root=DIR/beauty \\
+        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-srec
     python launch/train.py --config=configs/beauty.py:sasrec --config.data.root=DIR/beauty \\
         --workdir=runs/beauty-sasrec
     python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
@@ -20,6 +22,7 @@ from mmsrec_jax.runtime.config_utils import choose
 
 _VARIANTS = {
     "": "7B on a v5e-64",
+    "mllm_srec": "MLLM-SRec, 7B on a v5e-64",
     "small": "135M on one GPU, titles alone",
     "cached": "135M on one GPU, titles alone, items cached: the whole catalog is ranked",
     **base.SEQUENTIAL_MODELS,
@@ -35,7 +38,8 @@ SASREC = {
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/beauty.py")
     small = variant in ("small", "cached")
-    config = base.get_config("" if small else variant)
+    pod = variant in ("", "mllm_srec")
+    config = base.get_config("" if small or pod else variant)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
         config.sasrec.update(SASREC)
@@ -54,8 +58,10 @@ def get_config(variant: str = "") -> ConfigDict:
         base.titles_alone(config)
     if variant == "cached":
         base.cached_titles(config)
-    if not variant:
+    if pod:
         _pod(config)
+    if variant == "mllm_srec":
+        _mllm_srec(config)
     return config.lock()
 
 
@@ -73,3 +79,15 @@ def _pod(config: ConfigDict) -> None:
         )
         config.sft.update(steps=3000, batch_size=64, length=2048, patches=4608, answers=16)
         config.evaluation.update(length=6144, patches=12288, batch_size=64)
+
+
+def _mllm_srec(config: ConfigDict) -> None:
+    """Half of the users have 6 items or fewer: windows are short."""
+    with config.unlocked():
+        config.method = "mllm_srec"
+        config.understanding.update(batch_size=64, patches=640, gather_weights=False)
+        config.preferences.update(
+            window=6, step=3, max_windows=3, batch_size=256, prompt_length=384, gather_weights=False
+        )
+        config.sft.update(length=3072, targets=768)
+        config.evaluation.length = 8192

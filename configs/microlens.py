@@ -35,7 +35,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update(
             download_page="https://github.com/westlake-repl/MicroLens", user_core=6, item_core=5
         )
-        config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
+        config.prompts.update(
+            fields=("title",), list_fields=("title",), text_tokens=48, history_patches=2560
+        )
         config.model.max_pixels = 0 if small else 128 * 28 * 28
         # As large a catalog; not searched again.
         config.sasrec.update(beauty.SASREC)

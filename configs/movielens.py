@@ -95,5 +95,6 @@ def _small(config: ConfigDict) -> None:
             steps=30, batch_size=32, prompt_length=384, patches=256, micro_batch=64
         )
         config.summaries.batch_size = 128
+        config.prompts.history_patches = 1280
         config.sft.update(steps=150, negatives=3, patches=3072)
         config.evaluation.update(users=500, length=7168, patches=5632, batch_size=8)

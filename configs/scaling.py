@@ -48,7 +48,9 @@ def get_config(variant: str = "size=128x3") -> ConfigDict:
         config.model.tiny.update(dict(zip(names, tower, strict=True)))
         if hidden <= _ON_CPU:
             config.model.update(dtype="float32", remat="none")
-        config.prompts.update(templates="terse", history=3, fields=("title",), text_tokens=16)
+        config.prompts.update(
+            templates="terse", history=3, history_patches=0, fields=("title",), text_tokens=16
+        )
         config.sft.update(
             trainable="full", steps=100, batch_size=16, length=136, patches=32, answers=8,
             targets=64, warmup_steps=10, workers=0, checkpoint_every=50, log_every=10,

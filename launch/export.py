@@ -18,7 +18,7 @@ _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
 _STEP = flags.DEFINE_enum(
     "step",
     None,
-    ["sft", "cached", "plain_sft", "summarizer", "warmup"],
+    ["sft", "cached", "plain_sft", "text_sft", "summarizer", "warmup"],
     "Whose model. By default sft, or cached in a run that trains that form alone.",
 )
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "The adapters alone, in peft's format.")

@@ -23,12 +23,12 @@ class Leaderboard:
     """Ranks of systems on the same test targets, in `directory`, in the order they were added.
 
     Under `full` the whole catalog competes, under `sampled@n` the frozen candidates in
-    `candidates.parquet`. What lies in the folder already, of the same candidates, is not ranked
-    again.
+    `candidates-sampled@n.parquet`. What lies in the folder already, of the same candidates, is not
+    ranked again.
 
     Args:
       targets: int32[n, 2] (user, position), the test targets.
-      negatives: of a list of frozen candidates.
+      negatives: of a list of frozen candidates; one protocol for each number.
       cutoffs: of the metrics; the longest list of best items is stored.
       seed: of the frozen candidates and of the random system.
       run_seed, run_settings: of the run, see `evaluation.results`.
@@ -43,26 +43,26 @@ class Leaderboard:
         histories: Histories,
         split: Split,
         targets: np.ndarray,
-        negatives: int,
+        negatives: Sequence[int],
         cutoffs: Sequence[int],
         seed: int,
         run_seed: int,
         run_settings: Mapping[str, Any],
         data: str,
     ):
-        metrics.check_cutoffs(cutoffs, min(len(catalog), 1 + negatives))
+        metrics.check_cutoffs(cutoffs, min(len(catalog), 1 + min(negatives)))
         self._directory, self._cutoffs = directory, cutoffs
         self._num_items, self._histories, self._split = len(catalog), histories, split
-        self._targets, self._seed, self._run_seed = targets, seed, run_seed
+        self.targets, self._seed, self._run_seed = targets, seed, run_seed
         self._found: list[tuple[str, str, int, Ranks]] = []
-        self.frozen: Candidates = protocols.sampled(
-            histories, targets, n=negatives, seed=seed, num_items=len(catalog)
+        self.frozen: tuple[Candidates, ...] = tuple(
+            protocols.sampled(histories, targets, n=n, seed=seed, num_items=len(catalog))
+            for n in negatives
         )
-        self.frozen.write(directory / "candidates.parquet")
-        self._digests = {
-            self.frozen.name: self.frozen.digest,
-            protocols.FULL: protocols.full_digest(targets),
-        }
+        self._digests = {protocols.FULL: protocols.full_digest(targets)}
+        for frozen in self.frozen:
+            frozen.write(protocols.candidates_file(directory, frozen.name))
+            self._digests[frozen.name] = frozen.digest
         self._results = Results(
             directory, data=data, split=split.kind, seed=run_seed, config=run_settings
         )
@@ -75,53 +75,50 @@ class Leaderboard:
             baselines.Cooccurrence(self._histories, self._split, self._num_items),
         ]
 
-    def add_sampled(self, system: ranking.System | ranking.RowSystem) -> None:
-        """Ranks among the frozen candidates. A `RowSystem` must be of the board's targets."""
-        self._add(
-            system.name,
-            self.frozen.name,
-            lambda: ranking.sampled(system, self._histories, self.frozen),
-        )
+    def add(self, system: ranking.System | ranking.RowSystem) -> None:
+        """Ranks under every protocol. A `RowSystem` must be of the board's targets."""
+        self.add_in_one_pass(system.name, lambda: system)
 
-    def add_full(self, system: ranking.System | ranking.RowSystem) -> None:
-        """Ranks in the whole catalog. A `RowSystem` must be of the board's targets."""
-        self._add(
-            system.name,
-            protocols.FULL,
-            lambda: ranking.full(system, self._histories, self._targets, top=max(self._cutoffs)),
-        )
-
-    def add_in_one_pass(self, name: str, system: Callable[[], ranking.RowSystem]) -> None:
-        """Both protocols from the same scores; `system` is made when ranks are not there yet."""
+    def add_in_one_pass(
+        self, name: str, system: Callable[[], ranking.System | ranking.RowSystem]
+    ) -> None:
+        """`add` of a system that is made when ranks are not there yet."""
+        protocol_names = [protocols.FULL, *(frozen.name for frozen in self.frozen)]
         made: dict[str, Ranks] = {}
 
         def rank(protocol: str) -> Ranks:
             if not made:
-                made[protocols.FULL], made[self.frozen.name] = ranking.full_and_sampled(
+                found = ranking.full_and_sampled(
                     system(), self._histories, self.frozen, top=max(self._cutoffs)
                 )
+                made.update(zip(protocol_names, found, strict=True))
             return made[protocol]
 
-        for protocol in (self.frozen.name, protocols.FULL):
+        for protocol in protocol_names:
             self._add(name, protocol, functools.partial(rank, protocol))
 
     def add_full_ranks(self, name: str, rank: Callable[[], Ranks]) -> None:
         """Ranks in the whole catalog that `rank` finds; called when they are not there yet."""
         self._add(name, protocols.FULL, rank)
 
-    def add_scores(self, name: str, score: Callable[[], np.ndarray]) -> None:
-        """Ranks among the frozen candidates from their scores.
+    def add_scores(self, name: str, score: Callable[[Candidates], np.ndarray]) -> None:
+        """Ranks among frozen candidates from their scores.
 
-        score: () -> float[n, 1 + negatives], aligned with `frozen.items`; called when the ranks are
-          not there yet.
+        score: what makes float[n, 1 + negatives] of one of `frozen`, aligned with its `items`;
+          called when the ranks are not there yet.
         """
-        self._add(name, self.frozen.name, lambda: ranking.from_scores(name, score(), self.frozen))
+
+        def rank(frozen: Candidates) -> Ranks:
+            return ranking.from_scores(name, score(frozen), frozen)
+
+        for frozen in self.frozen:
+            self._add(name, frozen.name, functools.partial(rank, frozen))
 
     def add_truth(self, world: World | None) -> None:
-        """What a toyshop allows to know, under both protocols; nothing for real data."""
+        """What a toyshop allows to know, under every protocol; nothing for real data."""
         if world is None:
             return
-        histories, rows = self._histories, self._targets
+        histories, rows = self._histories, self.targets
         leads = learned_leads(world, histories, self._split.train_end)
         learned = bayes_optimal_scores(world, histories, rows, leads=leads)
         self._add_known("bayes_learned_groups", learned)
@@ -129,19 +126,24 @@ class Leaderboard:
         self._add_known("oracle", oracle_scores(world, histories, rows))
 
     def _add_known(self, name: str, scores: np.ndarray) -> None:
-        """Both protocols from scores of the whole catalog, float[n, items]."""
-        self.add_scores(name, lambda: np.take_along_axis(scores, self.frozen.items, axis=1))
+        """Every protocol from scores of the whole catalog, float[n, items]."""
+        self.add_scores(name, lambda frozen: np.take_along_axis(scores, frozen.items, axis=1))
         self._add(
             name,
             protocols.FULL,
             lambda: ranking.full_from_scores(
-                name, scores, self._histories, self._targets, top=max(self._cutoffs)
+                name, scores, self._histories, self.targets, top=max(self._cutoffs)
             ),
         )
 
     def finish(self, *paths: Path) -> None:
-        """Writes the table to `table.json` beside the ranks and to `paths`, and logs it."""
-        table = report.rows_from_ranks(self._found, self._cutoffs)
+        """Writes the table to `table.json` beside the ranks and to `paths`, and logs it.
+
+        The rows of a protocol stand together, those of the full catalog first.
+        """
+        order = list(self._digests)
+        found = sorted(self._found, key=lambda entry: order.index(entry[1]))
+        table = report.rows_from_ranks(found, self._cutoffs)
         for path in (self._directory / "table.json", *paths):
             report.write_table(path, table)
         for line in report.screen_table(table).splitlines():

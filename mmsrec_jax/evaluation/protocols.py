@@ -87,6 +87,11 @@ class Candidates:
         return found
 
 
+def candidates_file(directory: Path, protocol: str) -> Path:
+    """Where a run's step `evaluation` keeps the candidates of a protocol."""
+    return directory / f"candidates-{protocol}.parquet"
+
+
 def full_digest(rows: np.ndarray) -> str:
     """SHA-256 of what `FULL` ranks on given data: the rows int32[R, 2] (user, position)."""
     return _digest(rows)

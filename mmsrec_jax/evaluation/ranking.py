@@ -79,38 +79,30 @@ def full(
     )  # fmt: skip
 
 
-def sampled(
-    system: System | RowSystem, histories: Histories, candidates: Candidates, *, chunk: int = 0
-) -> Ranks:
-    """Ranks each row's target among its frozen candidates. Raises UserError when a score is NaN."""
-    return _in_chunks(
-        system, histories, candidates.rows, chunk,
-        lambda scores, past, targets, at: _rank_gathered(
-            scores, candidates.items[at], targets
-        ),
-    )  # fmt: skip
-
-
 def full_and_sampled(
-    system: RowSystem,
+    system: System | RowSystem,
     histories: Histories,
-    candidates: Candidates,
+    lists: Sequence[Candidates],
     *,
     chunk: int = 0,
     top: int = 0,
-) -> tuple[Ranks, Ranks]:
-    """`full` and `sampled` of the same rows from one pass, for systems whose scores are dear."""
-    found = _in_all(
-        system, histories, candidates.rows, chunk,
-        [
-            lambda scores, past, targets, _: _rank_full(scores, past, targets, top),
-            lambda scores, past, targets, at: _rank_gathered(
-                scores, candidates.items[at], targets
-            ),
-        ],
-        tops=[top, 0],
-    )  # fmt: skip
-    return found[0], found[1]
+) -> list[Ranks]:
+    """`full`, then the ranks among each of `lists`, all of the same rows, from one pass.
+
+    Raises UserError naming the system when a score is NaN.
+    """
+
+    def among(frozen: Candidates) -> _Rank:
+        return lambda scores, past, targets, at: _rank_gathered(scores, frozen.items[at], targets)
+
+    def in_all(
+        scores: jax.Array, past: np.ndarray, targets: np.ndarray, at: np.ndarray
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return _rank_full(scores, past, targets, top)
+
+    rankings = [in_all, *map(among, lists)]
+    tops = [top] + [0] * len(lists)
+    return _in_all(system, histories, lists[0].rows, chunk, rankings, tops=tops)
 
 
 def from_scores(name: str, scores: np.ndarray, candidates: Candidates) -> Ranks:

@@ -11,7 +11,9 @@ class EvaluationSettings(Section):
     """The test: its users, its candidates, its metrics, and how an MLLM reads them."""
 
     users: int = setting(0, "Size of a random subset of the test users. 0 is all.", low=0)
-    negatives: int = setting(20, "Negatives of a candidate list.", low=1)
+    negatives: tuple[int, ...] = setting(
+        (20,), "Negatives of a candidate list; each number is a protocol of its own.", low=1
+    )
     k: tuple[int, ...] = setting(
         (1, 5, 10, 20), "Cut-offs of the metrics; ranked lists of the largest are stored.", low=1
     )
@@ -41,8 +43,18 @@ class EvaluationSettings(Section):
     seed: int = setting(0, "Of the subset of users and of the negatives.", follows="seed", low=0)
 
     def check(self, name: str) -> None:
-        if not self.k or max(self.k) > 1 + self.negatives:
+        if not self.negatives or len(set(self.negatives)) < len(self.negatives):
             raise UserError(
-                f"{name}.k={self.k}: give cut-offs of at most {1 + self.negatives}, which is the "
+                f"{name}.negatives={self.negatives}: give one number or more, each once"
+            )
+        if not self.k or max(self.k) > self.list_width:
+            raise UserError(
+                f"{name}.k={self.k}: give cut-offs of at most {self.list_width}, which is the "
                 f"target and {name}.negatives={self.negatives}, or raise the negatives"
             )
+
+    @property
+    def list_width(self) -> int:
+        """Candidates that an MLLM reads at a time in the joint form: the shortest list. Longer ones
+        are read in parts."""
+        return 1 + min(self.negatives)

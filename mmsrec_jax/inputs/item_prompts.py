@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,8 +27,15 @@ class PerItem(abc.ABC):
     length: room for a prompt, in tokens, with its answer if it has one.
     """
 
-    def __init__(self, catalog: Catalog, prompt_config: PromptConfig, *, length: int):
-        self.renderer, self.length = ItemRenderer(catalog, prompt_config), length
+    def __init__(
+        self,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
+        *,
+        length: int,
+        keywords: Sequence[str] | None = None,
+    ):
+        self.renderer, self.length = ItemRenderer(catalog, prompt_config, keywords), length
         if len(catalog) == 0:
             raise UserError("there are no items to write prompts for")
 
@@ -77,6 +84,7 @@ class ContentSource(PerItem):
     that whoever pools tells them from the opening.
 
     content: "image", or "item", which is image and text. An item without any is the opening alone.
+    keywords: per item, of a text that shows them (`ItemRenderer.candidate_text`).
     """
 
     def __init__(
@@ -86,8 +94,9 @@ class ContentSource(PerItem):
         *,
         length: int,
         content: str,
+        keywords: Sequence[str] | None = None,
     ):
-        super().__init__(catalog, prompt_config, length=length)
+        super().__init__(catalog, prompt_config, length=length, keywords=keywords)
         self._text = content != "image"
 
     def example(self, row: int, draw: int) -> Example:
@@ -96,7 +105,7 @@ class ContentSource(PerItem):
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
             image = self.renderer.image(row, counts)
-            text = self.renderer.text(row, limit, counts) if self._text else ""
+            text = self.renderer.candidate_text(row, limit, counts) if self._text else ""
             opening = chat.head if image is None else chat.head + IMAGE
             prompt = chat.encode(opening, () if image is None else (image,))
             own = chat.ids(text)
@@ -115,6 +124,7 @@ class TextSource:
 
     Args:
       length: room of a row, in tokens; a text that is longer alone loses its tail.
+      keywords: as of `ContentSource`.
 
     Attributes:
       first: int64[rows + 1], the first item of each row, and the number of items.
@@ -123,7 +133,14 @@ class TextSource:
 
     patch_width = 0
 
-    def __init__(self, catalog: Catalog, prompt_config: PromptConfig, *, length: int):
+    def __init__(
+        self,
+        catalog: Catalog,
+        prompt_config: PromptConfig,
+        *,
+        length: int,
+        keywords: Sequence[str] | None = None,
+    ):
         if len(catalog) == 0:
             raise UserError("there are no items to write prompts for")
         chat = prompt_config.chat
@@ -134,7 +151,9 @@ class TextSource:
                 f"a row of {length} tokens has no room for a text after the {len(self._opening)} "
                 "of the chat template's opening; raise config.features.length"
             )
-        self._renderer = ItemRenderer(catalog, dataclasses.replace(prompt_config, processor=None))
+        self._renderer = ItemRenderer(
+            catalog, dataclasses.replace(prompt_config, processor=None), keywords
+        )
         first, used = [0], 0
         for i in track(range(len(catalog)), "read texts", len(catalog), "items"):
             needed = len(self._text(i, Counter()))
@@ -159,7 +178,7 @@ class TextSource:
         prompt_config = self._renderer.prompt_config
         for limit, last in limits(prompt_config.text_tokens):
             cut: Counter[str] = Counter()
-            own = prompt_config.chat.ids(self._renderer.text(i, limit, cut))
+            own = prompt_config.chat.ids(self._renderer.candidate_text(i, limit, cut))
             if len(own) <= self._room or last:
                 break
         counts.update(cut)

@@ -24,6 +24,7 @@ class PromptConfig:
       fields: text fields of a candidate; those that an item lacks are passed over.
       list_fields: text fields of an item in a list when it has no keywords.
       text_tokens: longer texts of one item lose their tail.
+      aggregate: similar users' next items are so many keywords; 0 = they are listed.
       candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
         `list_fields`, and not `fields`.
       ratings, pauses: whether items of a history show them (`prompts.choices`).
@@ -36,6 +37,7 @@ class PromptConfig:
     fields: tuple[str, ...] = PromptSettings.fields
     list_fields: tuple[str, ...] = PromptSettings.list_fields
     text_tokens: int = PromptSettings.text_tokens
+    aggregate: int = PromptSettings.aggregate
     candidate_keywords: bool = PromptSettings.candidate_keywords
     ratings: bool = PromptSettings.ratings
     pauses: bool = PromptSettings.pauses
@@ -83,6 +85,12 @@ class ItemRenderer:
 
         return self._words.get(i, make, len)
 
+    def keyword_list(self, i: int) -> list[str]:
+        """The item's keywords, each once, in lower case; of an item without any its text."""
+        written = "" if self.keywords is None else self.keywords[i].lower()
+        words = (self.prompt_config.chat.clean(word) for word in written.split(","))
+        return list(dict.fromkeys(filter(None, words))) or [self.words(i)]
+
     def attributes(self, i: int) -> dict[str, str]:
         """The item's attributes, cleaned for a prompt; a comma would end a keyword."""
 
@@ -103,6 +111,17 @@ class ItemRenderer:
         )
         counts["texts_cut"] += cut
         return text
+
+    def candidate_text(self, i: int, limit: int, counts: Counter) -> str:
+        """What a candidate shows beside its image, in at most `limit` tokens (of title and keywords
+        each, where it shows those); a cut is counted."""
+        prompt_config = self.prompt_config
+        if not (prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip()):
+            return self.text(i, limit, counts)
+        title, _ = self._text(self.catalog[i], prompt_config.list_fields, limit)
+        words, cut = prompt_config.chat.cut(self.words(i), limit)
+        counts["texts_cut"] += cut
+        return prompt_config.templates.field_separator.join(filter(None, (title, words)))
 
     def image(self, i: int, counts: Counter) -> dict | None:
         """Patches, None for models without images; a missing or unusable image is counted."""
@@ -128,13 +147,7 @@ class ItemRenderer:
             prompt_config = self.prompt_config
             found: Counter[str] = Counter()
             image = self.image(i, found)
-            if prompt_config.candidate_keywords and self.keywords and self.keywords[i].strip():
-                title, _ = self._text(self.catalog[i], prompt_config.list_fields, limit)
-                words, cut = prompt_config.chat.cut(self.words(i), limit)
-                found["texts_cut"] += cut
-                text = prompt_config.templates.field_separator.join(filter(None, (title, words)))
-            else:
-                text = self.text(i, limit, found)
+            text = self.candidate_text(i, limit, found)
             question = tasks.candidate(prompt_config.templates, text, image is not None)
             images = [] if image is None else [image]
             return prompt_config.chat.encode(question + prompt_config.chat.middle, images), found

@@ -15,11 +15,14 @@ def with_negatives(
     num_items: int,
     negatives: int,
     train_end: np.ndarray | None,
+    retrieved: np.ndarray | None = None,
+    share: float = 0.0,
 ) -> np.ndarray:
     """int32[1 + negatives], the target at a random position.
 
     Negatives are uniform over the items that are neither the target nor among the user's training
-    interactions `of(user)[:train_end[user]]` (None = all interactions).
+    interactions `of(user)[:train_end[user]]` (None = all interactions). Each is with probability
+    `share` one of `retrieved` int32[K] instead, as far as these last; -1 is none (*ours*).
 
     Raises:
       UserError: too few items are left.
@@ -34,7 +37,12 @@ def with_negatives(
             f"catalog are left for {negatives} negatives; lower negatives"
         )
     chosen: list[int] = []
-    if num_items > 4 * (len(known) + negatives):
+    if share and retrieved is not None:
+        usable = retrieved[(retrieved >= 0) & ~np.isin(retrieved, list(known))]
+        chosen = rng.permutation(usable)[: rng.binomial(negatives, share)].tolist()
+        known.update(chosen)
+    missing = negatives - len(chosen)
+    if num_items > 4 * (len(known) + missing):
         while len(chosen) < negatives:
             item = int(rng.integers(num_items))
             if item not in known:
@@ -42,5 +50,5 @@ def with_negatives(
                 chosen.append(item)
     else:
         rest = np.setdiff1d(np.arange(num_items), np.fromiter(known, np.int64))
-        chosen = rng.choice(rest, negatives, replace=False).tolist()
+        chosen += rng.choice(rest, missing, replace=False).tolist()
     return rng.permutation(np.array([target, *chosen], np.int32))

@@ -74,9 +74,9 @@ class PairPrompts(UserPrompts):
         """A prompt of a source row each; -1 is a row without a prompt."""
         return self.prompts([None if r < 0 else self.prompt(r, counts)[0] for r in rows], rows)
 
-    def prompt(self, row: int, counts: Counter) -> tuple[Piece, slice]:
+    def prompt(self, row: int, counts: Counter) -> tuple[Piece, slice | np.ndarray]:
         """What is known of the user of `row`, cut to the room by `prompts.sections.fit`; and which
-        of its tokens are items of the history after the first."""
+        of its tokens are targets: items of the history after the first."""
         chat = self.renderer.prompt_config.chat
         piece, (history, *_) = prompt_sections.fitted(
             self.sections(row),
@@ -90,6 +90,12 @@ class PairPrompts(UserPrompts):
             len(chat.ids(chat.head + text)) for text in (history.opening(), history.text())
         )
         return piece, slice(first, min(every, len(piece)))
+
+    def no_negatives(self, user: int) -> np.ndarray:
+        """int32[n]: items that do not compete with a target of this user: the interactions of
+        training."""
+        seen, end = self.context.histories.of(user), self.context.train_end
+        return seen if end is None else seen[: end[user]]
 
     def keywords_prompt(self, item: int) -> Piece:
         """Words of an item in a prompt of their own: the user row of task `align`."""
@@ -299,18 +305,15 @@ class PairBatches(grain.sources.RandomAccessDataSource):
     def _competes(
         self, rows: np.ndarray, targets: np.ndarray, aligned: np.ndarray, items: np.ndarray
     ) -> np.ndarray:
-        context, renderer = self._prompts.context, self._prompts.renderer
+        renderer = self._prompts.renderer
         found = np.ones((len(rows), len(items)), bool)
         for at, (row, target) in enumerate(zip(rows, targets, strict=True)):
             if aligned[at]:
                 words = renderer.words(int(target))
                 found[at] = [renderer.words(int(item)) != words for item in items]
             else:
-                user = self._prompts.rows[row, 0]
-                seen = context.histories.of(user)
-                if context.train_end is not None:
-                    seen = seen[: context.train_end[user]]
-                found[at] = ~np.isin(items, seen)
+                user = int(self._prompts.rows[row, 0])
+                found[at] = ~np.isin(items, self._prompts.no_negatives(user))
         return found | (items == targets[:, None])
 
 

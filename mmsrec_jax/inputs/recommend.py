@@ -16,7 +16,7 @@ import numpy as np
 
 from mmsrec_jax.data.records import Catalog, Histories
 from mmsrec_jax.inputs import example as examples
-from mmsrec_jax.inputs.example import Example
+from mmsrec_jax.inputs.example import Example, Suffix
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.negatives import with_negatives
 from mmsrec_jax.inputs.task_mix import shares
@@ -24,7 +24,7 @@ from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import Chat, Piece, Section, Templates, choices, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.settings import PromptSettings
-from mmsrec_jax.prompts.templates import LETTERS
+from mmsrec_jax.prompts.templates import IMAGE, LETTERS
 from mmsrec_jax.runtime.errors import UserError
 
 Images = Sequence[dict]
@@ -41,6 +41,11 @@ class PromptContext:
       neighbors: int32[n, k], next items of similar users aligned with the rows of the source,
         most similar first, -1 where there is none; None = no retrieval (ablation).
       train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
+      retrieved: int32[n, K], items that a retriever ranks first for each row, -1 where there are
+        fewer, to draw negatives from; None = there is no retriever.
+      images: False = none is shown (text-only SFT).
+      history_patches: vision patches of a prompt that images of the history may have; the oldest
+        items show theirs last, counted as `history_images_left_out`. 0 = the history has no images.
       now: float64[n], when the rows are asked for, in seconds since 1970; None = when the target
         was chosen, and where there is none, right after the last choice.
     """
@@ -50,6 +55,9 @@ class PromptContext:
     keywords: Sequence[str] | None = None
     neighbors: np.ndarray | None = None
     train_end: np.ndarray | None = None
+    retrieved: np.ndarray | None = None
+    images: bool = True
+    history_patches: int = 0
     now: np.ndarray | None = None
 
 
@@ -79,6 +87,8 @@ class UserPrompts:
                 "step again for this split"
             )
         self.context, self.rows, self.length = context, np.asarray(rows), length
+        if not context.images:
+            prompt_config = dataclasses.replace(prompt_config, processor=None)
         self.renderer = ItemRenderer(context.catalog, prompt_config, context.keywords)
         self._history, self._similar = history, similar
 
@@ -95,18 +105,55 @@ class UserPrompts:
 
         What the user had is no next item of similar users that is worth a line (*ours*).
         """
-        user, position = self.rows[row]
-        past = self.context.histories.of(user)[:position]
+        past = self._past(row)
         neighbors = np.zeros(0, np.int32)
         if self.context.neighbors is not None:
             found = self.context.neighbors[row]
             neighbors = found[(found >= 0) & ~np.isin(found, past)][: self._similar]
-        return [
-            prompt_sections.history(self._templates, self._latest(row)),
-            prompt_sections.similar(
-                self._templates, [self.renderer.words(int(i)) for i in neighbors]
-            ),
+        history = [
+            tasks.illustrated(words, image is not None)
+            for words, image in zip(
+                self._latest(row), self.history_images(row, Counter()), strict=True
+            )
         ]
+        return [prompt_sections.history(self._templates, history), self._similar_users(neighbors)]
+
+    def _similar_users(self, neighbors: np.ndarray) -> Section:
+        """Their next items int32[k], most similar first, one by one or counted by keyword."""
+        limit = self.renderer.prompt_config.aggregate
+        if not limit:
+            words = [self.renderer.words(int(i)) for i in neighbors]
+            return prompt_sections.similar(self._templates, words)
+        counts = Counter(word for i in neighbors for word in self.renderer.keyword_list(int(i)))
+        return prompt_sections.aggregated(self._templates, counts.most_common(limit))
+
+    def history_images(self, row: int, counts: Counter) -> list[dict | None]:
+        """Patches of the history's items in a prompt of this row, oldest first; None for an item
+        that shows none.
+
+        Rule (*ours*): from the latest item back, images are shown while they fit
+        `PromptContext.history_patches`; from the first one on that does not, they are counted.
+        """
+        past = self._past(row)
+        latest = past[max(0, len(past) - self._history) :]
+        shown: list[dict | None] = [None] * len(latest)
+        room = self.context.history_patches
+        if not room:
+            return shown
+        for at in reversed(range(len(latest))):
+            image = self.renderer.image(int(latest[at]), counts)
+            if image is None:
+                continue
+            room = room - len(image["patches"]) if room >= 0 else room
+            if room >= 0:
+                shown[at] = image
+            else:
+                counts["history_images_left_out"] += 1
+        return shown
+
+    def _past(self, row: int) -> np.ndarray:
+        user, position = self.rows[row]
+        return self.context.histories.of(user)[:position]
 
     def _latest(self, row: int) -> list[str]:
         """Words of the user's last items, oldest first, and what is known of these choices."""
@@ -132,7 +179,7 @@ class UserPrompts:
         return self.renderer.prompt_config.templates
 
 
-class _Recommend(UserPrompts, abc.ABC):
+class PointwisePrompts(UserPrompts, abc.ABC):
     """What training and scoring rows have in common: the one builder of pointwise prompts."""
 
     _positive_weight = 1.0  # of a yes against a no
@@ -145,14 +192,14 @@ class _Recommend(UserPrompts, abc.ABC):
         chat, sections = self.renderer.prompt_config.chat, self.sections(row)
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
-            suffixes = [
-                None if c < 0 else self.renderer.candidate(int(c), limit, counts)
-                for c in candidates
-            ]
+            suffixes = [None if c < 0 else self.suffix(int(c), limit, counts) for c in candidates]
             room = self.length - sum(len(suffix) + 1 for suffix in suffixes if suffix is not None)
-            prefix = prompt_sections.fit(
-                sections, lambda opening: chat.encode(chat.head + opening), room, counts
-            )
+            pictures = self.history_images(row, counts)
+
+            def encode(opening: str, pictures: Sequence[dict | None] = pictures) -> Piece:
+                return chat.encode(chat.head + opening, _still_shown(opening, pictures))
+
+            prefix = prompt_sections.fit(sections, encode, room, counts)
             if len(prefix) <= room or last:
                 break
         if limit < self.renderer.prompt_config.text_tokens:
@@ -167,20 +214,36 @@ class _Recommend(UserPrompts, abc.ABC):
             counts=counts,
         )
 
+    def suffix(self, item: int, limit: int, counts: Counter) -> Piece | Suffix:
+        """What is said of a candidate before its label."""
+        return self.renderer.candidate(item, limit, counts)
+
     def asked(
-        self, ask: Callable[[int, Counter], Question], room: int, sections: Sequence[Section]
+        self,
+        row: int,
+        ask: Callable[[int, Counter], Question],
+        room: int,
+        sections: Sequence[Section],
     ) -> tuple[Piece, Counter]:
         """The question after the sections in at most `room` tokens, and what was left out.
 
+        sections: those of `row`, or none.
         ask: gets the limit of a text and what counts its cuts.
         """
         chat = self.renderer.prompt_config.chat
         for limit, last in limits(self.renderer.prompt_config.text_tokens):
             counts: Counter[str] = Counter()
             question, images = ask(limit, counts)
+            pictures = self.history_images(row, counts) if sections else []
 
-            def encode(opening: str, question: str = question, images: Images = images) -> Piece:
-                return chat.encode(chat.head + opening + question + chat.middle, images)
+            def encode(
+                opening: str,
+                question: str = question,
+                images: Images = images,
+                pictures: Sequence[dict | None] = pictures,
+            ) -> Piece:
+                shown = [*_still_shown(opening, pictures), *images]
+                return chat.encode(chat.head + opening + question + chat.middle, shown)
 
             prompt = prompt_sections.fit(sections, encode, room, counts)
             if len(prompt) <= room or last:
@@ -188,15 +251,17 @@ class _Recommend(UserPrompts, abc.ABC):
         return prompt, counts
 
 
-class RecommendSource(_Recommend):
+class RecommendSource(PointwisePrompts):
     """Stage 3's training examples (paper: pointwise; *ours*: the other tasks and their mix).
 
     Args:
       rows: int32[n, 2] (user, position of the target), `Split.train`.
       tasks: share of each of "pointwise", "rank", "next_keywords", "align". Without keywords there
         is nothing to align and its share falls to the others.
-      negatives: per example, uniform over the items that are neither the target nor among the
-        user's training interactions.
+      negatives: per example, over the items that are neither the target nor among the user's
+        training interactions.
+      retriever_negatives: share of them that are drawn from `PromptContext.retrieved`, if that is
+        there; the others are uniform.
       history, similar: at most so many items in a prompt (paper: 5 and 3).
       positive_weight: weight of a yes against a no; None = `negatives`, so that classes balance.
     """
@@ -211,6 +276,7 @@ class RecommendSource(_Recommend):
         seed: int,
         tasks: Mapping[str, float],
         negatives: int,
+        retriever_negatives: float = 0.0,
         history: int = PromptSettings.history,
         similar: int = PromptSettings.similar,
         positive_weight: float | None = None,
@@ -227,6 +293,7 @@ class RecommendSource(_Recommend):
             tasks = {task: share for task, share in tasks.items() if task != "align"}
         self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
         self._seed, self._negatives = seed, negatives
+        self._retriever_negatives = retriever_negatives
         self._positive_weight = float(negatives) if positive_weight is None else positive_weight
 
     def example(self, row: int, draw: int) -> Example:
@@ -235,14 +302,15 @@ class RecommendSource(_Recommend):
         user, position = (int(v) for v in self.rows[row])
         target = int(self.context.histories.of(user)[position])
         if task == "pointwise":
-            return self.pointwise(row, self._candidates(rng, user, target), target)
+            return self.pointwise(row, self._candidates(rng, row, user, target), target)
         if task == "rank":
-            return self._rank(row, self._candidates(rng, user, target), target)
+            return self._rank(row, self._candidates(rng, row, user, target), target)
         if task == "next_keywords":
             return self._next_keywords(row, target)
         return self._align(row, target, to_keywords=bool(rng.integers(2)))
 
-    def _candidates(self, rng: np.random.Generator, user: int, target: int) -> np.ndarray:
+    def _candidates(self, rng: np.random.Generator, row: int, user: int, target: int) -> np.ndarray:
+        retrieved = self.context.retrieved
         return with_negatives(
             rng,
             self.context.histories,
@@ -251,6 +319,8 @@ class RecommendSource(_Recommend):
             num_items=len(self.renderer),
             negatives=self._negatives,
             train_end=self.context.train_end,
+            retrieved=None if retrieved is None else retrieved[row],
+            share=self._retriever_negatives,
         )
 
     def _rank(self, row: int, candidates: np.ndarray, target: int) -> Example:
@@ -299,11 +369,11 @@ class RecommendSource(_Recommend):
     ) -> Example:
         """The question after the sections, and the answer."""
         answer_ids = _answer_ids(self.renderer.prompt_config.chat, answer)
-        prompt, counts = self.asked(ask, self.length - len(answer_ids), sections)
+        prompt, counts = self.asked(row, ask, self.length - len(answer_ids), sections)
         return examples.sequence(prompt, answer_ids, index=row, counts=counts)
 
 
-class CandidateSource(_Recommend):
+class CandidateSource(PointwisePrompts):
     """Rows to score: the same builder as in training, with candidates that are given.
 
     rows: int32[n, 2] (user, position); a position at the end of the history has no known target
@@ -337,7 +407,7 @@ class CandidateSource(_Recommend):
         return self.pointwise(row, self._candidates[row], target)
 
 
-class NextKeywordsSource(_Recommend):
+class NextKeywordsSource(PointwisePrompts):
     """Prompts of the task `next_keywords` without their answers; targets are not read.
 
     Args:
@@ -372,7 +442,7 @@ class NextKeywordsSource(_Recommend):
     def example(self, row: int, draw: int) -> Example:
         del draw
         question = tasks.next_keywords(self._templates), ()
-        prompt, counts = self.asked(lambda *_: question, self.length, self.sections(row))
+        prompt, counts = self.asked(row, lambda *_: question, self.length, self.sections(row))
         return examples.sequence(prompt, np.zeros(0, np.int32), index=row, counts=counts)
 
 
@@ -383,6 +453,12 @@ def keywords_answers(context: PromptContext, prompt_config: PromptConfig) -> lis
     templates, chat = prompt_config.templates, prompt_config.chat
     texts = (tasks.answer(templates, renderer.words(item)) for item in range(len(renderer)))
     return [_answer_ids(chat, text) for text in texts]
+
+
+def _still_shown(opening: str, pictures: Sequence[dict | None]) -> list[dict]:
+    """Images of the history's items that are left in an opening: the oldest items go first."""
+    images = [picture for picture in pictures if picture is not None]
+    return images[len(images) - opening.count(IMAGE) :]
 
 
 def _answer_ids(chat: Chat, answer: str) -> np.ndarray:

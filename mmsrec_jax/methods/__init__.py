@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`.
+    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`; with
+    `config.seeds` under each of them.
 
     Raises:
       UserError: a setting that is out of its range, or anything else the user can put right.
@@ -22,14 +23,26 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
     from mmsrec_jax.methods.settings import Settings  # only a run needs it
 
     settings = from_config(Settings, config)
-    find(settings.method).run(settings, workdir, only)
+    method = find(settings.method)
+    if settings.seeds:
+        from mmsrec_jax.methods import seeds
+
+        seeds.run(method, config, workdir, only)
+    else:
+        method.run(settings, workdir, only)
 
 
 def find(name: str) -> type["Experiment"]:
     """The class whose steps are the method; UserError if unknown."""
-    from mmsrec_jax.methods.mmsrarec import MMSRARec  # only a run needs them
+    from mmsrec_jax.methods.mllm_srec import MLLMSRec  # only a run needs them
+    from mmsrec_jax.methods.mmsrarec import MMSRARec
     from mmsrec_jax.methods.scaling_point import ScalingPoint
     from mmsrec_jax.methods.sequential import Sequential
 
-    known = {"mmsrarec": MMSRARec, "sequential": Sequential, "scaling": ScalingPoint}
+    known = {
+        "mmsrarec": MMSRARec,
+        "mllm_srec": MLLMSRec,
+        "sequential": Sequential,
+        "scaling": ScalingPoint,
+    }
     return known[choose_name(name, known, what="config.method")]

@@ -29,8 +29,9 @@ from mmsrec_jax.training.sft import FineTuneSettings
 
 MODEL, WARMUP = "model", "warmup"  # the steps that make a base model
 SECTIONS = {
-    "warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "sft": "sft",
-    "cached": "cached",
+    "warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "text_sft": "sft",
+    "sft": "sft", "cached": "cached", "writer": "writer", "chain_sft": "sft",
+    "chain_cached": "cached",
 }  # fmt: skip
 """Step that trains -> the section of the settings that says how."""
 
@@ -90,6 +91,7 @@ class BaseModel:
         reasons = {
             "no item has an image": not has_images,
             "config.use.images=False shows none": not self._config.use.images,
+            f"step {step} shows none": step == "text_sft",
             f"config.{SECTIONS[step]}.patches=0 leaves none room": not self.settings(step).patches,
         }
         for reason in (reason for reason, holds in reasons.items() if holds):

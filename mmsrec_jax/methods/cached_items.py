@@ -36,7 +36,12 @@ class CachedItems:
     Args:
       step: that trains it.
       context: what prompts of given rows know.
+
+    Attributes:
+      kind: of the prompts.
     """
+
+    kind: type[PairPrompts] = PairPrompts
 
     def __init__(self, run: MLLMExperiment, step: str, context: Context):
         self._run, self._step, self._context = run, step, context
@@ -51,7 +56,7 @@ class CachedItems:
             c = dataclasses.replace(c, align=0.0)
         run.base.check(self._step, has_images=bool(run.dataset.catalog.has_image.any()))
         counts: Counter[str] = Counter()
-        prompts = self.prompts(run.training_targets())
+        prompts = self.training_prompts()
         shard, shards = sharding.process_batch_shard(run.mesh)
         batches = PairBatches(
             prompts,
@@ -79,7 +84,15 @@ class CachedItems:
         run.base.save(self._step, model)
 
     def prompts(self, rows: np.ndarray) -> PairPrompts:
-        """Of targets int32[n, 2] (user, position)."""
+        """Of targets int32[n, 2] (user, position) that are scored."""
+        return self.made(self._context(rows), rows)
+
+    def training_prompts(self) -> PairPrompts:
+        """Of the targets that are trained on."""
+        return self.prompts(self._run.training_targets())
+
+    def made(self, context: PromptContext, rows: np.ndarray) -> PairPrompts:
+        """Prompts that know `context`, which is of the same rows."""
         run, c = self._run, self._settings
         room = PairRoom(
             prompt=c.prompt_length,
@@ -88,8 +101,8 @@ class CachedItems:
             tail=c.tail,
             words=c.words_length,
         )
-        return PairPrompts(
-            self._context(rows),
+        return self.kind(
+            context,
             run.prompt_config,
             rows,
             room=room,
@@ -112,11 +125,11 @@ class CachedItems:
         )
 
     def add_rows(self, board: Leaderboard, name: str) -> None:
-        """The trained model in the table, under both protocols; and fused, if that is asked for."""
+        """The trained model in the table, under every protocol; and fused, if that is asked for."""
 
         @functools.cache
         def trained() -> tuple[CachedCatalog, PairPrompts]:
-            prompts = self.prompts(board.frozen.rows)
+            prompts = self.prompts(board.targets)
             model = self._run.base.trained(name, self._step)
             began = time.monotonic()
             found = self.catalog(name, model, prompts)

@@ -37,7 +37,9 @@ def check(config: Settings) -> None:
     build.check(config.data)
     config.model.check_path()
     features.check(config)
-    reads_items = config.method != "sequential" or features.to_make(config)
+    reads_items = config.method != "sequential" or features.to_make(
+        config, *config.sequential_models
+    )
     if config.model.path and config.use.images and reads_items and is_text_only(config.model.path):
         raise UserError(
             f"config.use.images is True, but the model {config.model.path} is text-only; set "
@@ -58,8 +60,17 @@ class Experiment:
         self.base = self.make_base_model()
 
     @classmethod
-    def run(cls, config: Settings, workdir: Path, only: Sequence[str] | None = None) -> None:
+    def run(
+        cls,
+        config: Settings,
+        workdir: Path,
+        only: Sequence[str] | None = None,
+        *,
+        compiled: Path | None = None,
+    ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
+
+        compiled: folder of compiled programs; None is one in `workdir`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
@@ -68,7 +79,7 @@ class Experiment:
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         share(workdir)
-        startup.keep_compiled_programs(workdir / "compiled")
+        startup.keep_compiled_programs(compiled or workdir / "compiled")
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         for step in steps:
@@ -96,51 +107,60 @@ class Experiment:
         build.build(self.config.data, directory)
 
     def sequential_steps(self) -> list[Step]:
-        """Trains the model `config.sequential_model`, in the step of its name; before it a step
-        that makes the item features which it reads and which are not given, by the base model."""
-        c, steps, inputs = self.config, [], ["data"]
-        if names := features.to_make(c):
+        """Trains the models `config.sequential_models`, in the steps of their names; before them a
+        step that makes the item features which they read and which are not given, by the base
+        model."""
+        c, steps = self.config, []
+        if names := features.to_make(c, *c.sequential_models):
             settings = {
                 "features": as_dict(c.features),
                 "contents": names,
                 "prompts": as_dict(c.prompts),
                 **self.base.record(),
             }
-            made_of = [*inputs, *self.base.steps]
-            steps.append(Step("features", self.make_features, settings, made_of))
-            inputs = [*inputs, "features"]
-        settings = self.sequential_record()
-        return [*steps, Step(c.sequential_model, self.train_sequential, settings, inputs)]
+            steps.append(Step("features", self.make_features, settings, self.features_read()))
+        for model in c.sequential_models:
+            inputs = ["data", "features"] if features.to_make(c, model) else ["data"]
+            train_it = functools.partial(self.train_sequential, model)
+            steps.append(Step(model, train_it, self.sequential_record(model), inputs))
+        return steps
 
-    def sequential_record(self) -> dict[str, Any]:
+    def sequential_record(self, model: str) -> dict[str, Any]:
         """What a sequential recommender depends on, for the record of a step."""
-        name = self.config.sequential_model
-        record = {name: as_dict(self.config.sequential)}
-        if files := features.given(self.config):
+        record = {model: as_dict(self.config.sequential(model))}
+        if files := features.given(self.config, model):
             record["feature_files"] = files
         return record
 
+    def features_read(self) -> list[str]:
+        """Steps that the item features are made of."""
+        return ["data", *self.base.steps]
+
+    def candidate_keywords(self) -> Sequence[str] | None:
+        """Keywords that candidates show, per item; None where they show none."""
+        return None
+
     def make_features(self, directory: Path) -> None:
-        """What the MLLM makes of every item, for the sequential recommender."""
+        """What the MLLM makes of every item, for the sequential recommenders."""
         catalog = self.dataset.catalog
         features.make(
             self.config,
             directory,
             catalog,
             self.prompt_config,
+            self.candidate_keywords(),
             lambda: self.base.load("features"),
             self.mesh,
         )
 
-    def train_sequential(self, directory: Path) -> None:
-        """The sequential recommender."""
+    def train_sequential(self, model: str, directory: Path) -> None:
+        """A sequential recommender."""
         histories = self.dataset.histories
-        name = self.config.sequential_model
-        if registry.find(name).module.USES_TIMES and not histories.clock:
+        if registry.find(model).module.USES_TIMES and not histories.clock:
             logging.warning(
-                "%s reads the clock, but this data has none: positions stand for times", name
+                "%s reads the clock, but this data has none: positions stand for times", model
             )
-        train.train(**self.sequential_options(), directory=directory)
+        train.train(**self.sequential_options(model), directory=directory)
 
     # --- what steps read -------------------------------------------------------------------------
 
@@ -159,24 +179,23 @@ class Experiment:
             )
         return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
-    def sequential_options(self) -> dict[str, Any]:
+    def sequential_options(self, model: str) -> dict[str, Any]:
         """Arguments of `sequential.train` that do not change from fold to fold."""
         catalog, histories, split = self.dataset
         return {
-            "settings": self.config.sequential,
+            "settings": self.config.sequential(model),
             "histories": histories,
             "split": split,
             "num_items": len(catalog),
-            "features": features.read(self.config, self.workdir / "features", catalog),
+            "features": features.read(self.config, model, self.workdir / "features", catalog),
             "mesh": self.mesh,
             "profile": self.profile,
         }
 
-    def recommender(self) -> SequentialRecommender:
-        """The sequential recommender that its step trained."""
-        return SequentialRecommender.load(
-            self.workdir / self.config.sequential_model / "model", self.mesh
-        )
+    def recommender(self, model: str = "") -> SequentialRecommender:
+        """A sequential recommender that its step trained, by default the one that retrieves."""
+        step = model or self.config.sequential_model
+        return SequentialRecommender.load(self.workdir / step / "model", self.mesh)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -210,6 +229,7 @@ class Experiment:
             fields=c.fields,
             list_fields=c.list_fields,
             text_tokens=c.text_tokens,
+            aggregate=c.aggregate,
             candidate_keywords=c.candidate_keywords,
             ratings=c.ratings,
             pauses=c.pauses,

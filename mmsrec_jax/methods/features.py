@@ -1,8 +1,8 @@
-"""Item features that the sequential model of a run reads: files given by the settings, or made by
+"""Item features that the sequential models of a run read: files given by the settings, or made by
 the run's MLLM."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +26,40 @@ from mmsrec_jax.sequential.base import CATEGORIES
 
 def check(config: Settings) -> None:
     """Stops early when a feature is neither given nor can be made (UserError)."""
-    item_features.check(_paths(config), can_make=bool(config.model.path))
+    can_make = bool(config.model.path) or config.method != "sequential"  # has an MLLM anyway
+    for model in config.sequential_models:
+        item_features.check(_paths(config, model), can_make=can_make)
 
 
-def given(config: Settings) -> dict[str, list[int]]:
+def given(config: Settings, model: str) -> dict[str, list[int]]:
     """Size and time of change of the files that the settings give, for the record of a step."""
-    files = {name: Path(path).stat() for name, path in _paths(config).items() if path}
+    files = {name: Path(path).stat() for name, path in _paths(config, model).items() if path}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
 
 
-def to_make(config: Settings) -> list[str]:
-    """Names of the features that the model reads and that are not given."""
-    return [name for name, path in _paths(config).items() if not path]
+def to_make(config: Settings, *models: str) -> list[str]:
+    """Names of the features that these models of the run read and that are not given."""
+    paths = [(name, path) for model in models for name, path in _paths(config, model).items()]
+    return list(dict.fromkeys(name for name, path in paths if not path))
 
 
-def read(config: Settings, directory: Path, catalog: Catalog) -> dict[str, np.ndarray]:
+def read(config: Settings, model: str, directory: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     """float32[items, width] by name: what the model reads, standardized, and categories.
 
     directory: of those that `make` wrote.
     """
-    name_of_model = config.sequential_model
-    module = registry.find(name_of_model).module
-    paths = {name: path or str(_file(directory, name)) for name, path in _paths(config).items()}
+    module, given_paths = registry.find(model).module, _paths(config, model)
+    paths = {name: path or str(_file(directory, name)) for name, path in given_paths.items()}
     found = {}
     for name, rows in item_features.read(paths, len(catalog)).items():
         if lacking := int((~rows.any(1)).sum()):
             logging.warning(
                 "%s: %d of %d items have no %s features; theirs stay zero",
-                name_of_model, lacking, len(rows), name,
+                model, lacking, len(rows), name,
             )  # fmt: skip
         found[name] = item_features.standardized(rows)
     if CATEGORIES in module.FEATURES:
-        section = getattr(config, name_of_model)
+        section = getattr(config, model)
         labels = item_features.categories(catalog, section.category_separator)
         if labels.size:
             found[CATEGORIES] = labels
@@ -65,7 +67,7 @@ def read(config: Settings, directory: Path, catalog: Catalog) -> dict[str, np.nd
             logging.info(
                 "%s: no item has a category (config.data.category_field); training goes on "
                 "without the category loss",
-                name_of_model,
+                model,
             )
     return found
 
@@ -75,16 +77,19 @@ def make(
     directory: Path,
     catalog: Catalog,
     prompt_config: PromptConfig,
+    keywords: Sequence[str] | None,
     make_model: Callable[[], MLLM],
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Pooled hidden states of every item, `text.npy`, `image.npy`, `item.npy`: those of `to_make`.
 
-    A killed step goes on with the next file. `make_model` is called when one is missing.
+    A killed step goes on with the next file. `make_model` is called when one is missing. The text
+    of an item is that of a candidate (`ItemRenderer.candidate_text`), with its `keywords` where
+    candidates show them.
     """
-    c = config.features
+    c, wanted = config.features, to_make(config, *config.sequential_models)
     missing = processes.from_main(
-        lambda: [name for name in to_make(config) if not _file(directory, name).exists()]
+        lambda: [name for name in wanted if not _file(directory, name).exists()]
     )
     if not missing:
         return
@@ -99,10 +104,12 @@ def make(
             "counts": counts,
         }
         if name == "text" or (name == "item" and prompt_config.processor is None):
-            texts = TextSource(catalog, prompt_config, length=c.length)
+            texts = TextSource(catalog, prompt_config, length=c.length, keywords=keywords)
             rows = embed_texts(model, texts, **common)
         else:
-            source = ContentSource(catalog, prompt_config, length=c.length, content=name)
+            source = ContentSource(
+                catalog, prompt_config, length=c.length, content=name, keywords=keywords
+            )
             rows = embed_items(model, source, patches=c.patches, **common)
         if processes.is_main():
             item_features.write(_file(directory, name), rows)
@@ -113,13 +120,11 @@ def _file(directory: Path, name: str) -> Path:
     return directory / f"{name}.npy"
 
 
-def _paths(config: Settings) -> dict[str, str]:
+def _paths(config: Settings, model: str) -> dict[str, str]:
     """Files of the item features that the model reads; "" where none is given."""
-    name_of_model = config.sequential_model
-    readable = registry.contents(registry.find(name_of_model))
-    if not readable:
+    if not registry.contents(registry.find(model)):
         return {}
-    section, field = getattr(config, name_of_model), f"config.{name_of_model}.contents"
+    section, field = getattr(config, model), f"config.{model}.contents"
     if "image" in section.contents and not config.use.images and not section.features.image:
         raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
     return {name: getattr(section.features, name) for name in section.contents}

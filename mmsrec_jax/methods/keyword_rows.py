@@ -66,7 +66,7 @@ def scorers(
         histories,
         rows,
         places(rows, context(rows).neighbors),
-        negatives=c.negatives,
+        negatives=c.negatives[0],
         seed=c.seed,
     )
     logging.info(

@@ -1,6 +1,7 @@
 """What the methods that train an MLLM share: the base model, fine-tuning on a source, candidates
 scored by what was trained."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,17 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
-from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
 from mmsrec_jax.inputs.pipeline import Source
-from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
+from mmsrec_jax.inputs.recommend import (
+    CandidateSource,
+    PromptContext,
+    RecommendSource,
+    UserPrompts,
+)
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import ASKING, WarmupSource, lacking
 from mmsrec_jax.methods.base_model import MODEL, WARMUP
@@ -28,6 +34,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
+
+_SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}
 
 
 class MLLMExperiment(Experiment):
@@ -115,7 +123,7 @@ class MLLMExperiment(Experiment):
                 source,
                 batch_size=c.batch_size,
                 length=c.length,
-                patches=self.image_room(c.patches),
+                patches=self.patches_of_a_row(source, c.patches),
                 answers=c.answers,
                 targets=c.targets,
                 seed=c.seed,
@@ -153,7 +161,7 @@ class MLLMExperiment(Experiment):
             name=name,
             num_candidates=num_candidates,
             batch_size=c.batch_size,
-            patches=self.image_room(c.patches),
+            patches=self.patches_of_a_row(source, c.patches),
             workers=c.workers,
             yes_no_ids=self.prompt_config.chat.yes_no_ids,
             mesh=self.mesh,
@@ -166,21 +174,20 @@ class MLLMExperiment(Experiment):
         """`patches`, or 0 when this run shows no images."""
         return patches if self.config.use.images else 0
 
+    def patches_of_a_row(self, source: Source, patches: int) -> int:
+        """Vision patches of a row of examples of `source`: `patches` of them for candidates; 0 when
+        it shows no images."""
+        if not source.patch_width:
+            return 0
+        history = source.context.history_patches if isinstance(source, UserPrompts) else 0
+        return patches + history
+
     # --- recommendation prompts ------------------------------------------------------------------
 
     def training_targets(self) -> np.ndarray:
         """int32[n, 2] (user, position): the training targets that SFT uses."""
         split = self.dataset.split
         return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
-
-    def plain_context(self) -> PromptContext:
-        """Titles in place of keywords, no similar users: what plain SFT knows (*ours*)."""
-        catalog, histories, split = self.dataset
-        return PromptContext(catalog, histories, train_end=split.train_end)
-
-    def plain_source(self, targets: np.ndarray) -> RecommendSource:
-        """Training examples of plain SFT."""
-        return self.recommend_source(self.plain_context(), targets)
 
     def recommend_source(self, context: PromptContext, targets: np.ndarray) -> RecommendSource:
         """Training examples of the recommendation tasks; `context` is of the same targets."""
@@ -193,6 +200,7 @@ class MLLMExperiment(Experiment):
             seed=c.seed,
             tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
             negatives=c.negatives,
+            retriever_negatives=c.retriever_negatives,
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )
@@ -224,7 +232,7 @@ class MLLMExperiment(Experiment):
     ) -> np.ndarray:
         """`score` of lists of any width: float32[n, K], NaN where there is no item.
 
-        A list is scored in parts as wide as the frozen candidates, so that the room of
+        A list is scored in parts as wide as the shortest frozen candidates, so that the room of
         `config.evaluation.length` is enough for it; each part reads the user's history once.
 
         Args:
@@ -232,7 +240,7 @@ class MLLMExperiment(Experiment):
           rows: int32[n, 2] (user, position).
           lists: int32[n, K], -1 where there is no item.
         """
-        width = 1 + self.config.evaluation.negatives
+        width = self.config.evaluation.list_width
         parts = -(-lists.shape[1] // width)
         padding = parts * width - lists.shape[1]
         items = np.pad(lists, ((0, 0), (0, padding)), constant_values=-1).reshape(-1, width)
@@ -245,9 +253,63 @@ class MLLMExperiment(Experiment):
         found[items < 0] = np.nan
         return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
 
-    def score_frozen(
-        self, name: str, step: str, context: PromptContext, frozen: Candidates
-    ) -> np.ndarray:
-        """`score` of frozen candidates; `context` is of their rows."""
-        source = self.candidate_source(context, frozen.rows, frozen.items)
-        return self.score(name, step, source, frozen.items.shape[1])
+    # --- plain SFT, the baseline of every method (*ours*) -----------------------------------------
+
+    def plain_context(self, *, images: bool = True) -> PromptContext:
+        """Titles and images of the history and of the candidate, no keywords and no similar users:
+        what plain SFT knows (*ours*). images: False = titles alone."""
+        catalog, histories, split = self.dataset
+        return PromptContext(
+            catalog,
+            histories,
+            train_end=split.train_end,
+            images=images,
+            history_patches=self.config.prompts.history_patches if images else 0,
+        )
+
+    def plain_source(self, targets: np.ndarray) -> RecommendSource:
+        """Training examples of plain SFT."""
+        return self.recommend_source(self.plain_context(), targets)
+
+    @property
+    def baselines(self) -> list[str]:
+        """Step and row of each plain SFT that this run trains."""
+        return [name for name in _SHOWS_IMAGES if getattr(self.config.use, name)]
+
+    def baseline_steps(self) -> list[Step]:
+        """Trains them."""
+        c = self.config
+        settings = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
+        settings["use"] = {"images": c.use.images, "multitask": c.use.multitask}
+        return [
+            Step(name, functools.partial(self.baseline, name), settings, self.base_inputs())
+            for name in self.baselines
+        ]
+
+    def baseline(self, name: str, directory: Path) -> None:
+        """Plain SFT: the recommendation tasks by titles, without similar users."""
+        targets = self.training_targets()
+        source = self.recommend_source(self.baseline_context(name, targets), targets)
+        self.fine_tune(name, source, directory)
+
+    def baseline_context(self, name: str, rows: np.ndarray) -> PromptContext:
+        """What the prompts of a baseline know."""
+        del rows  # nothing depends on them: what similar users took is not shown
+        return self.plain_context(images=_SHOWS_IMAGES[name])
+
+    def add_baselines(self, board: Leaderboard) -> None:
+        """Their rows under the protocols with sampled candidates."""
+        for name in self.baselines:
+            self.add_sampled(board, name, name, functools.partial(self.baseline_context, name))
+
+    def add_sampled(
+        self,
+        board: Leaderboard,
+        name: str,
+        step: str,
+        context: Callable[[np.ndarray], PromptContext],
+    ) -> None:
+        """A row under these protocols, of what `step` trained; arguments as of `score_lists`."""
+        board.add_scores(
+            name, lambda frozen: self.score_lists(name, step, context, frozen.rows, frozen.items)
+        )

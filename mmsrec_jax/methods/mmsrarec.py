@@ -4,7 +4,8 @@ Stage 1, summarize: an MLLM turns each item's image and text into keywords.
     `summarizer`   tunes it by GRPO with verifiable rewards
     `summaries`    writes the keywords of every item
 Stage 2, retrieve: whose history looks like this one, and what did they take next?
-    `sasrec`       trains an ID-only sequential recommender (`config.sequential_model`)
+    `sasrec`       trains an ID-only sequential recommender (`config.sequential_model`), and those
+                   of `config.also_sequential`
     `retrieval`    the next items of the most similar users, for every prompt
 Stage 3, multi-task SFT: the MLLM says yes or no to a candidate, by its image and text, the keywords
 of the user's last items and those of the similar users' next items.
@@ -13,10 +14,11 @@ of the user's last items and those of the similar users' next items.
     `evaluation`   ranks candidates by p(yes) / (p(yes) + p(no))
 
 *Ours*: `model` and `warmup`, which make a small model from scratch where none is pretrained;
-`plain_sft`, the baseline without keywords and similar users; in stage 1 the image and format
-rewards and the bounded reconstruction reward; in stage 2 folds and distinct items; in stage 3 the
-tasks rank, next_keywords and align (the paper's four are not public), the listwise loss and the
-keywords beside a candidate. But for the steps, each has a weight or a flag in the settings.
+`plain_sft` and `text_sft`, the baselines without keywords and similar users, with images and
+without; in stage 1 the image and format rewards and the bounded reconstruction reward; in stage 2
+folds and distinct items; in stage 3 the tasks rank, next_keywords and align (the paper's four are
+not public), the listwise loss and the keywords beside a candidate. But for the steps, each has a
+weight or a flag in the settings.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
@@ -53,6 +56,7 @@ from mmsrec_jax.sequential import train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 STEP_OF_FORM = {"joint": "sft", "cached": "cached"}
+_RETRIEVED = 50  # items of the sequential model that negatives are drawn from
 
 
 class MMSRARec(MLLMExperiment):
@@ -75,19 +79,21 @@ class MMSRARec(MLLMExperiment):
         steps += self.sequential_steps()
         if use.retrieval:
             settings = {"retrieval": as_dict(c.retrieval), "similar": c.prompts.similar}
-            settings |= {"rows": c.sft.rows, "seed": c.sft.seed, **self.sequential_record()}
+            settings |= {
+                "rows": c.sft.rows,
+                "seed": c.sft.seed,
+                **self.sequential_record(c.sequential_model),
+            }
             steps.append(Step("retrieval", self.retrieval, settings, ["data", c.sequential_model]))
             context.append("retrieval")
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
-        plain_use = {"images": use.images, "multitask": use.multitask}
-        trained = [c.sequential_model, *(STEP_OF_FORM[form] for form in c.forms)]
-        plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
-        trained += ["plain_sft"] if use.plain_sft else []
+        trained = [*c.sequential_models, *(STEP_OF_FORM[form] for form in c.forms), *self.baselines]
         settings = {"evaluation": as_dict(c.evaluation), "prompts": as_dict(c.prompts)}
         settings["forms"] = list(c.forms)  # the first one has the method's name in the table
+        settings["sequential_model"] = c.sequential_model
         return [
             *steps,
-            *(plain if use.plain_sft else []),
+            *self.baseline_steps(),
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
             Step("evaluation", self.evaluation, settings, ["data", *trained]),
         ]
@@ -97,8 +103,10 @@ class MMSRARec(MLLMExperiment):
         cached = {key: value for key, value in tuned.items() if key != "sft"}
         targets = {"rows": self.config.sft.rows, "seed": self.config.sft.seed}
         cached |= {"cached": as_dict(self.config.cached), "targets": targets}
+        draws = self.config.sft.retriever_negatives > 0
+        retriever = [self.config.sequential_model] if draws else []
         made = {
-            "joint": Step("sft", self.sft, tuned, inputs),
+            "joint": Step("sft", self.sft, tuned, [*inputs, *retriever]),
             "cached": Step("cached", self.train_cached, cached, inputs),
         }
         return [made[form] for form in self.config.forms]
@@ -191,7 +199,9 @@ class MMSRARec(MLLMExperiment):
         if c.folds > 1:
             folds = similar.assign_folds(len(histories), c.folds, c.seed)
             fold_models = train.train_folds(
-                **self.sequential_options(), folds=folds, directory=directory / "folds"
+                **self.sequential_options(self.config.sequential_model),
+                folds=folds,
+                directory=directory / "folds",
             )
         rows = np.concatenate([self.training_targets(), split.validation, split.test])
         found = similar.neighbors(
@@ -213,8 +223,16 @@ class MMSRARec(MLLMExperiment):
 
     def sft(self, directory: Path) -> None:
         """SFT on prompts with keywords and similar users' next items."""
-        targets = self.training_targets()
-        self.fine_tune("sft", self.recommend_source(self.context(targets), targets), directory)
+        targets, context = self.training_targets(), self.context(self.training_targets())
+        if self.config.sft.retriever_negatives:
+            context = dataclasses.replace(context, retrieved=self._first_items(targets))
+        self.fine_tune("sft", self.recommend_source(context, targets), directory)
+
+    def _first_items(self, targets: np.ndarray) -> np.ndarray:
+        """int32[n, K]: what the sequential model, which knows training interactions alone, ranks
+        first after what each user had before the target."""
+        top = min(_RETRIEVED, len(self.dataset.catalog))
+        return ranking.full(self.recommender(), self.dataset.histories, targets, top=top).top
 
     def train_cached(self, directory: Path) -> None:
         """The same prompts, in the form in which users and items are read apart."""
@@ -223,10 +241,6 @@ class MMSRARec(MLLMExperiment):
     def cached_items(self) -> CachedItems:
         """The form that ranks the whole catalog."""
         return CachedItems(self, "cached", self.context)
-
-    def plain_sft(self, directory: Path) -> None:
-        """The baseline (*ours*): the same examples with titles, and without similar users."""
-        self.fine_tune("plain_sft", self.plain_source(self.training_targets()), directory)
 
     def context(self, targets: np.ndarray) -> PromptContext:
         """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
@@ -266,26 +280,26 @@ class MMSRARec(MLLMExperiment):
         """How many items have each keyword."""
         return Counter(word for row in self.summary_store() for word in row["image"] + row["text"])
 
+    def features_read(self) -> list[str]:
+        shown = self.config.use.summaries and self.config.prompts.candidate_keywords
+        return [*super().features_read(), *(["summaries"] if shown else [])]
+
+    def candidate_keywords(self) -> Sequence[str] | None:
+        return self.keywords() if "summaries" in self.features_read() else None
+
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        frozen = board.frozen
         systems: list[System | RowSystem] = [*board.baselines()]
         systems += keyword_rows.scorers(
-            self.config, self.dataset, self.prompt_config, self.context, frozen.rows
+            self.config, self.dataset, self.prompt_config, self.context, board.targets
         )
-        systems.append(self.recommender())
+        systems += map(self.recommender, self.config.sequential_models)
         for system in systems:
-            board.add_sampled(system)
-        if self.config.use.plain_sft:
-            board.add_scores(
-                "plain_sft",
-                lambda: self.score_frozen("plain_sft", "plain_sft", self.plain_context(), frozen),
-            )
+            board.add(system)
+        self.add_baselines(board)
         for form in self.config.forms:
             self._add_form(board, form)
-        for system in systems:
-            board.add_full(system)
         if self.config.evaluation.rerank:
             self.add_reranked(board, directory)
         if self.config.evaluation.generate:
@@ -298,22 +312,18 @@ class MMSRARec(MLLMExperiment):
         return "mmsrarec" if form == self.config.forms[0] else f"mmsrarec/{form}"
 
     def _add_form(self, board: Leaderboard, form: str) -> None:
-        frozen, name = board.frozen, self._name(form)
+        name = self._name(form)
         if form == "cached":
             self.cached_items().add_rows(board, name)
         else:
-            board.add_scores(
-                name, lambda: self.score_frozen(name, "sft", self.context(frozen.rows), frozen)
-            )
+            self.add_sampled(board, name, "sft", self.context)
 
     def add_reranked(self, board: Leaderboard, directory: Path) -> None:
         """Full-catalog ranks of the MLLMs, see `config.evaluation.rerank`."""
         reranker = Reranker(self, directory)
-        if self.config.use.plain_sft:
-            board.add_full_ranks(
-                "plain_sft",
-                lambda: reranker.ranks("plain_sft", "plain_sft", lambda rows: self.plain_context()),
-            )
+        for name in self.baselines:
+            context = functools.partial(self.baseline_context, name)
+            board.add_full_ranks(name, functools.partial(reranker.ranks, name, name, context))
         if "joint" not in self.config.forms:
             return
         name = self._name("joint")

@@ -17,7 +17,6 @@ from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import workdir
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import S, from_record
-from mmsrec_jax.sequential import registry
 from mmsrec_jax.training.pairs import CachedSettings
 from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
 
@@ -43,18 +42,20 @@ def settings(folder: Path) -> Settings:
       UserError: a step has not finished, an input of what trained its MLLM ran again since, or a
         step recorded other fields than this version has.
     """
-    trained = workdir.inputs(folder, "evaluation")
+    evaluated = workdir.finished(folder, "evaluation")
+    if "sequential_model" not in evaluated:
+        raise _other_version(UserError("config.sequential_model is missing"))
     form, *others = forms(folder)
     step = STEP_OF_FORM[form]
     tuned = workdir.finished(folder, step, same=_READ_BY_STAGE_3)
     found = Settings(
-        sequential_model=next(name for name in trained if name in registry.MODELS),
+        sequential_model=evaluated["sequential_model"],
         forms=(form, *others),
         data=_read(DataSettings, workdir.finished(folder, "data"), "data"),
         model=_read(ModelSettings, tuned, "model"),
         use=_read(UseSettings, tuned, "use"),
         prompts=_read(PromptSettings, tuned, "prompts"),
-        evaluation=_read(EvaluationSettings, workdir.finished(folder, "evaluation"), "evaluation"),
+        evaluation=_read(EvaluationSettings, evaluated, "evaluation"),
     )
     if form == "joint":
         found = dataclasses.replace(found, sft=_read(SFTSettings, tuned, "sft"))

@@ -58,12 +58,13 @@ class ScalingPoint(MLLMExperiment):
         model = self.base.trained("validation", "sft")
         split = self.dataset.split
         targets = splits.subset(split.validation, evaluation.users, evaluation.seed)
+        source = self.plain_source(targets)
         dataset = in_order(
-            self.plain_source(targets),
+            source,
             self.mesh,
             batch_size=evaluation.batch_size,
             length=c.length,
-            patches=self.image_room(c.patches),
+            patches=self.patches_of_a_row(source, c.patches),
             answers=c.answers,
             targets=c.targets,
             workers=evaluation.workers,

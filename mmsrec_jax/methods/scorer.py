@@ -123,7 +123,7 @@ class Scorer:
         if self.form == "cached":
             return self.catalog_margins(typed, neighbors)[wanted]
         run, c = self._run, self.config.evaluation
-        width = 1 + c.negatives
+        width = c.list_width
         count = -(-len(wanted) // width)
         lists = np.full((count, width), -1, np.int32)
         lists.ravel()[: len(wanted)] = wanted

@@ -12,13 +12,15 @@ from mmsrec_jax.runtime.workdir import Step
 
 
 class Sequential(MLLMExperiment):
-    """One model on one data set; a model that reads features of an MLLM has its base model too."""
+    """One model or more on one data set; one that reads features of an MLLM has its base model
+    too."""
 
     def steps(self) -> list[Step]:
         c = self.config.evaluation
         settings = {"users": c.users, "negatives": c.negatives, "seed": c.seed, "k": c.k}
-        inputs = ["data", self.config.sequential_model]
-        base = self.base_steps() if features.to_make(self.config) else []
+        models = self.config.sequential_models
+        inputs = ["data", *models]
+        base = self.base_steps() if features.to_make(self.config, *models) else []
         return [
             self.data_step(),
             *base,
@@ -29,10 +31,8 @@ class Sequential(MLLMExperiment):
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        systems = [*board.baselines(), self.recommender()]
+        systems = [*board.baselines(), *map(self.recommender, self.config.sequential_models)]
         for system in systems:
-            board.add_full(system)
-        for system in systems:
-            board.add_sampled(system)
+            board.add(system)
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")

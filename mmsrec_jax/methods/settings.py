@@ -10,6 +10,8 @@ from mmsrec_jax.inference.settings import (
     SummariesSettings,
     UnderstandingSettings,
 )
+from mmsrec_jax.inputs.chains import ChainSettings
+from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.inputs.understanding import IMAGE
 from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
@@ -27,7 +29,7 @@ from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.sequential.sasrec import SASRecSettings
 from mmsrec_jax.training.metering import steps_to_trace
 from mmsrec_jax.training.pairs import CachedSettings
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings, WriterSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,13 @@ class UseSettings(Section):
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
     plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
+    text_sft: bool = setting(False, "True: plain SFT without images is trained too.")
+    windows: bool = setting(
+        True, "False: MLLM-SRec writes one text of all of a history, not one of each window."
+    )
+    clock: bool = setting(True, "False: MLLM-SRec tells no gaps in time.")
+    profile: bool = setting(True, "False: MLLM-SRec writes no profile.")
+    chain: bool = setting(True, "False: MLLM-SRec answers without a chain of thought.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +57,17 @@ class Settings(Section):
 
     method: str = setting(
         "mmsrarec",
-        "The paper's method, a sequential recommender by itself, or one point of a scaling study.",
-        choices=("mmsrarec", "sequential", "scaling"),
+        "A paper's method, a sequential recommender by itself, or one point of a scaling study.",
+        choices=("mmsrarec", "mllm_srec", "sequential", "scaling"),
     )
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
+    )
+    also_sequential: tuple[str, ...] = setting(
+        (),
+        "Sequential recommenders that are trained and ranked beside it, by their own sections; "
+        "Molar and HM4SR read what the run's MLLM makes of items.",
+        choices=tuple(MODELS),
     )
     forms: tuple[str, ...] = setting(
         ("joint",),
@@ -61,6 +76,12 @@ class Settings(Section):
         choices=("joint", "cached"),
     )
     seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
+    seeds: tuple[int, ...] = setting(
+        (),
+        "The experiment runs once under each, in seed-N of the workdir and on the same data and "
+        "candidates; then there is one table of all. Empty: once, under `seed`.",
+        low=0,
+    )
     input_shards: int = setting(
         0,
         "Batches are packed in so many parts, which processes share. A run goes on with any number "
@@ -80,6 +101,9 @@ class Settings(Section):
     summarizer: GRPOSettings = group(GRPOSettings)
     summaries: SummariesSettings = group(SummariesSettings)
     understanding: UnderstandingSettings = group(UnderstandingSettings)
+    preferences: PreferenceSettings = group(PreferenceSettings)
+    writer: WriterSettings = group(WriterSettings)
+    chain: ChainSettings = group(ChainSettings)
     sasrec: SASRecSettings = group(SASRecSettings)
     bert4rec: BERT4RecSettings = group(BERT4RecSettings)
     gru4rec: GRU4RecSettings = group(GRU4RecSettings)
@@ -95,6 +119,21 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
+        if len(set(self.seeds)) < len(self.seeds) or (self.seeds and self.method == "scaling"):
+            raise UserError(
+                f"{name}.seeds={self.seeds}: name each once, and none for a point of a scaling "
+                "study, which has no table"
+            )
+        if len(set(self.sequential_models)) < len(self.sequential_models):
+            raise UserError(
+                f"{name}.also_sequential={self.also_sequential}: name each once, and not "
+                f"{name}.sequential_model={self.sequential_model!r}"
+            )
+        if self.use.text_sft and not self.use.images:
+            raise UserError(
+                f"{name}.use.text_sft=True, but {name}.use.images=False: that is plain SFT, leave "
+                f"{name}.use.text_sft False"
+            )
         if self.understanding.mode == IMAGE and not self.use.images:
             raise UserError(
                 f"{name}.understanding.mode={IMAGE!r}, but {name}.use.images=False shows none; set "
@@ -116,6 +155,15 @@ class Settings(Section):
             )
 
     @property
-    def sequential(self) -> SequentialSettings:
-        """The section of `sequential_model`."""
-        return getattr(self, self.sequential_model)
+    def sequential_models(self) -> tuple[str, ...]:
+        """All that are trained, the one that retrieves first."""
+        return self.sequential_model, *self.also_sequential
+
+    @property
+    def headline(self) -> str:
+        """The row of the table that the experiment is about."""
+        return self.sequential_model if self.method == "sequential" else self.method
+
+    def sequential(self, model: str) -> SequentialSettings:
+        """The section of a sequential model."""
+        return getattr(self, model)

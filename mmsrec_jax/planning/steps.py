@@ -232,7 +232,7 @@ class Steps:
         state = sharding.abstract(state, sharding.shardings(state, self.mesh))
         score = forward.compiled(graphdef, scoring.margins(_YES_NO_IDS), self.mesh)
         batch = self._batch(
-            c, length=c.length, answers=1 + c.negatives, targets=c.length // 2, packed=False
+            c, length=c.length, answers=c.list_width, targets=c.length // 2, packed=False
         )
         adapters = self._adapters(tuned) if "lora" in trainables.parts(tuned.trainable) else None
         parts = flops.forward(self.shape, self._row(c, c.length, 0), adapters)

@@ -93,6 +93,18 @@ def similar(templates: Templates, entries: Sequence[str]) -> Section:
     )
 
 
+def aggregated(templates: Templates, keywords: Sequence[tuple[str, int]]) -> Section:
+    """`similar` by keywords, each with the number of users that it is of, most first (*ours*). The
+    rarest go first."""
+    return Section(
+        "similar",
+        templates.aggregated,
+        " {words}",
+        ",",
+        tuple(f"{word} {count}" for word, count in keywords),
+    )
+
+
 def render(sections: Sequence[Section]) -> str:
     """Their text, one after the other."""
     return "".join(section.text() for section in sections)

@@ -5,13 +5,18 @@ Answers are the caller's. `IMAGE` marks in the returned text stand for one image
 
 from collections.abc import Sequence
 
-from mmsrec_jax.prompts.templates import LETTERS, Templates
+from mmsrec_jax.prompts.templates import IMAGE, LETTERS, Templates
 
 
 def item_words(templates: Templates, keywords: str) -> str:
     """Comma-separated keywords as they stand in a list of items."""
     words = (word.strip() for word in keywords.split(","))
     return templates.keyword_separator.join(word for word in words if word)
+
+
+def illustrated(words: str, has_image: bool) -> str:
+    """An item in a list, behind its image where that is shown."""
+    return f"{IMAGE} {words}" if has_image else words
 
 
 def candidate(templates: Templates, text: str, has_image: bool) -> str:

@@ -8,6 +8,9 @@ pretrained models. Both have the same structure and go through the same builder.
 import dataclasses
 import string
 
+from mmsrec_jax.data import windows
+from mmsrec_jax.prompts import taste_templates
+
 YES_NO = ("yes", "no")
 LETTERS = string.ascii_uppercase
 IMAGE = "\ue001"  # private-use character that stands for an image until tokens are made
@@ -27,6 +30,7 @@ class Templates:
         hours, days, weeks, months, years.
       history, similar: opening sections of a recommendation prompt; `similar` is left out when
         nothing was retrieved.
+      aggregated: in place of `similar`, keywords with numbers, comma-separated.
       candidate: what follows the sections for one candidate, up to the yes/no label.
       rank, rank_option: lettered candidates in one prompt.
       next_keywords, align_item, align_words, vqa, summarize: questions of the other tasks.
@@ -38,6 +42,7 @@ class Templates:
       fuse: asks for one description of all that is shown before it.
       answer: how an answer in words opens; a space makes a word the token it is inside a text.
       fillers: vague words that a poor summary contains; noise for the warm-up's targets.
+      taste: what is said of a user's taste.
     """
 
     keyword_separator: str
@@ -50,6 +55,7 @@ class Templates:
     pauses: tuple[str, ...]
     history: str
     similar: str
+    aggregated: str
     candidate: str
     rank_option: str
     rank: str
@@ -67,6 +73,7 @@ class Templates:
     fuse: str
     answer: str
     fillers: tuple[str, ...]
+    taste: taste_templates.TasteTemplates
 
 
 TERSE = Templates(
@@ -80,6 +87,7 @@ TERSE = Templates(
     pauses=("hours", "days", "weeks", "months", "years"),
     history="likes{items}\n",
     similar="similar{items}\n",
+    aggregated="similar{items}\n",
     candidate="{image} {text}",
     rank_option="{letter} {words}\n",
     rank="{options}which",
@@ -97,6 +105,7 @@ TERSE = Templates(
     fuse="{image}{answers}{told}\nitem",
     answer=" {words}",
     fillers=("nice", "item", "good"),
+    taste=taste_templates.TERSE,
 )
 
 FULL = Templates(
@@ -110,6 +119,10 @@ FULL = Templates(
     pauses=("hours", "days", "weeks", "months", "years"),
     history="A user chose these items, oldest first:\n{items}\n\n",
     similar="Users with a similar history went on to choose:\n{items}\n\n",
+    aggregated=(
+        "Keywords of what users with a similar history went on to choose, with how many of them "
+        "did:{items}\n\n"
+    ),
     candidate=(
         "Candidate item:\n{image}Text: {text}\n\n"
         "Will the user choose this item next? Answer yes or no."
@@ -140,6 +153,7 @@ FULL = Templates(
     ),
     answer="{words}",
     fillers=("nice", "good quality", "product"),
+    taste=taste_templates.FULL,
 )
 
 TEMPLATES = {"terse": TERSE, "full": FULL}
@@ -148,13 +162,16 @@ TEMPLATES = {"terse": TERSE, "full": FULL}
 def corpus(templates: Templates) -> list[str]:
     """Every fixed sentence of a set, for training a tokenizer together with the items' words."""
     texts = []
-    for field in dataclasses.fields(templates):
-        value = getattr(templates, field.name)
+    sentences = {name: value for name, value in vars(templates).items() if name != "taste"}
+    if templates.aggregated == templates.similar:
+        del sentences["aggregated"]  # the same sentence once
+    for value in (*sentences.values(), *vars(templates.taste).values()):
         for text in value if isinstance(value, tuple) else (value,):
             names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
             blank = dict.fromkeys(names, "") | {"letter": "A"}
             texts.append(text.format(**blank).replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
+    texts.extend(f" {word}" for word in windows.WORDS)
     texts.extend(templates.followed.format(words="", pause=pause) for pause in templates.pauses)
     texts.extend(templates.rated.format(words="", rating=rating) for rating in range(1, 6))
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

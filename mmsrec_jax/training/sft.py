@@ -107,6 +107,13 @@ class SFTSettings(FineTuneSettings):
         low=0,
     )
     negatives: int = setting(7, "Negatives of a training list.", low=1)
+    retriever_negatives: float = setting(
+        0.0,
+        "Share of MMSRARec's negatives that are among the 50 items which the sequential model "
+        "ranks first for the target's history (ours); the others are uniform.",
+        low=0,
+        high=1,
+    )
     rows: int = setting(0, "Size of a random subset of the training targets. 0 is all.", low=0)
 
 
@@ -133,6 +140,19 @@ class WarmupSettings(FineTuneSettings):
         "Probability that a described keyword is left out or repeated: what stage 1 can improve.",
         low=0,
         high=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WriterSettings(FineTuneSettings):
+    """What teaches a model to write about users' windows and histories (ours): counted examples."""
+
+    pretrained: bool = setting(
+        False,
+        "Whether a pretrained model (`model.path`) is taught too; one from scratch always is.",
+    )
+    profiles: float = setting(
+        0.3, "Share of the examples that are about whole histories.", low=0, high=1
     )
 
 

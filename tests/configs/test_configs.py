@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, beauty, microlens, movielens, quickstart, scaling
+from mmsrec_jax.methods import seeds as methods_seeds
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, from_config, to_config
@@ -13,10 +14,10 @@ from mmsrec_jax.sequential import registry
 
 ALL = [
     *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
-    *((beauty, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
+    *((beauty, variant) for variant in ("", "small", "mllm_srec", *base.SEQUENTIAL_MODELS)),
     *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
     *((movielens, variant) for variant in ("", "smoke", "small", *base.SEQUENTIAL_MODELS)),
-    (quickstart, ""),
+    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec")),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]
 
@@ -38,8 +39,9 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     config = experiment.get_config(variant)
     settings = from_config(Settings, config)
     assert from_config(Settings, to_config(settings)) == settings
-    assert settings.sequential is getattr(settings, settings.sequential_model)
-    assert type(settings.sequential) is registry.MODELS[settings.sequential_model].settings
+    section = settings.sequential(settings.sequential_model)
+    assert section is getattr(settings, settings.sequential_model)
+    assert type(section) is registry.MODELS[settings.sequential_model].settings
     assert config.is_locked
 
 
@@ -110,6 +112,8 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"sequential_model": "sasrek"}, "config.sequential_model='sasrek'.*'sasrec'?"),
         ({"method": "model"}, "config.method='model': must be one of 'mmsrarec'"),
         ({"profile": "3"}, "config.profile='3' is not FIRST:LAST"),
+        ({"seeds": (1, 1)}, r"config.seeds=\(1, 1\): name each once"),
+        ({"seeds": (0,), "method": "scaling"}, "none for a point of a scaling study"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(fields, message):
@@ -133,3 +137,16 @@ def test_what_changes_no_result_is_in_no_record():
 def test_a_misspelt_variant_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean configs/beauty.py:sasrec"):
         beauty.get_config("sasrecs")
+
+
+def test_runs_of_several_seeds_differ_in_what_is_random_but_data_and_candidates():
+    config = quickstart.get_config("seeds")
+    config.seed = 5  # that of the runs is theirs
+    runs = methods_seeds.configs(config)
+    assert [run.seed for run in runs] == [0, 1, 2] and config.seeds == (0, 1, 2)
+    same = {"config.data.seed", "config.data.toyshop.seed", "config.evaluation.seed"}
+    for run in runs:
+        assert run.seeds == ()
+        assert seeds(run) == {name: 0 if name in same else run.seed for name in seeds(run)}
+    config.data.toyshop.seed = 9
+    assert {run.data.toyshop.seed for run in methods_seeds.configs(config)} == {9}

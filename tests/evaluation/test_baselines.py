@@ -32,7 +32,7 @@ def test_random_scorer_equals_its_closed_form():
     users = 6000
     histories = histories_of(list(rng.integers(0, 500, (users, 6))))
     frozen = sampled(histories, splits.leave_one_out(histories).test, n=20, seed=0, num_items=500)
-    got = metrics.summary(ranking.sampled(Random(500, seed=5), histories, frozen))
+    got = metrics.summary(ranking.full_and_sampled(Random(500, seed=5), histories, [frozen])[1])
     ndcg = sum(1 / math.log2(r + 1) for r in range(1, 6)) / 21
     assert (round(5 / 21, 3), round(ndcg, 3)) == (0.238, 0.140)
     error = 4 / math.sqrt(users)  # four standard errors of a share, at least

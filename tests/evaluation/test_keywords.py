@@ -96,8 +96,7 @@ def test_ranks_under_both_protocols_equal_a_loop(words, histories, split, neighb
     listed = keywords.places(histories, split.test, history=HISTORY, neighbors=neighbors)
     scorer = keywords.KeywordScorer("x", keywords.incidence(words), listed, [1, 0.5, 0.25, 2, 1])
     frozen = sampled(histories, split.test, n=9, seed=0, num_items=ITEMS)
-    full = ranking.full(scorer, histories, split.test, chunk=32, top=3)
-    among = ranking.sampled(scorer, histories, frozen, chunk=32)
+    full, among = ranking.full_and_sampled(scorer, histories, [frozen], chunk=32, top=3)
     for n, (user, position) in enumerate(split.test):
         past, target = histories.of(user)[:position], int(histories.of(user)[position])
         scores = [

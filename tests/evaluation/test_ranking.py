@@ -48,13 +48,19 @@ def test_histories_are_as_wide_as_the_chunk_needs_and_ranking_is_compiled_once(
 
 def test_sampled_ranks_equal_a_loop_and_ready_scores(histories, rows, table):
     frozen = sampled(histories, rows, n=9, seed=0, num_items=ITEMS)
-    got = ranking.sampled(table, histories, frozen, chunk=50)
+    more = sampled(histories, rows, n=15, seed=0, num_items=ITEMS)
+    whole, others, got = ranking.full_and_sampled(table, histories, [more, frozen], chunk=50, top=3)
+    for name in ("ranks", "candidates", "ties", "top"):
+        wanted = getattr(ranking.full(table, histories, rows, top=3), name)
+        np.testing.assert_array_equal(getattr(whole, name), wanted)
     last = np.array([histories.of(u)[p - 1] for u, p in rows])
     ready = ranking.from_scores("x", table.values[last[:, None], frozen.items], frozen)
     for n, (user, position) in enumerate(rows):
         past = histories.of(user)[:position]
         wanted = by_hand(table, past, frozen.targets[n], frozen.items[n])
         assert (got.ranks[n], got.candidates[n], got.ties[n]) == wanted
+        wanted = by_hand(table, past, more.targets[n], more.items[n])
+        assert (others.ranks[n], others.candidates[n], others.ties[n]) == wanted
     for name in ("ranks", "candidates", "ties", "targets", "users"):
         np.testing.assert_array_equal(getattr(got, name), getattr(ready, name))
 

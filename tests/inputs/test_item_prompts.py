@@ -66,3 +66,24 @@ def test_a_text_that_fills_more_than_a_row_loses_its_tail(trained):
     assert opening < len(example) <= opening + 3 and example.counts["texts_cut"] == 1
     with pytest.raises(UserError, match="raise config.features.length"):
         TextSource(CATALOG, prompt_config, length=opening)
+
+
+def test_features_are_of_the_text_that_candidates_show(trained):
+    """Title and keywords where candidates show those, the text fields otherwise."""
+    words = toy_items.keywords(12)
+    words[4] = ""
+    for shown in (True, False):
+        config = toy_items.prompt_config(
+            trained, fields=("title", "description"), candidate_keywords=shown
+        )
+        rows = TextSource(CATALOG, config, length=400, keywords=words)
+        alone = ContentSource(CATALOG, config, length=60, content="item", keywords=words)
+        texts = rows.example(0, 0)
+        for i in range(rows.first[1]):
+            fields = CATALOG[i].text
+            wanted = " ".join(fields.values())
+            if shown and words[i]:
+                wanted = f"{fields['title']} {words[i].replace(',', '')}"
+            assert trained.decode(texts.tokens[texts.suffix_ids == i + 1]) == wanted
+            example = alone.example(i, 0)
+            assert trained.decode(example.tokens[example.loss_weights > 0]) == wanted

@@ -395,3 +395,179 @@ def test_a_question_for_keywords_leaves_room_for_any_answer_and_reads_no_target(
     assert f"- {latest}" in trained.decode(past.example(2, 0).tokens)
     with pytest.raises(UserError, match="raise config.sft.length"):
         NextKeywordsSource(context(), prompt_config, ROWS, length=longest, answer=longest)
+
+
+def pictures_of(item):
+    """How an item's image stands in text: one pad a slot; nothing where it has none."""
+    slots = 0 if item in (NO_IMAGE, CORRUPT) else (1, 2, 4)[item % 3]
+    return f"<|vision_start|>{'<|image_pad|>' * slots}<|vision_end|> " if slots else ""
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+def test_the_history_of_plain_sft_shows_titles_and_images(trained, templates):
+    prompt_config = toy_items.prompt_config(trained, templates)
+    plain = context(keywords=None, neighbors=None, history_patches=1000)
+    for row in range(len(ROWS)):
+        past = HISTORIES.of(ROWS[row][0])[: ROWS[row][1]][-5:]
+        example = recommend(prompt_config, {"pointwise": 1}, plain).example(row, 0)
+        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
+        lines = [pictures_of(i) + CATALOG[int(i)].text["title"] for i in past]
+        assert (", " if templates == "terse" else "\n- ").join(lines) in prefix
+        shown = [i for i in [*past, *candidates_of(trained, example)] if pictures_of(i)]
+        pixels = [prompt_config.processor.patchify(CATALOG.image(int(i))) for i in shown]
+        assert len(example.images) == len(shown)
+        for image, wanted in zip(example.images, pixels, strict=True):
+            np.testing.assert_array_equal(image["patches"], wanted["patches"])
+        bare = sum(1 for i in past if not pictures_of(i))
+        assert example.counts["images_missing"] == bare + sum(
+            1 for i in candidates_of(trained, example) if not pictures_of(i)
+        )
+        pad = trained.convert_tokens_to_ids("<|image_pad|>")
+        one = example.suffix_ids <= 1
+        grids = [image["grid"] for image in example.images]
+        count = int(sum(1 for i in past if pictures_of(i)))
+        grids = grids[: count + bool(pictures_of(candidates_of(trained, example)[0]))]
+        np.testing.assert_array_equal(
+            example.positions[:, one], mrope_positions(example.tokens[one], grids, pad, merge=2)
+        )
+
+
+def test_images_of_the_history_have_their_own_room_and_leave_with_their_items(
+    trained, prompt_config
+):
+    """The latest item's image stays longest; an item that is left out takes its image along."""
+    row = int(np.argmax(ROWS[:, 1]))
+    past = HISTORIES.of(ROWS[row][0])[: ROWS[row][1]][-5:].tolist()
+    sizes = [4 * (1, 2, 4)[i % 3] if pictures_of(i) else 0 for i in past]
+    lists = np.tile([0, 1], (len(ROWS), 1))
+
+    def at(length, room):
+        known = context(keywords=None, neighbors=None, history_patches=room)
+        return CandidateSource(known, prompt_config, ROWS, lists, length=length).example(row, 0)
+
+    def lines(example):
+        prefix = trained.decode(example.tokens[example.suffix_ids == 0])
+        found = re.search(r"likes (.*)", prefix)
+        return found[1].split(", ") if found else []
+
+    titles = [CATALOG[i].text["title"] for i in past]
+    for room in range(sum(sizes) + 2):
+        example, left, wanted = at(1000, room), room, []
+        for item, size, title in reversed(list(zip(past, sizes, titles, strict=True))):
+            left -= size
+            wanted.insert(0, (pictures_of(item) if left >= 0 else "") + title)
+        assert lines(example) == wanted
+        out = sum(
+            1 for line, i in zip(wanted, past, strict=True) if pictures_of(i) and "<" not in line
+        )
+        assert example.counts.get("history_images_left_out", 0) == (out if room else 0)
+    whole = at(1000, 1000)
+    for length in range(len(whole), 30, -1):
+        example = at(length, 1000)
+        kept = 5 - example.counts["history_left_out"]
+        assert (
+            lines(example)
+            == [pictures_of(i) + t for i, t in zip(past, titles, strict=True)][5 - kept :]
+        )
+        shown = [i for i in past[5 - kept :] if pictures_of(i)]
+        assert len(example.images) == len(shown) + 2
+        for image, item in zip(example.images, shown, strict=False):
+            wanted = prompt_config.processor.patchify(CATALOG.image(item))
+            np.testing.assert_array_equal(image["patches"], wanted["patches"])
+
+
+def test_questions_after_a_history_with_images(trained, prompt_config):
+    plain = context(keywords=None, neighbors=None, history_patches=1000)
+    for task in ("rank", "next_keywords"):
+        example = recommend(prompt_config, {task: 1}, plain).example(9, 0)
+        past = HISTORIES.of(ROWS[9][0])[: ROWS[9][1]][-5:]
+        assert len(example.images) == sum(1 for i in past if pictures_of(i)) > 0
+        assert example.counts.get("images_missing", 0) == sum(not pictures_of(i) for i in past)
+
+
+def test_text_sft_shows_no_image_anywhere(trained, prompt_config):
+    text = context(keywords=None, neighbors=None, images=False)
+    source = recommend(prompt_config, {"pointwise": 1}, text)
+    example = source.example(9, 0)
+    assert source.patch_width == 0 and example.images == ()
+    assert "<|vision_start|>" not in trained.decode(example.tokens)
+    blind = recommend(
+        toy_items.prompt_config(trained, processor=None), {"pointwise": 1},
+        context(keywords=None, neighbors=None),
+    )  # fmt: skip
+    assert same(example, blind.example(9, 0))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_negatives_is_of_the_items_that_a_retriever_ranks_first(
+    trained, prompt_config, share
+):
+    row = len(ROWS) - 1
+    user, position = ROWS[row]
+    known = set(HISTORIES.of(user)[: TRAIN_END[user]].tolist())
+    target = int(HISTORIES.of(user)[position])
+    free = [item for item in range(24) if item not in known]
+    first = np.array([target, *list(known)[:2], *free[:6], -1])  # six of these may be negatives
+    retrieved = np.tile(first.astype(np.int32), (len(ROWS), 1))
+    source = recommend(
+        prompt_config, {"pointwise": 1}, context(retrieved=retrieved), retriever_negatives=share
+    )
+    counts = Counter()
+    for draw in range(400):
+        example = source.example(row, draw)
+        items = candidates_of(trained, example)
+        assert len(set(items)) == 5 and example.labels.sum() == 1
+        assert items[int(np.argmax(example.labels))] == target
+        counts.update(set(items) - {target})
+    assert not known & set(counts)
+    inside = sum(counts[item] for item in free[:6]) / 1600
+    # of the other negatives some fall among the six as well, but for those already drawn
+    uniform = (4 - 4 * share) / 4 * 6 / len(free)
+    assert abs(inside - share - uniform) < 0.06 if share < 1 else inside == 1
+    if share == 0:
+        plain = recommend(prompt_config, {"pointwise": 1})
+        assert same(source.example(row, 3), plain.example(row, 3))
+
+
+@pytest.mark.parametrize("templates", ["terse", "full"])
+def test_neighbors_are_counted_by_keyword(trained, templates):
+    """Most users first; of equal counts the most similar user's first. What the user had is not
+    shown; an item without keywords counts by its text."""
+    row = int(np.argmax(ROWS[:, 1]))
+    user, position = ROWS[row]
+    past = HISTORIES.of(user)[:position].tolist()
+    free = [item for item in range(24) if item not in past]
+    near = [free[0], past[0], *free[1:5], -1]
+    keywords = list(KEYWORDS)
+    keywords[free[2]] = ""
+    counts = Counter()
+    for item in (i for i in near if i >= 0 and i not in past):
+        counts.update(
+            [word.strip() for word in KEYWORDS[item].split(",")]
+            if item != free[2]
+            else [CATALOG[item].text["title"]]
+        )
+    assert max(counts.values()) > 1
+    neighbors = np.tile(np.array(near, np.int32), (len(ROWS), 1))
+
+    def prefix(limit, length=1000, **changes):
+        known = context(neighbors=neighbors, keywords=keywords)
+        config = toy_items.prompt_config(trained, templates, aggregate=limit)
+        options = dict(length=length, similar=7) | changes
+        lists = np.tile([0, 1], (len(ROWS), 1))
+        example = CandidateSource(known, config, ROWS, lists, **options).example(row, 0)
+        text = trained.decode(example.tokens[example.suffix_ids == 0])
+        opening = {"terse": "similar", "full": "how many of them did:"}[templates]
+        found = re.search(f"{opening} (.*)", text)
+        return example, found[1].split(", ") if found else []
+
+    for limit in (1, 3, 50):
+        _, words = prefix(limit)
+        ordered = sorted(counts.items(), key=lambda pair: -pair[1])  # stable
+        assert words == [f"{word} {count}" for word, count in ordered[:limit]]
+    example, all_of_them = prefix(50)
+    shorter, words = prefix(50, length=len(example) - 40)
+    assert shorter.counts["similar_left_out"] == len(all_of_them) - len(words)
+    assert words == all_of_them[: len(words)]  # the rarest go first
+    _, few = prefix(50, similar=2)
+    assert len(few) < len(all_of_them)

@@ -84,7 +84,7 @@ def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, c
     experiment = sequential.Sequential(from_config(Settings, config), tmp_path, None)
     (tmp_path / "data").mkdir()
     experiment.data(tmp_path / "data")
-    found = experiment.sequential_options()["features"]
+    found = experiment.sequential_options("hm4sr")["features"]
     assert list(found) == ["text", "categories"]
     wanted = (rows - rows.mean(0)) / rows.std(0)
     np.testing.assert_allclose(found["text"], wanted, rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, c
 
     none = np.zeros((40, 0), np.float32)
     monkeypatch.setattr(features.item_features, "categories", lambda catalog, separator: none)
-    assert list(experiment.sequential_options()["features"]) == ["text"]
+    assert list(experiment.sequential_options("hm4sr")["features"]) == ["text"]
     said = [record.getMessage() for record in caplog.records]
     assert any("hm4sr: no item has a category" in line for line in said)
 

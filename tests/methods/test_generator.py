@@ -118,7 +118,7 @@ def test_the_row_of_the_table_and_what_it_cost(tokenizer, tmp_path):
         return Leaderboard(
             directory, catalog=toy_items.catalog(), histories=HISTORIES,
             split=Split(ROWS, TARGETS, TARGETS, "leave_one_out", HISTORIES.lengths - 2),
-            targets=TARGETS, negatives=5, cutoffs=(1, 5), seed=0, run_seed=0, run_settings={},
+            targets=TARGETS, negatives=(5,), cutoffs=(1, 5), seed=0, run_seed=0, run_settings={},
             data="toy",
         )  # fmt: skip
 

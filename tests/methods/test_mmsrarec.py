@@ -48,7 +48,10 @@ TINY = {
     "cached.num_users": 8, "cached.num_items": 16, "cached.validation_rows": 16,
     "cached.score_items": 32, "cached.score_users": 16,
     "evaluation.users": 40, "evaluation.batch_size": 8, "evaluation.rerank": 25,
-    "evaluation.fuse": True, "prompts.fields": ("title",),
+    "evaluation.fuse": True, "evaluation.negatives": (20, 30), "prompts.fields": ("title",),
+    "sft.retriever_negatives": 0.3, "prompts.aggregate": 8, "use.text_sft": True,
+    "also_sequential": ("molar",), "molar.steps": 10, "molar.evaluate_every": 5,
+    "molar.batch_size": 8, "molar.dim": 16, "features.batch_size": 30,
     "evaluation.length": 900,  # so that all candidates show all they have
 }  # fmt: skip
 
@@ -124,14 +127,16 @@ def test_the_table_has_every_system_under_its_protocols(runs):
     found = {(row["system"], row["protocol"]) for row in rows}
     everywhere = [
         "random", "popularity", "cooccurrence", "keyword_overlap", "keyword_logit", "sasrec",
-        "plain_sft", "mmsrarec", "mmsrarec/cached", "mmsrarec/cached+sasrec",
+        "molar", "plain_sft", "text_sft", "mmsrarec", "mmsrarec/cached", "mmsrarec/cached+sasrec",
         "bayes_learned_groups", "bayes_optimal", "oracle",
     ]  # fmt: skip
-    assert found == {(name, p) for name in everywhere for p in ("sampled@20", "full")} | {
+    protocols = ("full", "sampled@20", "sampled@30")
+    assert found == {(name, p) for name in everywhere for p in protocols} | {
         ("mmsrarec+sasrec", "full")
     }
-    sampled = [row["system"] for row in rows if row["protocol"] == "sampled@20"]
-    assert sampled == everywhere
+    for protocol in protocols[1:]:
+        sampled = [row["system"] for row in rows if row["protocol"] == protocol]
+        assert sampled == everywhere
     for row in rows:
         assert row["users"] == 40 and row["seed"] == 0
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
@@ -152,7 +157,7 @@ def test_every_item_has_one_summary(runs):
 
 def test_candidates_and_ranks_of_all_systems_are_of_the_same_users(runs):
     tables = [pq.read_table(p) for p in (runs[0] / "evaluation").glob("ranks-*-sampled@20.parquet")]
-    assert len(tables) == 13
+    assert len(tables) == 15
     for table in tables:
         np.testing.assert_array_equal(table["user"], tables[0]["user"])
         np.testing.assert_array_equal(table["target"], tables[0]["target"])
@@ -197,12 +202,12 @@ def scorer(runs):
 
 def test_typed_histories_of_test_users_are_scored_as_in_the_evaluation(runs, scorer):
     evaluation = runs[0] / "evaluation"
-    frozen = Candidates.read(evaluation / "candidates.parquet")
+    frozen = Candidates.read(evaluation / "candidates-sampled@20.parquet")
     frozen = dataclasses.replace(
         frozen, rows=frozen.rows[:6], items=frozen.items[:6], positive=frozen.positive[:6]
     )
     run = scorer._run
-    wanted = run.score_frozen("again", "sft", run.context(frozen.rows), frozen)
+    wanted = run.score_lists("again", "sft", run.context, frozen.rows, frozen.items)
     ranks, _ = read_ranks(evaluation / "ranks-mmsrarec-sampled@20.parquet")
     for row, (user, position) in enumerate(frozen.rows):
         history = scorer.catalog.ids[scorer.histories.of(user)[:position]].tolist()

@@ -1,5 +1,6 @@
 """A sequential recommender by itself on a tiny shop: data, training, ranks and the table."""
 
+import copy
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmsrec_jax import methods
 from mmsrec_jax.runtime.errors import UserError
 
 SYSTEMS = ("random", "popularity", "cooccurrence", "sasrec")
+PROTOCOLS = ("full", "sampled@5", "sampled@9")
 TRUTH = ("bayes_learned_groups", "bayes_optimal", "oracle")
 
 
@@ -23,7 +25,7 @@ def config():
         length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
         loss="sampled_softmax", negatives=8,
     )  # fmt: skip
-    config.evaluation.update(users=40, negatives=5, k=(1, 5))
+    config.evaluation.update(users=40, negatives=(5, 9), k=(1, 5))
     return config
 
 
@@ -36,15 +38,17 @@ def workdir(config, tmp_path_factory):
 
 def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir):
     rows = json.loads((workdir / "table.json").read_text())
-    protocols = ("full", "sampled@5")
-    wanted = {(name, p) for name in (*SYSTEMS, *TRUTH) for p in protocols}
+    wanted = {(name, p) for name in (*SYSTEMS, *TRUTH) for p in PROTOCOLS}
     assert {(row["system"], row["protocol"]) for row in rows} == wanted
-    assert rows[0]["protocol"] == "full"  # the headline comes first
+    order = [row["protocol"] for row in rows]  # the headline comes first
+    assert order == [protocol for protocol in PROTOCOLS for _ in (*SYSTEMS, *TRUTH)]
     for name in SYSTEMS:
-        full, listed = (
-            pq.read_table(workdir / "evaluation" / f"ranks-{name}-{p}.parquet") for p in protocols
+        full, listed, more = (
+            pq.read_table(workdir / "evaluation" / f"ranks-{name}-{p}.parquet") for p in PROTOCOLS
         )
         np.testing.assert_array_equal(full["user"], listed["user"])
+        np.testing.assert_array_equal(full["user"], more["user"])
+        assert set(more["candidates"].to_pylist()) == {10}
         assert len(full) == 40 and set(listed["candidates"].to_pylist()) == {6}
         assert np.min(full["candidates"]) > 40
 
@@ -62,6 +66,41 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, capl
     methods.run(again, workdir, only=["data", "sasrec"])
     after = json.loads((workdir / "sasrec" / "step.json").read_text())
     assert before["fingerprint"] != after["fingerprint"] and after["finished"]
+
+
+def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = copy.deepcopy(config)
+    config.seeds, config.evaluation.negatives = (3, 1), (5,)
+    methods.run(config, tmp_path)
+    table = {(row["system"], row["protocol"]): row for row in json.loads(read(tmp_path))}
+    assert set(table) == {(s, p) for s in (*SYSTEMS, *TRUTH) for p in PROTOCOLS[:2]}
+    runs = [json.loads(read(tmp_path / f"seed-{seed}")) for seed in (3, 1)]
+    for (system, protocol), row in table.items():
+        values = [
+            {(r["system"], r["protocol"]): r for r in rows}[system, protocol]["auc"]
+            for rows in runs
+        ]
+        assert row["seeds"] == (2 if system == "sasrec" else 1) and row["users"] == 40
+        assert row["auc"]["mean"] == pytest.approx(np.mean(values))
+        if system == "sasrec":  # the row that the others are compared with
+            assert values[0] != values[1] and row["baseline"] is None
+        else:
+            assert values[0] == values[1] and row["baseline"] == "sasrec"
+            assert row["auc"]["low"] <= row["auc"]["difference"] <= row["auc"]["high"]
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("sasrec ") and " ± " in line for line in said)
+    fields = [json.loads((tmp_path / f"seed-{n}/sasrec/step.json").read_text()) for n in (3, 1)]
+    assert [record["config"]["sasrec"]["seed"] for record in fields] == [3, 1]
+    caplog.clear()
+    before = read(tmp_path)
+    methods.run(config, tmp_path)
+    assert not any("begins" in record.getMessage() for record in caplog.records)
+    assert read(tmp_path) == before and config.seed == 0
+
+
+def read(workdir):
+    return (workdir / "table.json").read_text()
 
 
 def test_gru4rec_retrieves_for_mmsrarec(tmp_path):

@@ -18,13 +18,14 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.sequential.registry import MODELS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_clip"
 ALL = [
-    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft", "sft",
-    "cached", "evaluation",
+    "data", "model", "warmup", "summarizer", "summaries", "sasrec", "retrieval", "plain_sft",
+    "text_sft", "sft", "cached", "evaluation",
 ]  # fmt: skip
-BOTH = {"forms": ("joint", "cached")}
+BOTH = {"forms": ("joint", "cached"), "use.text_sft": True}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def settings_of(config, **changes) -> Settings:
         ({"use.summaries": False}, {"summarizer", "summaries"}),
         ({"use.retrieval": False}, {"retrieval"}),
         ({"use.plain_sft": False}, {"plain_sft"}),
+        ({"use.text_sft": False}, {"text_sft"}),
         ({"model.path": "somewhere"}, {"model", "warmup"}),
         ({"model.path": "somewhere", "warmup.pretrained": True}, {"model"}),
     ],
@@ -62,9 +64,18 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
     for form in {"sft", "cached"} - left_out:
         assert reads[form] >= {"summaries", "retrieval"} - left_out
         assert form in reads["evaluation"]
-    assert not reads.get("plain_sft", set()) & {"summaries", "retrieval"}
+    for baseline in {"plain_sft", "text_sft"} - left_out:
+        assert not reads[baseline] & {"summaries", "retrieval"}
+        assert baseline in reads["evaluation"]
     if "warmup" not in left_out:
-        start_from_it = {"summarizer", "summaries", "plain_sft", "sft", "cached"} - left_out
+        start_from_it = {
+            "summarizer",
+            "summaries",
+            "plain_sft",
+            "text_sft",
+            "sft",
+            "cached",
+        } - left_out
         assert all("warmup" in reads[name] for name in start_from_it)
 
 
@@ -72,7 +83,7 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
 def test_every_step_that_trains_records_what_export_reads(mesh, tmp_path, method):
     steps = method(settings_of(quickstart.get_config(), **BOTH), tmp_path, mesh).steps()
     trained = [step for step in steps if step.name in SECTIONS]
-    assert len(trained) == (5 if method is MMSRARec else 1)
+    assert len(trained) == (6 if method is MMSRARec else 1)
     for step in trained:
         assert {"path", "dtype", "max_pixels"} <= set(step.config["model"])
         assert "lora_alpha" in step.config[SECTIONS[step.name]]
@@ -149,6 +160,7 @@ def test_item_features_are_those_of_the_warmed_up_model(mesh, tmp_path, model):
         ("warmup", {"warmup.pretrained": True}, "reads text only and has no connector"),
         ("sft", {"sft.trainable": "connector+lora", "use.images": False}, "use.images=False"),
         ("sft", {"sft.trainable": "connector", "sft.patches": 0}, "config.sft.patches=0"),
+        ("text_sft", {"sft.trainable": "connector"}, "step text_sft shows none"),
     ],
 )
 def test_a_connector_that_is_not_there_is_named(
@@ -156,7 +168,7 @@ def test_a_connector_that_is_not_there_is_named(
 ):
     settings = settings_of(base.get_config(), **{"model.path": str(GOLDEN)}, **changes)
     found = BaseModel(settings, tmp_path, mesh)
-    field = f"config.{step}.trainable='{found.settings(step).trainable}'"
+    field = f"config.{SECTIONS[step]}.trainable='{found.settings(step).trainable}'"
     if "text only" in message:  # families without a tower
         found.check(step)
         shape = dataclasses.replace(config_from_hf(read_json(GOLDEN / "config.json")), vision=None)
@@ -177,3 +189,35 @@ def test_a_fused_row_without_reranking_is_refused():
     ):
         settings_of(quickstart.get_config(), **{"forms": ("joint",), "evaluation.fuse": True})
     settings_of(quickstart.get_config(), **{"forms": ("cached",), "evaluation.fuse": True})
+
+
+def test_text_sft_in_a_run_without_images_is_refused():
+    with pytest.raises(UserError, match="use.text_sft=True, but config.use.images=False"):
+        settings_of(quickstart.get_config(), **{"use.text_sft": True, "use.images": False})
+
+
+def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_path):
+    changes = {"also_sequential": ("molar", "gru4rec")}
+    run = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh)
+    reads = {step.name: list(step.inputs) for step in run.steps()}
+    assert reads["features"] == ["data", "model", "warmup", "summaries"]  # keywords are shown
+    assert reads["molar"] == ["data", "features"] and reads["gru4rec"] == ["data"]
+    assert reads["sasrec"] == ["data"] and reads["retrieval"] == ["data", "sasrec"]
+    trained = [name for name in reads["evaluation"] if name in reads and name in MODELS]
+    assert trained == ["sasrec", "molar", "gru4rec"]
+    changes |= {"prompts.candidate_keywords": False}
+    run = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh)
+    reads = {step.name: list(step.inputs) for step in run.steps()}
+    assert reads["features"] == ["data", "model", "warmup"]
+    for twice in (("sasrec",), ("molar", "molar")):
+        with pytest.raises(UserError, match="config.also_sequential=.*: name each once"):
+            settings_of(quickstart.get_config(), **{"also_sequential": twice})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_negatives_of_the_retriever_make_stage_3_depend_on_it(mesh, tmp_path, share):
+    changes = BOTH | {"sft.retriever_negatives": share, "use.retrieval": False}
+    steps = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh).steps()
+    reads = {step.name: step.inputs for step in steps}
+    assert ("sasrec" in reads["sft"]) == (share > 0)
+    assert not any("sasrec" in reads[name] for name in ("plain_sft", "text_sft", "cached"))

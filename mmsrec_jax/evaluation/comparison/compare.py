@@ -1,8 +1,8 @@
 """Systems of finished runs side by side: every metric, and how sure a difference is.
 
 Results are compared user by user, so they must be of the same data, split, protocol and candidates;
-what is not is refused. Several seeds of one config are one system: its mean over seeds for every
-user goes into the bootstrap, and the standard deviation between seeds stands beside the mean.
+what is not is refused. Several seeds of one config are one system: the bootstrap draws users and
+seeds, and the standard deviation between seeds stands beside the mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -286,10 +286,11 @@ def _rank_external(
             rows = _test_rows(data.split, result)
             ranks = external.full(name, scores, data.histories, rows, top=result.ranks.top.shape[1])
         else:
-            frozen = Candidates.read(workdir / "evaluation" / "candidates.parquet")
+            file = protocols.candidates_file(workdir / "evaluation", protocol)
+            frozen = Candidates.read(file)
             if frozen.digest != result.setting.candidates:
                 raise UserError(
-                    f"{workdir}/evaluation/candidates.parquet: not the candidates of "
+                    f"{file}: not the candidates of "
                     f"{result.path}; delete {workdir}/evaluation and run launch/train.py again"
                 )
             ranks = external.sampled(name, scores, frozen)
@@ -381,10 +382,8 @@ def _rows(
     shape = of_users.shape[:2]
     low = high = difference = np.full(shape, np.nan)
     if users and base is not None:
-        paired = of_users - of_users[base]
-        difference = paired.mean(-1)
-        found = bootstrap.intervals(paired.reshape(-1, users).T, resamples=resamples, seed=seed)
-        low, high = (bound.reshape(shape) for bound in found)
+        difference = (of_users - of_users[base]).mean(-1)
+        low, high = bootstrap.differences(values, base, resamples=resamples, seed=seed)
     rows = []
     for e, label in enumerate(labels):
         seeds = values[e].mean(-1) if users else np.full((len(values[e]), len(names)), np.nan)

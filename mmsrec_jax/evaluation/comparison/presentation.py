@@ -109,13 +109,14 @@ def screen(rows: Sequence[Row], about: About) -> str:
         )
         if about.split == "leave_one_out":
             parts[-1] += f"\n({_LEAK})"
-        parts.append(_by_metric(whole, _value))
+        parts.append(_by_metric(whole, mean_cell))
         compared = [row for row in whole if row.low is not None]
         if compared:
+            drawn = "users and seeds" if any(row.seeds > 1 for row in whole) else "users"
             parts.append(
-                f"difference to {compared[0].baseline}, 95% paired bootstrap over users "
+                f"difference to {compared[0].baseline}, 95% paired bootstrap over {drawn} "
                 f"({about.resamples:,} resamples, seed {about.seed})\n"
-                + _by_metric(compared, _difference)
+                + _by_metric(compared, difference_cell)
             )
         parts.append(_slices(own))
     return "\n\n".join(parts)
@@ -150,27 +151,28 @@ def _by_metric(rows: Sequence[Row], cell: Callable[[Row], str]) -> str:
 
 
 def _slices(rows: Sequence[Row]) -> str:
-    shown = _headline(rows)
+    shown = headline(rows)
     rows = [row for row in rows if row.metric in shown]
     systems = list(dict.fromkeys(row.system for row in rows))
     cells = {(row.slice, row.metric, row.system): row for row in rows}
     lines = [["slice", "users", "metric", *systems]]
     for part, users in dict.fromkeys((row.slice, row.users) for row in rows):
         lines += [
-            [part, f"{users:,}", metric, *(_value(cells[part, metric, s]) for s in systems)]
+            [part, f"{users:,}", metric, *(mean_cell(cells[part, metric, s]) for s in systems)]
             for metric in shown
         ]
     return aligned(lines, left=1)
 
 
-def _headline(rows: Sequence[Row]) -> list[str]:
+def headline(rows: Sequence[Row]) -> list[str]:
+    """The metrics of slices and plots: at 10, or at the largest cut-off."""
     cutoffs = [int(row.metric.partition("@")[2]) for row in rows if row.metric.startswith("hr@")]
     k = _HEADLINE if _HEADLINE in cutoffs else max(cutoffs)
     return [f"hr@{k}", f"ndcg@{k}"]
 
 
 def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
-    shown = _headline(rows)
+    shown = headline(rows)
     rows = [row for row in rows if row.slice == WHOLE and row.low is not None]
     systems = list(dict.fromkeys(row.system for row in rows))
     # Text as text and no random ids: equal numbers give equal files.
@@ -195,28 +197,30 @@ def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
             partial.replace(path.with_name(path.name + suffix))
 
 
-def _value(row: Row) -> str:
+def mean_cell(row: Row) -> str:
+    """As "0.1234 ± 0.0012"; the deviation only of several seeds."""
     if row.value is None:
         return "-"
-    return _number(row.value) + (f" ± {_number(row.sd)}" if row.sd is not None else "")
+    return number(row.value) + (f" ± {number(row.sd)}" if row.sd is not None else "")
 
 
-def _difference(row: Row) -> str:
+def difference_cell(row: Row) -> str:
+    """As "+0.0123 [+0.0020, +0.0226]"; empty where nothing is compared."""
     if row.difference is None or row.low is None or row.high is None:
         return ""
-    return f"{_number(row.difference, '+')} [{_number(row.low, '+')}, {_number(row.high, '+')}]"
+    return f"{number(row.difference, '+')} [{number(row.low, '+')}, {number(row.high, '+')}]"
 
 
 def _latex_cell(row: Row) -> str:
     if row.value is None:
         return "--"
-    text = _number(row.value) + (rf" $\pm$ {_number(row.sd)}" if row.sd is not None else "")
+    text = number(row.value) + (rf" $\pm$ {number(row.sd)}" if row.sd is not None else "")
     if row.low is None or row.high is None:
         return text
     return text + ("*" if row.low > 0 or row.high < 0 else "")
 
 
-def _number(value: float, sign: str = "") -> str:
+def number(value: float, sign: str = "") -> str:
     """Four decimals, two for counts and bits."""
     return f"{value:{sign}.{4 if abs(value) < 2 else 2}f}"
 

@@ -32,7 +32,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
     with config.unlocked():
         config.data.toyshop.update(num_users=120, num_items=50, num_groups=3, seed=data_seed)
         config.update(seed=seed)
-        config.evaluation.update(negatives=negatives, seed=0, k=k)
+        config.evaluation.update(negatives=(negatives,), seed=0, k=k)
         config.data.update(seed=data_seed)
         config.sft.learning_rate = noise  # any field in which two configs differ
     settings = from_config(Settings, config)
@@ -41,7 +41,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         catalog, histories, split = build.open_built(settings.data, workdir / "data")
         rows = split.test
         frozen = protocols.sampled(histories, rows, n=negatives, seed=0, num_items=50)
-        frozen.write(directory / "candidates.parquet")
+        frozen.write(protocols.candidates_file(directory, frozen.name))
         results = Results(
             directory, data=build.fingerprint(workdir / "data"), split=split.kind, seed=seed,
             config=as_dict(settings),
@@ -54,7 +54,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         for system in (baselines.Popularity(histories, split, 50), taste):
             results.add(
                 system.name, frozen.name, frozen.digest,
-                lambda s=system: ranking.sampled(s, histories, frozen),
+                lambda s=system: ranking.full_and_sampled(s, histories, [frozen])[1],
             )  # fmt: skip
             results.add(
                 system.name, "full", protocols.full_digest(rows),

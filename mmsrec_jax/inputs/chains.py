@@ -1,0 +1,99 @@
+"""Chains of thought, or what stands in place of the computed ones: a teacher's, from a file.
+
+A line of JSON for each training target:
+
+    {"user": "u00001", "position": 5, "chain": "Prefers oak. New: garden."}
+
+user: raw id; position: of the target in the user's history, from 0, oldest first; chain: recent
+preference and how it moved, in any words. Other fields are ignored. A target without a line has the
+computed chain.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmsrec_jax.data.ids import did_you_mean
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import Section, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSettings(Section):
+    """The chain of thought of MLLM-SRec's answers."""
+
+    scoring: str = setting(
+        "given",
+        "Its user steps when candidates are scored: the stored text of the last window, what the "
+        "trained model writes, or none.",
+        choices=("given", "generated", "none"),
+    )
+    label_weight: float = setting(
+        1.0,
+        "Weight of the label in the loss of the joint form, against 1 for a token of the chain. In "
+        "the cached form `cached.next_in_history` weighs the chain.",
+        above=0,
+    )
+    file: str = setting(
+        "", "A teacher's chains for training targets, JSON lines. Empty: computed ones."
+    )
+
+    def check_file(self) -> None:
+        """Stops early when the file is not there (UserError)."""
+        if self.file and not Path(self.file).is_file():
+            raise UserError(f"config.chain.file={self.file}: no such file")
+
+
+def read(path: Path, histories: Histories) -> dict[tuple[int, int], str]:
+    """Chains by (user index, position of the target).
+
+    Raises:
+      UserError: a line that is no such object, names a user or a position that is not there, or a
+        target that has a line already.
+    """
+    index = {user: u for u, user in enumerate(histories.users.tolist())}
+    found: dict[tuple[int, int], str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error.msg}); correct it") from error
+        try:
+            key, chain = _parsed(row, index, histories)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        if key in found:
+            raise UserError(
+                f"{path}, line {number}: user {row['user']!r}, position {key[1]} has a line "
+                "already; keep one"
+            )
+        found[key] = chain
+    return found
+
+
+def _parsed(
+    row: Any, index: Mapping[str, int], histories: Histories
+) -> tuple[tuple[int, int], str]:
+    if not isinstance(row, dict):
+        raise ValueError('no object; write {"user": ..., "position": ..., "chain": ...}')
+    for name, kind in (("user", str), ("position", int), ("chain", str)):
+        if type(row.get(name)) is not kind:
+            raise ValueError(f"{name} is {row.get(name)!r}; it must be {kind.__name__}")
+    user, position, chain = row["user"], row["position"], " ".join(row["chain"].split())
+    if user not in index:
+        raise ValueError(
+            f"no user {user!r}; "
+            + (did_you_mean(user, histories.users) or "ids are those of the raw files")
+        )
+    if not 0 <= position < histories.lengths[index[user]]:
+        raise ValueError(
+            f"position {position}: user {user!r} has {histories.lengths[index[user]]} interactions"
+        )
+    if not chain:
+        raise ValueError("chain is empty; leave the line out")
+    return (index[user], position), chain

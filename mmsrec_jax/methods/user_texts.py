@@ -1,0 +1,214 @@
+"""Texts about the users of a run: what they prefer in each window, and profiles (MLLM-SRec).
+
+They are written for all users at once, window by window: first the first window of every chain of
+windows (`data.windows`), then the second, ... Published predecessors write user by user. A stored
+text names the hash of its inputs, so that a new interaction costs one window at most.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from mmsrec_jax.inference.text_store import TextStore, digest_of
+from mmsrec_jax.inference.texts import Decoding, write_texts
+from mmsrec_jax.inputs.item_renderer import ItemRenderer
+from mmsrec_jax.inputs.taste_texts import ComputedTexts, TasteTexts
+from mmsrec_jax.inputs.tastes import Tastes
+from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime.settings import as_dict
+from mmsrec_jax.runtime.workdir import Step
+
+KEY = ("user", "window")
+WRITER, PREFERENCES, PROFILES = "writer", "preferences", "profiles"  # steps
+
+
+class UserTexts:
+    """The steps that write texts about users, and what they wrote.
+
+    Args:
+      words: gives the comma-separated words of every item.
+      targets: gives int32[n, 2] (user, position), all that prompts will be written for.
+    """
+
+    def __init__(
+        self,
+        run: MLLMExperiment,
+        words: Callable[[], Sequence[str]],
+        targets: Callable[[], np.ndarray],
+    ):
+        self._run, self._words, self._targets = run, words, targets
+
+    def steps(self, inputs: Sequence[str]) -> list[Step]:
+        """inputs: steps that made the base model and the items' words."""
+        run, c = self._run, self._run.config
+        rows = {"rows": c.sft.rows, "seed": c.sft.seed}
+        settings = run.prompt_record() | {
+            "preferences": as_dict(c.preferences),
+            "clock": c.use.clock,
+            "windows": c.use.windows,
+        }
+        steps, read = [], list(inputs)
+        if self.is_taught:
+            taught = {**settings, WRITER: as_dict(c.writer)}
+            steps.append(Step(WRITER, self.train_writer, taught, inputs))
+            read.append(WRITER)
+        steps.append(Step(PREFERENCES, self.write_preferences, {**settings, **rows}, read))
+        if c.use.profile:
+            read = [*read, PREFERENCES]
+            steps.append(Step(PROFILES, self.write_profiles, {**settings, **rows}, read))
+        return steps
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a step teaches the model to write; a pretrained one can."""
+        return not self._run.base.is_pretrained or self._run.config.writer.pretrained
+
+    @functools.cached_property
+    def tastes(self) -> Tastes:
+        """Ratings, gaps and windows of the run's users."""
+        run, c = self._run, self._run.config
+        catalog, histories, _ = run.dataset
+        renderer = ItemRenderer(catalog, run.prompt_config, self._words())
+        return Tastes(histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows)
+
+    def train_writer(self, directory: Path) -> None:
+        """Teaches the base model to write, by texts that counting gives."""
+        run, c, tastes = self._run, self._run.config, self.tastes
+        ends = run.dataset.split.train_end
+        users = np.flatnonzero(ends >= tastes.windows.step)
+        rows = [(u, k) for u in users for k in range(tastes.windows.count(int(ends[u])))]
+        source = ComputedTexts(
+            tastes,
+            np.array(rows, np.int32).reshape(-1, 2),
+            length=c.preferences.prompt_length,
+            answer=c.preferences.max_new_tokens,
+            profiles=c.writer.profiles if c.use.profile else 0.0,
+            seed=c.writer.seed,
+        )
+        run.fine_tune(WRITER, source, directory)
+
+    def write_preferences(self, directory: Path) -> None:
+        """`preferences.jsonl`: a text of every window that a target is told of."""
+        windows = self.tastes.windows
+        rows = windows.needed(np.concatenate([self._targets(), self._profile_ends()]))
+        written = write_windows(self._store(directory), self.tastes, rows, **self._writing())
+        logging.info("preferences: %d of %d texts written", written, len(rows))
+
+    def write_profiles(self, directory: Path) -> None:
+        """`profiles.jsonl`: a text of every whole history that a target is told of."""
+        ends, texts = self._profile_ends(), self.preferences
+        source = TasteTexts(
+            self.tastes,
+            np.stack([ends[:, 0], self.tastes.windows.count(ends[:, 1]) - 1], axis=1),
+            lambda user, window: texts[user, window],
+            profiles=True,
+            length=self._run.config.preferences.prompt_length,
+        )
+        _write(self._store(directory), self.tastes, source, **self._writing(), name=PROFILES)
+
+    @functools.cached_property
+    def preferences(self) -> dict[tuple[int, int], str]:
+        """(user, window) -> the text that step `preferences` wrote."""
+        return self._read(self._store(self._run.workdir / PREFERENCES))
+
+    @functools.cached_property
+    def profiles(self) -> dict[tuple[int, int], str]:
+        """(user, window) -> the profile that step `profiles` wrote at the end of the window."""
+        return self._read(self._store(self._run.workdir / PROFILES))
+
+    def _profile_ends(self) -> np.ndarray:
+        """int32[m, 2] (user, position): where the histories end of which there are profiles."""
+        windows, found = self.tastes.windows, set()
+        if self._run.config.use.profile:
+            for user, position in self._targets().tolist():
+                if (index := windows.profiled(position)) is not None:
+                    found.add((user, windows.span(index)[1]))
+        return np.array(sorted(found), np.int32).reshape(-1, 2)
+
+    def _writing(self) -> dict[str, Any]:
+        """Arguments of `write_windows`."""
+        run, c = self._run, self._run.config.preferences
+
+        @functools.cache
+        def make_model() -> MLLM:
+            if self.is_taught:
+                return run.base.trained(PREFERENCES, WRITER)
+            return run.base.load(PREFERENCES)
+
+        decoding = Decoding(
+            batch_size=c.batch_size,
+            patches=0,
+            max_new_tokens=c.max_new_tokens,
+            gather_weights=c.gather_weights,
+        )
+        return {
+            "make_model": make_model,
+            "tokenizer": run.tokenizer,
+            "decoding": decoding,
+            "mesh": run.mesh,
+        }
+
+    def _store(self, directory: Path) -> TextStore:
+        return TextStore(directory / f"{directory.name}.jsonl", KEY)
+
+    def _read(self, store: TextStore) -> dict[tuple[int, int], str]:
+        run = self._run
+        index = {user: u for u, user in enumerate(run.dataset.histories.users.tolist())}
+        clean = run.prompt_config.chat.clean
+        return {(index[row["user"]], row["window"]): clean(row["written"]) for row in store}
+
+
+def write_windows(
+    store: TextStore,
+    tastes: Tastes,
+    rows: np.ndarray,
+    *,
+    make_model: Callable[[], MLLM],
+    tokenizer: Any,
+    decoding: Decoding,
+    mesh: Mesh,
+) -> int:
+    """Writes the texts of windows int32[n, 2] (user, window) that `store` lacks or has of other
+    inputs, of all users at once and round by round; see `Windows`. Returns how many were written.
+
+    rows: with every window that comes before one of them in its chain (`Windows.needed`).
+    """
+    users, clean = tastes.histories.users, tastes.renderer.prompt_config.chat.clean
+    count = 0
+    for at in range(tastes.windows.chain):
+        source = TasteTexts(
+            tastes,
+            rows[tastes.windows.round(rows[:, 1]) == at],
+            lambda user, window: clean(store[str(users[user]), window]["written"]),
+            profiles=False,
+            length=tastes.settings.prompt_length,
+        )
+        count += _write(
+            store, tastes, source, make_model=make_model, tokenizer=tokenizer, decoding=decoding,
+            mesh=mesh, name=f"{PREFERENCES}, window {at + 1} of {tastes.windows.chain} of a chain",
+        )  # fmt: skip
+    return count
+
+
+def _write(
+    store: TextStore,
+    tastes: Tastes,
+    source: TasteTexts,
+    *,
+    make_model: Callable[[], MLLM],
+    name: str,
+    **options: Any,
+) -> int:
+    """`write_texts` of the rows of `source`, in `store` by user and window."""
+    users = tastes.histories.users
+    keys = [(str(users[user]), int(window)) for user, window in source.rows]
+    return write_texts(
+        store, source, keys, make_model,
+        name=name, digest=lambda row: digest_of(source.text(row)), **options,
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""MLLM-SRec on a tiny shop, in real processes: killed in every step of its own, and once unbroken;
+what ablations leave out."""
+
+import json
+import signal
+import time
+
+import jax
+import launched
+import pyarrow.parquet as pq
+import pytest
+from logged_metrics import explained, logged
+from test_mmsrarec import TINY as SHARED
+from test_mmsrarec import finish, losses, under_way
+
+from configs import quickstart
+from mmsrec_jax.methods.mllm_srec import MLLMSRec
+from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.runtime.sharding import make_mesh
+
+OWN = ("item_texts", "writer", "preferences", "profiles", "chain_sft", "chain_cached", "evaluation")
+ALL = [
+    "data", "model", "warmup", "visual_answers", "item_texts", "claims", "sasrec", "writer",
+    "preferences", "profiles", "plain_sft", "chain_sft", "chain_cached", "evaluation",
+]  # fmt: skip
+TEXTS = ("item_texts/summaries", "preferences/preferences", "profiles/profiles")
+TINY = {
+    name: value for name, value in SHARED.items()
+    if not name.startswith(("summar", "prompts", "evaluation.length", "evaluation.rerank"))
+} | {
+    "use.plain_sft": False, "evaluation.fuse": False, "evaluation.rerank": 0,
+    "understanding.batch_size": 16, "preferences.batch_size": 32, "preferences.max_new_tokens": 6,
+    "writer.steps": 8, "writer.warmup_steps": 2, "writer.checkpoint_every": 2,
+    "writer.batch_size": 4, "chain.scoring": "generated", "evaluation.users": 24,
+}  # fmt: skip
+BOTH = {"forms": ("joint", "cached")}
+
+
+def start(workdir, tmp_path, *arguments):
+    flags = [f"--config.{name}={value}" for name, value in TINY.items()]
+    return launched.start(
+        "launch/train.py", "--config=configs/quickstart.py:mllm_srec", f"--workdir={workdir}",
+        *flags, *arguments, log=tmp_path / f"{workdir.name}.log", compiled=tmp_path / "compiled",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("mllm_srec")
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    finish(start(unbroken, tmp_path), tmp_path, unbroken)
+    killed = []
+    for step in OWN:
+        process = start(broken, tmp_path)
+        deadline = time.monotonic() + 300
+        while process.exitcode is None and not begun(broken / step):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            killed.append(step)
+    finish(start(broken, tmp_path), tmp_path, broken)
+    return unbroken, broken, killed
+
+
+def begun(directory):
+    """As for MMSRARec; its own steps that train are these."""
+    if directory.name in ("writer", "chain_sft", "chain_cached"):
+        return any(path.name.isdigit() for path in directory.glob("checkpoints/*"))
+    return under_way(directory)
+
+
+@pytest.mark.processes
+def test_killed_in_every_step_ends_as_if_unbroken(runs):
+    unbroken, broken, killed = runs
+    assert killed == list(OWN)
+    tables = [json.loads((run / "table.json").read_text()) for run in (unbroken, broken)]
+    assert tables[0] == tables[1]
+    for name in TEXTS:
+        one, two = (run / f"{name}.jsonl" for run in (unbroken, broken))
+        assert one.read_text() == two.read_text() and one.read_text()
+    for step in ("writer", "chain_sft", "chain_cached"):
+        assert losses(broken / step) == losses(unbroken / step)
+    systems = {(row["system"], row["protocol"]) for row in tables[0]}
+    assert {
+        ("mllm_srec", "sampled@20"), ("mllm_srec/cached", "sampled@20"),
+        ("mllm_srec/cached", "full"), ("bayes_optimal", "full"), ("keyword_logit", "full"),
+        ("sasrec", "full"),
+    } <= systems  # fmt: skip
+    for ranks in (unbroken / "evaluation").glob("ranks-*.parquet"):
+        assert pq.read_table(ranks).equals(pq.read_table(broken / "evaluation" / ranks.name))
+    for form in ("joint", "cached"):
+        chains = (unbroken / "evaluation" / f"chains-{form}.jsonl").read_text().splitlines()
+        assert len(chains) == 24
+    found = logged(unbroken)
+    assert {"loss/tokens", "loss/next_in_history"} <= found <= explained()
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, set()),
+        ({"forms": ("cached",)}, {"chain_sft"}),
+        ({"understanding.mode": "both"}, {"visual_answers"}),
+        ({"use.profile": False}, {"profiles"}),
+        ({"use.windows": False}, set()),
+        ({"use.clock": False}, set()),
+        ({"use.chain": False}, set()),
+        ({"use.plain_sft": False}, {"plain_sft"}),
+        ({"model.path": "somewhere"}, {"model", "warmup", "writer"}),
+        ({"model.path": "somewhere", "writer.pretrained": True}, {"model", "warmup"}),
+    ],
+)
+def test_an_ablation_leaves_out_its_steps_and_runs_what_reads_it_again(tmp_path, changes, left_out):
+    def steps(**changes):
+        config = quickstart.get_config("mllm_srec")
+        with config.unlocked():
+            config.update_from_flattened_dict(changes)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return MLLMSRec(from_config(Settings, config), tmp_path, mesh).steps()
+
+    whole, found = steps(**BOTH), steps(**(BOTH | changes))
+    assert [step.name for step in whole] == ALL
+    assert [step.name for step in found] == [name for name in ALL if name not in left_out]
+    for place, step in enumerate(found):
+        assert set(step.inputs) <= {earlier.name for earlier in found[:place]}
+    reads = {step.name: set(step.inputs) for step in found}
+    assert reads["chain_cached"] >= {"item_texts", "preferences", "profiles"} - left_out
+    records = {step.name: json.dumps(step.config) for step in whole}
+    again = {step.name for step in found if json.dumps(step.config) != records[step.name]}
+    expected = {
+        "use.windows": {"writer", "preferences", "profiles", "chain_sft", "chain_cached"},
+        "use.clock": {"writer", "preferences", "profiles", "chain_sft", "chain_cached"},
+        "use.chain": {"chain_sft", "chain_cached"},
+    }  # fmt: skip
+    for name in changes:
+        assert again == expected.get(name, again)
