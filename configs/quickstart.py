@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
             image_attributes=("color", "pattern"),
         )
         config.warmup.update(
-            trainable="full", steps=200, batch_size=12, length=384, patches=72, targets=128,
+            trainable="full", steps=260, batch_size=12, length=384, patches=72, targets=128,
             answers=1, learning_rate=3e-3, warmup_steps=20, workers=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
             distractors=7,
         )  # fmt: skip
         config.summarizer.weights.update(
-            semantic=0.5, length=0.02, image_contrastive=1.0, format=1.0
+            semantic=0.5, reconstruction=4.0, length=0.02, image_contrastive=1.0, format=1.0
         )
         config.summaries.batch_size = 100
         for name in base.SEQUENTIAL_MODELS:

@@ -11,9 +11,9 @@ from toy_examples import ROWS, context
 
 from mmsrec_jax.inference import cached_catalog
 from mmsrec_jax.inference.cached_catalog import CachedCatalog
-from mmsrec_jax.inference.yes_no import margins_after
+from mmsrec_jax.inference.pair_margins import pair_margins
 from mmsrec_jax.inputs.pairs import PairPrompts, PairRoom
-from mmsrec_jax.models.late_interaction import Tail, encode, read_pairs
+from mmsrec_jax.models.late_interaction import Tail, encode
 from mmsrec_jax.runtime.sharding import make_mesh
 
 
@@ -30,7 +30,7 @@ def catalog(made, *, users, items, devices=1):
     model, prompts = made
     return CachedCatalog(
         "toy", model, prompts, score_users=users, score_items=items,
-        yes_no_ids=prompts.renderer.prompt_config.chat.yes_no_ids,
+        yes_no_ids=prompts.renderer.prompt_config.chat.yes_no_ids, closeness=3.0,
         mesh=make_mesh(devices=jax.devices()[:devices]),
     )  # fmt: skip
 
@@ -41,10 +41,12 @@ def expected(made):
     model, prompts = made
     users = prompts.users(range(len(ROWS)), Counter())
     items, tails = prompts.items(range(24), Counter())
-    hidden = read_pairs(
-        model, encode(model, users), encode(model, items), Tail(prompts.tail, tails)
-    )
-    return np.asarray(margins_after(model, hidden, prompts.renderer.prompt_config.chat.yes_no_ids))
+    return np.asarray(
+        pair_margins(
+            model, encode(model, users), encode(model, items), Tail(prompts.tail, tails),
+            yes_no_ids=prompts.renderer.prompt_config.chat.yes_no_ids, closeness=3.0,
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("users", "items", "devices"), [(4, 7, 1), (50, 24, 1), (8, 16, 8)])
@@ -59,8 +61,8 @@ def test_an_item_is_one_forward_and_a_user_one_for_all_chunks(made, monkeypatch)
     ran = Counter()
     original = cached_catalog.programs
 
-    def counted(graphdef, yes_no_ids, mesh):
-        found = original(graphdef, yes_no_ids, mesh)
+    def counted(*arguments):
+        found = original(*arguments)
 
         def encode(state, batch):
             ran["rows"] += len(batch.tokens)

@@ -40,6 +40,16 @@ def ids(prompts):
     return prompts.renderer.prompt_config.chat.yes_no_ids
 
 
+def cosines(model, users, items):
+    """Of the last hidden states, by a plain forward of each row: float64[users, items]."""
+    ends = []
+    for rows in (users, items):
+        n = np.asarray(rows.segment_ids).sum(1)
+        hidden = np.asarray(model(rows), np.float64)[np.arange(len(n)), n - 1]
+        ends.append(hidden / np.linalg.norm(hidden, axis=1, keepdims=True))
+    return ends[0] @ ends[1].T
+
+
 def test_the_loss_by_hand(made):
     tokenizer, prompts = made
     model = toy_model.make(tokenizer, rank=0)
@@ -47,14 +57,16 @@ def test_the_loss_by_hand(made):
     users, items = encode(model, batch.users), encode(model, batch.items)
     hidden = read_pairs(model, users, items, Tail(prompts.tail, batch.tails))
     margins = np.asarray(margins_after(model, hidden, ids(prompts)), np.float64)
+    margins += 3.0 * cosines(model, batch.users, batch.items)
     listwise = 0.0
     for at, target in enumerate(batch.targets):
         among = np.flatnonzero(batch.competes[at])
         logits = margins[at] - batch.log_frequency
         listwise += np.log(np.exp(logits[among]).sum()) - logits[target]
     _, metrics = pairs.loss(
-        model, batch, prompts.tail, start=ROOM.prompt, yes_no_ids=ids(prompts), weights=WEIGHTS
-    )
+        model, batch, prompts.tail,
+        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
+    )  # fmt: skip
     assert float(metrics["loss/listwise"]) == pytest.approx(listwise / 8, rel=1e-4)
     told, count = 0.0, 0
     for at in range(8):  # the answers, by a plain forward of prompt and answer
@@ -91,7 +103,7 @@ def updates(made, devices, **mesh):
         graphdef, state, frozen, shardings = place(model, "lora", optimizer, mesh)
         step = pairs.make_step(
             graphdef, optimizer, prompts.tail, start=ROOM.prompt, yes_no_ids=ids(prompts),
-            weights=WEIGHTS, shardings=shardings,
+            closeness=3.0, weights=WEIGHTS, shardings=shardings,
         )  # fmt: skip
         losses = []
         for batch in dataset(batches(prompts, 4), 0, Counter()):
