@@ -125,7 +125,8 @@ def figures(case: ranking_sides.Case, found: dict[str, Any]) -> dict[str, Any]:
 def report(kind: str, case: ranking_sides.Case, found: dict[str, Any]) -> None:
     print(
         f"\n{kind}: {case.sizes.users} users, histories of {case.sizes.prefix} tokens, "
-        f"candidates of {case.sizes.slots + case.sizes.words + case.sizes.tail}, catalog of {case.catalog}"
+        f"candidates of {case.sizes.slots + case.sizes.words + case.sizes.tail}, "
+        f"catalog of {case.catalog}"
     )
     for form, rate in found["users_per_second"].items():
         print(f"  {form:<18}{rate:9.3f} users/s")
