@@ -1,6 +1,6 @@
 """Ranking 1 + 20 and the whole catalog, beside transformers, in turn on the same weights.
 
-    python benchmarks/ranking.py                          (or: make bench-ranking)
+    python benchmarks/ranking.py
     python benchmarks/ranking.py --kind=keywords --repeats=5 --out=ranking.json
 
 A Qwen2.5-VL of 0.12B with random weights (hidden 512, 12 layers, tower of 8 layers), in float32 on

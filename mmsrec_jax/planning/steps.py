@@ -266,7 +266,7 @@ class Steps:
         step = pairs.make_step(
             graphdef,
             optimizer,
-            np.zeros(c.tail, np.int32),
+            jnp.zeros(c.tail, jnp.int32),
             start=c.prompt_length,
             yes_no_ids=_YES_NO_IDS,
             weights=pairs.TaskWeights(c.next_keywords, c.next_in_history),
@@ -310,10 +310,13 @@ class Steps:
             self._arrays(jax.ShapeDtypeStruct((items,), jnp.int32)),
         )
         prompts = self._encoded(users, c.prompt_length)
+        tail = sharding.abstract(
+            jax.ShapeDtypeStruct((c.tail,), jnp.int32), sharding.replicated(self.mesh)
+        )
         return Step(
             "catalog",
             programs(graphdef, _YES_NO_IDS, self.mesh).score,
-            (state, prompts, stored, np.zeros(c.tail, np.int32)),
+            (state, prompts, stored, tail),
             {"parameters": state, "prompts": prompts, "item store": stored},
             users * items * self._pair(),
         )
@@ -348,7 +351,7 @@ class Steps:
         """Keys and values of rows, divided over the shards of a batch."""
         text, batch = self.shape.text, sharding.LOGICAL_AXES["batch"]
         dtype = jnp.dtype(self.config.model.dtype)
-        kept = jax.ShapeDtypeStruct(
+        kept: Any = jax.ShapeDtypeStruct(
             (text.layers, rows, length, text.kv_heads, text.head_dim), dtype,
             sharding=NamedSharding(self.mesh, PartitionSpec(None, batch)),
         )  # fmt: skip
