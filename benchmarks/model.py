@@ -29,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import model_sides
+import processes
 from absl import app, flags
 
 _ROWS = flags.DEFINE_integer("rows", 2, "Rows of a batch.")
@@ -50,27 +51,6 @@ WORKS = ("train", "forward")
 TOLERANCE = 2e-3  # of losses of about log(vocabulary), after some updates
 
 
-class Side:
-    """A process that serves one side; calls are answered in order."""
-
-    def __init__(self, name: str, *args):
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=model_sides.serve, args=(theirs, name, *args), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-
-    def __call__(self, what: str):
-        self._pipe.send(what)
-        return self._pipe.recv()
-
-    def close(self) -> None:
-        self._pipe.close()
-        self._process.join()
-
-
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -82,7 +62,9 @@ def compare(directory: Path, name: str, images: bool) -> dict:
         threads=_THREADS.value, remat=_REMAT.value, attention=_ATTENTION.value,
     )  # fmt: skip
     title = f"{name}, {'images' if images else 'text'}"
-    sides = {side: Side(side, str(directory), name, case) for side in SIDES}
+    sides = {
+        side: processes.Side(model_sides.serve, side, str(directory), name, case) for side in SIDES
+    }
     found = {"model": name, "images": images, "tokens": case.rows * case.length}
     try:
         for side, call in sides.items():
@@ -102,7 +84,7 @@ def compare(directory: Path, name: str, images: bool) -> dict:
             each = ", ".join(f"{side} {found[side][work]['seconds']:.2f} s" for side in SIDES)
             say(f"{title}: {work} {each}")
             if work == "train":
-                losses = {side: [each["loss"] for each in timed[side]] for side in SIDES}
+                losses = {side: [each["result"] for each in timed[side]] for side in SIDES}
                 found |= {"losses": losses, "apart": apart(title, losses)}
                 for side in SIDES:
                     found[side]["growth"] = sides[side]("memory")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
+
 PARTS = ("matmuls", "optimizer")  # of a train step, timed alone
 
 VOCAB_QWEN, IMAGE_QWEN, START_QWEN, END_QWEN = 151936, 151655, 151652, 151653
@@ -363,26 +365,10 @@ class Theirs:
 
 def serve(pipe, side: str, directory: str, name: str, case: Case) -> None:
     """Answers calls until the pipe closes."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
-    os.environ["OMP_NUM_THREADS"] = str(case.threads)
+    processes.take_cores(case.threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU is shared by both sides
     served = {"ours": Ours, "theirs": Theirs}[side](directory, name, case)
-    while True:
-        try:
-            what = pipe.recv()
-        except EOFError:
-            return
-        call = getattr(served, what)
-        if what in ("load", "memory"):
-            pipe.send(call())
-            continue
-        start, processor = time.perf_counter(), time.process_time()
-        loss = call()
-        pipe.send({
-            "seconds": time.perf_counter() - start,
-            "processor_seconds": time.process_time() - processor,
-            "loss": loss,
-        })  # fmt: skip
+    processes.answer(pipe, served, untimed=("load", "memory"))
 
 
 def _status(field: str) -> int:

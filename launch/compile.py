@@ -2,6 +2,9 @@
 
     pip install "jax[tpu]"   # the compiler; no TPU is needed
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
+    python launch/compile.py --config=configs/beauty.py:cached --topology=v5e:8x8 \\
+        --steps=cached,catalog --model=qwen2.5-vl-3b --config.mesh.fsdp=64 \\
+        --config.cached.num_users=64   # also the memory of stored keys and values of 1M items
     python launch/compile.py --config=configs/beauty.py --topology=v5p:4x4x4 --slices=2 \\
         --model=qwen2.5-vl-32b --config.mesh.data=2 --config.mesh.fsdp=-1 \\
         --config.sft.batch_size=128 --steps=sft --out=sft.json
@@ -24,7 +27,9 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, on the slower network.", 1)
-_STEPS = flags.DEFINE_list("steps", ["sft", "grpo", "rollout", "rank"], "Of the method.")
+_STEPS = flags.DEFINE_list(
+    "steps", ["sft", "grpo", "rollout", "rank"], "Of the method; also cached, catalog."
+)
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
 _QUICK = flags.DEFINE_bool(

@@ -22,7 +22,7 @@ from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.progress import Progress
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Some items, encoded, and the positions of their tails int32[M]."""
 
     encoded: Encoded
@@ -31,7 +31,7 @@ class _Chunk(NamedTuple):
 
 class _Programs(NamedTuple):
     encode: Callable[[nnx.State, Batch], Encoded]
-    score: Callable[[nnx.State, Encoded, _Chunk, np.ndarray], jax.Array]
+    score: Callable[[nnx.State, Encoded, Chunk, np.ndarray], jax.Array]
 
 
 @functools.lru_cache(maxsize=8)
@@ -43,7 +43,7 @@ def programs(
     def encoded(state: nnx.State, batch: Batch) -> Encoded:
         return encode(nnx.merge(graphdef, state), batch)
 
-    def score(state: nnx.State, users: Encoded, chunk: _Chunk, tail: np.ndarray) -> jax.Array:
+    def score(state: nnx.State, users: Encoded, chunk: Chunk, tail: np.ndarray) -> jax.Array:
         return pair_margins(
             nnx.merge(graphdef, state),
             users,
@@ -130,7 +130,7 @@ class CachedCatalog:
             found.append(jnp.concatenate(scores, axis=1)[: len(some), : self.num_items])
         return jnp.concatenate(found)
 
-    def _encoded_items(self) -> list[_Chunk]:
+    def _encoded_items(self) -> list[Chunk]:
         chunks = []
         progress = Progress(f"encode items for {self._name}", self.num_items, unit="items")
         for start in range(0, self.num_items, self._items):
@@ -139,7 +139,7 @@ class CachedCatalog:
             batch, tails = self._prompts.items(self._mine(items).tolist(), self.counts)
             with jax.set_mesh(self._mesh):
                 encoded = self._programs.encode(self._state, to_devices(batch, self._mesh))
-            chunks.append(_Chunk(encoded, to_devices(tails, self._mesh)))
+            chunks.append(Chunk(encoded, to_devices(tails, self._mesh)))
             progress.update(int((items >= 0).sum()))
         return chunks
 

@@ -19,19 +19,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mmsrec_jax.models import flash, splash
+from mmsrec_jax.models import blocks, flash, splash
 from mmsrec_jax.models.block_mask import BlockMask, block_mask, tokens
-from mmsrec_jax.models.layers import precision
 from mmsrec_jax.runtime.sharding import is_divisible, per_device, platform
 
-MASKED = -1e30  # finite: a row that sees nothing (padding) averages instead of giving NaN
-
-Implementation = Literal["xla", "splash", "flash"]
+Implementation = Literal["xla", "blocks", "splash", "flash"]
 GPU_IMPLEMENTATIONS: tuple[Implementation, ...] = ("xla", "flash")
 _FUSED: dict[str, Implementation] = {"tpu": "splash", "gpu": "flash"}
+_SHORTEST_ON_CPU = 512  # fewer queries have little to skip
 _forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar(
     "implementation", default=None
 )
+
+_LISTED: tuple[Implementation, ...] = ("blocks", "flash")  # these read a `BlockMask`
 
 # A mask bool[B, T, S] or None (everything) for XLA.
 Visible = jax.Array | None | splash.Segments | splash.Pairs | BlockMask
@@ -60,6 +60,8 @@ def implementation(dtype: DTypeLike, queries: int) -> Implementation:
         return "xla"
     if forced := _forced.get():
         return forced
+    if platform() == "cpu":
+        return "blocks" if queries >= _SHORTEST_ON_CPU else "xla"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return "xla"
     return _FUSED.get(platform(), "xla")
@@ -102,7 +104,7 @@ def causal(query: Layout, key: Layout | None, dtype: DTypeLike) -> Visible:
     key: None when queries are their own keys, in the order of their slots.
     """
     name = implementation(dtype, query.slots.shape[1])
-    if name == "flash":
+    if name in _LISTED:
         keys = query if key is None else key
         assert (query.suffix_ids is None) == (keys.suffix_ids is None), "both have suffixes or none"
         return block_mask(tokens(*query, queries=True), tokens(*keys, queries=False))
@@ -115,7 +117,7 @@ def causal(query: Layout, key: Layout | None, dtype: DTypeLike) -> Visible:
 def within_segments(ids: jax.Array, dtype: DTypeLike) -> Visible:
     """Tokens with ids int32[B, L] see their own segment, before and after; 0 is padding."""
     name = implementation(dtype, ids.shape[1])
-    if name == "flash":
+    if name in _LISTED:
         return block_mask(*(tokens(ids, None, None, queries=side) for side in (True, False)))
     return splash.Segments(ids, causal=False) if name == "splash" else same_segment(ids, ids)
 
@@ -125,7 +127,7 @@ def within_either(
 ) -> Callable[[jax.Array], Visible]:
     """For layers that differ: from a flag bool[] of a layer, `within_segments` of one of two ids
     int32[B, L], the first where it is true."""
-    if implementation(dtype, first.shape[1]) == "flash":
+    if implementation(dtype, first.shape[1]) in _LISTED:
         masks = within_segments(first, dtype), within_segments(second, dtype)
         return lambda flag: jax.tree.map(lambda a, b: jnp.where(flag, a, b), *masks)
     # Elsewhere ids are small and masks are not: these are made in the layer that needs them.
@@ -134,7 +136,7 @@ def within_either(
 
 def everything(rows: int, length: int, dtype: DTypeLike) -> Visible:
     """All tokens of a row see each other."""
-    if implementation(dtype, length) in ("splash", "flash"):
+    if implementation(dtype, length) in ("splash", "flash"):  # there is nothing to skip
         return within_segments(jnp.ones((rows, length), jnp.int32), dtype)
     return None
 
@@ -167,9 +169,14 @@ def attention(
 
         fused = fused_splash
     elif isinstance(visible, BlockMask):
-        fused = functools.partial(flash.attention, interpret=platform() != "gpu")
+        on_cpu = implementation(k.dtype, q.shape[1]) == "blocks"
+        fused = (
+            blocks.attention
+            if on_cpu
+            else functools.partial(flash.attention, interpret=platform() != "gpu")
+        )
     else:
-        return _xla(q, k, v, visible)
+        return blocks.dense(q, k, v, visible)
 
     heads, kv_heads = axes
     if not is_divisible(k.shape[2], kv_heads):
@@ -184,28 +191,3 @@ def attention(
         (visible, ("batch",)),
         out=("batch", "length", heads, "head_dim"),
     )
-
-
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    *rows, heads, head_dim = q.shape
-    q = q.reshape(*rows, k.shape[2], heads // k.shape[2], head_dim) * head_dim**-0.5
-    scores = jnp.einsum(
-        "btkgh,bskh->bktgs",
-        q.astype(k.dtype),
-        k,
-        precision=precision(k.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    if visible is not None:
-        scores = jnp.where(visible[:, None, :, None, :], scores, MASKED)
-    # Softmax, divided after the sum over keys, where there is less to divide: faster on CPU.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "bktgs,bskh->bktgh",
-        weights.astype(v.dtype),
-        v,
-        precision=precision(v.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    out = out / jnp.sum(weights, axis=-1, keepdims=True)
-    return jnp.moveaxis(out, 1, 2).reshape(*rows, heads, head_dim).astype(v.dtype)

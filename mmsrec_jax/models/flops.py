@@ -8,7 +8,7 @@ does beyond that (recomputation, padding) is not counted either; `recomputed` co
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -59,6 +59,21 @@ def forward(config: MLLMConfig, row: Row, adapters: Adapters | None = None) -> F
         wide = sum(sum(sizes[target]) for target in adapters.targets)
         parts["adapters"] = text.layers * 2 * row.length * adapters.rank * wide
     parts["head"] = 2 * row.targets * text.hidden * text.vocab_size
+    return parts
+
+
+def read(
+    config: MLLMConfig, tokens: float, seen: float, grids: Sequence[tuple[int, int]] = ()
+) -> Mapping[str, float]:
+    """Of `tokens`, with images of `grids` among them, that attend to `seen` others and to each
+    other; without logits. What ranking is made of: a prompt sees itself alone, a candidate the
+    prompt and itself."""
+    text = config.text
+    parts: dict[str, float] = {**_tower(config, grids)} if grids else {}
+    weights = sum(a * b for a, b in linear_sizes(text).values())
+    parts["decoder"] = text.layers * 2 * tokens * weights
+    pairs = tokens * (tokens + seen)
+    parts["decoder_attention"] = text.layers * 4 * pairs * text.heads * text.head_dim
     return parts
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.models import rope
-from mmsrec_jax.models.attention import MASKED
 from mmsrec_jax.models.batch import Batch
+from mmsrec_jax.models.blocks import MASKED
 from mmsrec_jax.models.layers import Block, precision, scan_layers
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.sharding import constrain

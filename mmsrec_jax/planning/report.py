@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mmsrec_jax.planning import roofline
+from mmsrec_jax.planning import item_store, roofline
 from mmsrec_jax.planning.hlo import Program
 from mmsrec_jax.planning.steps import STEPS, Planned, Step, Steps, model_config, model_name
 from mmsrec_jax.planning.topologies import Topology, describe
@@ -73,6 +73,12 @@ def run(
         found = measure(STEPS[name](made), machine, mesh, limit)
         report["steps"][name] = found
         print("\n" + table(found, limit), flush=True)
+        if name == "catalog":
+            text, dtype = made.shape.text, config.model.dtype
+            free = limit - (found["peak"] - found["memory"]["item store"])
+            store = item_store.measure(text, config.cached.item_length, dtype, mesh, free)
+            report["item_store"] = store
+            print(item_store.table(text, store, dtype), flush=True)
         if out is not None:
             write_text(out, json.dumps(report, indent=1) + "\n")
     return all(found["fits"] for found in report["steps"].values())

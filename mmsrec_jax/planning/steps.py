@@ -11,28 +11,32 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf import mapping, presets, tiny_init
 from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.inference import forward, scoring
+from mmsrec_jax.inference.cached_catalog import Chunk, programs
 from mmsrec_jax.inference.sampler import Generation, Sampling
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.batch import Batch
 from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.models.late_interaction import Encoded
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.models.pair_batch import PairBatch
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
-from mmsrec_jax.training import sft
+from mmsrec_jax.training import pairs, sft
 from mmsrec_jax.training.state import TrainState, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
@@ -69,6 +73,8 @@ class Planned(Protocol):
     def sft(self) -> sft.FineTuneSettings: ...
     @property
     def evaluation(self) -> EvaluationSettings: ...
+    @property
+    def cached(self) -> pairs.CachedSettings: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +125,8 @@ def model_config(config: Planned) -> MLLMConfig:
 
 
 _Trained = sft.FineTuneSettings | GRPOSettings
-_Read = _Trained | EvaluationSettings
+_Adapted = _Trained | pairs.CachedSettings
+_Read = _Adapted | EvaluationSettings
 
 
 class Steps:
@@ -245,6 +252,111 @@ class Steps:
             c.batch_size * self._tower_again(parts),
         )
 
+    def cached(self) -> Step:
+        """One update of stage 3 in the cached form: every item meets every user."""
+        c = self.config.cached
+        optimizer = sft.make_optimizer(c)
+        graphdef, state, frozen, shardings = place_abstract(
+            self._model(c.trainable, c),
+            c.trainable,
+            optimizer,
+            self.mesh,
+            offload=c.offload_optimizer,
+        )
+        step = pairs.make_step(
+            graphdef,
+            optimizer,
+            jnp.zeros(c.tail, jnp.int32),
+            start=c.prompt_length,
+            yes_no_ids=_YES_NO_IDS,
+            weights=pairs.TaskWeights(c.next_keywords, c.next_in_history),
+            shardings=shardings,
+            offload=c.offload_optimizer,
+        )
+        batch = self._pairs()
+        trained = trainables.parts(c.trainable)
+        adapters = self._adapters(c) if "lora" in trained else None
+        connector = "connector" in trained
+        required = repeated = 0
+        for count, row in (
+            (c.num_users, flops.Row(c.prompt_length, c.prompt_length)),
+            (c.num_users, flops.Row(c.words_length, c.words_length)),
+            (c.num_items, self._row(c, c.item_length, 0)),
+        ):
+            parts = flops.train_step(self.shape, row, adapters, connector=connector)
+            again = flops.recomputed(self.shape, row, adapters, connector=connector)
+            total = {part: parts[part] + again.get(part, 0) for part in parts}
+            required += count * _total(parts)
+            repeated += count * (_total(again) + self._tower_again(total))
+        backward = 2 if adapters is not None or connector else 3
+        return Step(
+            "cached",
+            step,
+            (state, frozen, batch),
+            _kinds(state.params, frozen, state.opt_state, batch),
+            required + c.num_users * c.num_items * backward * self._pair(),
+            repeated,
+        )
+
+    def catalog(self) -> Step:
+        """Scores of `cached.score_users` users for `cached.score_items` stored items."""
+        c = self.config.cached
+        graphdef, state = nnx.split(self._model(c.trainable, c))
+        state = sharding.abstract(state, sharding.shardings(state, self.mesh))
+        shards = sharding.num_batch_shards(self.mesh)
+        users, items = (-(-n // shards) * shards for n in (c.score_users, c.score_items))
+        stored = Chunk(
+            self._encoded(items, c.item_length),
+            self._arrays(jax.ShapeDtypeStruct((items,), jnp.int32)),
+        )
+        prompts = self._encoded(users, c.prompt_length)
+        tail = sharding.abstract(
+            jax.ShapeDtypeStruct((c.tail,), jnp.int32), sharding.replicated(self.mesh)
+        )
+        return Step(
+            "catalog",
+            programs(graphdef, _YES_NO_IDS, self.mesh).score,
+            (state, prompts, stored, tail),
+            {"parameters": state, "prompts": prompts, "item store": stored},
+            users * items * self._pair(),
+        )
+
+    def _pair(self) -> int:
+        """FLOPs of the tail of an item for one user."""
+        c = self.config.cached
+        return round(sum(flops.read(self.shape, c.tail, c.prompt_length + c.item_length).values()))
+
+    def _pairs(self) -> PairBatch:
+        c = self.config.cached
+        shards = sharding.num_batch_shards(self.mesh)
+        for name, size in (("num_users", c.num_users), ("num_items", c.num_items)):
+            _need_division(f"cached.{name}", size, shards)
+        users, items = c.num_users, c.num_items
+        words = users, c.words_length
+        return self._arrays(
+            PairBatch(
+                users=Room(users, c.prompt_length, targets=1).empty().model_inputs(),
+                items=self._room(c, items, length=c.item_length, targets=1).empty().model_inputs(),
+                tails=np.zeros(items, np.int32),
+                targets=np.zeros(users, np.int32),
+                competes=np.zeros((users, items), bool),
+                log_frequency=np.zeros(items, np.float32),
+                words=np.zeros(words, np.int32),
+                word_weights=np.zeros(words, np.float32),
+                history_weights=np.zeros((users, c.prompt_length), np.float32),
+            )
+        )
+
+    def _encoded(self, rows: int, length: int) -> Encoded:
+        """Keys and values of rows, divided over the shards of a batch."""
+        text, batch = self.shape.text, sharding.LOGICAL_AXES["batch"]
+        dtype = jnp.dtype(self.config.model.dtype)
+        kept: Any = jax.ShapeDtypeStruct(
+            (text.layers, rows, length, text.kv_heads, text.head_dim), dtype,
+            sharding=NamedSharding(self.mesh, PartitionSpec(None, batch)),
+        )  # fmt: skip
+        return Encoded(kept, kept, self._arrays(jax.ShapeDtypeStruct((rows, length), jnp.bool_)))
+
     def _trained(
         self,
         config: _Trained,
@@ -274,7 +386,7 @@ class Steps:
         batch = self._batch(c, length=c.prompt_length, targets=c.prompt_length // 2, packed=False)
         return graphdef, state, frozen, batch.model_inputs(), batch.index
 
-    def _model(self, trainable: str, adapters: _Trained) -> MLLM:
+    def _model(self, trainable: str, adapters: _Adapted) -> MLLM:
         dtype = self.config.model.dtype
         held = dtype if model_name(self.config) else "float32"
 
@@ -287,21 +399,14 @@ class Steps:
 
         return nnx.eval_shape(make)
 
-    def _batch(self, config: _Read, **sizes: Any) -> Batch:
+    def _batch(self, config: _Trained | EvaluationSettings, **sizes: Any) -> Batch:
+        _need_division("batch_size", config.batch_size, sharding.num_batch_shards(self.mesh))
+        return self._arrays(self._room(config, config.batch_size, **sizes).empty())
+
+    def _room(self, config: _Read, rows: int, **sizes: Any) -> Room:
         vision = self.shape.vision
-        shards = sharding.num_batch_shards(self.mesh)
-        if config.batch_size % shards:
-            raise UserError(
-                f"batch_size={config.batch_size} does not divide by the {shards} shards of a batch "
-                "on this mesh (data * fsdp); make it a multiple"
-            )
-        room = Room(
-            config.batch_size,
-            patches=self._patches(config),
-            patch_width=0 if vision is None else vision.channels * vision.patch_size**2,
-            **sizes,
-        )
-        return self._arrays(room.empty())
+        width = 0 if vision is None else vision.channels * vision.patch_size**2
+        return Room(rows, patches=self._patches(config), patch_width=width, **sizes)
 
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
@@ -323,7 +428,7 @@ class Steps:
         return flops.Row(length, targets, [(height, width)] * (patches // (height * width)))
 
     @staticmethod
-    def _adapters(config: _Trained) -> flops.Adapters:
+    def _adapters(config: _Adapted) -> flops.Adapters:
         return flops.Adapters(config.lora_rank)
 
 
@@ -332,7 +437,17 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
     "grpo": Steps.grpo,
     "rollout": Steps.rollout,
     "rank": Steps.rank,
+    "cached": Steps.cached,
+    "catalog": Steps.catalog,
 }
+
+
+def _need_division(name: str, size: int, shards: int) -> None:
+    if size % shards:
+        raise UserError(
+            f"{name}={size} does not divide by the {shards} shards of a batch on this mesh "
+            "(data * fsdp); make it a multiple"
+        )
 
 
 def _kinds(trained: Any, frozen: Any, optimizer: Any, batch: Any) -> dict[str, Any]:

@@ -32,8 +32,11 @@ from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
 # The base as `search` puts it on devices: embeddings, users, items and times, each [N, ...].
 _Entries = Mapping[str, jax.Array]
-_Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, each [Q, k]
+_Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, each [Q, columns]
 _NEVER = np.iinfo(np.int32).max
+_BLOCK = 16  # entries of which the largest is looked at first
+_FEWEST = 32  # candidates of a query
+_MORE = 4  # times as many, for queries whose candidates did not suffice
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
 
@@ -161,20 +164,60 @@ def search(
     base_chunk: int = 8192,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Neighbors:
-    """Exact k nearest distinct users by cosine.
+    """Exact k nearest distinct users by cosine: the first k of the nearest entries whose user, and
+    with `distinct_items` whose next item, no nearer one of them has. Of equal cosines the earlier.
+
+    One pass over the base finds the nearest entries of each query. Queries with fewer than k
+    distinct users among them are searched again for more entries.
 
     Args:
       base: as from `knowledge_base`.
       embeddings: float32[n, D] of unit length.
       users: int32[n], never among their own neighbors.
       before: float64[n] or None; only entries with times < before qualify.
-      distinct_items: also no next item twice: the nearest entry whose user and next item are both
-        new, k times over. Costs k passes instead of one.
       query_chunk, base_chunk: the largest array is float32[query_chunk, base_chunk].
       mesh: the base is split over the mesh's batch axes; every device searches its own part.
     """
+    entries, base_chunk, clock = _placed(base, base_chunk, mesh)
+    limits = np.full(len(users), _NEVER, np.int32)
+    if before is not None:
+        limits = np.searchsorted(clock, before, side="left").astype(np.int32)
+    query_chunk = min(query_chunk, max(len(users), 1))
+    found = _nobody(len(users), k)
+    first = max(_FEWEST, sequences.power_of_two(2 * k))
+    progress = Progress("similar users", len(users), unit="queries")
+    for start in range(0, len(users), query_chunk):
+        at = np.arange(start, min(start + query_chunk, len(users)))
+        count, candidates = len(at), first
+        while len(at):
+            find = _search_function(k, candidates, distinct_items, base_chunk, mesh)
+            *columns, enough = find(
+                entries,
+                _pad(embeddings[at], query_chunk, 0),
+                _pad(np.asarray(users[at], np.int32), query_chunk, -1),
+                _pad(limits[at], query_chunk, 0),
+            )
+            for whole, part in zip(
+                (found.similarity, found.users, found.items), columns, strict=True
+            ):
+                whole[at] = np.asarray(part)[: len(at)]
+            again = at[~np.asarray(enough)[: len(at)]]
+            candidates *= _MORE
+            if 2 * len(again) > len(at):
+                first = candidates
+            at = again
+        progress.update(count)
+    return found
+
+
+def _placed(
+    base: KnowledgeBase, base_chunk: int, mesh: jax.sharding.Mesh | None
+) -> tuple[_Entries, int, np.ndarray]:
+    """The base on devices, filled up to chunks, their size, and the moments that times are ranks
+    of."""
     shards = 1 if mesh is None else num_batch_shards(mesh)
     base_chunk = min(base_chunk, max(-(-len(base.users) // shards), 1))
+    base_chunk = -(-base_chunk // _BLOCK) * _BLOCK
     clock = np.unique(base.times)
     entries = {
         "embeddings": base.embeddings,
@@ -186,30 +229,16 @@ def search(
     size = -(-len(base.users) // (shards * base_chunk)) * shards * base_chunk
     fill = {"embeddings": 0, "users": -1, "items": -1, "times": _NEVER}
     entries = {name: _pad(array, size, fill[name]) for name, array in entries.items()}
-    entries = arrays.put(entries, None if mesh is None else batch_sharding(mesh))
-    limits = np.full(len(users), _NEVER, np.int32)
-    if before is not None:
-        limits = np.searchsorted(clock, before, side="left").astype(np.int32)
+    placed = arrays.put(entries, None if mesh is None else batch_sharding(mesh))
+    return placed, base_chunk, clock
 
-    find = _search_function(k, distinct_items, base_chunk, mesh)
-    query_chunk = min(query_chunk, max(len(users), 1))
-    progress = Progress("similar users", len(users), unit="queries")
-    parts = []
-    for start in range(0, len(users), query_chunk):
-        stop = min(start + query_chunk, len(users))
-        found = find(
-            entries,
-            _pad(embeddings[start:stop], query_chunk, 0),
-            _pad(np.asarray(users[start:stop], np.int32), query_chunk, -1),
-            _pad(limits[start:stop], query_chunk, 0),
-        )
-        parts.append([np.asarray(array)[: stop - start] for array in found])
-        progress.update(stop - start)
-    empty = (np.zeros((0, k), np.float32), np.zeros((0, k), np.int32), np.zeros((0, k), np.int32))
-    similarity, owners, items = (
-        np.concatenate(column) for column in zip(empty, *parts, strict=True)
+
+def _nobody(queries: int, k: int) -> Neighbors:
+    return Neighbors(
+        np.full((queries, k), -1, np.int32),
+        np.full((queries, k), -1, np.int32),
+        np.full((queries, k), -np.inf, np.float32),
     )
-    return Neighbors(items, owners, similarity)
 
 
 def neighbors(
@@ -240,11 +269,7 @@ def neighbors(
         assert folds is not None, "models of folds need the fold of every user"
         training = rows[:, 1] < split.train_end[rows[:, 0]]
         group[training] = folds[rows[training, 0]]
-    found = Neighbors(
-        np.full((len(rows), k), -1, np.int32),
-        np.full((len(rows), k), -1, np.int32),
-        np.full((len(rows), k), -np.inf, np.float32),
-    )
+    found = _nobody(len(rows), k)
     for which in np.unique(group):
         embedder = recommender if which < 0 else fold_models[which]
         at = np.flatnonzero(group == which)
@@ -294,29 +319,32 @@ def hit_rates(
 
 @functools.cache
 def _search_function(
-    k: int, distinct_items: bool, base_chunk: int, mesh: jax.sharding.Mesh | None
-) -> Callable[[_Entries, np.ndarray, np.ndarray, np.ndarray], _Found]:
-    """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k]."""
+    k: int, candidates: int, distinct_items: bool, base_chunk: int, mesh: jax.sharding.Mesh | None
+) -> Callable[
+    [_Entries, np.ndarray, np.ndarray, np.ndarray],
+    tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+]:
+    """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k], and
+    whether this many candidates were enough, bool[Q]."""
+    axes = LOGICAL_AXES["batch"]
 
-    def local(entries: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array) -> _Found:
-        if not distinct_items:
-            return _merge(_scan(entries, queries, users[:, None], None, limits, k, base_chunk), k)
-        taken: list[_Found] = []
-        for _ in range(k):
-            used = jnp.concatenate([users[:, None], *(t[1] for t in taken)], 1)
-            seen = jnp.concatenate([jnp.full_like(users[:, None], -1), *(t[2] for t in taken)], 1)
-            taken.append(_merge(_scan(entries, queries, used, seen, limits, 1, base_chunk), 1))
-        return _joined(taken)
-
-    def _merge(found: _Found, count: int) -> _Found:
-        if mesh is None:
-            return found
-        similarity, owners, items = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in found)
-        return _nearest_users(similarity, owners, items, count)
+    def local(
+        entries: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        similarity, at = _nearest(entries, queries, users, limits, candidates, base_chunk)
+        nearest = similarity, entries["users"][at], entries["items"][at]
+        if mesh is not None:
+            similarity, *others = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in nearest)
+            similarity, at = jax.lax.top_k(similarity, candidates)
+            owners, items = (jnp.take_along_axis(x, at, 1) for x in others)
+            nearest = similarity, owners, items
+        found = _distinct(nearest, k, distinct_items)
+        # Where not even the candidates are all allowed, there are no more.
+        enough = (found[1][:, -1] >= 0) | (nearest[0][:, -1] == -jnp.inf)
+        return *found, enough
 
     if mesh is None:
         return jax.jit(local)
-    axes = LOGICAL_AXES["batch"]
     none = PartitionSpec()
     # check_vma: the gathered result is the same everywhere, which the checker cannot prove
     return jax.jit(
@@ -330,59 +358,74 @@ def _search_function(
     )
 
 
-def _scan(
+def _nearest(
     entries: _Entries,
     queries: jax.Array,
-    excluded_users: jax.Array,
-    excluded_items: jax.Array | None,
+    users: jax.Array,
     limits: jax.Array,
-    k: int,
+    count: int,
     base_chunk: int,
-) -> _Found:
-    """Running top-k of distinct users over chunks of the base."""
-    chunks = jax.tree.map(lambda x: x.reshape(-1, base_chunk, *x.shape[1:]), entries)
-    count = queries.shape[0]
-    start = (
-        jnp.full((count, k), -jnp.inf),
-        jnp.full((count, k), -1, jnp.int32),
-        jnp.full((count, k), -1, jnp.int32),
-    )
+) -> tuple[jax.Array, jax.Array]:
+    """The nearest allowed entries of each query, chunk by chunk: similarity float32[Q, count],
+    -inf where there is none, and where they stand int32[Q, count]."""
+    chunks = {
+        name: entries[name].reshape(-1, base_chunk, *entries[name].shape[1:])
+        for name in ("embeddings", "users", "times")
+    }
 
-    def body(best: _Found, chunk: _Entries) -> tuple[_Found, None]:
+    def body(best: tuple, part: tuple[_Entries, jax.Array]) -> tuple[tuple, None]:
+        chunk, start = part
         similarity = jnp.einsum(
             "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST
         )
-        allowed = chunk["times"][None] < limits[:, None]
-        for column in range(excluded_users.shape[1]):
-            allowed &= chunk["users"][None] != excluded_users[:, column, None]
-        if excluded_items is not None:
-            for column in range(excluded_items.shape[1]):
-                allowed &= chunk["items"][None] != excluded_items[:, column, None]
-        similarity = jnp.where(allowed, similarity, -jnp.inf)
-        owners = jnp.broadcast_to(chunk["users"], similarity.shape)
-        items = jnp.broadcast_to(chunk["items"], similarity.shape)
-        found = _nearest_users(similarity, owners, items, k)
-        return _nearest_users(*_joined([best, found]), k), None
+        allowed = (chunk["times"] < limits[:, None]) & (chunk["users"] != users[:, None])
+        found, at = _top(jnp.where(allowed, similarity, -jnp.inf), count)
+        found, at = (
+            jnp.concatenate(pair, 1) for pair in zip(best, (found, at + start), strict=True)
+        )
+        found, column = jax.lax.top_k(found, count)
+        return (found, jnp.take_along_axis(at, column, 1)), None
 
-    return jax.lax.scan(body, start, chunks)[0]
+    shape = len(queries), count
+    start = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
+    starts = jnp.arange(len(chunks["users"]), dtype=jnp.int32) * base_chunk
+    return jax.lax.scan(body, start, (chunks, starts))[0]
 
 
-def _nearest_users(similarity: jax.Array, users: jax.Array, items: jax.Array, k: int) -> _Found:
-    """The k nearest distinct users of each row; on equal similarity the earlier column."""
-    picked = []
-    for _ in range(k):
-        at = jnp.argmax(similarity, 1)[:, None]
-        best, owner, item = (jnp.take_along_axis(x, at, 1) for x in (similarity, users, items))
+def _top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` of float32[Q, N] with N a multiple of _BLOCK, of at most `count`.
+
+    The `count` largest stand in the `count` blocks with the largest maxima: sorting these takes
+    less than sorting all. Equal values keep their order, as the blocks do.
+    """
+    rows, width = x.shape
+    if width <= 2 * count * _BLOCK:
+        return jax.lax.top_k(x, min(count, width))
+    blocks = x.reshape(rows, -1, _BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(blocks.max(2), count)[1], axis=1)
+    inside = jnp.take_along_axis(blocks, chosen[:, :, None], 1).reshape(rows, -1)
+    found, at = jax.lax.top_k(inside, count)
+    return found, jnp.take_along_axis(chosen, at // _BLOCK, 1) * _BLOCK + at % _BLOCK
+
+
+def _distinct(nearest: _Found, k: int, distinct_items: bool) -> _Found:
+    """Of candidates in order, the first k whose user, and maybe item, is new: [Q, k] each; -1 and
+    -inf where there are fewer."""
+    similarity, users, items = nearest
+
+    def pick(left: jax.Array, _: None) -> tuple[jax.Array, _Found]:
+        at = jnp.argmax(left, 1)[:, None]
+        best, owner, item = (jnp.take_along_axis(x, at, 1) for x in (left, users, items))
+        used = users == owner
+        if distinct_items:
+            used |= items == item
         found = best > -jnp.inf
-        picked.append((best, jnp.where(found, owner, -1), jnp.where(found, item, -1)))
-        similarity = jnp.where(users == owner, -jnp.inf, similarity)
-    return _joined(picked)
+        picked = best, jnp.where(found, owner, -1), jnp.where(found, item, -1)
+        return jnp.where(used, -jnp.inf, left), jax.tree.map(lambda x: x[:, 0], picked)
 
-
-def _joined(found: Sequence[_Found]) -> _Found:
-    """Side by side, [Q, sum of k]."""
-    similarity, owners, items = (jnp.concatenate(column, 1) for column in zip(*found, strict=True))
-    return similarity, owners, items
+    _, found = jax.lax.scan(pick, similarity, None, length=k)
+    similarity, users, items = (jnp.swapaxes(x, 0, 1) for x in found)
+    return similarity, users, items
 
 
 @jax.jit

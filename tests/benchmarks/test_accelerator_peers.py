@@ -31,7 +31,7 @@ def ask(tmp_path, monkeypatch):
 def test_pixels_and_grids_are_those_of_transformers(ask):
     transformers = pytest.importorskip("transformers")
     image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
-    writer = pieces.Writer(True, seed=0)
+    writer = pieces.Writer(weights.config(True), seed=0)
     piece = pieces.Piece(np.arange(3), np.zeros((3, 3)), 3, (writer.processor.patchify(image),))
     ours = pieces.padded([piece], writer.processor)
     theirs = transformers.Qwen2VLImageProcessorPil.from_pretrained(weights.directory(True))
@@ -41,7 +41,7 @@ def test_pixels_and_grids_are_those_of_transformers(ask):
 
 
 def test_padding_leaves_pieces_as_they_are(ask):
-    writer = pieces.Writer(True, seed=0)
+    writer = pieces.Writer(weights.config(True), seed=0)
     made = [writer.piece(20, (56, 56)), writer.piece(12)]
     for left in (False, True):
         rows = pieces.padded(made, writer.processor, left=left)
@@ -53,7 +53,7 @@ def test_padding_leaves_pieces_as_they_are(ask):
 
 def test_an_answer_goes_on_where_mrope_says(ask):
     """Pieces put together have the positions of the whole."""
-    writer = pieces.Writer(True, seed=0)
+    writer = pieces.Writer(weights.config(True), seed=0)
     first, second = writer.piece(20, (56, 84)), writer.piece(16, (56, 56))
     whole = pieces.with_text(pieces.joined(first, second), writer.words(5))
     grids = [image["grid"] for image in whole.images]

@@ -1,6 +1,6 @@
 """Attention on every platform against a plain float64 softmax and its gradients.
 
-Splash and flash run interpreted.
+Splash and flash run interpreted. Blocks are listed, some at a time, though few can be skipped.
 """
 
 import dataclasses
@@ -15,11 +15,18 @@ import pytest
 from flax import nnx
 
 from mmsrec_jax.models import attention as lib
+from mmsrec_jax.models import blocks
 from mmsrec_jax.models.attention import Layout, attention, causal, within_segments
 from mmsrec_jax.runtime import sharding
 
 B, L, HEADS, KV_HEADS, DIM = 2, 150, 4, 2, 8  # L: more than one block, and no multiple of one
-IMPLEMENTATIONS = ("xla", "splash", "flash")
+IMPLEMENTATIONS = ("xla", "blocks", "splash", "flash")
+
+
+@pytest.fixture(autouse=True)
+def listed(monkeypatch):
+    monkeypatch.setattr(blocks, "_DENSE_ABOVE", np.inf)
+    monkeypatch.setattr(blocks, "_AT_A_TIME", 2)
 
 
 @functools.cache
@@ -128,6 +135,7 @@ def test_matches_a_plain_softmax(kind, name):
         ("packed", "splash", ("heads", "kv_heads")),
         ("suffixes", "splash", ("heads", "kv_heads")),
         ("suffixes", "flash", ("heads", "kv_heads")),
+        ("suffixes", "blocks", ("heads", "kv_heads")),
         ("sides", "flash", ("vision_heads", "vision_heads")),
     ],
 )
@@ -162,7 +170,15 @@ def test_queries_behind_their_keys(name):
     assert_close(got, softmax_attention(q, k, v, mask, cotangent))
 
 
-@pytest.mark.parametrize("name", ["splash", "flash"])
+def test_blocks_take_the_dense_product_where_little_can_be_skipped(monkeypatch):
+    """What the lists give is made useless."""
+    listed = blocks._listed
+    monkeypatch.setattr(blocks, "_listed", lambda *args: jax.tree.map(jnp.negative, listed(*args)))
+    monkeypatch.setattr(blocks, "_DENSE_ABOVE", 0.5)
+    assert_close(run("suffixes", "blocks"), expected("suffixes"))
+
+
+@pytest.mark.parametrize("name", ["blocks", "splash", "flash"])
 def test_a_model_is_the_same_interpreted(name):
     """Windows and whole images alternate in the tower's scan; a batch has suffixes or has none."""
     rng = np.random.default_rng(0)
@@ -185,11 +201,11 @@ def test_a_model_is_the_same_interpreted(name):
 
 def test_implementation_follows_from_platform_type_and_length(monkeypatch):
     bf16, f32 = jnp.bfloat16, jnp.float32
-    assert lib.platform() == "cpu" and lib.implementation(bf16, 4096) == "xla"
-    for platform, fused in {"tpu": "splash", "gpu": "flash", "cpu": "xla"}.items():
+    assert lib.platform() == "cpu" and lib.implementation(f32, 4096) == "blocks"
+    for platform, fused in {"cpu": "xla", "tpu": "splash", "gpu": "flash"}.items():
         monkeypatch.setattr(lib, "platform", lambda platform=platform: platform)
         assert lib.implementation(bf16, 128) == fused
-        assert lib.implementation(f32, 4096) == lib.implementation(bf16, 1) == "xla"
+        assert lib.implementation(f32, 128) == lib.implementation(bf16, 1) == "xla"
     with lib.force("splash"):
         assert lib.implementation(f32, 128) == "splash"
         assert lib.implementation(f32, 127) == "xla"
@@ -202,7 +218,7 @@ def test_platform_is_the_mesh_not_the_host():
         assert jax.default_backend() == "cpu" and lib.platform() == "tpu"
 
 
-@pytest.mark.parametrize("name", ["xla", "flash"])
+@pytest.mark.parametrize("name", ["xla", "blocks", "flash"])
 def test_rows_that_see_nothing_pass_no_nan_to_gradients(name):
     q, k, v, *_ = inputs()
     segments = np.zeros((B, L), np.int32)

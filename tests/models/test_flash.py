@@ -11,7 +11,7 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from mmsrec_jax.models import attention as lib
-from mmsrec_jax.models import block_mask, flash
+from mmsrec_jax.models import block_mask, blocks, flash
 from mmsrec_jax.models.attention import Layout, visibility
 
 
@@ -66,7 +66,7 @@ def test_grouped_heads_of_any_size(heads, kv_heads, head_dim, dtype, atol):
         return out, *back(cotangent)
 
     got = both(functools.partial(flash.attention, interpret=True), mask, q, k, v)
-    expected = both(lib._xla, dense, q, k, v)
+    expected = both(blocks.dense, dense, q, k, v)
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == b.dtype == dtype
         np.testing.assert_allclose(*(x.astype(np.float32) for x in (a, b)), atol=atol)
@@ -96,9 +96,9 @@ def test_visited_blocks_are_those_with_a_visible_pair(causal, suffixes):
         dense = np.asarray(lib.same_segment(layout.segment_ids, layout.segment_ids))[0]
         layout = layout._replace(slots=None)
     mask = mask_of(layout)
-    for blocks, pair in ((mask.of_queries, dense), (mask.of_keys, dense.T)):
+    for lists, pair in ((mask.of_queries, dense), (mask.of_keys, dense.T)):
         seen, whole = brute(pair, 32, 16)
-        visited, full = pairs(blocks, *seen.shape)
+        visited, full = pairs(lists, *seen.shape)
         np.testing.assert_array_equal(visited, seen)
         assert not (full & ~whole).any()
         if not suffixes:
@@ -112,9 +112,9 @@ def test_mixed_ids_lose_no_pair():
     queries = Layout(*(ids[:, 20:70] for ids in keys))
     dense = np.asarray(visibility(queries, keys))[0]
     mask = mask_of(queries, keys)
-    for blocks, pair in ((mask.of_queries, dense), (mask.of_keys, dense.T)):
+    for lists, pair in ((mask.of_queries, dense), (mask.of_keys, dense.T)):
         seen, whole = brute(pair, 32, 16)
-        visited, full = pairs(blocks, *seen.shape)
+        visited, full = pairs(lists, *seen.shape)
         assert (visited >= seen).all() and (full <= whole).all()
 
 

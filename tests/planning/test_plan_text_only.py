@@ -7,7 +7,7 @@ import pytest
 
 from configs import beauty
 from mmsrec_jax.methods.settings import Settings
-from mmsrec_jax.planning import steps
+from mmsrec_jax.planning import report, steps
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.settings import from_config
 
@@ -30,6 +30,10 @@ def made(request, tmp_path_factory):
     )
     config.sft.update(batch_size=8, length=64, answers=4, targets=16)
     config.evaluation.update(batch_size=8, length=64)
+    config.cached.update(
+        num_users=8, num_items=8, prompt_length=32, item_length=16, words_length=8, score_users=8,
+        score_items=8,
+    )  # fmt: skip
     settings = from_config(Settings, config)
     return steps.Steps(settings, steps.model_config(settings), sharding.make_mesh(1, 4, 2))
 
@@ -37,7 +41,7 @@ def made(request, tmp_path_factory):
 @pytest.mark.parametrize("name", steps.STEPS)
 def test_a_step_compiles_without_patches(made, name):
     step = steps.STEPS[name](made)
-    assert step.required > 0
-    assert not any(x.dtype == "uint8" for x in jax.tree.leaves(step.kinds["batch"]))
+    assert step.required > 0 and report.largest_arguments(step)[0][0] > 0
+    assert not any(x.dtype == "uint8" for x in jax.tree.leaves(step.kinds.get("batch")))
     with jax.set_mesh(made.mesh):
         step.function.lower(*step.arguments).compile()

@@ -114,31 +114,43 @@ def test_own_user_is_excluded_and_the_rest_is_exact(histories, distinct_items):
     assert own_would_have_won > 10
 
 
-def test_distinct_items_equals_greedy_choice_when_nothing_ties():
+@pytest.mark.parametrize("distinct_items", [False, True])
+@pytest.mark.parametrize("base_chunk", [37, 2048])
+def test_search_equals_greedy_choice_among_all_entries(distinct_items, base_chunk):
+    """Whole numbers, so that cosines tie exactly: the earlier entry is chosen. One user owns the
+    most entries, so that the first candidates do not suffice for queries that are near to them."""
     rng = np.random.default_rng(1)
-    embeddings = rng.normal(size=(300, 6)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    size = 3000
+    users = np.where(rng.random(size) < 0.9, 7, rng.integers(0, 60, size))
+    order = np.argsort(users, kind="stable")
+    embeddings = rng.integers(-2, 3, (size, 6)).astype(np.float32)[order]
     base = similar.KnowledgeBase(
         embeddings,
-        np.sort(rng.integers(0, 60, 300)).astype(np.int32),
-        rng.integers(0, 8, 300).astype(np.int32),
-        np.zeros(300),
+        users[order].astype(np.int32),
+        rng.integers(0, 8, size).astype(np.int32),
+        np.zeros(size),
     )
-    users = np.arange(50, dtype=np.int32)
-    for distinct in (False, True):
-        got = similar.search(
-            base, embeddings[:50], users, k=4, distinct_items=distinct,
-            query_chunk=16, base_chunk=37,
-        )  # fmt: skip
-        for n in range(50):
-            picked = []
-            for at in np.argsort(-(embeddings @ embeddings[n])):
-                taken = [base.users[p] for p in picked] + [users[n]]
-                items = [base.items[p] for p in picked] if distinct else []
-                if base.users[at] not in taken and base.items[at] not in items:
-                    picked.append(at)
-            np.testing.assert_array_equal(got.users[n], base.users[picked[:4]])
-            np.testing.assert_array_equal(got.items[n], base.items[picked[:4]])
+    owners = np.arange(50, dtype=np.int32)
+    got = similar.search(
+        base, embeddings[::60], owners, k=4, distinct_items=distinct_items,
+        query_chunk=16, base_chunk=base_chunk,
+    )  # fmt: skip
+    beyond = 0
+    for n in range(50):
+        picked = []
+        similarity = embeddings @ embeddings[60 * n]
+        order = np.argsort(-similarity, kind="stable")
+        order = order[base.users[order] != owners[n]]
+        for rank, at in enumerate(order):
+            taken = [base.users[p] for p in picked]
+            items = [base.items[p] for p in picked] if distinct_items else []
+            if len(picked) < 4 and base.users[at] not in taken and base.items[at] not in items:
+                picked.append(at)
+                beyond += rank >= 32
+        np.testing.assert_array_equal(got.users[n], base.users[picked])
+        np.testing.assert_array_equal(got.items[n], base.items[picked])
+        np.testing.assert_array_equal(got.similarity[n], similarity[picked])
+    assert beyond > 20
 
 
 def test_nothing_of_validation_and_test_is_in_the_base(histories):

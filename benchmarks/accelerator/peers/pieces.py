@@ -20,10 +20,9 @@ _FIRST_WORD, _LAST_WORD = 20, 1000  # ids of text; both vocabularies have them
 class Writer:
     """Makes pieces, the same ones in every process that asks for the same."""
 
-    def __init__(self, tiny: bool, seed: int):
-        self._config = weights.config(tiny)
+    def __init__(self, config: weights.Config, seed: int):
+        self._config, self.processor = config, weights.processor(config)
         self._rng = np.random.default_rng(seed)
-        self.processor = ImageProcessor.from_pretrained(weights.directory(tiny))
 
     def words(self, count: int) -> np.ndarray:
         """int32[count]"""

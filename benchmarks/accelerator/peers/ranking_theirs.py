@@ -54,7 +54,7 @@ class Scorer:
     @torch.no_grad()
     def one_forward_each(self) -> torch.Tensor:
         hidden = self.model.model(**self._arguments["whole"], use_cache=False).last_hidden_state
-        return self._margins(hidden, self._whole.lengths)
+        return self.margins(hidden, self._whole.lengths)
 
     @torch.no_grad()
     def shared_prefix(self) -> torch.Tensor:
@@ -68,9 +68,9 @@ class Scorer:
             **self._arguments["suffix"], attention_mask=self._joined_mask, past_key_values=cache,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
-        return self._margins(hidden, self._suffixes.lengths)
+        return self.margins(hidden, self._suffixes.lengths)
 
-    def _margins(self, hidden: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
+    def margins(self, hidden: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
         """logit(yes) - logit(no) after the last token."""
         last = hidden[torch.arange(len(hidden)), theirs.tensor(lengths - 1)].float()
         yes, no = (self.model.lm_head.weight[i].float() for i in YES_NO)

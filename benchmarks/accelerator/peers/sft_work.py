@@ -102,7 +102,7 @@ class Work:
 def work(tiny: bool) -> Work:
     """Segments that fill each row but for a few tokens; their lengths differ by up to a fifth."""
     sizes = TINY if tiny else SIZES
-    writer, rng = Writer(tiny, seed=1), np.random.default_rng(2)
+    writer, rng = Writer(weights.config(tiny), seed=1), np.random.default_rng(2)
     rows, count = [], 0
     for segments in sizes.rows:
         even = sizes.length // segments
