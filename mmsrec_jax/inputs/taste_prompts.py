@@ -73,13 +73,15 @@ class TastePrompts(UserPrompts):
         passed = [] if now is None else [taste.passed(templates, now)]
         chain = "" if context.chains is None else context.chains[row]
         return [
-            taste.texts(templates, "profile", templates.profile, self._profile(user, position)),
+            taste.texts(
+                templates, "profile", templates.profile, self._profile(user, position), priority=2
+            ),
             taste.texts(
                 templates, "preferences", templates.preferences, self._told(user, position)
             ),
             taste.history(templates, tastes.entries(user, start, position)),
-            taste.texts(templates, "now", templates.now, passed, keep=1),
-            taste.texts(templates, "chain", templates.chain, [chain] if chain else [], keep=1),
+            taste.texts(templates, "now", templates.now, passed, priority=3),
+            taste.texts(templates, "chain", templates.chain, [chain] if chain else [], priority=3),
         ]
 
     def _profile(self, user: int, position: int) -> list[str]:
@@ -171,7 +173,7 @@ class _ChainRecommend(TastePrompts, PointwisePrompts):
     def _chain_tokens(self, chain: str) -> np.ndarray:
         """int32[n]: tokens of the chain, after the words that open its section."""
         chat, templates = self.renderer.prompt_config.chat, self._templates.taste
-        section = taste.texts(templates, "chain", templates.chain, [chain], keep=1)
+        section = taste.texts(templates, "chain", templates.chain, [chain])
         opening = section.template.partition("{items}")[0]
         return chat.ids(section.text())[len(chat.ids(opening)) :]
 

@@ -98,7 +98,7 @@ class TasteTexts:
         previous = windows.previous(index)
         before = [] if previous is None else [self._written(user, previous)]
         return [
-            taste.texts(templates, "before", templates.before, before, keep=1),
+            taste.texts(templates, "before", templates.before, before, priority=2),
             taste.window(templates, self._tastes.entries(user, *windows.span(index))),
         ]
 

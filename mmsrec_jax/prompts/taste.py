@@ -62,14 +62,19 @@ def window(templates: TasteTemplates, entries: Sequence[str]) -> Section:
 
 
 def texts(
-    templates: TasteTemplates, name: str, template: str, entries: Sequence[str], *, keep: int = 0
+    templates: TasteTemplates,
+    name: str,
+    template: str,
+    entries: Sequence[str],
+    *,
+    priority: int = 0,
 ) -> Section:
-    """Texts about the user, the oldest first; these go first. With `keep`, so many of them stay
-    longer than anything else."""
+    """Texts about the user, the oldest first; these go first. priority: of the section; lists of
+    items have 1."""
     separator = "\n" if "\n{items}" in template else ""
     return Section(
         name, template, templates.text, separator, tuple(entries),
-        drop=first, keep=keep, priority=keep,
+        drop=first, priority=priority,
     )  # fmt: skip
 
 
@@ -85,7 +90,7 @@ def counts(templates: TasteTemplates, found: Sequence[tuple[str, int]]) -> Secti
 def _items(name: str, templates: TasteTemplates, template: str, entries: Sequence[str]) -> Section:
     return Section(
         name, template, templates.entry, templates.separator, tuple(entries),
-        drop=first, keep=1,
+        drop=first, keep=1, priority=1,
     )  # fmt: skip
 
 
