@@ -24,6 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.prompts.update(
             templates="terse",
             history=6,
+            ratings=True,
+            pauses=True,
             similar=5,
             text_tokens=64,
             candidate_keywords=True,  # so small a model does not compare a picture with words
@@ -62,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=600, num_users=64, num_items=96, prompt_length=80,
+            trainable="full", steps=600, num_users=64, num_items=96, prompt_length=96,
             item_length=12, item_patches=4, words_length=16, next_in_history=0.5,
             learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=200,
             validation_rows=200, checkpoint_every=100, log_every=10, score_users=32,

@@ -7,6 +7,7 @@ is told their numbers. Scores stay on the device; only ranks come back.
 """
 
 import functools
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -59,16 +60,16 @@ def full(
     histories: Histories,
     rows: np.ndarray,
     *,
-    chunk: int = 128,
+    chunk: int = 0,
     progress: bool = True,
     top: int = 0,
 ) -> Ranks:
     """Ranks each row's target in the whole catalog; what the user had before does not compete.
 
     rows int32[R, 2] as in a Split. The target competes even when the user had it before. `top`: how
-    many of the best items to keep of every row. The largest arrays on the device are [chunk, items]
-    (at 12,000 items a CPU maps fresh memory for each chunk of 256 rows, at half the speed). Raises
-    UserError naming the system when a score is NaN.
+    many of the best items to keep of every row. The largest arrays on the device are [chunk,
+    items]; a chunk of 0 is one that suits the device. Raises UserError naming the system when a
+    score is NaN.
     """
     rows = np.asarray(rows, np.int32)
     return _in_chunks(
@@ -79,7 +80,7 @@ def full(
 
 
 def sampled(
-    system: System | RowSystem, histories: Histories, candidates: Candidates, *, chunk: int = 256
+    system: System | RowSystem, histories: Histories, candidates: Candidates, *, chunk: int = 0
 ) -> Ranks:
     """Ranks each row's target among its frozen candidates. Raises UserError when a score is NaN."""
     return _in_chunks(
@@ -95,7 +96,7 @@ def full_and_sampled(
     histories: Histories,
     candidates: Candidates,
     *,
-    chunk: int = 128,
+    chunk: int = 0,
     top: int = 0,
 ) -> tuple[Ranks, Ranks]:
     """`full` and `sampled` of the same rows from one pass, for systems whose scores are dear."""
@@ -179,11 +180,20 @@ def _in_all(
 ) -> list[Ranks]:
     """What each of `rankings` makes of the same scores; tops: how many items it keeps of a row."""
     longest = max(int(rows[:, 1].max(initial=1)), 1)
-    chunk = min(chunk, max(len(rows), 1))
+    chunk = min(chunk or _chunk(), max(len(rows), 1))
     targets = sequences.targets(histories, rows)
     lines = Progress(f"rank {system.name}", len(rows), unit="rows") if progress else None
     counts = [np.zeros((3, len(rows)), np.int32) for _ in rankings]
     lists = [np.zeros((len(rows), top), np.int32) for top in tops]
+    waiting: deque[tuple[np.ndarray, list]] = deque()  # computed while the next chunk is prepared
+
+    def collect() -> None:
+        at, found = waiting.popleft()
+        for number, (counted, best, nan) in enumerate(found):
+            if arrays.fetch(nan):
+                check_scores(system.name, np.nan)
+            counts[number][:, at], lists[number][at] = arrays.fetch(counted), arrays.fetch(best)
+
     by_length = np.argsort(rows[:, 1], kind="stable")  # chunks of short histories are cheap
     for start in range(0, len(rows), chunk):
         at = by_length[np.arange(start, start + chunk).clip(max=len(rows) - 1)]  # the last fills up
@@ -195,17 +205,23 @@ def _in_all(
             times = sequences.times_before(histories, rows[at], width)
             scores = jnp.asarray(system.scores(past, times))
         past = np.pad(past, ((0, 0), (0, longest - width)), constant_values=-1)  # compiled once
-        for number, rank in enumerate(rankings):
-            counted, best, nan = rank(scores, past, targets[at], at)
-            if arrays.fetch(nan):
-                check_scores(system.name, np.nan)
-            counts[number][:, at], lists[number][at] = arrays.fetch(counted), arrays.fetch(best)
+        waiting.append((at, [rank(scores, past, targets[at], at) for rank in rankings]))
+        if len(waiting) > 1:
+            collect()
         if lines is not None:
             lines.update(min(chunk, len(rows) - start))
+    while waiting:
+        collect()
     return [
         Ranks(rows[:, 0], targets, ranks, competing, ties, listed)
         for (ranks, competing, ties), listed in zip(counts, lists, strict=True)
     ]
+
+
+def _chunk() -> int:
+    """Rows at once. At 12,000 items a CPU maps fresh memory for each chunk of 256 rows, at half the
+    speed; on other devices the host's work for a chunk is what takes time."""
+    return 128 if jax.default_backend() == "cpu" else 1024
 
 
 @functools.partial(jax.jit, static_argnames="top")

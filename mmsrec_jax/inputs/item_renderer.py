@@ -26,6 +26,7 @@ class PromptConfig:
       text_tokens: longer texts of one item lose their tail.
       candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
         `list_fields`, and not `fields`.
+      ratings, pauses: whether items of a history show them (`prompts.choices`).
       image_cache_bytes: patches kept in each process.
     """
 
@@ -36,6 +37,8 @@ class PromptConfig:
     list_fields: tuple[str, ...] = PromptSettings.list_fields
     text_tokens: int = PromptSettings.text_tokens
     candidate_keywords: bool = PromptSettings.candidate_keywords
+    ratings: bool = PromptSettings.ratings
+    pauses: bool = PromptSettings.pauses
     image_cache_bytes: int = 256 * 2**20
 
 

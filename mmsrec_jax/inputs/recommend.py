@@ -21,7 +21,7 @@ from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.negatives import with_negatives
 from mmsrec_jax.inputs.task_mix import shares
 from mmsrec_jax.inputs.truncation import limits
-from mmsrec_jax.prompts import Chat, Piece, Section, Templates, tasks
+from mmsrec_jax.prompts import Chat, Piece, Section, Templates, choices, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
@@ -41,6 +41,8 @@ class PromptContext:
       neighbors: int32[n, k], next items of similar users aligned with the rows of the source,
         most similar first, -1 where there is none; None = no retrieval (ablation).
       train_end: int32[U]; interactions `of(u)[:train_end[u]]` are never negatives. None = all.
+      now: float64[n], when the rows are asked for, in seconds since 1970; None = when the target
+        was chosen, and where there is none, right after the last choice.
     """
 
     catalog: Catalog
@@ -48,6 +50,7 @@ class PromptContext:
     keywords: Sequence[str] | None = None
     neighbors: np.ndarray | None = None
     train_end: np.ndarray | None = None
+    now: np.ndarray | None = None
 
 
 class UserPrompts:
@@ -94,17 +97,35 @@ class UserPrompts:
         """
         user, position = self.rows[row]
         past = self.context.histories.of(user)[:position]
-        latest = past[max(0, len(past) - self._history) :]
         neighbors = np.zeros(0, np.int32)
         if self.context.neighbors is not None:
             found = self.context.neighbors[row]
             neighbors = found[(found >= 0) & ~np.isin(found, past)][: self._similar]
         return [
-            prompt_sections.history(self._templates, [self.renderer.words(int(i)) for i in latest]),
+            prompt_sections.history(self._templates, self._latest(row)),
             prompt_sections.similar(
                 self._templates, [self.renderer.words(int(i)) for i in neighbors]
             ),
         ]
+
+    def _latest(self, row: int) -> list[str]:
+        """Words of the user's last items, oldest first, and what is known of these choices."""
+        histories, shown = self.context.histories, self.renderer.prompt_config
+        user, position = (int(v) for v in self.rows[row])
+        of_user = slice(histories.offsets[user], histories.offsets[user + 1])
+        items, times = histories.items[of_user], histories.timestamps[of_user]
+        entries = []
+        for at in range(max(0, position - self._history), position):
+            words = self.renderer.words(int(items[at]))
+            if shown.ratings and histories.ratings is not None:
+                words = choices.rated(self._templates, words, float(histories.ratings[of_user][at]))
+            if shown.pauses and histories.clock:
+                until = times[at + 1] if at + 1 < len(times) else times[at]
+                if at + 1 == position and self.context.now is not None:
+                    until = self.context.now[row]
+                words = choices.followed(self._templates, words, float(until - times[at]))
+            entries.append(words)
+        return entries
 
     @property
     def _templates(self) -> Templates:

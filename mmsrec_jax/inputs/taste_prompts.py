@@ -64,13 +64,10 @@ class TastePrompts(UserPrompts):
     context: TasteContext
 
     def sections(self, row: int) -> list[Section]:
-        """Profile, preferences, last items, time since, and the first two steps of the chain."""
+        """Profile, preferences, last items, and the first two steps of the chain."""
         user, position = (int(value) for value in self.rows[row])
         context, templates = self.context, self._templates.taste
-        tastes = context.tastes
-        start = max(0, position - self._history)
-        now = tastes.gap(user, position - 1, position) if position else None
-        passed = [] if now is None else [taste.passed(templates, now)]
+        history, *_ = super().sections(row)
         chain = "" if context.chains is None else context.chains[row]
         return [
             taste.texts(
@@ -79,8 +76,7 @@ class TastePrompts(UserPrompts):
             taste.texts(
                 templates, "preferences", templates.preferences, self._told(user, position)
             ),
-            taste.history(templates, tastes.entries(user, start, position)),
-            taste.texts(templates, "now", templates.now, passed, priority=3),
+            dataclasses.replace(history, priority=1),
             taste.texts(templates, "chain", templates.chain, [chain] if chain else [], priority=3),
         ]
 

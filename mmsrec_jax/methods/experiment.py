@@ -211,6 +211,8 @@ class Experiment:
             list_fields=c.list_fields,
             text_tokens=c.text_tokens,
             candidate_keywords=c.candidate_keywords,
+            ratings=c.ratings,
+            pauses=c.pauses,
         )
 
     # --- the end ---------------------------------------------------------------------------------

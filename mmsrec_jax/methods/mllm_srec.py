@@ -18,6 +18,7 @@
 kept: it is told in prompts and texts, and a disliked target is a negative (`inputs.tastes`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import chains
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.pairs import PairPrompts
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.inputs.taste_prompts import (
@@ -62,7 +64,7 @@ class MLLMSRec(MLLMExperiment):
         about_users = self.user_texts.steps([*base, TEXTS])
         written = [step.name for step in about_users if step.name != "writer"]
         tuned = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
-        plain_use = {"images": use.images, "multitask": use.multitask}
+        plain_use = {"images": use.images, "multitask": use.multitask, "clock": use.clock}
         plain = [Step("plain_sft", self.plain_sft, {**tuned, "use": plain_use}, base)]
         plain = plain if use.plain_sft else []
         forms = self._form_steps(tuned, [*base, TEXTS, *written])
@@ -96,6 +98,12 @@ class MLLMSRec(MLLMExperiment):
             "cached": Step(STEP_OF_FORM["cached"], self.train_cached, cached, inputs),
         }
         return [made[form] for form in c.forms]
+
+    @functools.cached_property
+    def prompt_config(self) -> PromptConfig:
+        """How this run puts items to the MLLM; without the clock no pauses are told."""
+        found = super().prompt_config
+        return dataclasses.replace(found, pauses=found.pauses and self.config.use.clock)
 
     # --- (b) items -------------------------------------------------------------------------------
 

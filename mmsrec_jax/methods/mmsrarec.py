@@ -20,7 +20,9 @@ keywords beside a candidate. But for the steps, each has a weight or a flag in t
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
@@ -228,6 +231,7 @@ class MMSRARec(MLLMExperiment):
     def context(self, targets: np.ndarray) -> PromptContext:
         """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
         catalog, histories, split = self.dataset
+        self._check_choices()
         keywords = neighbors = None
         if self.config.use.summaries:
             keywords = self.keywords()
@@ -236,17 +240,31 @@ class MMSRARec(MLLMExperiment):
             neighbors = neighbors_table.read_items(path, targets)
         return PromptContext(catalog, histories, keywords, neighbors, split.train_end)
 
+    def _check_choices(self) -> None:
+        """Raises UserError when prompts shall show what the data does not have."""
+        c, histories = self.config.prompts, self.dataset.histories
+        if c.ratings and histories.ratings is None:
+            raise UserError("config.prompts.ratings: the data has no ratings; set it to False")
+        if c.pauses and not histories.clock:
+            raise UserError(
+                "config.prompts.pauses: the data has an order and no times; set it to False"
+            )
+
     def keywords(self) -> list[str]:
-        """Of every item, comma-separated; those of the image first, each once."""
-        catalog = self.dataset.catalog
-        found = [""] * len(catalog)
+        """Of every item, comma-separated; see `joined_keywords`."""
+        found = [""] * len(self.dataset.catalog)
         for row in self.summary_store():
-            found[row["item"]] = joined_keywords(row["image"], row["text"])
+            found[row["item"]] = joined_keywords(row["image"], row["text"], self.keyword_counts)
         if bare := sum(not words for words in found):
             logging.warning(
                 "%d of %d items have no keywords; lists show their text", bare, len(found)
             )
         return found
+
+    @functools.cached_property
+    def keyword_counts(self) -> Counter[str]:
+        """How many items have each keyword."""
+        return Counter(word for row in self.summary_store() for word in row["image"] + row["text"])
 
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
@@ -305,6 +323,15 @@ class MMSRARec(MLLMExperiment):
             board.add_full_ranks(fused, lambda: reranker.fused(fused, name, "sft", self.context))
 
 
-def joined_keywords(image: Sequence[str], text: Sequence[str]) -> str:
-    """An item's keywords as prompts take them: those of the image first, each once."""
-    return ", ".join(dict.fromkeys([*image, *text]))
+def joined_keywords(image: Sequence[str], text: Sequence[str], counts: Mapping[str, int]) -> str:
+    """An item's keywords as prompts take them, each once: those of the text first, which say what
+    it is and what for; of each, the more frequent one first, so that words of one kind have one
+    place (*ours*).
+
+    counts: how many items of the catalog have each keyword.
+    """
+
+    def ordered(words: Sequence[str]) -> list[str]:
+        return sorted(words, key=lambda word: (-counts.get(word, 0), word))
+
+    return ", ".join(dict.fromkeys([*ordered(text), *ordered(image)]))

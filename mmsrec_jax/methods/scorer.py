@@ -238,7 +238,7 @@ class Scorer:
         ):
             for row, text in batch:
                 words = parse_summary(text)
-                found[row] = joined_keywords(words.image, words.text)
+                found[row] = joined_keywords(words.image, words.text, run.keyword_counts)
         return found
 
     def _batch_size(self, count: int, most: int) -> int:

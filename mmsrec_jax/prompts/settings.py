@@ -14,6 +14,10 @@ class PromptSettings(Section):
         "full", "English sentences, or terse ones for tiny models.", choices=tuple(TEMPLATES)
     )
     history: int = setting(5, "Last items of a user in a prompt (paper: n = 5).", low=0)
+    ratings: bool = setting(False, "Items of the history show how the user rated them (ours).")
+    pauses: bool = setting(
+        False, "Items of the history show how long after them the user chose again, or asks (ours)."
+    )
     similar: int = setting(3, "Next items of similar users in a prompt (paper: k = 3).", low=1)
     fields: tuple[str, ...] = setting(
         ("title", "description"), "Text fields of an item that is described or a candidate."

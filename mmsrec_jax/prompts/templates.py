@@ -25,6 +25,9 @@ class Templates:
       item_line, item_separator: one item of a history and what stands between two.
       field_separator: between the text fields of one item.
       image: how an image is introduced; left out where there is none.
+      rated: an item of the history with the user's rating.
+      followed: an item of the history and the `pause` after it, of which `pauses` has the words:
+        hours, days, weeks, months, years.
       history, similar: opening sections of a recommendation prompt; `similar` is left out when
         nothing was retrieved.
       candidate: what follows the sections for one candidate, up to the yes/no label.
@@ -46,6 +49,9 @@ class Templates:
     item_separator: str
     field_separator: str
     image: str
+    rated: str
+    followed: str
+    pauses: tuple[str, ...]
     history: str
     similar: str
     candidate: str
@@ -74,6 +80,9 @@ TERSE = Templates(
     item_separator=",",
     field_separator=" ",
     image=IMAGE,
+    rated="{words} {rating}",
+    followed="{words} {pause}",
+    pauses=("hours", "days", "weeks", "months", "years"),
     history="likes{items}\n",
     similar="similar{items}\n",
     candidate="{image} {text}",
@@ -102,6 +111,9 @@ FULL = Templates(
     item_separator="\n",
     field_separator=". ",
     image=f"Image: {IMAGE}\n",
+    rated="{words} (rated {rating})",
+    followed="{words}; {pause} later",
+    pauses=("hours", "days", "weeks", "months", "years"),
     history="A user chose these items, oldest first:\n{items}\n\n",
     similar="Users with a similar history went on to choose:\n{items}\n\n",
     candidate=(
@@ -151,4 +163,6 @@ def corpus(templates: Templates) -> list[str]:
             texts.append(text.format(**blank).replace(IMAGE, ""))
     texts.extend(templates.keyword_separator + word for word in templates.fillers)
     texts.extend(f" {word}" for word in windows.WORDS)
+    texts.extend(templates.followed.format(words="", pause=pause) for pause in templates.pauses)
+    texts.extend(templates.rated.format(words="", rating=rating) for rating in range(1, 6))
     return [*texts, *YES_NO, *LETTERS, "image: a, a\ntext: a, a"]

@@ -29,6 +29,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     required: flags that have to be given.
     """
     plain_log_lines()
+    _compile_without_triton()
     flags.mark_flags_as_required(required)
     try:
         app.run(main, flags_parser=_parse_flags)
@@ -36,6 +37,16 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
         flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
         logging.error("%s", error)
         sys.exit(2)
+
+
+def _compile_without_triton() -> None:
+    """On a GPU, products of matrices by cuBLAS alone, unless XLA_FLAGS says what the user wants.
+
+    Else XLA compiles many Triton kernels to try for each of them: on an H100 a single one of a
+    small float32 model took more than two minutes.
+    """
+    if any(Path(file).exists() for file in _ACCELERATOR_FILES["GPU"]):
+        os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
 
 
 def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
