@@ -8,10 +8,11 @@ are checked against the truth of the generator. Prints a table; what each pass w
 `WORKDIR/superseded`, that of the last one in `WORKDIR`.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
+
+from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,7 +26,9 @@ from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.workdir import Step
 
-VARIANTS = [(mode, "own") for mode in MODES] + [(BOTH_VQA, "shuffled"), (BOTH_VQA, "blank")]
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
+_STEPS = flags.DEFINE_integer("steps", 240, "Of the warm-up.")
+_VARIANTS = [(mode, "own") for mode in MODES] + [(BOTH_VQA, "shuffled"), (BOTH_VQA, "blank")]
 
 
 class Understanding(MLLMExperiment):
@@ -50,18 +53,12 @@ def settings(mode: str, images: str, steps: int) -> Settings:
     return from_config(Settings, config)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=160, help="of the warm-up")
-    asked = parser.parse_args()
-    startup.plain_log_lines()
-    parts = {}
-    for mode, images in VARIANTS:
-        Understanding.run(settings(mode, images, asked.steps), asked.workdir)
-        found = json.loads((asked.workdir / CLAIMS / "claims.json").read_text())
+def main(argv: list[str]) -> None:
+    del argv
+    workdir, parts = Path(_WORKDIR.value), {}
+    for mode, images in _VARIANTS:
+        Understanding.run(settings(mode, images, _STEPS.value), workdir)
+        found = json.loads((workdir / CLAIMS / "claims.json").read_text())
         name = mode if images == "own" else f"{mode}, {images} images"
         parts[name] = found["summaries"]
         if "answers" in found:
@@ -70,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    startup.launch(main, required=["workdir"])

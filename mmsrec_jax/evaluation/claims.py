@@ -34,6 +34,10 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
+_Meaning = tuple[str, str]  # attribute, value
+_Part = tuple[Sequence[str], Sequence[_Meaning]]  # words of a phrase, what they may mean
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """One claim of a text.
@@ -66,16 +70,20 @@ class Facts:
 class Checker:
     """Claims of texts about the items of a catalog.
 
-    world: the generating model of a toyshop, None for real data.
+    Args:
+      world: the generating model of a toyshop, None for real data.
+      fixed: sentences around what is claimed, such as those of a chain of thought; their words
+        claim nothing unless they are an attribute's value.
     """
 
-    def __init__(self, catalog: Catalog, world: World | None = None):
+    def __init__(self, catalog: Catalog, world: World | None = None, fixed: Sequence[str] = ()):
         self._catalog, self._world = catalog, world
+        self._fixed = {word for text in fixed for word in words_of(text)}
         if world is None:
             self.wordings: Mapping[str, Mapping[str, Sequence[str]]] = _of_catalog(catalog)
         else:
             self.wordings = WORDINGS
-        self._meanings: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        self._meanings: dict[tuple[str, ...], list[_Meaning]] = {}
         for attribute, values in self.wordings.items():
             for value, said in values.items():
                 for wording in dict.fromkeys((value, *said)):
@@ -132,7 +140,7 @@ class Checker:
         named = {name: frozenset(words_of(said)) for name, said in shown.attributes.items()}
         return Facts({name: values for name, values in named.items() if values}, words)
 
-    def _parts(self, words: Sequence[str]) -> Iterator[tuple[Sequence[str], list[tuple[str, str]]]]:
+    def _parts(self, words: Sequence[str]) -> Iterator[_Part]:
         """Wordings, the longest first, with what they may mean, and the words between them."""
         start = end = 0
         while end < len(words):
@@ -147,12 +155,14 @@ class Checker:
             if not size:
                 end += 1
                 continue
-            if end > start:
-                yield words[start:end], []
+            yield from self._between(words[start:end])
             yield words[end : end + size], self._meanings[tuple(words[end : end + size])]
             start = end = end + size
-        if end > start:
-            yield words[start:end], []
+        yield from self._between(words[start:end])
+
+    def _between(self, words: Sequence[str]) -> Iterator[_Part]:
+        if claiming := [word for word in words if word not in self._fixed]:
+            yield claiming, []
 
 
 def words_of(text: str) -> list[str]:
@@ -186,11 +196,11 @@ def shares(
         told.update(name for name, value in values if (name, value) in right)
     names = sorted({name for name, _ in outcomes} | set(known))
     by_attribute = {
-        name or "other": _part({o: outcomes[name, o] for o in OUTCOMES}, told[name], known[name])
+        name or "other": _shares({o: outcomes[name, o] for o in OUTCOMES}, told[name], known[name])
         for name in names
     }
     total = {o: sum(outcomes[name, o] for name in names) for o in OUTCOMES}
-    whole = _part(total, told.total(), known.total())
+    whole = _shares(total, told.total(), known.total())
     return {"texts": texts, **whole, "by_attribute": by_attribute}
 
 
@@ -218,13 +228,13 @@ def _cells(part: Mapping[str, Any]) -> list[str]:
     return [str(part["claims"]), *("-" if value is None else f"{value:.4f}" for value in values)]
 
 
-def _part(outcomes: Mapping[str, int], told: int, known: int) -> dict[str, Any]:
+def _shares(outcomes: Mapping[str, int], told: int, known: int) -> dict[str, Any]:
     claims = sum(outcomes.values())
     found = {name: count / claims if claims else None for name, count in outcomes.items()}
     return {"claims": claims, **found, "told": told / known if known else None}
 
 
-def _checked(words: Sequence[str], meanings: Sequence[tuple[str, str]], facts: Facts) -> Claim:
+def _checked(words: Sequence[str], meanings: Sequence[_Meaning], facts: Facts) -> Claim:
     attribute, value = meanings[0] if meanings else (OTHER, "")
     outcome = UNSUPPORTED
     for name, meant in meanings:

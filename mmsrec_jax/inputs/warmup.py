@@ -237,12 +237,14 @@ def lacking(
             "no item has an attribute (config.data.attribute_fields): vqa describes items by title "
             "and category instead"
         )
-    asking = " and ".join(name for name in ("see", "look") if name in tasks)
-    if asking and images and not image_attributes:
+    if asking := [name for name in ("see", "look") if images and name in tasks]:
         instead = f"every attribute ({named})" if attributes else other
-        lines.append(
-            f"config.prompts.image_attributes is empty: {asking} asks images for {instead}"
-        )
+        verb = "asks" if len(asking) == 1 else "ask"
+        if not image_attributes:
+            lines.append(
+                "config.prompts.image_attributes is empty: "
+                f"{' and '.join(asking)} {verb} images for {instead}"
+            )
     if lost := num_items - images:
         lines.append(f"{lost:,} of {num_items:,} items have no image: their texts are told alone")
     return lines

@@ -76,6 +76,17 @@ def test_words_that_name_no_value_are_claims_of_their_own(shop, checker):
     assert checker.check("", [item]) == checker.check("of the", [item]) == []
 
 
+def test_fixed_sentences_claim_nothing(shop):
+    catalog, world = shop
+    chain, color = "Lately likes: {words}. Less than before: {words}.", VALUES["color"][0]
+    text = chain.format(words=f"{color} dragons")
+    assert len(Checker(catalog, world).check(text, [0])) == 6
+    found = Checker(catalog, world, [chain.format(words="")]).check(text, [0])
+    assert [claim.words for claim in found] == [color, "dragons"] * 2
+    said = catalog[0].attributes["material"]  # a value stays one, whatever stands around it
+    assert len(Checker(catalog, world, [f"like {said}"]).check(f"like {said}", [0])) == 1
+
+
 def test_of_several_items_one_bears_a_claim_out(shop, checker):
     catalog, _ = shop
     colors = [item.attributes["color"] for item in catalog]

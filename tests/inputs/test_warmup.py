@@ -125,6 +125,8 @@ def test_what_real_items_lack_is_said():
         "2 of 10 items have no image: their texts are told alone",
     ]
     assert said(movies | {"image": 10}, image_attributes=("genres",)) == []
+    (both,) = said(movies | {"image": 10}, tasks=("look", "see", "fuse"))
+    assert both.endswith("see and look ask images for every attribute (genres)")
     (asked,) = said({"text title": 10, "category": 9, "image": 10}, tasks=("vqa",))
     assert asked.startswith("no item has an attribute (config.data.attribute_fields): vqa")
     *_, see = said({"text title": 10, "category": 9, "image": 10})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmsrec_jax.prompts import Summary, format_summary, parse_summary
+from mmsrec_jax.prompts import Summary, format_summary, parse_summary, phrases
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,19 @@ def test_keywords_are_each_once_in_order():
     assert Summary(["red", "Oak"], ["oak", "mug", "red"]).keywords == ["red", "Oak", "mug"]
 
 
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("red, striped,  oak", ["red", "striped", "oak"]),
+        ("- red mug\n- of oak; for 1.5 liters.", ["red mug", "of oak", "for 1.5 liters"]),
+        ("A red mug. A mug! Red, RED", ["A red mug", "A mug", "Red"]),
+        ("...,\n;", []),
+    ],
+)
+def test_a_description_is_cut_into_phrases(written, found):
+    assert phrases(written) == found
+
+
 def test_random_bytes():
     rng = np.random.default_rng(0)
     alphabet = list("imagetx:, \n;<|>*-é\ue001\x00")
@@ -55,3 +68,5 @@ def test_random_bytes():
         summary = parse_summary(written)
         for word in summary.image + summary.text:
             assert word and not set(word) & set(",;\n")
+        for phrase in phrases(written):
+            assert phrase == phrase.strip() and not set(phrase) & set(",;\n")
