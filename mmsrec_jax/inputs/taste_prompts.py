@@ -14,7 +14,8 @@ Nothing is read of the target, and nothing later, but its time: when the user as
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,12 @@ from mmsrec_jax.prompts import sections as prompt_sections
 Texts = Mapping[tuple[int, int], str]  # (user, window) -> its text
 
 
+class Chains(Protocol):
+    """A list of texts, or anything that makes each when it is asked for."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TasteContext(PromptContext):
     """What is known of items and users when a prompt of MLLM-SRec is written.
@@ -53,7 +60,7 @@ class TasteContext(PromptContext):
     tastes: Tastes
     preferences: Texts
     profiles: Texts | None
-    chains: Sequence[str] | None
+    chains: Chains | None
     offers: bool
     token_weight: float = 1.0
 

@@ -65,6 +65,10 @@ class Tastes:
       renderer: of the items, with the words that lists show of them.
       clock: gaps in time are told, where the data has them.
       dynamic: False: one window that holds all of the history so far (ablation).
+
+    Attributes:
+      windows: where they are.
+      positives: bool[T], interactions whose items are positives when they are targets.
     """
 
     def __init__(
@@ -89,13 +93,9 @@ class Tastes:
         self._liked: np.ndarray | None = None
         if histories.ratings is not None and settings.threshold is not None:
             self._liked = np.asarray(histories.ratings >= settings.threshold)
-
-    @property
-    def positives(self) -> np.ndarray:
-        """bool[T]: interactions whose items are positives when they are targets."""
-        if self._liked is None or self.settings.positives == "all":
-            return np.ones(len(self.histories.items), bool)
-        return self._liked
+        self.positives = np.ones(len(histories.items), bool)
+        if self._liked is not None and settings.positives == "liked":
+            self.positives = self._liked
 
     def is_positive(self, user: int, position: int) -> bool:
         return bool(self.positives[self.histories.offsets[user] + position])

@@ -35,6 +35,7 @@ from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.pairs import PairPrompts
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.inputs.taste_prompts import (
+    Chains,
     ChainTexts,
     TasteCandidates,
     TasteContext,
@@ -162,32 +163,27 @@ class MLLMSRec(MLLMExperiment):
     def training_context(self, targets: np.ndarray) -> TasteContext:
         """What training prompts of targets int32[n, 2] know: chains are those of a file, or what
         counting says of the last window."""
-        tastes, found = self.user_texts.tastes, None
-        if self.config.use.chain:
-            given, path = {}, self.config.chain.file
-            if path:
-                given = chains.read(Path(path), self.dataset.histories)
-            computed = self._last_windows(targets)
-            found = [
-                given.get((user, position))
-                or ("" if window is None else tastes.preference(user, window))
-                for (user, position), window in zip(targets.tolist(), computed, strict=True)
-            ]
-        return self._context(found, offers=self.config.use.chain)
+        if not self.config.use.chain:
+            return self._context(None, offers=False)
+        path = self.config.chain.file
+        given = chains.read(Path(path), self.dataset.histories) if path else {}
+        found = chains.ComputedChains(self.user_texts.tastes, targets, given)
+        return self._context(found, offers=True)
 
     def scoring_context(
         self, targets: np.ndarray, generated: Sequence[str] | None = None
     ) -> TasteContext:
         """What prompts of targets int32[n, 2] know when candidates are scored: chains are what the
         model wrote of the last window, unless they are generated or absent."""
-        use, scoring, found = self.config.use, self.config.chain.scoring, None
+        use, scoring = self.config.use, self.config.chain.scoring
+        found: Sequence[str] | None = None
         if use.chain and scoring == "none":
             found = [""] * len(targets)
         elif use.chain:
             found = list(generated or self._stored_chains(targets))
         return self._context(found, offers=use.chain and scoring != "none")
 
-    def _context(self, found: Sequence[str] | None, *, offers: bool) -> TasteContext:
+    def _context(self, found: Chains | None, *, offers: bool) -> TasteContext:
         catalog, histories, split = self.dataset
         texts, use = self.user_texts, self.config.use
         return TasteContext(
@@ -203,17 +199,12 @@ class MLLMSRec(MLLMExperiment):
             token_weight=1.0 / self.config.chain.label_weight,
         )
 
-    def _last_windows(self, targets: np.ndarray) -> list[int | None]:
-        counts = self.user_texts.tastes.windows.count(targets[:, 1]).tolist()
-        return [count - 1 if count else None for count in counts]
-
     def _stored_chains(self, targets: np.ndarray) -> list[str]:
-        texts = self.user_texts.preferences
+        """What was written of the last window before each target; "" where none has ended."""
+        texts, counts = self.user_texts.preferences, self.user_texts.tastes.windows.count
         return [
-            "" if window is None else texts[user, window]
-            for user, window in zip(
-                targets[:, 0].tolist(), self._last_windows(targets), strict=True
-            )
+            texts[user, counts(position) - 1] if counts(position) else ""
+            for user, position in targets.tolist()
         ]
 
     def generated_chains(

@@ -203,11 +203,14 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
         ({"user": "u0", "position": 3, "chain": "x"}, "line 2: user 'u0', position 3 has a line"),
     ],
 )
-def test_a_file_of_chains_and_its_mistakes(tmp_path, line, message):
+def test_a_file_of_chains_and_its_mistakes(tmp_path, prompt_config, line, message):
     path = tmp_path / "chains.jsonl"
     first = json.dumps({"user": "u0", "position": 3, "chain": "likes\n oak", "by": "teacher"})
     path.write_text(first + "\n\n")
     assert chains.read(path, HISTORIES) == {(0, 3): "likes oak"}
+    made = toy_tastes.tastes(prompt_config)
+    found = chains.ComputedChains(made, np.array([[0, 3], [0, 1], [1, 5]]), {(0, 3): "likes oak"})
+    assert [found[row] for row in range(3)] == ["likes oak", "", made.preference(1, 1)]
     path.write_text(first + "\n" + (line if isinstance(line, str) else json.dumps(line)))
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         chains.read(path, HISTORIES)
