@@ -213,7 +213,7 @@ class MLLMSRec(MLLMExperiment):
         """The chains that the trained model itself writes, where `config.chain.scoring` asks for
         them; they are kept in the folder of step `evaluation`.
 
-        length: of a prompt with its chain, in tokens.
+        length: of a prompt with its chain, in tokens, at most.
         """
         c = self.config
         if not c.use.chain or c.chain.scoring != "generated":
@@ -226,6 +226,8 @@ class MLLMSRec(MLLMExperiment):
             self.scoring_context(some), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
+        longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
+        source.length = min(length, -(-longest // 16) * 16)  # with little padding
         users = self.dataset.histories.users
         keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(

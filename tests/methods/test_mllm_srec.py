@@ -36,7 +36,7 @@ TINY = {
     "writer.steps": 8, "writer.warmup_steps": 2, "writer.checkpoint_every": 2,
     "writer.batch_size": 4, "chain.scoring": "generated", "evaluation.users": 24,
 }  # fmt: skip
-BOTH = {"forms": ("joint", "cached")}
+BOTH = {"forms": ("joint", "cached"), "use.plain_sft": True}
 
 
 def start(workdir, tmp_path, *arguments):
