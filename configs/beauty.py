@@ -85,6 +85,7 @@ def _mllm_srec(config: ConfigDict) -> None:
     """Half of the users have 6 items or fewer: windows are short."""
     with config.unlocked():
         config.method = "mllm_srec"
+        config.prompts.update(ratings=True, pauses=True)
         config.understanding.update(batch_size=64, patches=640, gather_weights=False)
         config.preferences.update(
             window=6, step=3, max_windows=3, batch_size=256, prompt_length=384, gather_weights=False

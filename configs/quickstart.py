@@ -112,15 +112,16 @@ def _mllm_srec(config: ConfigDict) -> None:
             questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
             answer_tokens=4, summary_tokens=16,
         )  # fmt: skip
+        config.use.plain_sft = False  # a row of the other method's table
         config.preferences.update(
-            window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=160,
-            max_new_tokens=32, batch_size=512,
+            window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=104,
+            max_new_tokens=24, batch_size=512,
         )  # fmt: skip
         config.writer.update(
-            trainable="full", steps=200, batch_size=12, length=512, patches=0, targets=192,
+            trainable="full", steps=300, batch_size=12, length=384, patches=0, targets=128,
             answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
             log_every=10,
         )  # fmt: skip
         config.sft.update(targets=160, length=640)
-        config.cached.update(prompt_length=176)
+        config.cached.update(steps=400, prompt_length=124)
         config.evaluation.length = 1536

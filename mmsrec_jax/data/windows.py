@@ -82,6 +82,15 @@ class Windows:
         count = self.count(position)
         return (1 << (count.bit_length() - 1)) - 1 if count else None
 
+    def profile_ends(self, targets: np.ndarray) -> np.ndarray:
+        """int32[m, 2] (user, position), ascending: up to where the histories reach whose profiles
+        targets int32[n, 2] (user, position) are told of (`profiled`)."""
+        user, position = np.asarray(targets).reshape(-1, 2).astype(np.int64).T
+        count = self.count(position)
+        user, count = user[count > 0], count[count > 0]
+        ends = self.step << np.floor(np.log2(count)).astype(np.int64)
+        return np.unique(np.stack([user, ends], axis=1), axis=0).astype(np.int32)
+
     def needed(self, targets: np.ndarray) -> np.ndarray:
         """int32[m, 2] (user, window), ascending: what `told` gives for targets int32[n, 2] (user,
         position), and what is written before it in the same chains."""

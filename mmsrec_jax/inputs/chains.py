@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Histories
+from mmsrec_jax.inputs.tastes import Tastes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -45,6 +48,26 @@ class ChainSettings(Section):
         """Stops early when the file is not there (UserError)."""
         if self.file and not Path(self.file).is_file():
             raise UserError(f"config.chain.file={self.file}: no such file")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputedChains:
+    """Chains of training targets int32[n, 2] (user, position), each made when it is asked for.
+
+    given: of a teacher, by target; the others are what counting says of the last window before the
+      target, and empty where none has ended.
+    """
+
+    tastes: Tastes
+    targets: np.ndarray
+    given: Mapping[tuple[int, int], str]
+
+    def __getitem__(self, row: int) -> str:
+        user, position = (int(value) for value in self.targets[row])
+        if (user, position) in self.given:
+            return self.given[user, position]
+        count = self.tastes.windows.count(position)
+        return self.tastes.preference(user, count - 1) if count else ""
 
 
 def read(path: Path, histories: Histories) -> dict[tuple[int, int], str]:

@@ -14,7 +14,8 @@ Nothing is read of the target, and nothing later, but its time: when the user as
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,12 @@ from mmsrec_jax.prompts import sections as prompt_sections
 Texts = Mapping[tuple[int, int], str]  # (user, window) -> its text
 
 
+class Chains(Protocol):
+    """A list of texts, or anything that makes each when it is asked for."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TasteContext(PromptContext):
     """What is known of items and users when a prompt of MLLM-SRec is written.
@@ -53,7 +60,7 @@ class TasteContext(PromptContext):
     tastes: Tastes
     preferences: Texts
     profiles: Texts | None
-    chains: Sequence[str] | None
+    chains: Chains | None
     offers: bool
     token_weight: float = 1.0
 
@@ -64,22 +71,20 @@ class TastePrompts(UserPrompts):
     context: TasteContext
 
     def sections(self, row: int) -> list[Section]:
-        """Profile, preferences, last items, time since, and the first two steps of the chain."""
+        """Profile, preferences, last items, and the first two steps of the chain."""
         user, position = (int(value) for value in self.rows[row])
         context, templates = self.context, self._templates.taste
-        tastes = context.tastes
-        start = max(0, position - self._history)
-        now = tastes.gap(user, position - 1, position) if position else None
-        passed = [] if now is None else [taste.passed(templates, now)]
+        history, *_ = super().sections(row)
         chain = "" if context.chains is None else context.chains[row]
         return [
-            taste.texts(templates, "profile", templates.profile, self._profile(user, position)),
+            taste.texts(
+                templates, "profile", templates.profile, self._profile(user, position), priority=2
+            ),
             taste.texts(
                 templates, "preferences", templates.preferences, self._told(user, position)
             ),
-            taste.history(templates, tastes.entries(user, start, position)),
-            taste.texts(templates, "now", templates.now, passed, keep=1),
-            taste.texts(templates, "chain", templates.chain, [chain] if chain else [], keep=1),
+            dataclasses.replace(history, priority=1),
+            taste.texts(templates, "chain", templates.chain, [chain] if chain else [], priority=3),
         ]
 
     def _profile(self, user: int, position: int) -> list[str]:
@@ -171,7 +176,7 @@ class _ChainRecommend(TastePrompts, PointwisePrompts):
     def _chain_tokens(self, chain: str) -> np.ndarray:
         """int32[n]: tokens of the chain, after the words that open its section."""
         chat, templates = self.renderer.prompt_config.chat, self._templates.taste
-        section = taste.texts(templates, "chain", templates.chain, [chain], keep=1)
+        section = taste.texts(templates, "chain", templates.chain, [chain])
         opening = section.template.partition("{items}")[0]
         return chat.ids(section.text())[len(chat.ids(opening)) :]
 

@@ -2,8 +2,8 @@
 
 *Paper:* a module aware of time summarizes how interest moves from window to window, and the user
 has a profile. *Ours:* the text of a window is written from its items with ratings and gaps and from
-the text of the window before it; the profile from the texts of the last windows, from how often
-words stand on what was liked in the whole history, and from what the user states.
+the text of the window before it; the profile from the texts of the last windows and from how often
+words stand on what was liked in the whole history.
 """
 
 from collections import Counter
@@ -94,12 +94,22 @@ class TasteTexts:
         return taste_templates.ask_profile if self._profiles else taste_templates.ask_preference
 
     def _of_window(self, user: int, index: int) -> list[Section]:
-        templates, windows = self.renderer.prompt_config.templates.taste, self._tastes.windows
+        every, windows = self.renderer.prompt_config.templates, self._tastes.windows
+        templates = every.taste
         previous = windows.previous(index)
-        before = [] if previous is None else [self._written(user, previous)]
+        before, since = [], []
+        if previous is not None:
+            before = [self._written(user, previous)]
+            ends = (windows.span(one)[1] - 1 for one in (previous, index))
+            gap = self._tastes.gap(user, *ends)
+            since = [] if gap is None else [taste.passed(templates, gap)]
         return [
-            taste.texts(templates, "before", templates.before, before, keep=1),
-            taste.window(templates, self._tastes.entries(user, *windows.span(index))),
+            taste.texts(templates, "before", templates.before, before, priority=2),
+            taste.texts(templates, "since", templates.since, since, priority=2),
+            taste.window(
+                self.renderer.prompt_config.templates,
+                self._tastes.entries(user, *windows.span(index)),
+            ),
         ]
 
     def _of_history(self, user: int, index: int) -> list[Section]:

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.data.windows import DAY, Windows
+from mmsrec_jax.data.windows import Windows
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
-from mmsrec_jax.prompts import taste
+from mmsrec_jax.prompts import choices, taste
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -33,9 +33,7 @@ class PreferenceSettings(Section):
     max_windows: int = setting(
         4, "Windows that a prompt tells of, and after which the texts' chain begins anew.", low=1
     )
-    threshold: float | None = setting(
-        4.0, "Lowest rating of what is liked. None: all is, and ratings are not told."
-    )
+    threshold: float | None = setting(4.0, "Lowest rating of what is liked. None: all is.")
     positives: str = setting(
         "liked",
         "Which interactions are positive targets: those that are liked (paper), others being "
@@ -67,6 +65,10 @@ class Tastes:
       renderer: of the items, with the words that lists show of them.
       clock: gaps in time are told, where the data has them.
       dynamic: False: one window that holds all of the history so far (ablation).
+
+    Attributes:
+      windows: where they are.
+      positives: bool[T], interactions whose items are positives when they are targets.
     """
 
     def __init__(
@@ -87,16 +89,13 @@ class Tastes:
             else Windows(max(longest, settings.step), settings.step, chain=1)
         )
         self._templates = renderer.prompt_config.templates
+        self._ratings = histories.ratings
         self._liked: np.ndarray | None = None
         if histories.ratings is not None and settings.threshold is not None:
             self._liked = np.asarray(histories.ratings >= settings.threshold)
-
-    @property
-    def positives(self) -> np.ndarray:
-        """bool[T]: interactions whose items are positives when they are targets."""
-        if self._liked is None or self.settings.positives == "all":
-            return np.ones(len(self.histories.items), bool)
-        return self._liked
+        self.positives = np.ones(len(histories.items), bool)
+        if self._liked is not None and settings.positives == "liked":
+            self.positives = self._liked
 
     def is_positive(self, user: int, position: int) -> bool:
         return bool(self.positives[self.histories.offsets[user] + position])
@@ -119,17 +118,19 @@ class Tastes:
         return _WORD.findall(self.renderer.words(item).lower())
 
     def entries(self, user: int, start: int, end: int) -> list[str]:
-        """The user's interactions [start, end) as prompts list them: each with what the user
-        thought of it and with the gap before it if that is a day or more."""
-        shown, items, offset = [], self.histories.of(user), self.histories.offsets[user]
+        """The user's interactions [start, end) as prompts list them: each with its rating and with
+        the pause after it, but for the last one's."""
+        found, shown = [], self.renderer.prompt_config
+        items, times, ratings = self.histories.of(user), self.histories.times(user), self._ratings
         for at in range(start, end):
-            liked = None if self._liked is None else bool(self._liked[offset + at])
             words = self.renderer.words(int(items[at]))
-            gap = self.gap(user, at - 1, at) if at else None
-            words = taste.marked(self._templates.taste, words, liked)
-            told = gap if gap is not None and gap >= DAY else None
-            shown.append(taste.after(self._templates.taste, told, words))
-        return shown
+            if shown.ratings and ratings is not None:
+                rating = float(ratings[self.histories.offsets[user] + at])
+                words = choices.rated(shown.templates, words, rating)
+            if shown.pauses and self.clock and at + 1 < end:
+                words = choices.followed(shown.templates, words, float(times[at + 1] - times[at]))
+            found.append(words)
+        return found
 
     def gap(self, user: int, first: int, second: int) -> float | None:
         """Seconds from one interaction to another; None where no gap is told or one is unknown."""

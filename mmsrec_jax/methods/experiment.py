@@ -36,6 +36,7 @@ def check(config: Settings) -> None:
     there, or the model cannot see the images that it shall use (UserError)."""
     build.check(config.data)
     config.model.check_path()
+    config.chain.check_file()
     features.check(config)
     reads_items = config.method != "sequential" or features.to_make(
         config, *config.sequential_models

@@ -280,7 +280,8 @@ class MLLMExperiment(Experiment):
         """Trains them."""
         c = self.config
         settings = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
-        settings["use"] = {"images": c.use.images, "multitask": c.use.multitask}
+        use = c.use
+        settings["use"] = {"images": use.images, "multitask": use.multitask, "clock": use.clock}
         return [
             Step(name, functools.partial(self.baseline, name), settings, self.base_inputs())
             for name in self.baselines

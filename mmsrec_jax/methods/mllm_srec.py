@@ -18,6 +18,7 @@
 kept: it is told in prompts and texts, and a disliked target is a negative (`inputs.tastes`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,11 @@ from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import chains
+from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.pairs import PairPrompts
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext
 from mmsrec_jax.inputs.taste_prompts import (
+    Chains,
     ChainTexts,
     TasteCandidates,
     TasteContext,
@@ -95,6 +98,12 @@ class MLLMSRec(MLLMExperiment):
         }
         return [made[form] for form in c.forms]
 
+    @functools.cached_property
+    def prompt_config(self) -> PromptConfig:
+        """How this run puts items to the MLLM; without the clock no pauses are told."""
+        found = super().prompt_config
+        return dataclasses.replace(found, pauses=found.pauses and self.config.use.clock)
+
     # --- (b) items -------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -148,32 +157,27 @@ class MLLMSRec(MLLMExperiment):
     def training_context(self, targets: np.ndarray) -> TasteContext:
         """What training prompts of targets int32[n, 2] know: chains are those of a file, or what
         counting says of the last window."""
-        tastes, found = self.user_texts.tastes, None
-        if self.config.use.chain:
-            given, path = {}, self.config.chain.file
-            if path:
-                given = chains.read(Path(path), self.dataset.histories)
-            computed = self._last_windows(targets)
-            found = [
-                given.get((user, position))
-                or ("" if window is None else tastes.preference(user, window))
-                for (user, position), window in zip(targets.tolist(), computed, strict=True)
-            ]
-        return self._context(found, offers=self.config.use.chain)
+        if not self.config.use.chain:
+            return self._context(None, offers=False)
+        path = self.config.chain.file
+        given = chains.read(Path(path), self.dataset.histories) if path else {}
+        found = chains.ComputedChains(self.user_texts.tastes, targets, given)
+        return self._context(found, offers=True)
 
     def scoring_context(
         self, targets: np.ndarray, generated: Sequence[str] | None = None
     ) -> TasteContext:
         """What prompts of targets int32[n, 2] know when candidates are scored: chains are what the
         model wrote of the last window, unless they are generated or absent."""
-        use, scoring, found = self.config.use, self.config.chain.scoring, None
+        use, scoring = self.config.use, self.config.chain.scoring
+        found: Sequence[str] | None = None
         if use.chain and scoring == "none":
             found = [""] * len(targets)
         elif use.chain:
             found = list(generated or self._stored_chains(targets))
         return self._context(found, offers=use.chain and scoring != "none")
 
-    def _context(self, found: Sequence[str] | None, *, offers: bool) -> TasteContext:
+    def _context(self, found: Chains | None, *, offers: bool) -> TasteContext:
         catalog, histories, split = self.dataset
         texts, use = self.user_texts, self.config.use
         return TasteContext(
@@ -189,17 +193,12 @@ class MLLMSRec(MLLMExperiment):
             token_weight=1.0 / self.config.chain.label_weight,
         )
 
-    def _last_windows(self, targets: np.ndarray) -> list[int | None]:
-        counts = self.user_texts.tastes.windows.count(targets[:, 1]).tolist()
-        return [count - 1 if count else None for count in counts]
-
     def _stored_chains(self, targets: np.ndarray) -> list[str]:
-        texts = self.user_texts.preferences
+        """What was written of the last window before each target; "" where none has ended."""
+        texts, counts = self.user_texts.preferences, self.user_texts.tastes.windows.count
         return [
-            "" if window is None else texts[user, window]
-            for user, window in zip(
-                targets[:, 0].tolist(), self._last_windows(targets), strict=True
-            )
+            texts[user, counts(position) - 1] if counts(position) else ""
+            for user, position in targets.tolist()
         ]
 
     def generated_chains(
@@ -208,7 +207,7 @@ class MLLMSRec(MLLMExperiment):
         """The chains that the trained model itself writes, where `config.chain.scoring` asks for
         them; they are kept in the folder of step `evaluation`.
 
-        length: of a prompt with its chain, in tokens.
+        length: of a prompt with its chain, in tokens, at most.
         """
         c = self.config
         if not c.use.chain or c.chain.scoring != "generated":
@@ -221,6 +220,8 @@ class MLLMSRec(MLLMExperiment):
             self.scoring_context(some), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
+        longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
+        source.length = min(length, -(-longest // 16) * 16)  # with little padding
         users = self.dataset.histories.users
         keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(

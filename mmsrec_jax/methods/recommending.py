@@ -306,6 +306,11 @@ def check(workdir: Path) -> None:
         raise UserError(
             f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
         )
+    if method := recorded.method(workdir):
+        raise UserError(
+            f"{workdir}: this run is of {method}; mmsrec_jax.recommend gives items of runs with "
+            "method=mmsrarec"
+        )
     if not recorded.forms(workdir):
         raise UserError(
             f"{workdir}: this run has a sequential recommender alone; mmsrec_jax.recommend gives "

@@ -35,6 +35,12 @@ def forms(folder: Path) -> tuple[str, ...]:
     return tuple(record["forms"])
 
 
+def method(folder: Path) -> str:
+    """The method of a finished run as its table names it; "" of runs that say none: MMSRARec, or a
+    sequential recommender alone."""
+    return workdir.finished(folder, "evaluation").get("method", "")
+
+
 def settings(folder: Path) -> Settings:
     """Those of a run that trained an MLLM.
 

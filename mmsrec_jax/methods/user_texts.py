@@ -124,12 +124,9 @@ class UserTexts:
 
     def _profile_ends(self) -> np.ndarray:
         """int32[m, 2] (user, position): where the histories end of which there are profiles."""
-        windows, found = self.tastes.windows, set()
-        if self._run.config.use.profile:
-            for user, position in self._targets().tolist():
-                if (index := windows.profiled(position)) is not None:
-                    found.add((user, windows.span(index)[1]))
-        return np.array(sorted(found), np.int32).reshape(-1, 2)
+        if not self._run.config.use.profile:
+            return np.zeros((0, 2), np.int32)
+        return self.tastes.windows.profile_ends(self._targets())
 
     def _writing(self) -> dict[str, Any]:
         """Arguments of `write_windows`."""

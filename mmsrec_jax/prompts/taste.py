@@ -1,18 +1,13 @@
-"""What prompts say of a user's taste (MLLM-SRec): items with ratings and gaps, texts, sections."""
+"""What prompts say of a user's taste (MLLM-SRec): texts and sections."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from mmsrec_jax.data.windows import gap_days, gap_words
+from mmsrec_jax.prompts import sections
 from mmsrec_jax.prompts.sections import Section, first
 from mmsrec_jax.prompts.taste_templates import TasteTemplates
 from mmsrec_jax.prompts.templates import Templates
-
-
-def marked(templates: TasteTemplates, words: str, liked: bool | None) -> str:
-    """An item with what the user thought of it; None: nobody knows."""
-    if liked is None:
-        return words
-    return words + (templates.liked if liked else templates.disliked)
 
 
 def passed(templates: TasteTemplates, seconds: float) -> str:
@@ -50,26 +45,28 @@ def profile(templates: Templates, *, likes: Sequence[str], dislikes: Sequence[st
     return _parts(templates, (templates.taste.usually, likes), (templates.taste.never, dislikes))
 
 
-def history(templates: TasteTemplates, entries: Sequence[str]) -> Section:
-    """The user's last items with ratings and gaps, oldest first. The oldest go first, after texts
-    about them."""
-    return _items("history", templates, templates.history, entries)
-
-
-def window(templates: TasteTemplates, entries: Sequence[str]) -> Section:
-    """The items of a window."""
-    return _items("window", templates, templates.window, entries)
+def window(templates: Templates, entries: Sequence[str]) -> Section:
+    """The items of a window, oldest first. The oldest go first, after texts of older windows."""
+    of_history = sections.history(templates, entries)
+    return dataclasses.replace(
+        of_history, name="window", template=templates.taste.window, priority=1
+    )
 
 
 def texts(
-    templates: TasteTemplates, name: str, template: str, entries: Sequence[str], *, keep: int = 0
+    templates: TasteTemplates,
+    name: str,
+    template: str,
+    entries: Sequence[str],
+    *,
+    priority: int = 0,
 ) -> Section:
-    """Texts about the user, the oldest first; these go first. With `keep`, so many of them stay
-    longer than anything else."""
+    """Texts about the user, the oldest first; these go first. priority: of the section; lists of
+    items have 1."""
     separator = "\n" if "\n{items}" in template else ""
     return Section(
         name, template, templates.text, separator, tuple(entries),
-        drop=first, keep=keep, priority=keep,
+        drop=first, priority=priority,
     )  # fmt: skip
 
 
@@ -80,13 +77,6 @@ def counts(templates: TasteTemplates, found: Sequence[tuple[str, int]]) -> Secti
     return Section(
         "counts", templates.counts, templates.text, separator, tuple(entries), priority=1
     )
-
-
-def _items(name: str, templates: TasteTemplates, template: str, entries: Sequence[str]) -> Section:
-    return Section(
-        name, template, templates.entry, templates.separator, tuple(entries),
-        drop=first, keep=1,
-    )  # fmt: skip
 
 
 def _parts(templates: Templates, *parts: tuple[str, Sequence[str]]) -> str:

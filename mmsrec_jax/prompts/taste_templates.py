@@ -11,16 +11,12 @@ class TasteTemplates:
     """One set of sentences; `prompts.templates.TEMPLATES` has one in each of its own.
 
     Attributes:
-      liked, disliked: what follows an item that was rated high enough, or not.
       passed: time, {gap} in words, {days} as a number.
       gap: what precedes an item or a text that came later than the one before it.
-      now: the time that has passed since the last item.
-      history, entry, separator: the last items of a user with ratings and gaps.
+      window: the items of a window.
+      before, since: the text of the window before it, and the time between their last items.
       text: a text about the user in a section.
-      window: the items of a window, for the one who writes about it.
-      before: the text of the window before it.
       counts, count: how often words stand on liked items of the whole history.
-      stated: what the user states of themselves.
       preferences, profile: texts of windows, and of the whole history.
       chain: the steps of a chain of thought that do not depend on the candidate.
       offers: its last step before the label, in the joint form.
@@ -30,20 +26,14 @@ class TasteTemplates:
       ask_preference, ask_profile: what is asked of a window and of a whole history.
     """
 
-    liked: str
-    disliked: str
     passed: str
     gap: str
-    now: str
-    history: str
-    entry: str
-    text: str
-    separator: str
     window: str
     before: str
+    since: str
+    text: str
     counts: str
     count: str
-    stated: str
     preferences: str
     profile: str
     chain: str
@@ -59,20 +49,14 @@ class TasteTemplates:
 
 
 TERSE = TasteTemplates(
-    liked=" good",
-    disliked=" bad",
     passed="{gap}",
     gap="{gap} ",
-    now="now{items}\n",
-    history="had{items}\n",
-    entry=" {words}",
-    text=" {words}",
-    separator=",",
     window="had{items}\n",
     before="before{items}\n",
+    since="since{items}\n",
+    text=" {words}",
     counts="often{items}\n",
     count="{word} {count}",
-    stated="user{items}\n",
     preferences="taste{items}\n",
     profile="profile{items}\n",
     chain="so{items}\n",
@@ -88,20 +72,14 @@ TERSE = TasteTemplates(
 )
 
 FULL = TasteTemplates(
-    liked=" (liked)",
-    disliked=" (not liked)",
     passed="{gap} ({days} days)",
     gap="{gap} later: ",
-    now="Since the last item {items} have passed.\n\n",
-    history="The user's last items, oldest first:\n{items}\n\n",
-    entry="- {words}",
-    text="{words}",
-    separator="\n",
     window="Items that a user chose, oldest first:\n{items}\n\n",
     before="What the user preferred before:\n{items}\n\n",
+    since="Since then {items} have passed.\n\n",
+    text="{words}",
     counts="How often these words stand on items that the user liked: {items}.\n\n",
     count="{word} ({count})",
-    stated="What the user states of themselves: {items}.\n\n",
     preferences="How the user's preferences went, oldest first:\n{items}\n\n",
     profile="Profile of the user:\n{items}\n\n",
     chain="Step by step. What the user prefers now, and how that moved:\n{items}\n\n",

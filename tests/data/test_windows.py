@@ -54,6 +54,21 @@ def test_one_more_interaction_needs_one_more_window_at_most(windows):
         assert len(after - before) <= 1
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_profiles_are_written_again_when_a_history_has_doubled(step):
+    windows = Windows(4, max(1, step), 2)
+    expected = set()
+    for position in range(80):
+        ends = [step * 2**power for power in range(8) if step * 2**power <= position]
+        index = windows.profiled(position)
+        assert (None if index is None else windows.span(index)[1]) == (ends[-1] if ends else None)
+        if ends:
+            expected.add((3, ends[-1]))
+    targets = np.array([[3, position] for position in range(80)])
+    assert windows.profile_ends(targets).tolist() == sorted(map(list, expected))
+    assert windows.profile_ends(targets[:0]).shape == (0, 2)
+
+
 def test_no_target_needs_no_window():
     assert Windows(4, 2, 3).needed(np.zeros((0, 2))).shape == (0, 2)
     assert Windows(4, 2, 3).needed(np.array([[0, 1]])).shape == (0, 2)

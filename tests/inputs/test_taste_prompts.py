@@ -30,7 +30,9 @@ LISTS = np.tile(np.array([4, 1, 9], np.int32), (len(ROWS), 1))
 
 @pytest.fixture(scope="module", params=["terse", "full"])
 def prompt_config(trained, request):
-    return toy_items.prompt_config(trained, request.param, text_tokens=24)
+    return toy_items.prompt_config(
+        trained, request.param, text_tokens=24, ratings=True, pauses=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +54,21 @@ def row_of(user, position):
 
 
 def test_a_prompt_word_for_word(trained):
-    tastes = toy_tastes.tastes(toy_items.prompt_config(trained))
+    config = toy_items.prompt_config(trained, ratings=True, pauses=True)
+    tastes = toy_tastes.tastes(config)
     user, position = 5, 9
     times = HISTORIES.times(user)
-    passed, between = gap_words(times[9] - times[8]), gap_words(times[7] - times[5])
+    between = gap_words(times[7] - times[5])
     chain, before = tastes.preference(5, 3), tastes.preference(5, 2)
-    shown = [f" {entry}" for entry in tastes.entries(5, 4, 9)]
+    entries = tastes.entries(5, 4, 10)[:-1]  # with the pause up to the target
     profile = f"profile {tastes.profile(5, 3)}\n"
-    listed = f"had{','.join(shown)}\nnow {passed}\n"
+    listed = f"likes {', '.join(entries)}\n"
     row = row_of(user, position)
     assert opening(pairs(tastes), row) == f"{profile}taste {before}\n{listed}so {chain}\n"
     without = pairs(tastes, chains=None, profiles=None)  # the last window is told among the others
     assert opening(without, row) == f"taste {before} {between} {chain}\n{listed}"
     absent = pairs(tastes, chains=[""] * len(ROWS))
     assert opening(absent, row) == f"{profile}taste {before}\n{listed}"
-    blind = toy_tastes.tastes(toy_items.prompt_config(trained), clock=False)
-    assert "now" not in opening(pairs(blind), row) and "taste" in opening(pairs(blind), row)
 
 
 def test_prompts_read_nothing_at_or_after_their_target(prompt_config, tastes):
@@ -131,15 +132,16 @@ def test_the_loss_is_on_answers_alone(tastes, trained):
 
 
 def test_targets_in_the_prompts_of_the_cached_form(tastes, trained):
-    made, words = pairs(tastes), tastes.renderer.prompt_config.templates.taste
+    made, words = pairs(tastes), tastes.renderer.prompt_config.templates
     for row in range(2, len(ROWS), 3):
         piece, targets = made.prompt(row, Counter())
         user, position = ROWS[row].tolist()
-        later = tastes.entries(user, max(0, position - 5), position)[1:]
+        later = tastes.entries(user, max(0, position - 5), position + 1)[1:-1]
         told = trained.decode(piece.tokens[targets])
-        expected = "".join(words.separator + words.entry.format(words=entry) for entry in later)
-        end = words.history.partition("{items}")[2]
-        chain = made.context.chains[row]
+        expected = "".join(
+            words.item_separator + words.item_line.format(words=entry) for entry in later
+        )
+        end, chain = words.history.partition("{items}")[2], made.context.chains[row]
         if chain:
             assert told.startswith(expected + end) and told.rstrip().endswith(chain.rstrip())
             assert len(told) - len(expected + end) - len(chain) <= 4
@@ -201,11 +203,14 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
         ({"user": "u0", "position": 3, "chain": "x"}, "line 2: user 'u0', position 3 has a line"),
     ],
 )
-def test_a_file_of_chains_and_its_mistakes(tmp_path, line, message):
+def test_a_file_of_chains_and_its_mistakes(tmp_path, prompt_config, line, message):
     path = tmp_path / "chains.jsonl"
     first = json.dumps({"user": "u0", "position": 3, "chain": "likes\n oak", "by": "teacher"})
     path.write_text(first + "\n\n")
     assert chains.read(path, HISTORIES) == {(0, 3): "likes oak"}
+    made = toy_tastes.tastes(prompt_config)
+    found = chains.ComputedChains(made, np.array([[0, 3], [0, 1], [1, 5]]), {(0, 3): "likes oak"})
+    assert [found[row] for row in range(3)] == ["likes oak", "", made.preference(1, 1)]
     path.write_text(first + "\n" + (line if isinstance(line, str) else json.dumps(line)))
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         chains.read(path, HISTORIES)

@@ -17,7 +17,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 @pytest.fixture(scope="module")
 def prompt_config(trained):
-    return toy_items.prompt_config(trained)
+    return toy_items.prompt_config(trained, ratings=True, pauses=True)
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +70,25 @@ def test_texts_of_windows_and_histories(tastes):
     assert moved > 3
 
 
-def test_entries_tell_ratings_and_long_gaps(tastes, prompt_config):
+def pause(seconds):
+    names = ((3600, ""), (DAY, " hours"), (7 * DAY, " days"), (30 * DAY, " weeks"))
+    return next(name for end, name in names if seconds < end)
+
+
+def test_entries_tell_ratings_and_the_pauses_between_them(tastes, prompt_config):
     words, user = tastes.renderer.words, 4
-    found = tastes.entries(user, 2, 7)
-    gaps = np.diff(HISTORIES.times(user))[1:6]
-    assert (gaps >= DAY).any() and (gaps < DAY).any()
-    for entry, item, gap, rating in zip(
-        found, HISTORIES.of(user)[2:7], gaps, HISTORIES.ratings[HISTORIES.offsets[4] + 2 :][:5],
-        strict=True,
-    ):  # fmt: skip
-        passed = f"{gap_words(gap)} " if gap >= DAY else ""
-        assert entry == f"{passed}{words(int(item))} {'good' if rating >= 4 else 'bad'}"
-    blind = toy_tastes.tastes(prompt_config, clock=False).entries(user, 2, 7)
-    assert blind == [
-        " ".join(entry.split()[-len(other.split()) :])
-        for entry, other in zip(found, blind, strict=True)
+    items, ratings = HISTORIES.of(user)[2:7], HISTORIES.ratings[HISTORIES.offsets[4] + 2 :][:5]
+    pauses = [*map(pause, np.diff(HISTORIES.times(user))[2:6]), ""]  # the last one is later
+    assert len(set(pauses)) > 1
+    expected = [
+        f"{words(int(item))} {rating:g}{told}"
+        for item, rating, told in zip(items, ratings, pauses, strict=True)
     ]
-    unrated = toy_tastes.tastes(prompt_config, clock=False, settings={"threshold": None})
-    assert unrated.entries(user, 2, 7) == [words(int(i)) for i in HISTORIES.of(user)[2:7]]
+    assert tastes.entries(user, 2, 7) == expected
+    blind = toy_tastes.tastes(prompt_config, clock=False).entries(user, 2, 7)
+    assert blind == [f"{words(int(i))} {r:g}" for i, r in zip(items, ratings, strict=True)]
+    bare = dataclasses.replace(prompt_config, ratings=False, pauses=False)
+    assert toy_tastes.tastes(bare).entries(user, 2, 7) == [words(int(i)) for i in items]
 
 
 def test_without_windows_there_is_one_text_of_all_so_far(prompt_config):
@@ -142,7 +143,8 @@ def test_prompts_show_the_window_and_what_was_written_before(tastes):
     shown = ", ".join(tastes.entries(4, 0, 2))
     assert source.text(0) == f"had {shown}\nwrite taste"
     shown = ", ".join(tastes.entries(4, 0, 4))
-    assert source.text(1) == f"before text 4 0\nhad {shown}\nwrite taste"
+    since = gap_words(HISTORIES.times(4)[3] - HISTORIES.times(4)[1])
+    assert source.text(1) == f"before text 4 0\nsince {since}\nhad {shown}\nwrite taste"
     source = TasteTexts(
         tastes, np.array([[4, 3]]), lambda user, k: f"text {user} {k}", profiles=True, length=200
     )

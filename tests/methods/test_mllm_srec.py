@@ -14,8 +14,10 @@ from test_mmsrarec import TINY as SHARED
 from test_mmsrarec import finish, losses, under_way
 
 from configs import quickstart
+from mmsrec_jax.methods import recommending
 from mmsrec_jax.methods.mllm_srec import MLLMSRec
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
 
@@ -34,7 +36,7 @@ TINY = {
     "writer.steps": 8, "writer.warmup_steps": 2, "writer.checkpoint_every": 2,
     "writer.batch_size": 4, "chain.scoring": "generated", "evaluation.users": 24,
 }  # fmt: skip
-BOTH = {"forms": ("joint", "cached")}
+BOTH = {"forms": ("joint", "cached"), "use.plain_sft": True}
 
 
 def start(workdir, tmp_path, *arguments):
@@ -96,6 +98,8 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
         assert len(chains) == 24
     found = logged(unbroken)
     assert {"loss/tokens", "loss/next_in_history"} <= found <= explained()
+    with pytest.raises(UserError, match="this run is of mllm_srec"):
+        recommending.check(unbroken)
 
 
 @pytest.mark.parametrize(
