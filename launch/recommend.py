@@ -25,6 +25,9 @@ _HISTORY = flags.DEFINE_list(
 _TIMES = flags.DEFINE_list(
     "times", None, "Seconds since 1970 of the items of --history, for runs that read the clock."
 )
+_NOW = flags.DEFINE_float(
+    "now", None, "When this is asked, seconds since 1970; else right after the last choice."
+)
 _TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1)
 _ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> None:
         user=_USER.value,
         history=_HISTORY.value,
         times=_TIMES.value,
+        now=_NOW.value,
         top=_TOP.value,
         added=Path(_ADD.value) if _ADD.value else None,
     )

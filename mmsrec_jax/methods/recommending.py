@@ -107,10 +107,12 @@ class Query:
     Attributes:
       history: of one user, in terms of the scorer's catalog.
       neighbors: of that user, one row; None in a run without retrieval.
+      now: when it is asked, seconds since 1970; None: right after the last choice.
     """
 
     history: Histories
     neighbors: Neighbors | None
+    now: float | None
 
 
 class Scored(NamedTuple):
@@ -154,7 +156,9 @@ class Reranked:
         sequential = np.concatenate([scores[best], np.full(len(added), np.nan)])
         if not len(items):
             return Scored(items, np.zeros(0, np.float32), sequential)
-        return Scored(items, scorer.margins(query.history, items, query.neighbors), sequential)
+        return Scored(
+            items, scorer.margins(query.history, items, query.neighbors, query.now), sequential
+        )
 
 
 class WholeCatalog:
@@ -167,7 +171,7 @@ class WholeCatalog:
 
     def scores(self, query: Query) -> Scored:
         scorer = self._scorer
-        margins = scorer.catalog_margins(query.history, query.neighbors)
+        margins = scorer.catalog_margins(query.history, query.neighbors, query.now)
         items = np.setdiff1d(np.arange(len(margins), dtype=np.int32), query.history.items)
         sequential = np.full(len(margins), np.nan)
         sequential[: scorer.num_trained] = _sequential(scorer, query)
@@ -213,6 +217,7 @@ class Recommending:
         user: str | None = None,
         history: Sequence[str] | None = None,
         times: Sequence[float] | None = None,
+        now: float | None = None,
         top: int = 10,
     ) -> Answer:
         """The best items that the history does not hold.
@@ -221,6 +226,8 @@ class Recommending:
           user: raw id; their history is all that the data has of them.
           history: raw item ids, oldest first, of nobody in the data. One of both is given.
           times: seconds since 1970 of the items of `history`, for a run that reads the clock.
+          now: when this is asked, seconds since 1970, for prompts that tell pauses; None: right
+            after the last choice.
           top: how many items at most.
 
         Raises:
@@ -228,7 +235,7 @@ class Recommending:
             or neither.
         """
         run = self._run
-        query = self._query(user, history, times)
+        query = self._query(user, history, times, now)
         scored = self._scorer.scores(query)
         order = np.argsort(-scored.scores, kind="stable")[:top]
         shown = query.history.items[-run.config.prompts.history :]
@@ -246,7 +253,11 @@ class Recommending:
         )
 
     def _query(
-        self, user: str | None, history: Sequence[str] | None, times: Sequence[float] | None
+        self,
+        user: str | None,
+        history: Sequence[str] | None,
+        times: Sequence[float] | None,
+        now: float | None,
     ) -> Query:
         run = self._run
         if (user is None) == (history is None):
@@ -265,8 +276,11 @@ class Recommending:
                 )
                 raise UserError(f"the run knows no user {user!r}; {remedy}")
             at = int(of_user[0])
-            typed = run.typed(run.histories.of(at), run.histories.times(at).tolist(), user)
-        return Query(typed, run.neighbors(typed))
+            whole = run.histories
+            mine = slice(whole.offsets[at], whole.offsets[at + 1])
+            rated = None if whole.ratings is None else whole.ratings[mine]
+            typed = run.typed(whole.of(at), whole.times(at).tolist(), user, ratings=rated)
+        return Query(typed, run.neighbors(typed), now)
 
     def _shown(self, item: int) -> dict[str, Any]:
         run = self._run
@@ -324,6 +338,7 @@ def answer(
     user: str | None,
     history: Sequence[str] | None,
     times: Sequence[str] | None,
+    now: float | None,
     top: int,
     added: Path | None,
 ) -> Answer:
@@ -337,7 +352,9 @@ def answer(
     recommending = Recommending(workdir)
     if items:
         recommending.add(items)
-    return recommending.recommend(user=user, history=history, times=_numbers(times), top=top)
+    return recommending.recommend(
+        user=user, history=history, times=_numbers(times), now=now, top=top
+    )
 
 
 def _numbers(times: Sequence[str] | None) -> list[float] | None:

@@ -59,20 +59,24 @@ class Scorer:
         candidates: Sequence[str],
         *,
         times: Sequence[float] | None = None,
+        ratings: Sequence[float] | None = None,
+        now: float | None = None,
         user: str | None = None,
         before: float | None = None,
     ) -> np.ndarray:
         """logit(yes) - logit(no) of each candidate: float32[candidates].
 
         When the run used retrieval, users similar to this history are looked up as for a test
-        target. For the history of a test user, with `user` given and under a global-time split
-        `before` the time of the target, the scores are those of step `evaluation`.
+        target. For the history of a test user, with `user` given, `now` the time of the target and
+        under a global-time split `before` too, the scores are those of step `evaluation`.
 
         Args:
           history: raw item ids, oldest first, at least one.
           candidates: raw item ids. Lists longer than those of `evaluation` are scored in parts.
           times: seconds since 1970 of the history's items; only a sequential recommender that
-            reads the clock needs them.
+            reads the clock needs them, and prompts that tell pauses.
+          ratings: of the history's items, for prompts that tell them.
+          now: when this is asked, seconds since 1970; None: right after the last item.
           user: raw id of the user whose history it is, who is then not similar to themselves; None
             for a history of nobody in the data.
           before: seconds since 1970; what users took from then on is not known. None: all is.
@@ -89,9 +93,10 @@ class Scorer:
             past,
             times,
             "" if user is None else user,
+            ratings=None if ratings is None else np.asarray(ratings, np.float32),
             clock_is_read=self.config.use.retrieval,
         )
-        return self.margins(typed, wanted, self.neighbors(typed, before))
+        return self.margins(typed, wanted, self.neighbors(typed, before), now)
 
     def typed(
         self,
@@ -99,11 +104,13 @@ class Scorer:
         times: Sequence[float] | None,
         user: str = "",
         *,
+        ratings: np.ndarray | None = None,
         clock_is_read: bool = True,
     ) -> Histories:
         """A history of items int32[n], oldest first, of a user of the run or of nobody in it ("").
 
-        clock_is_read: the sequential recommender will read it.
+        ratings: float32[n], where they are known. clock_is_read: the sequential recommender will
+        read it.
 
         Raises:
           UserError: times that the recommender needs are missing, or not as many as items.
@@ -113,22 +120,31 @@ class Scorer:
             offsets=np.array([0, len(past)]),
             items=past,
             timestamps=self._clock(times, len(past), clock_is_read),
-            clock=self.histories.clock,
+            ratings=ratings,
+            clock=self.histories.clock and times is not None,
         )
 
     def margins(
-        self, typed: Histories, wanted: np.ndarray, neighbors: Neighbors | None
+        self,
+        typed: Histories,
+        wanted: np.ndarray,
+        neighbors: Neighbors | None,
+        now: float | None = None,
     ) -> np.ndarray:
-        """`scores` of items int32[n] after a history and with what similar users took next."""
+        """`scores` of items int32[n] after a history and with what similar users took next.
+
+        now: when this is asked, seconds since 1970; None: right after the last item.
+        """
         if self.form == "cached":
-            return self.catalog_margins(typed, neighbors)[wanted]
+            return self.catalog_margins(typed, neighbors, now)[wanted]
         run, c = self._run, self.config.evaluation
         width = c.list_width
         count = -(-len(wanted) // width)
         lists = np.full((count, width), -1, np.int32)
         lists.ravel()[: len(wanted)] = wanted
         shown = None if neighbors is None else np.repeat(neighbors.items, count, axis=0)
-        context = PromptContext(self.catalog, typed, self._keywords, shown)
+        asked = None if now is None else np.full(count, now)
+        context = PromptContext(self.catalog, typed, self._keywords, shown, now=asked)
         rows = np.tile(np.array([[0, len(typed.items)]], np.int32), (count, 1))
         found = candidate_scores(
             self._model,
@@ -143,11 +159,14 @@ class Scorer:
         )
         return found.ravel()[: len(wanted)]
 
-    def catalog_margins(self, typed: Histories, neighbors: Neighbors | None) -> np.ndarray:
+    def catalog_margins(
+        self, typed: Histories, neighbors: Neighbors | None, now: float | None = None
+    ) -> np.ndarray:
         """`margins` of every item, float32[items]; only of a run that ranks by cached items, which
         are encoded once."""
         items = None if neighbors is None else neighbors.items
-        context = PromptContext(self.catalog, typed, self._keywords, items)
+        asked = None if now is None else np.array([now])
+        context = PromptContext(self.catalog, typed, self._keywords, items, now=asked)
         cached = CachedItems(self._run, self._step, lambda rows: context)
         prompts = cached.prompts(np.array([[0, len(typed.items)]], np.int32))
         if self._cached is None:
