@@ -18,6 +18,8 @@ from benchmarks.accelerator.peers.users import CANDIDATES, Sizes, Users, made
 from mmsrec_jax.models.batch import Batch, pack_images
 from mmsrec_jax.prompts.chat import Piece
 
+_CLOSENESS = 0.0  # transformers has no such term
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -73,7 +75,7 @@ class Ours:
         self._graphdef, self._state = nnx.split(loading.load(self._directory, "float32", mesh))
         self._joint = forward.compiled(self._graphdef, scoring.margins(YES_NO), mesh)
         self._rows = jax.device_put(user_batch(users))
-        self._programs = programs(self._graphdef, YES_NO, mesh)
+        self._programs = programs(self._graphdef, YES_NO, _CLOSENESS, mesh)
         self._prompts = jax.device_put(prompt_rows(users, case))
         items, tails = item_rows(users, case)
         self._items, self._tails = jax.device_put((items, tails))
@@ -85,15 +87,15 @@ class Ours:
             count = users.there.shape[0]
 
             def own(user: Encoded, items: Encoded, tails: Any) -> Any:
-                one = Encoded(user.k[:, None], user.v[:, None], user.there[None])
+                one = Encoded(user.k[:, None], user.v[:, None], user.there[None], user.end[None])
                 hidden = read_pairs(model, one, items, Tail(tail, tails))
                 return margins_after(model, hidden, YES_NO)[0]
 
             items = Encoded(
                 *(x.reshape(len(x), count, CANDIDATES, *x.shape[2:]) for x in items[:2]),
-                items.there.reshape(count, CANDIDATES, -1),
+                *(x.reshape(count, CANDIDATES, -1) for x in items[2:]),
             )
-            axes = Encoded(1, 1, 0)
+            axes = Encoded(1, 1, 0, 0)
             return jax.vmap(own, in_axes=(axes, axes, 0))(
                 users, items, tails.reshape(count, CANDIDATES)
             )
@@ -167,7 +169,7 @@ class Ours:
 
         @jax.jit
         def repeated(stored: Encoded) -> Encoded:
-            return Encoded(stored.k[:, at], stored.v[:, at], stored.there[at])
+            return Encoded(stored.k[:, at], stored.v[:, at], stored.there[at], stored.end[at])
 
         return Chunk(repeated(self._stored), self._tails[at])
 

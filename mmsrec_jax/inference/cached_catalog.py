@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.yes_no import margins_after
+from mmsrec_jax.inference.pair_margins import pair_margins
 from mmsrec_jax.inputs.pairs import PairPrompts
 from mmsrec_jax.models.batch import Batch
-from mmsrec_jax.models.late_interaction import Encoded, Tail, encode, read_pairs
+from mmsrec_jax.models.late_interaction import Encoded, Tail, encode
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
@@ -35,22 +35,29 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def programs(graphdef: nnx.GraphDef, yes_no_ids: tuple[int, int], mesh: Mesh) -> _Programs:
-    """Compiled once a model and shape: encode, and margins float32[B, M] of users and items."""
+def programs(
+    graphdef: nnx.GraphDef, yes_no_ids: tuple[int, int], closeness: float, mesh: Mesh
+) -> _Programs:
+    """Compiled once a model and shape: encode, and `pair_margins` float32[B, M]."""
 
     def encoded(state: nnx.State, batch: Batch) -> Encoded:
         return encode(nnx.merge(graphdef, state), batch)
 
     def score(state: nnx.State, users: Encoded, chunk: Chunk, tail: np.ndarray) -> jax.Array:
-        model = nnx.merge(graphdef, state)
-        hidden = read_pairs(model, users, chunk.encoded, Tail(jnp.asarray(tail), chunk.tails))
-        return margins_after(model, hidden, yes_no_ids)
+        return pair_margins(
+            nnx.merge(graphdef, state),
+            users,
+            chunk.encoded,
+            Tail(jnp.asarray(tail), chunk.tails),
+            yes_no_ids=yes_no_ids,
+            closeness=closeness,
+        )
 
     return _Programs(jax.jit(encoded), jax.jit(score, out_shardings=sharding.replicated(mesh)))
 
 
 class CachedCatalog:
-    """Every item encoded once; then logit(yes) - logit(no) of all of them for rows of `prompts`.
+    """Every item encoded once; then `pair_margins` of all of them for rows of `prompts`.
 
     A `ranking.RowSystem`. Keys and values of the items stay on the devices, divided over the shards
     of the batch.
@@ -76,6 +83,7 @@ class CachedCatalog:
         score_users: int,
         score_items: int,
         yes_no_ids: tuple[int, int],
+        closeness: float,
         mesh: Mesh,
     ):
         self._name, self._prompts, self._mesh = name, prompts, mesh
@@ -85,7 +93,7 @@ class CachedCatalog:
         self._share = sharding.process_batch_shard(mesh)
         graphdef, state = nnx.split(model)
         self._state = jax.device_put(state, sharding.shardings(state, mesh))
-        self._programs = programs(graphdef, yes_no_ids, mesh)
+        self._programs = programs(graphdef, yes_no_ids, closeness, mesh)
         self._store = self._encoded_items()
 
     def for_prompts(self, prompts: PairPrompts) -> "CachedCatalog":

@@ -107,6 +107,7 @@ class CachedItems:
             score_users=c.score_users,
             score_items=min(c.score_items, len(prompts.renderer)),
             yes_no_ids=run.prompt_config.chat.yes_no_ids,
+            closeness=c.closeness,
             mesh=run.mesh,
         )
 

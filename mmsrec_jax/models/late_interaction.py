@@ -25,11 +25,13 @@ class Encoded(NamedTuple):
 
     k, v: [layers, N, L, kv_heads, head_dim], rotated at their positions.
     there: bool[N, L], False for padding.
+    end: [N, hidden], the final-normed hidden state of the last token.
     """
 
     k: jax.Array
     v: jax.Array
     there: jax.Array
+    end: jax.Array
 
 
 class Tail(NamedTuple):
@@ -45,8 +47,7 @@ class Tail(NamedTuple):
 
 def encode(model: MLLM, batch: Batch, *, adapters: bool = True) -> Encoded:
     """Prompts of users or items, one a row; what they do not see of each other is not computed."""
-    k, v, _ = model.keys_values(batch, adapters=adapters)
-    return Encoded(k, v, batch.segment_ids > 0)
+    return encode_with_states(model, batch, adapters=adapters)[0]
 
 
 def encode_with_states(
@@ -55,7 +56,10 @@ def encode_with_states(
     """`encode`, and the final-normed hidden states [N, L, hidden]."""
     k, v, hidden = model.keys_values(batch, adapters=adapters, states=True)
     assert hidden is not None
-    return Encoded(k, v, batch.segment_ids > 0), hidden
+    there = batch.segment_ids > 0
+    last = jnp.maximum(jnp.sum(there, axis=1) - 1, 0)
+    end = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return Encoded(k, v, there, end), hidden
 
 
 def read_pairs(

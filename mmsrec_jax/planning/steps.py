@@ -269,6 +269,7 @@ class Steps:
             jnp.zeros(c.tail, jnp.int32),
             start=c.prompt_length,
             yes_no_ids=_YES_NO_IDS,
+            closeness=c.closeness,
             weights=pairs.TaskWeights(c.next_keywords, c.next_in_history),
             shardings=shardings,
             offload=c.offload_optimizer,
@@ -315,7 +316,7 @@ class Steps:
         )
         return Step(
             "catalog",
-            programs(graphdef, _YES_NO_IDS, self.mesh).score,
+            programs(graphdef, _YES_NO_IDS, c.closeness, self.mesh).score,
             (state, prompts, stored, tail),
             {"parameters": state, "prompts": prompts, "item store": stored},
             users * items * self._pair(),
@@ -348,14 +349,20 @@ class Steps:
         )
 
     def _encoded(self, rows: int, length: int) -> Encoded:
-        """Keys and values of rows, divided over the shards of a batch."""
+        """What is kept of rows, divided over the shards of a batch."""
         text, batch = self.shape.text, sharding.LOGICAL_AXES["batch"]
         dtype = jnp.dtype(self.config.model.dtype)
         kept: Any = jax.ShapeDtypeStruct(
             (text.layers, rows, length, text.kv_heads, text.head_dim), dtype,
             sharding=NamedSharding(self.mesh, PartitionSpec(None, batch)),
         )  # fmt: skip
-        return Encoded(kept, kept, self._arrays(jax.ShapeDtypeStruct((rows, length), jnp.bool_)))
+        there, end = self._arrays(
+            (
+                jax.ShapeDtypeStruct((rows, length), jnp.bool_),
+                jax.ShapeDtypeStruct((rows, text.hidden), dtype),
+            )
+        )
+        return Encoded(kept, kept, there, end)
 
     def _trained(
         self,

@@ -18,14 +18,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.yes_no import margins_after
-from mmsrec_jax.models.late_interaction import (
-    Tail,
-    continue_prompts,
-    encode,
-    encode_with_states,
-    read_pairs,
-)
+from mmsrec_jax.inference.pair_margins import pair_margins
+from mmsrec_jax.models.late_interaction import Tail, continue_prompts, encode, encode_with_states
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
 from mmsrec_jax.models.token_logprobs import next_logprobs
@@ -65,6 +59,11 @@ class CachedSettings(UpdateSettings):
     next_in_history: float = setting(
         0.3,
         "Weight of the loss of the keywords of a history's items but the first, in the prompt.",
+        low=0,
+    )
+    closeness: float = setting(
+        10.0,
+        "What the cosine of the ends of a user's prompt and of an item counts beside the margin.",
         low=0,
     )
     words_length: int = setting(64, "Tokens of the question for them and of the answer.", low=2)
@@ -107,6 +106,7 @@ def loss(
     *,
     start: int,
     yes_no_ids: tuple[int, int],
+    closeness: float,
     weights: TaskWeights,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Scalar loss and metrics.
@@ -114,12 +114,10 @@ def loss(
     tail: int32[r]; start: position where prompts end.
     """
     items = encode(model, batch.items)
-    if weights.next_in_history:
-        users, states = encode_with_states(model, batch.users)
-    else:
-        users = encode(model, batch.users)
-    hidden = read_pairs(model, users, items, Tail(tail, batch.tails))
-    margins = margins_after(model, hidden, yes_no_ids)
+    users, states = encode_with_states(model, batch.users)
+    margins = pair_margins(
+        model, users, items, Tail(tail, batch.tails), yes_no_ids=yes_no_ids, closeness=closeness
+    )
     logits = jnp.where(batch.competes, margins - batch.log_frequency, -1e30)
     found = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     own = jnp.take_along_axis(logits, batch.targets[:, None], axis=1)
@@ -150,6 +148,7 @@ def make_step(
     *,
     start: int,
     yes_no_ids: tuple[int, int],
+    closeness: float,
     weights: TaskWeights,
     shardings: Any = None,
     offload: bool = False,
@@ -162,7 +161,7 @@ def make_step(
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         return loss(
             nnx.merge(graphdef, params, frozen), batch, tail,
-            start=start, yes_no_ids=yes_no_ids, weights=weights,
+            start=start, yes_no_ids=yes_no_ids, closeness=closeness, weights=weights,
         )  # fmt: skip
 
     def step(
@@ -212,7 +211,7 @@ def train(
         )
         step = make_step(
             graphdef, optimizer, jnp.asarray(tail), start=settings.prompt_length,
-            yes_no_ids=yes_no_ids,
+            yes_no_ids=yes_no_ids, closeness=settings.closeness,
             weights=TaskWeights(settings.next_keywords, settings.next_in_history),
             shardings=shardings, offload=offload,
         )  # fmt: skip
