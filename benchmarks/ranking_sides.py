@@ -18,6 +18,8 @@ from benchmarks.accelerator.peers.users import CANDIDATES, Sizes, Users, made
 from mmsrec_jax.models.batch import Batch, pack_images
 from mmsrec_jax.prompts.chat import Piece
 
+_CLOSENESS = 0.0  # transformers has no such term
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -73,7 +75,7 @@ class Ours:
         self._graphdef, self._state = nnx.split(loading.load(self._directory, "float32", mesh))
         self._joint = forward.compiled(self._graphdef, scoring.margins(YES_NO), mesh)
         self._rows = jax.device_put(user_batch(users))
-        self._programs = programs(self._graphdef, YES_NO, 0.0, mesh)
+        self._programs = programs(self._graphdef, YES_NO, _CLOSENESS, mesh)
         self._prompts = jax.device_put(prompt_rows(users, case))
         items, tails = item_rows(users, case)
         self._items, self._tails = jax.device_put((items, tails))
@@ -91,8 +93,7 @@ class Ours:
 
             items = Encoded(
                 *(x.reshape(len(x), count, CANDIDATES, *x.shape[2:]) for x in items[:2]),
-                items.there.reshape(count, CANDIDATES, -1),
-                items.end.reshape(count, CANDIDATES, -1),
+                *(x.reshape(count, CANDIDATES, -1) for x in items[2:]),
             )
             axes = Encoded(1, 1, 0, 0)
             return jax.vmap(own, in_axes=(axes, axes, 0))(

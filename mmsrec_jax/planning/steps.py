@@ -349,7 +349,7 @@ class Steps:
         )
 
     def _encoded(self, rows: int, length: int) -> Encoded:
-        """Keys and values of rows, divided over the shards of a batch."""
+        """What is kept of rows, divided over the shards of a batch."""
         text, batch = self.shape.text, sharding.LOGICAL_AXES["batch"]
         dtype = jnp.dtype(self.config.model.dtype)
         kept: Any = jax.ShapeDtypeStruct(
