@@ -78,17 +78,17 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=600, num_users=64, num_items=96, prompt_length=96,
+            trainable="full", steps=540, num_users=64, num_items=96, prompt_length=96,
             item_length=12, item_patches=4, words_length=16, next_in_history=0.5,
-            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=200,
-            validation_rows=200, checkpoint_every=100, log_every=10, score_users=32,
+            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=180,
+            validation_rows=200, checkpoint_every=90, log_every=10, score_users=32,
             score_items=512,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
         if variant == "full":
             _every_row(config)
         elif variant == "long":
-            config.cached.steps = 4000
+            config.cached.steps = 3600
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
     if variant == "mllm_srec":
@@ -123,5 +123,5 @@ def _mllm_srec(config: ConfigDict) -> None:
             log_every=10,
         )  # fmt: skip
         config.sft.update(targets=160, length=640)
-        config.cached.update(steps=400, prompt_length=124)
+        config.cached.update(steps=360, prompt_length=124)
         config.evaluation.length = 1536
