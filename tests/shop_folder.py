@@ -62,5 +62,5 @@ def sequential_config(root: Path):
     config.sasrec.update(
         length=8, dim=16, layers=1, mlp_dim=16, steps=20, evaluate_every=10, batch_size=8,
     )  # fmt: skip
-    config.evaluation.update(negatives=5, k=(1, 5))
+    config.evaluation.update(negatives=(5,), k=(1, 5))
     return config

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import example_scripts
 import jax
+import known_users
 import launched
 import matplotlib.pyplot as plt
 import numpy as np
@@ -212,8 +213,7 @@ def test_typed_histories_of_test_users_are_scored_as_in_the_evaluation(runs, sco
     for row, (user, position) in enumerate(frozen.rows):
         history = scorer.catalog.ids[scorer.histories.of(user)[:position]].tolist()
         candidates = scorer.catalog.ids[frozen.items[row]].tolist()
-        name = str(scorer.histories.users[user])
-        found = scorer.scores(history, candidates, user=name)
+        found = scorer.scores(history, candidates, **known_users.before(scorer, user, position))
         np.testing.assert_allclose(found, wanted[row], rtol=0, atol=1e-5)
         rank = (found >= found[frozen.positive[row]]).sum()
         assert ranks.users[row] == user and ranks.ranks[row] == rank
@@ -231,8 +231,8 @@ def test_reranked_rows_equal_an_order_that_is_built_user_by_user(runs, scorer):
         scores = np.array(scorer.recommender.scores(past[None])[0])
         scores[np.setdiff1d(past, target)] = -np.inf
         best = np.argsort(-scores, kind="stable")[:25]
-        ids, name = scorer.catalog.ids, str(scorer.histories.users[user])
-        margins = scorer.scores(ids[past].tolist(), ids[best].tolist(), user=name)
+        ids, known = scorer.catalog.ids, known_users.before(scorer, user, position)
+        margins = scorer.scores(ids[past].tolist(), ids[best].tolist(), **known)
         wanted = (scores >= scores[target]).sum()
         if wanted <= 25:
             wanted = (margins >= margins[best == target]).sum()
@@ -248,8 +248,8 @@ def test_reranking_the_whole_catalog_is_full_ranking_by_the_mllm(runs, scorer, t
     ids, margins = scorer.catalog.ids, np.zeros((40, 60), np.float32)
     for row, (user, position) in enumerate(run.test_targets()):
         past = ids[scorer.histories.of(user)[:position]].tolist()
-        name = str(scorer.histories.users[user])
-        margins[row] = scorer.scores(past, ids.tolist(), user=name)
+        known = known_users.before(scorer, user, position)
+        margins[row] = scorer.scores(past, ids.tolist(), **known)
     wanted = full_from_scores("x", margins, scorer.histories, run.test_targets(), top=20)
     for name in ("ranks", "candidates", "ties", "top"):
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))

@@ -43,7 +43,7 @@ def calls(monkeypatch):
 @pytest.fixture
 def write(tokenizer, model, tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    config = toy_items.prompt_config(tokenizer)
+    config = toy_items.prompt_config(tokenizer, ratings=True, pauses=True)
 
     def run(histories: Histories, batch_size: int = 64) -> TextStore:
         tastes = toy_tastes.tastes(config, histories)
