@@ -1,9 +1,11 @@
 """Recommendations of a tiny run of MMSRARec, by the functions and by the command."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -85,10 +87,16 @@ def scorer(workdir):
 
 @pytest.fixture(scope="module")
 def written(workdir):
-    """Keywords by item, as step `summaries` left them."""
+    """Keywords by item, as step `summaries` left them: of the text first, frequent ones first."""
     lines = (workdir / "summaries" / "summaries.jsonl").read_text().splitlines()
-    rows = map(json.loads, lines)
-    found = {row["id"]: list(dict.fromkeys(row["image"] + row["text"])) for row in rows}
+    rows = [json.loads(line) for line in lines]
+    counts = Counter(word for row in rows for word in row["image"] + row["text"])
+    found = {}
+    for row in rows:
+        parts = (
+            sorted(row[name], key=lambda word: (-counts[word], word)) for name in ("text", "image")
+        )
+        found[row["id"]] = list(dict.fromkeys(itertools.chain(*parts)))
     assert sum(map(bool, found.values())) > ITEMS / 2, "so short a warm-up wrote no keywords"
     return found
 
