@@ -3,7 +3,8 @@
 A prompt lists the user's last items and, with retrieval, what similar users took next. Each of
 these is a place; the score of a candidate is the sum over places of the place's weight times the
 number of words that the candidate shares with the item there. Nothing else is read: a model that
-reads the same prompt should do better.
+reads the same prompt should do better. Where the prompt tells ratings or pauses, a place can have a
+further weight for each (`told`).
 """
 
 from collections.abc import Collection, Sequence
@@ -13,6 +14,7 @@ import scipy.sparse
 
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import conditional_logit, protocols
+from mmsrec_jax.prompts import choices
 
 DECAY = 0.8
 _GRID = 2.0**-12  # of weights: sums of so few multiples are exact, so that equal evidence ties
@@ -48,6 +50,33 @@ def places(
     latest = histories.items[np.where(known, histories.offsets[rows[:, :1]] + at, 0)]
     latest = np.where(known, latest, -1).astype(np.int32)
     return latest if neighbors is None else np.concatenate([latest, neighbors], axis=1)
+
+
+def told(
+    histories: Histories, rows: np.ndarray, *, history: int, ratings: bool, pauses: bool
+) -> np.ndarray:
+    """The places of the history again, by what a prompt tells of the choices: int32[R, columns].
+
+    With `ratings` there is one copy of the places for each fifth of all ratings (fewer where they
+    fall together), which holds the items that were rated so. With `pauses` there is one that holds
+    the items before the last pause that is told, up to the time of the row's target. -1 elsewhere.
+    """
+    latest = places(histories, rows, history=history, neighbors=None)
+    rows = np.asarray(rows, np.int64)
+    target = histories.offsets[rows[:, 0]] + rows[:, 1]
+    at = np.where(latest >= 0, target[:, None] - 1 - np.arange(history), 0)
+    copies = [np.zeros((len(rows), 0), np.int32)]
+    if ratings and histories.ratings is not None:
+        edges = np.unique(np.nanquantile(histories.ratings, [0.2, 0.4, 0.6, 0.8]))
+        edges = edges[edges < np.nanmax(histories.ratings)]  # nothing is above the highest
+        rated = histories.ratings[at]
+        fifth = np.where(np.isnan(rated), -1, np.searchsorted(edges, rated))
+        copies += [np.where(fifth == one, latest, -1) for one in range(len(edges) + 1)]
+    if pauses and histories.clock:
+        times = histories.timestamps
+        paused = times[np.minimum(at + 1, target[:, None])] - times[at] >= choices.SHORTEST
+        copies.append(np.where(np.cumsum(paused, axis=1) > 0, latest, -1))
+    return np.concatenate(copies, axis=1).astype(np.int32)
 
 
 def shared(incidence: scipy.sparse.csr_matrix, items: np.ndarray, listed: np.ndarray) -> np.ndarray:

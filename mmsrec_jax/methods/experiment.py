@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
-from mmsrec_jax.data.records import Dataset
+from mmsrec_jax.data.records import Dataset, Histories
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
@@ -211,6 +211,7 @@ class Experiment:
         """
         c, path = self.config.prompts, self.base.path
         _check_text_fields(c, build.text_fields(self.workdir / "data"))
+        _check_choices(c, self.dataset.histories)
         processor = processor_of(path)
         ids = config_from_hf(read_json(path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
@@ -259,6 +260,16 @@ class Experiment:
     def world(self) -> World | None:
         """The generating model of a toyshop, None for real data."""
         return build.open_world(self.workdir / "data")
+
+
+def _check_choices(prompts: PromptSettings, histories: Histories) -> None:
+    """Raises UserError when prompts shall tell what the data does not have."""
+    if prompts.ratings and histories.ratings is None:
+        raise UserError("config.prompts.ratings: the data has no ratings; set it to False")
+    if prompts.pauses and not histories.clock:
+        raise UserError(
+            "config.prompts.pauses: the data has an order and no times; set it to False"
+        )
 
 
 def _check_text_fields(prompts: PromptSettings, known: Sequence[str]) -> None:

@@ -58,6 +58,13 @@ def scorers(
         neighbors = None if neighbors is None else neighbors[:, : prompts.similar]
         return keywords.places(histories, rows, history=prompts.history, neighbors=neighbors)
 
+    def with_told(rows: np.ndarray, listed: np.ndarray) -> np.ndarray:
+        told = keywords.told(
+            histories, rows, history=prompts.history,
+            ratings=prompt_config.ratings, pauses=prompt_config.pauses,
+        )  # fmt: skip
+        return np.concatenate([listed, told], axis=1)
+
     listed = places(targets, known.neighbors)
     decaying = keywords.decaying(prompts.history, listed.shape[1] - prompts.history)
     rows = splits.subset(dataset.split.validation, _LISTS, c.seed)
@@ -65,15 +72,17 @@ def scorers(
         incidence,
         histories,
         rows,
-        places(rows, context(rows).neighbors),
+        with_told(rows, places(rows, context(rows).neighbors)),
         negatives=c.negatives[0],
         seed=c.seed,
     )
+    parts = np.split(weights, [prompts.history, listed.shape[1]])
     logging.info(
-        "keyword_logit: weights of the last items %s, of similar users' %s; %d validation lists",
-        *(np.round(part, 3).tolist() for part in np.split(weights, [prompts.history])), len(rows),
+        "keyword_logit: weights of the last items %s, of similar users' %s, more by ratings and "
+        "pauses %s; %d validation lists",
+        *(np.round(part, 3).tolist() for part in parts), len(rows),
     )  # fmt: skip
     return [
         KeywordScorer("keyword_overlap", incidence, listed, decaying),
-        KeywordScorer("keyword_logit", incidence, listed, weights),
+        KeywordScorer("keyword_logit", incidence, with_told(targets, listed), weights),
     ]

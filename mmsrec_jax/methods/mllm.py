@@ -13,6 +13,7 @@ from absl import logging
 
 from mmsrec_jax.data import build, splits
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
+from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs import pipeline
@@ -25,6 +26,7 @@ from mmsrec_jax.inputs.recommend import (
 )
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import ASKING, WarmupSource, lacking
+from mmsrec_jax.methods import keyword_rows
 from mmsrec_jax.methods.base_model import MODEL, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
@@ -298,8 +300,25 @@ class MLLMExperiment(Experiment):
         del rows  # nothing depends on them: what similar users took is not shown
         return self.plain_context(images=_SHOWS_IMAGES[name])
 
-    def add_baselines(self, board: Leaderboard) -> None:
-        """Their rows under the protocols with sampled candidates."""
+    # --- rows of the table -----------------------------------------------------------------------
+
+    def row_of(self, form: str) -> str:
+        """Name of a form's row: the method's own for the one that recommends."""
+        method = self.config.method
+        return method if form == self.config.forms[0] else f"{method}/{form}"
+
+    def add_compared(
+        self, board: Leaderboard, context: Callable[[np.ndarray], PromptContext]
+    ) -> None:
+        """What the method is compared with: trivial scorers, those that match the words which its
+        prompts know by `context`, sequential models, and plain SFT among sampled candidates."""
+        systems: list[System | RowSystem] = [*board.baselines()]
+        systems += keyword_rows.scorers(
+            self.config, self.dataset, self.prompt_config, context, board.targets
+        )
+        systems += map(self.recommender, self.config.sequential_models)
+        for system in systems:
+            board.add(system)
         for name in self.baselines:
             self.add_sampled(board, name, name, functools.partial(self.baseline_context, name))
 

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
-from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import chains
@@ -42,7 +41,6 @@ from mmsrec_jax.inputs.taste_prompts import (
     TastePairs,
     TasteRecommend,
 )
-from mmsrec_jax.methods import keyword_rows
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.item_texts import TEXTS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
@@ -261,14 +259,7 @@ class MLLMSRec(MLLMExperiment):
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        systems: list[System | RowSystem] = [*board.baselines()]
-        systems += keyword_rows.scorers(
-            self.config, self.dataset, self.prompt_config, self._words_alone, board.targets
-        )
-        systems += map(self.recommender, self.config.sequential_models)
-        for system in systems:
-            board.add(system)
-        self.add_baselines(board)
+        self.add_compared(board, self._words_alone)
         for form in self.config.forms:
             self._add_form(board, form)
         if self.config.evaluation.rerank:
@@ -280,12 +271,8 @@ class MLLMSRec(MLLMExperiment):
         catalog, histories, split = self.dataset
         return PromptContext(catalog, histories, self.item_words, train_end=split.train_end)
 
-    def _name(self, form: str) -> str:
-        """Of a form's row in the table: the method's own for the first one."""
-        return NAME if form == self.config.forms[0] else f"{NAME}/{form}"
-
     def _add_form(self, board: Leaderboard, form: str) -> None:
-        name = self._name(form)
+        name = self.row_of(form)
         if form == "cached":
             self.chain_items().add_rows(board, name)
         else:
@@ -295,7 +282,7 @@ class MLLMSRec(MLLMExperiment):
         """Full-catalog ranks in the joint form, see `config.evaluation.rerank`."""
         if "joint" not in self.config.forms:
             return
-        reranker, name = Reranker(self, directory), self._name("joint")
+        reranker, name = Reranker(self, directory), self.row_of("joint")
         step = STEP_OF_FORM["joint"]
         board.add_full_ranks(name, lambda: reranker.ranks(name, step, self._joint_context))
 

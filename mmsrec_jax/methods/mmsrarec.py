@@ -34,12 +34,11 @@ from absl import logging
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
-from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_prompts import SummarySource
 from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods import generator, keyword_rows
+from mmsrec_jax.methods import generator
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
@@ -49,7 +48,6 @@ from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.settings import GRPOSettings
-from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
@@ -245,7 +243,6 @@ class MMSRARec(MLLMExperiment):
     def context(self, targets: np.ndarray) -> PromptContext:
         """What stages 1 and 2 know, for prompts of these targets int32[n, 2] (user, position)."""
         catalog, histories, split = self.dataset
-        self._check_choices()
         keywords = neighbors = None
         if self.config.use.summaries:
             keywords = self.keywords()
@@ -253,16 +250,6 @@ class MMSRARec(MLLMExperiment):
             path = self.workdir / "retrieval" / "neighbors.parquet"
             neighbors = neighbors_table.read_items(path, targets)
         return PromptContext(catalog, histories, keywords, neighbors, split.train_end)
-
-    def _check_choices(self) -> None:
-        """Raises UserError when prompts shall show what the data does not have."""
-        c, histories = self.config.prompts, self.dataset.histories
-        if c.ratings and histories.ratings is None:
-            raise UserError("config.prompts.ratings: the data has no ratings; set it to False")
-        if c.pauses and not histories.clock:
-            raise UserError(
-                "config.prompts.pauses: the data has an order and no times; set it to False"
-            )
 
     def keywords(self) -> list[str]:
         """Of every item, comma-separated; see `joined_keywords`."""
@@ -290,14 +277,7 @@ class MMSRARec(MLLMExperiment):
     def evaluation(self, directory: Path) -> None:
         """Ranks of every system on disk, and the table."""
         board = self.leaderboard(directory)
-        systems: list[System | RowSystem] = [*board.baselines()]
-        systems += keyword_rows.scorers(
-            self.config, self.dataset, self.prompt_config, self.context, board.targets
-        )
-        systems += map(self.recommender, self.config.sequential_models)
-        for system in systems:
-            board.add(system)
-        self.add_baselines(board)
+        self.add_compared(board, self.context)
         for form in self.config.forms:
             self._add_form(board, form)
         if self.config.evaluation.rerank:
@@ -307,12 +287,8 @@ class MMSRARec(MLLMExperiment):
         board.add_truth(self.world())
         board.finish(self.workdir / "table.json")
 
-    def _name(self, form: str) -> str:
-        """Of a form's row in the table: the method's own for the one that recommends."""
-        return "mmsrarec" if form == self.config.forms[0] else f"mmsrarec/{form}"
-
     def _add_form(self, board: Leaderboard, form: str) -> None:
-        name = self._name(form)
+        name = self.row_of(form)
         if form == "cached":
             self.cached_items().add_rows(board, name)
         else:
@@ -326,7 +302,7 @@ class MMSRARec(MLLMExperiment):
             board.add_full_ranks(name, functools.partial(reranker.ranks, name, name, context))
         if "joint" not in self.config.forms:
             return
-        name = self._name("joint")
+        name = self.row_of("joint")
         board.add_full_ranks(name, lambda: reranker.ranks(name, "sft", self.context))
         if self.config.evaluation.fuse:
             fused = f"{name}+{self.config.sequential_model}"

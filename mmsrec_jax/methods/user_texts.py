@@ -74,6 +74,11 @@ class UserTexts:
         """Ratings, gaps and windows of the run's users."""
         run, c = self._run, self._run.config
         catalog, histories, _ = run.dataset
+        if histories.ratings is None and c.preferences.threshold is not None:
+            logging.warning(
+                "config.preferences.threshold=%g: the data has no ratings, all is liked",
+                c.preferences.threshold,
+            )
         renderer = ItemRenderer(catalog, run.prompt_config, self._words())
         return Tastes(histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows)
 

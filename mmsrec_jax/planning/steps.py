@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -126,6 +127,7 @@ def model_config(config: Planned) -> MLLMConfig:
 
 _Trained = sft.FineTuneSettings | GRPOSettings
 _Adapted = _Trained | pairs.CachedSettings
+_Updated = sft.FineTuneSettings | pairs.CachedSettings
 _Read = _Adapted | EvaluationSettings
 
 
@@ -139,13 +141,7 @@ class Steps:
         """One update of stage 3."""
         c = self.config.sft
         optimizer = sft.make_optimizer(c)
-        graphdef, state, frozen, shardings = place_abstract(
-            self._model(c.trainable, c),
-            c.trainable,
-            optimizer,
-            self.mesh,
-            offload=c.offload_optimizer,
-        )
+        graphdef, state, frozen, shardings = self._placed(c, optimizer)
         step = sft.make_step(
             graphdef,
             optimizer,
@@ -256,13 +252,7 @@ class Steps:
         """One update of stage 3 in the cached form: every item meets every user."""
         c = self.config.cached
         optimizer = sft.make_optimizer(c)
-        graphdef, state, frozen, shardings = place_abstract(
-            self._model(c.trainable, c),
-            c.trainable,
-            optimizer,
-            self.mesh,
-            offload=c.offload_optimizer,
-        )
+        graphdef, state, frozen, shardings = self._placed(c, optimizer)
         step = pairs.make_step(
             graphdef,
             optimizer,
@@ -392,6 +382,15 @@ class Steps:
         )
         batch = self._batch(c, length=c.prompt_length, targets=c.prompt_length // 2, packed=False)
         return graphdef, state, frozen, batch.model_inputs(), batch.index
+
+    def _placed(
+        self, c: _Updated, optimizer: optax.GradientTransformation
+    ) -> tuple[nnx.GraphDef, TrainState, nnx.State, TrainState]:
+        """The model and its optimizer, see `place_abstract`."""
+        return place_abstract(
+            self._model(c.trainable, c), c.trainable, optimizer, self.mesh,
+            offload=c.offload_optimizer,
+        )  # fmt: skip
 
     def _model(self, trainable: str, adapters: _Adapted) -> MLLM:
         dtype = self.config.model.dtype

@@ -2,10 +2,9 @@
 what ablations leave out."""
 
 import json
-import signal
-import time
 
 import jax
+import killed_runs
 import launched
 import pyarrow.parquet as pq
 import pytest
@@ -52,22 +51,8 @@ def start(workdir, tmp_path, *arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("mllm_srec")
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    finish(start(unbroken, tmp_path), tmp_path, unbroken)
-    killed = []
-    for step in OWN:
-        process = start(broken, tmp_path)
-        deadline = time.monotonic() + 300
-        while process.exitcode is None and not begun(broken / step):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.kill()
-        process.join()
-        if process.exitcode == -signal.SIGKILL:
-            killed.append(step)
-    finish(start(broken, tmp_path), tmp_path, broken)
-    return unbroken, broken, killed
+    folder = tmp_path_factory.mktemp("mllm_srec")
+    return killed_runs.unbroken_and_killed(folder, OWN, start, finish, begun)
 
 
 def begun(directory):

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import example_scripts
 import jax
+import killed_runs
 import known_users
 import launched
 import matplotlib.pyplot as plt
@@ -79,22 +78,8 @@ def under_way(directory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("mmsrarec")
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    finish(start(unbroken, tmp_path), tmp_path, unbroken)
-    killed = []
-    for step in STEPS:
-        process = start(broken, tmp_path)
-        deadline = time.monotonic() + 300
-        while process.exitcode is None and not under_way(broken / step):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.kill()
-        process.join()
-        if process.exitcode == -signal.SIGKILL:
-            killed.append(step)
-    finish(start(broken, tmp_path), tmp_path, broken)
-    return unbroken, broken, killed
+    folder = tmp_path_factory.mktemp("mmsrarec")
+    return killed_runs.unbroken_and_killed(folder, STEPS, start, finish, under_way)
 
 
 def test_killed_in_every_step_ends_as_if_unbroken(runs):
