@@ -29,11 +29,11 @@ import numpy as np
 
 from mmsrec_jax.data import toyshop_items
 from mmsrec_jax.data.records import Histories, Item
-from mmsrec_jax.data.toyshop_items import PLACES, PRODUCTS, TONES, VALUES
+from mmsrec_jax.data.toyshop_items import PATTERNS, PLACES, PRODUCTS, TONES, VALUES
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
-LOOKS = 4
+LOOKS = 2
 MOODS = len(VALUES["occasion"])
 KINDS = (MOODS, LOOKS, len(VALUES["material"]))  # of items: how many values each fit is about
 STATES = (LOOKS, LOOKS, KINDS[2], MOODS, MOODS)  # look away, at home, material, usual, mood
@@ -134,33 +134,33 @@ def fitting(kinds: np.ndarray, states: np.ndarray) -> np.ndarray:
 class ToyshopSettings(Section):
     """What a shop is drawn from."""
 
-    num_users: int = setting(4000, "Users.", low=1)
+    num_users: int = setting(8000, "Users.", low=1)
     num_items: int = setting(2500, "Items.", low=1)
     num_groups: int = setting(
         8, "Latent groups of items. Each one leads the mood of users to one occasion.", low=1
     )
     history: tuple[int, int] = setting((6, 12), "Shortest and longest history.", low=1)
     pull: float = setting(
-        0.8, "Probability that the mood moves to where the group of the last item leads.",
+        0.95, "Probability that the mood moves to where the group of the last item leads.",
         low=0, high=1,
     )  # fmt: skip
     mood_days: float = setting(
         7.0, "Days that a mood survives with probability 1 / e; then it is drawn again.", above=0
     )
     variety: float = setting(
-        0.2, "Probability that a mood that is drawn again is not the usual one but any.",
+        0.1, "Probability that a mood that is drawn again is not the usual one but any.",
         low=0, high=1,
     )  # fmt: skip
-    occasion_weight: float = setting(4.4, "Logit of an item whose occasion is the mood.")
+    occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
     look_weight: float = setting(
-        2.0, "Logit of an item whose look is the one that the user wants where it is used."
+        2.2, "Logit of an item whose look is the one that the user wants where it is used."
     )
-    material_weight: float = setting(2.5, "Logit of an item of the material that the user wants.")
+    material_weight: float = setting(2.8, "Logit of an item of the material that the user wants.")
     popularity_sd: float = setting(
         0.45, "Standard deviation of the items' own logits, which all users share.", low=0
     )
     told_groups: float = setting(
-        0.7, "Share of items whose group is the one of their kind of product.", low=0, high=1
+        0.9, "Share of items whose group is the one of their kind of product.", low=0, high=1
     )
     new_items: float = setting(
         0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
@@ -249,9 +249,9 @@ def _world(settings: ToyshopSettings, rng: np.random.Generator) -> World:
 
 def _looks(rng: np.random.Generator) -> np.ndarray:
     """int32[tones, patterns]: every tone has each look once; one tone has others than the rest."""
-    table = np.tile(rng.permutation(LOOKS), (TONES.max() + 1, 1))
-    odd = rng.integers(len(table))
-    table[odd] = np.roll(table[odd], rng.integers(1, LOOKS))
+    table = np.tile(rng.permutation(np.arange(len(PATTERNS)) % LOOKS), (TONES.max() + 1, 1))
+    odd = len(table) - 1
+    table[odd] = (table[odd] + rng.integers(1, LOOKS)) % LOOKS
     return table.astype(np.int32)
 
 

@@ -67,7 +67,7 @@ WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "product": PRODUCTS,
 }
 """Attribute -> value -> the words that texts say it in."""
-TONES = np.array([0, 0, 1, 1, 2, 2])  # of colors: warm, cool, dark
+TONES = np.array([0, 0, 1, 1, 1, 2])  # of colors: warm, cool, dark
 PLACES = np.array([0, 0, 1, 1])  # of occasions: away, at home
 IMAGE_ATTRIBUTES = ("color", "pattern", "shape", "background")
 NAMED_ATTRIBUTES = ("color", "pattern", "material", "occasion", "product")  # shape is not told

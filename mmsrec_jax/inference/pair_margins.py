@@ -26,9 +26,13 @@ def pair_margins(
     found = margins_after(model, read_pairs(model, users, items, tail), yes_no_ids)
     if not closeness:
         return found
-    user, item = (_unit(rows.end.astype(jnp.float32)) for rows in (users, items))
-    exact = jax.lax.Precision.HIGHEST
-    return found + closeness * jnp.einsum("bd,md->bm", user, item, precision=exact)
+    return found + closeness * cosines(users.end, items.end)
+
+
+def cosines(users: jax.Array, items: jax.Array) -> jax.Array:
+    """float32[B, M], of hidden states [B, hidden] and [M, hidden]."""
+    users, items = (_unit(rows.astype(jnp.float32)) for rows in (users, items))
+    return jnp.einsum("bd,md->bm", users, items, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unit(x: jax.Array) -> jax.Array:

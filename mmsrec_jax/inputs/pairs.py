@@ -3,10 +3,12 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from mmsrec_jax.data import sequences
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.inputs.pipeline import end_with_the_run
@@ -14,7 +16,7 @@ from mmsrec_jax.inputs.recommend import PromptContext, UserPrompts
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.models.batch import Batch, pack_images
 from mmsrec_jax.models.pair_batch import PairBatch
-from mmsrec_jax.prompts import Piece, tasks
+from mmsrec_jax.prompts import Piece, Section, tasks
 from mmsrec_jax.prompts import sections as prompt_sections
 from mmsrec_jax.runtime.errors import UserError
 
@@ -36,6 +38,21 @@ class PairRoom:
     patches: int
     tail: int
     words: int
+
+
+class Known(NamedTuple):
+    """A prompt, and what of the history in it can be predicted from what stands before.
+
+    Attributes:
+      targets: int[n], the tokens of items of the history after the first.
+      ends: int[k], the last tokens of its items but the last.
+      nexts: int32[k], the item after each of these.
+    """
+
+    piece: Piece
+    targets: np.ndarray
+    ends: np.ndarray
+    nexts: np.ndarray
 
 
 class PairPrompts(UserPrompts):
@@ -67,16 +84,15 @@ class PairPrompts(UserPrompts):
                 f"config.cached.words_length={room.words}: the question for keywords alone has "
                 f"{len(self._question)} tokens; raise it"
             )
-        self.room = room
+        self.room, self.most_ends = room, max(history - 1, 0)
         self.tail = self._candidate(0, Counter()).tokens[-room.tail :]
 
     def users(self, rows: Sequence[int], counts: Counter) -> Batch:
         """A prompt of a source row each; -1 is a row without a prompt."""
-        return self.prompts([None if r < 0 else self.prompt(r, counts)[0] for r in rows], rows)
+        return self.prompts([None if r < 0 else self.prompt(r, counts).piece for r in rows], rows)
 
-    def prompt(self, row: int, counts: Counter) -> tuple[Piece, slice | np.ndarray]:
-        """What is known of the user of `row`, cut to the room by `prompts.sections.fit`; and which
-        of its tokens are targets: items of the history after the first."""
+    def prompt(self, row: int, counts: Counter) -> Known:
+        """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
         chat = self.renderer.prompt_config.chat
         piece, (history, *_) = prompt_sections.fitted(
             self.sections(row),
@@ -84,12 +100,24 @@ class PairPrompts(UserPrompts):
             self.room.prompt,
             counts,
         )
-        if len(history.entries) < 2:
-            return piece, slice(0, 0)
-        first, every = (
-            len(chat.ids(chat.head + text)) for text in (history.opening(), history.text())
-        )
-        return piece, slice(first, min(every, len(piece)))
+        ends = self.ends(chat.head, history)
+        return self.known(row, piece, ends, np.arange(ends[0], ends[-1]) if len(ends) else ends)
+
+    def ends(self, before: str, history: Section) -> np.ndarray:
+        """int[k]: tokens up to the end of each item of a history that follows `before`."""
+        chat = self.renderer.prompt_config.chat
+        return np.array([len(chat.ids(before + text)) for text in history.prefixes()], np.int64)
+
+    def known(self, row: int, piece: Piece, ends: np.ndarray, targets: np.ndarray) -> Known:
+        """What is left of a prompt's history in its room."""
+        there = int(np.sum(ends <= len(piece)))
+        shown = self._past(row)[-len(ends) :][:there]
+        return Known(piece, targets[targets < len(piece)], ends[: there - 1] - 1, shown[1:])
+
+    def past(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int32[n, K]: items of histories that prompts have room for, but the first; -1 = none."""
+        shown = sequences.before(self.context.histories, self.rows[rows], self._history)
+        return shown[:, 1:]
 
     def no_negatives(self, user: int) -> np.ndarray:
         """int32[n]: items that do not compete with a target of this user: the interactions of
@@ -249,7 +277,11 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         histories = prompts.context.histories
         self._targets = histories.items[histories.offsets[prompts.rows[:, 0]] + prompts.rows[:, 1]]
         self._log_frequency = _log_frequency(
-            np.bincount(self._targets, minlength=num_items), users, items
+            _counts(self._targets, num_items),
+            _counts(prompts.past(np.arange(len(prompts))), num_items),
+            len(prompts),
+            users,
+            items,
         )
         self._order = grain.MapDataset.range(len(prompts)).shuffle(seed=seed).repeat()
 
@@ -262,20 +294,24 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         rows = np.array([self._order[step * self._users + i] for i in range(self._users)])
         targets = self._targets[rows]
         aligned = rng.random(self._users) < self._align
-        items = self._drawn(rng, targets)
+        items = self._drawn(rng, targets, rows[~aligned])
         mine = slice(
             self._shard * self._users // self._shards,
             (self._shard + 1) * self._users // self._shards,
         )
         pieces = []
         history_weights = np.zeros((len(rows[mine]), self._prompts.room.prompt), np.float32)
+        ends = np.zeros((len(rows[mine]), self._prompts.most_ends), np.int32)
+        nexts = np.full(ends.shape, -1, np.int32)
         for at, (row, target) in enumerate(zip(rows[mine], targets[mine], strict=True)):
             if aligned[mine][at]:
                 pieces.append(self._prompts.keywords_prompt(int(target)))
             else:
-                piece, later = self._prompts.prompt(int(row), counts)
-                pieces.append(piece)
-                history_weights[at, later] = 1.0
+                known = self._prompts.prompt(int(row), counts)
+                pieces.append(known.piece)
+                history_weights[at, known.targets] = 1.0
+                ends[at, : len(known.ends)] = known.ends
+                nexts[at, : len(known.nexts)] = _places(items, known.nexts)
         count = self._items // self._shards
         here = items[self._shard * count :][:count]
         batch, tails = self._prompts.items(here.tolist(), counts)
@@ -286,6 +322,8 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             words=words,
             word_weights=word_weights,
             history_weights=history_weights,
+            history_ends=ends,
+            history_nexts=nexts,
             users=self._prompts.prompts(pieces, rows[mine].tolist()),
             items=batch,
             tails=tails,
@@ -295,12 +333,16 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         )
         return made, counts
 
-    def _drawn(self, rng: np.random.Generator, targets: np.ndarray) -> np.ndarray:
-        """int[M], sorted: the targets, and others."""
+    def _drawn(self, rng: np.random.Generator, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """int[M], sorted: the targets, items of the histories of `rows`, and any others if these
+        are too few."""
         chosen = np.unique(targets)
-        others = rng.permutation(len(self._log_frequency))[: self._items]
-        others = others[~np.isin(others, chosen)][: self._items - len(chosen)]
-        return np.sort(np.concatenate([chosen, others]))
+        past = np.unique(self._prompts.past(rows))
+        every = np.arange(len(self._log_frequency))
+        for others in (rng.permutation(past[past >= 0]), rng.permutation(every)):
+            others = others[~np.isin(others, chosen)][: self._items - len(chosen)]
+            chosen = np.concatenate([chosen, others])
+        return np.sort(chosen)
 
     def _competes(
         self, rows: np.ndarray, targets: np.ndarray, aligned: np.ndarray, items: np.ndarray
@@ -317,13 +359,31 @@ class PairBatches(grain.sources.RandomAccessDataSource):
         return found | (items == targets[:, None])
 
 
-def _log_frequency(counts: np.ndarray, users: int, items: int) -> np.ndarray:
-    """float32[N]: logarithm of the probability that an item is in a batch, as the target of one of
-    its users or drawn beside them."""
-    target = 1 - (1 - counts / counts.sum()) ** users
-    chosen = target.sum()
-    drawn = max(items - chosen, 0) / max(len(counts) - chosen, 1)
+def _log_frequency(
+    targets: np.ndarray, past: np.ndarray, rows: int, users: int, items: int
+) -> np.ndarray:
+    """float32[N]: logarithm of the probability that an item is in a batch: as the target of one of
+    its users, from their histories, or drawn beside them.
+
+    targets, past: int[N], of how many of the `rows` an item is the target, or in the history.
+    """
+    target, known = (1 - (1 - counts / rows) ** users for counts in (targets, past))
+    room = max(items - target.sum(), 0)
+    of_past = ((1 - target) * known).sum()
+    others = max(len(target) - target.sum() - of_past, 1)
+    drawn = known * min(room / max(of_past, 1), 1) + (1 - known) * max(room - of_past, 0) / others
     return np.log(np.clip(target + (1 - target) * drawn, 1e-12, 1)).astype(np.float32)
+
+
+def _counts(items: np.ndarray, num_items: int) -> np.ndarray:
+    """int[N]: how often each item is there; -1 is none."""
+    return np.bincount(items[items >= 0], minlength=num_items)
+
+
+def _places(items: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """int32[k]: where each of the wanted is among items int[M], sorted; -1 = it is not."""
+    at = np.minimum(np.searchsorted(items, wanted), len(items) - 1)
+    return np.where(items[at] == wanted, at, -1).astype(np.int32)
 
 
 def dataset(batches: PairBatches, workers: int, counts: Counter) -> grain.IterDataset:

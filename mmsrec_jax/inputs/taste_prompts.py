@@ -21,7 +21,7 @@ import numpy as np
 
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example, Suffix
-from mmsrec_jax.inputs.pairs import PairPrompts
+from mmsrec_jax.inputs.pairs import Known, PairPrompts
 from mmsrec_jax.inputs.recommend import (
     CandidateSource,
     PointwisePrompts,
@@ -115,9 +115,8 @@ class TastePrompts(UserPrompts):
 class TastePairs(TastePrompts, PairPrompts):
     """Rows of users and of items for the cached form. In it disliked items of a user compete."""
 
-    def prompt(self, row: int, counts: Counter) -> tuple[Piece, np.ndarray]:
-        """What is known of the user of `row`, cut to the room; and which of its tokens are targets:
-        items of the history after the first, and the chain."""
+    def prompt(self, row: int, counts: Counter) -> Known:
+        """As of `PairPrompts`; the chain is to be predicted too."""
         chat = self.renderer.prompt_config.chat
         piece, shown = prompt_sections.fitted(
             self.sections(row),
@@ -125,17 +124,17 @@ class TastePairs(TastePrompts, PairPrompts):
             self.room.prompt,
             counts,
         )
-        before, targets = chat.head, [np.zeros(0, np.int64)]
+        before, ends, targets = chat.head, np.zeros(0, np.int64), [np.zeros(0, np.int64)]
         for section in shown:
-            if section.name in ("history", "chain") and section.entries:
+            if section.name == "history" and section.entries:
+                ends = self.ends(before, section)
+                targets.append(np.arange(ends[0], ends[-1]))
+            if section.name == "chain" and section.entries:
                 opening = section.template.partition("{items}")[0]
-                if section.name == "history":
-                    opening = section.opening()
-                ends = (len(chat.ids(before + text)) for text in (opening, section.text()))
-                targets.append(np.arange(*ends))
+                first, end = (len(chat.ids(before + text)) for text in (opening, section.text()))
+                targets.append(np.arange(first, end))
             before += section.text()
-        found = np.concatenate(targets)
-        return piece, found[found < len(piece)]
+        return self.known(row, piece, ends, np.concatenate(targets))
 
     def no_negatives(self, user: int) -> np.ndarray:
         seen, end = super().no_negatives(user), self.context.train_end

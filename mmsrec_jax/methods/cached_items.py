@@ -51,7 +51,9 @@ class CachedItems:
         """Trains, selects on validation, and leaves the weights in `directory`."""
         run, c = self._run, self._settings
         if not run.config.use.multitask:
-            c = dataclasses.replace(c, align=0.0, next_keywords=0.0, next_in_history=0.0)
+            c = dataclasses.replace(
+                c, align=0.0, next_keywords=0.0, next_in_history=0.0, close_in_history=0.0
+            )
         if not run.config.use.summaries:  # there is nothing to align, as in the joint form
             c = dataclasses.replace(c, align=0.0)
         run.base.check(self._step, has_images=bool(run.dataset.catalog.has_image.any()))

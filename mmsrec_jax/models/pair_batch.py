@@ -25,6 +25,8 @@ class PairBatch:
       word_weights: weight of each of these tokens as a target; 0 for the question and padding.
       history_weights: weight of the prompts' tokens as targets: 1 for the items of a history but
         its first, which are next items of what stands before them.
+      history_ends: the last token of each item of a history but the last.
+      history_nexts: which of the M items is the next of that history; -1 = none of them.
     """
 
     users: Batch
@@ -36,3 +38,5 @@ class PairBatch:
     words: Annotated[Array, "int32[B, T]"]
     word_weights: Annotated[Array, "float32[B, T]"]
     history_weights: Annotated[Array, "float32[B, L]"]
+    history_ends: Annotated[Array, "int32[B, K]"]
+    history_nexts: Annotated[Array, "int32[B, K]"]

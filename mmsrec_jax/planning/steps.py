@@ -323,7 +323,7 @@ class Steps:
         for name, size in (("num_users", c.num_users), ("num_items", c.num_items)):
             _need_division(f"cached.{name}", size, shards)
         users, items = c.num_users, c.num_items
-        words = users, c.words_length
+        words, ends = (users, c.words_length), (users, max(self.config.prompts.history - 1, 0))
         return self._arrays(
             PairBatch(
                 users=Room(users, c.prompt_length, targets=1).empty().model_inputs(),
@@ -335,6 +335,8 @@ class Steps:
                 words=np.zeros(words, np.int32),
                 word_weights=np.zeros(words, np.float32),
                 history_weights=np.zeros((users, c.prompt_length), np.float32),
+                history_ends=np.zeros(ends, np.int32),
+                history_nexts=np.zeros(ends, np.int32),
             )
         )
 

@@ -56,10 +56,11 @@ class Section:
         lines = (self.entry.format(words=words) for words in self.entries)
         return self.template.format(items=self.separator.join(lines))
 
-    def opening(self) -> str:
-        """The text up to the end of the first entry."""
-        assert self.entries, "an empty section is not shown"
-        return self.template.partition("{items}")[0] + self.entry.format(words=self.entries[0])
+    def prefixes(self) -> list[str]:
+        """The text up to the end of each entry."""
+        opening = self.template.partition("{items}")[0]
+        lines = [self.entry.format(words=words) for words in self.entries]
+        return [opening + self.separator.join(lines[:count]) for count in range(1, len(lines) + 1)]
 
     def shortened(self) -> "Section":
         """Without the entry that goes next."""

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmsrec_jax.inference.pair_margins import pair_margins
+from mmsrec_jax.inference.pair_margins import cosines, pair_margins
 from mmsrec_jax.models.late_interaction import Tail, continue_prompts, encode, encode_with_states
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
@@ -66,6 +66,12 @@ class CachedSettings(UpdateSettings):
         "What the cosine of the ends of a user's prompt and of an item counts beside the margin.",
         low=0,
     )
+    close_in_history: float = setting(
+        1.0,
+        "Weight of the loss of finding a history's items but the first among those of the batch by "
+        "the cosine of where the item before and the item end. Without `closeness` there is none.",
+        low=0,
+    )
     words_length: int = setting(64, "Tokens of the question for them and of the answer.", low=2)
     evaluate_every: int = setting(200, "Steps between two validations.", low=1)
     validation_rows: int = setting(
@@ -97,6 +103,7 @@ class TaskWeights(NamedTuple):
 
     next_keywords: float
     next_in_history: float
+    close_in_history: float
 
 
 def loss(
@@ -132,7 +139,32 @@ def loss(
         tokens, counted = batch.users.tokens, batch.history_weights
         metrics["loss/next_in_history"] = _mean_nll(model, states, tokens, counted)
         total += weights.next_in_history * metrics["loss/next_in_history"]
+    if weights.close_in_history:
+        metrics |= _close_in_history(states, items.end, batch, closeness)
+        total += weights.close_in_history * metrics["loss/close_in_history"]
     return total, metrics | {"loss": total}
+
+
+def _close_in_history(
+    states: jax.Array, items: jax.Array, batch: PairBatch, closeness: float
+) -> dict[str, jax.Array]:
+    """Softmax cross-entropy of the next item of a history among those of the batch, of which the
+    user's other interactions do not compete; the mean over those that are in the batch.
+
+    states: [B, L, hidden], of the prompts; items: [M, hidden].
+    """
+    at = jnp.take_along_axis(states, batch.history_ends[..., None], axis=1)
+    rows, ends, hidden = at.shape
+    logits = closeness * cosines(at.reshape(rows * ends, hidden), items) - batch.log_frequency
+    logits = logits.reshape(rows, ends, -1)
+    places = jnp.arange(logits.shape[-1])
+    own = batch.history_nexts[..., None] == places
+    logits = jnp.where(batch.competes[:, None] | own, logits, -1e30)
+    there = batch.history_nexts >= 0
+    found = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.maximum(batch.history_nexts, 0)
+    )
+    return {"loss/close_in_history": jnp.sum(found * there) / jnp.maximum(jnp.sum(there), 1)}
 
 
 def _mean_nll(model: MLLM, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> jax.Array:
@@ -212,7 +244,11 @@ def train(
         step = make_step(
             graphdef, optimizer, jnp.asarray(tail), start=settings.prompt_length,
             yes_no_ids=yes_no_ids, closeness=settings.closeness,
-            weights=TaskWeights(settings.next_keywords, settings.next_in_history),
+            weights=TaskWeights(
+                settings.next_keywords,
+                settings.next_in_history,
+                settings.close_in_history if settings.closeness else 0.0,
+            ),
             shardings=shardings, offload=offload,
         )  # fmt: skip
 
