@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.update(dtype="float32", remat="none")
         config.prompts.update(
             templates="terse",
-            history=6,
+            history=11,
             history_patches=24,
             ratings=True,
             pauses=True,
@@ -78,10 +78,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=540, num_users=64, num_items=96, prompt_length=96,
+            trainable="full", steps=900, num_users=32, num_items=128, prompt_length=112,
             item_length=12, item_patches=4, words_length=16, next_in_history=0.5,
-            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=180,
-            validation_rows=200, checkpoint_every=90, log_every=10, score_users=32,
+            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=300,
+            validation_rows=500, checkpoint_every=100, log_every=10, score_users=32,
             score_items=512,
         )  # fmt: skip
         config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)

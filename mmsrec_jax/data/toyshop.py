@@ -10,8 +10,9 @@ is chosen, among what is on offer and not yet chosen, with probability proportio
 - look: the item's look is the one that the profile wants *where the item is used*;
 - material: the item's material is the one that the profile wants.
 
-A look is a cell of a table of tone by pattern, in which every tone has each look once and no
-pattern has a look twice: no single word tells it. Two colors are of one tone.
+A look is a cell of a table of tone by pattern: two patterns are of one look, and the dark tone has
+the looks the other way round, so that no single word tells it. Colors of one tone are alike. Half
+of the users want one look everywhere.
 
 The mood moves in two ways. A choice leads it, with probability `pull`, to an occasion that depends
 on the latent group of the chosen item. And it passes: it survives a time `t` with probability
@@ -65,6 +66,7 @@ class World:
       mood_days: days after which a mood has survived with probability 1 / e.
       mean_survival: the mean of that probability over the gaps between choices.
       variety: probability that a mood that is drawn again is any occasion, not the usual one.
+      one_look: share of users who want one look everywhere; the others want any two.
       states: int32[T, 5], the state behind every interaction, as in `STATES`.
     """
 
@@ -79,6 +81,7 @@ class World:
     mood_days: float
     mean_survival: float
     variety: float
+    one_look: float
     states: np.ndarray
 
     @property
@@ -151,6 +154,9 @@ class ToyshopSettings(Section):
         0.1, "Probability that a mood that is drawn again is not the usual one but any.",
         low=0, high=1,
     )  # fmt: skip
+    one_look: float = setting(
+        0.5, "Share of users who want one look everywhere; others want any two.", low=0, high=1
+    )
     occasion_weight: float = setting(4.0, "Logit of an item whose occasion is the mood.")
     look_weight: float = setting(
         2.2, "Logit of an item whose look is the one that the user wants where it is used."
@@ -160,7 +166,7 @@ class ToyshopSettings(Section):
         0.45, "Standard deviation of the items' own logits, which all users share.", low=0
     )
     told_groups: float = setting(
-        0.9, "Share of items whose group is the one of their kind of product.", low=0, high=1
+        0.95, "Share of items whose group is the one of their kind of product.", low=0, high=1
     )
     new_items: float = setting(
         0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
@@ -243,15 +249,15 @@ def _world(settings: ToyshopSettings, rng: np.random.Generator) -> World:
         mood_days=settings.mood_days,
         mean_survival=1.0,
         variety=settings.variety,
+        one_look=settings.one_look,
         states=np.zeros((0, len(STATES)), np.int32),
     )
 
 
 def _looks(rng: np.random.Generator) -> np.ndarray:
-    """int32[tones, patterns]: every tone has each look once; one tone has others than the rest."""
+    """int32[tones, patterns]: a look for every two patterns; the last tone has the other ones."""
     table = np.tile(rng.permutation(np.arange(len(PATTERNS)) % LOOKS), (TONES.max() + 1, 1))
-    odd = len(table) - 1
-    table[odd] = (table[odd] + rng.integers(1, LOOKS)) % LOOKS
+    table[-1] = (table[-1] + 1) % LOOKS
     return table.astype(np.int32)
 
 
@@ -280,6 +286,8 @@ def _choices(
     kind_of_item = np.ravel_multi_index(world.kinds.T, KINDS)
     logit = np.array([world.weights[name] for name in ("occasion", "look", "material")])
     profile = rng.integers(0, STATES[:-1], (users, len(STATES) - 1))
+    alike = rng.random(users) < world.one_look
+    profile[alike, 1] = profile[alike, 0]
 
     def fresh_mood() -> np.ndarray:
         drawn = rng.random((users, 1))

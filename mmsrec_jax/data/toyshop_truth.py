@@ -12,7 +12,7 @@ import numpy as np
 
 from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.data.toyshop import KINDS, MOODS, RATINGS, STATES, World, fitting
+from mmsrec_jax.data.toyshop import KINDS, LOOKS, MOODS, RATINGS, STATES, World, fitting
 
 TASTES = int(np.prod(STATES[:-2]))  # values of the state without usual occasion and mood
 _PERMUTATIONS = 24
@@ -150,7 +150,12 @@ class Truth:
 
     def prior(self, count: int) -> np.ndarray:
         """float32[count, states]: before the first choice."""
-        moods = np.broadcast_to(self.world.redrawn / MOODS / TASTES, (count, TASTES, MOODS, MOODS))
+        alike = self.world.one_look
+        looks = ((1 - alike) / LOOKS + alike * np.eye(LOOKS)) / LOOKS
+        tastes = np.repeat(looks.ravel() / KINDS[2], KINDS[2])
+        moods = np.broadcast_to(
+            tastes[:, None, None] * self.world.redrawn / MOODS, (count, TASTES, MOODS, MOODS)
+        )
         return moods.reshape(count, -1).astype(np.float32)
 
     def likelihood(self, past: Past, step: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmsrec_jax.data import splits, toyshop, toyshop_items
-from mmsrec_jax.data.toyshop import MOODS, RATINGS, fitting
+from mmsrec_jax.data.toyshop import LOOKS, MOODS, RATINGS, fitting
 from mmsrec_jax.data.toyshop_groups import learned_leads
 from mmsrec_jax.data.toyshop_truth import (
     Observer,
@@ -37,9 +37,11 @@ def enumerated(world, past, *, ratings=True, last_survival=None):
     logit = np.array([world.weights[name] for name in ("occasion", "look", "material")])
     profiles = all_states().reshape(-1, MOODS, 5)
     found = np.zeros(len(world.groups))
+    alike = profiles[:, 0, 0] == profiles[:, 0, 1]
+    likely = world.one_look * alike + (1 - world.one_look) / LOOKS
     for path in itertools.product(range(MOODS), repeat=len(items) + 1):
         states = profiles[:, path]  # [profiles, steps, 5]
-        weight = world.redrawn[profiles[:, 0, 3], path[0]]
+        weight = likely * world.redrawn[profiles[:, 0, 3], path[0]]
         taken = np.zeros(len(world.groups), bool)
         for step, mood in enumerate(path):
             fits = fitting(world.kinds, states[:, step, None])

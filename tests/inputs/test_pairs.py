@@ -69,6 +69,42 @@ def test_later_items_of_a_history_are_what_is_to_be_told(config):
         assert told.strip(" ,\n") == expected
 
 
+def test_where_items_of_a_history_end_and_which_follow(config):
+    """A beginning of the prompt that ends with an item tells the items so far and no more."""
+    made = prompts(config)
+    chat, words = config.chat, made.renderer.words
+    for row in (3, 9, 14):
+        user, position = ROWS[row]
+        past = HISTORIES.of(user)[max(0, position - 5) : position]
+        known = made.prompt(row, Counter())
+        assert known.nexts.tolist() == past[1:].tolist()
+        assert len(known.ends) == len(known.nexts)
+        for count, end in enumerate(known.ends, 1):
+            told = chat._backend.decode(known.piece.tokens[: end + 1].tolist())
+            assert told.endswith(", ".join(words(int(item)) for item in past[:count]))
+
+
+def test_items_of_histories_are_in_the_batch_and_found_there(config):
+    made = batches(config, steps=20)
+    wanted = found = 0
+    for step in range(20):
+        batch, _ = made[step]
+        rows = [made._order[step * 4 + i] for i in range(4)]
+        for at, row in enumerate(rows):
+            nexts = prompts(config).prompt(row, Counter()).nexts
+            if not batch.history_weights[at].any():
+                assert (batch.history_nexts[at] < 0).all()
+                continue
+            for place, item in zip(batch.history_nexts[at], nexts, strict=False):
+                wanted += 1
+                if place < 0:
+                    continue
+                found += 1
+                expected = prompts(config).items([int(item)], Counter())[0].tokens[0]
+                np.testing.assert_array_equal(batch.items.tokens[place], expected)
+    assert found > 0.5 * wanted > 0
+
+
 def test_the_answer_is_that_of_the_task(config):
     source = recommend(config, {"next_keywords": 1.0}, history=5, similar=3)
     made = prompts(config)

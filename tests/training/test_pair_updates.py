@@ -1,5 +1,6 @@
 """The loss of the cached form by hand, and its updates on one and on eight devices."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -21,7 +22,7 @@ from mmsrec_jax.training.sft import make_optimizer
 from mmsrec_jax.training.state import place
 
 ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1, words=24)
-WEIGHTS = pairs.TaskWeights(next_keywords=0.4, next_in_history=0.3)
+WEIGHTS = pairs.TaskWeights(next_keywords=0.4, next_in_history=0.3, close_in_history=0.7)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,38 @@ def test_the_loss_by_hand(made):
     assert float(metrics["loss"]) == pytest.approx(
         float(metrics["loss/listwise"])
         + 0.4 * float(metrics["loss/next_keywords"])
-        + 0.3 * float(metrics["loss/next_in_history"]),
+        + 0.3 * float(metrics["loss/next_in_history"])
+        + 0.7 * float(metrics["loss/close_in_history"]),
         rel=1e-5,
     )
+
+
+def test_the_loss_of_finding_later_items_of_a_history_by_hand(made):
+    """By a plain forward of every beginning of a prompt that ends with an item."""
+    tokenizer, prompts = made
+    model = toy_model.make(tokenizer, rank=0)
+    batch, _ = batches(prompts)[2]
+    total, count = 0.0, 0
+    for at, places in enumerate(batch.history_nexts):
+        for end, place_ in zip(batch.history_ends[at], places, strict=True):
+            if place_ < 0:
+                continue
+            beginning = dataclasses.replace(
+                batch.users,
+                tokens=batch.users.tokens[at : at + 1, : end + 1],
+                segment_ids=batch.users.segment_ids[at : at + 1, : end + 1],
+                positions=batch.users.positions[at : at + 1, :, : end + 1],
+            )
+            logits = 3.0 * cosines(model, beginning, batch.items)[0] - batch.log_frequency
+            among = batch.competes[at] | (np.arange(len(logits)) == place_)
+            total += np.log(np.exp(logits[among]).sum()) - logits[place_]
+            count += 1
+    assert count > 8
+    _, metrics = pairs.loss(
+        model, batch, prompts.tail,
+        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
+    )  # fmt: skip
+    assert float(metrics["loss/close_in_history"]) == pytest.approx(total / count, rel=1e-4)
 
 
 def updates(made, devices, **mesh):
@@ -106,7 +136,7 @@ def updates(made, devices, **mesh):
             closeness=3.0, weights=WEIGHTS, shardings=shardings,
         )  # fmt: skip
         losses = []
-        for batch in dataset(batches(prompts, 4), 0, Counter()):
+        for batch in 2 * list(dataset(batches(prompts, 2), 0, Counter())):
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             losses.append(float(metrics["loss"]))
         assert step._cache_size() == 1
@@ -119,7 +149,7 @@ def test_eight_devices_make_the_same_updates(made):
     np.testing.assert_allclose(spread, losses, rtol=1e-4)
     for a, b in zip(weights, others, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-3)
-    assert losses[-1] < losses[0]
+    assert losses[2] < losses[0] and losses[3] < losses[1]
 
 
 def test_settings_that_do_not_fit_are_refused():
