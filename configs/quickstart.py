@@ -123,5 +123,5 @@ def _mllm_srec(config: ConfigDict) -> None:
             log_every=10,
         )  # fmt: skip
         config.sft.update(targets=160, length=640)
-        config.cached.update(steps=360, prompt_length=124)
+        config.cached.update(steps=600, prompt_length=160)
         config.evaluation.length = 1536
