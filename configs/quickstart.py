@@ -78,17 +78,19 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=900, num_users=32, num_items=128, prompt_length=112,
-            item_length=12, item_patches=4, words_length=16, next_in_history=0.5,
-            learning_rate=1.5e-3, warmup_steps=20, workers=0, evaluate_every=300,
-            validation_rows=500, checkpoint_every=100, log_every=10, score_users=32,
-            score_items=512,
+            trainable="full", steps=1400, num_users=32, num_items=224, prompt_length=112, tail=0,
+            each_user_once=True, item_length=16, item_patches=4, words_length=16,
+            next_in_history=0.5, learning_rate=1.5e-3, warmup_steps=20, workers=0,
+            evaluate_every=350, validation_rows=500, checkpoint_every=175, log_every=10,
+            score_users=32, score_items=512,
         )  # fmt: skip
-        config.evaluation.update(users=1500, length=1280, patches=84, batch_size=16, workers=0)
+        config.evaluation.update(
+            users=1500, length=1280, patches=84, batch_size=16, workers=0, fuse=True
+        )
         if variant == "full":
             _every_row(config)
         elif variant == "long":
-            config.cached.steps = 3600
+            config.cached.steps = 7000
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
     if variant == "mllm_srec":
@@ -100,7 +102,7 @@ def _every_row(config: ConfigDict) -> None:
     config.forms = ("cached", "joint")
     config.also_sequential = ("molar", "hm4sr")
     config.use.text_sft = True
-    config.evaluation.update(negatives=(20, 99), rerank=100, fuse=True, generate=20)
+    config.evaluation.update(negatives=(20, 99), rerank=100, generate=20)
 
 
 def _mllm_srec(config: ConfigDict) -> None:
@@ -123,5 +125,5 @@ def _mllm_srec(config: ConfigDict) -> None:
             log_every=10,
         )  # fmt: skip
         config.sft.update(targets=160, length=640)
-        config.cached.update(steps=600, prompt_length=160)
+        config.cached.update(steps=1050, prompt_length=160)
         config.evaluation.length = 1536

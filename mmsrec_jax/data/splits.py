@@ -126,3 +126,10 @@ def _count_before(histories: Histories, cut: float) -> np.ndarray:
 
 def _rows(users: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.stack([users, positions], axis=1).astype(np.int32)
+
+
+def last_of_each_user(rows: np.ndarray) -> np.ndarray:
+    """Of rows int32[n, 2] (user, position) that of the highest position of each user, by user."""
+    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    users = rows[order, 0]
+    return rows[order[users != np.append(users[1:], -1)[: len(users)]]]

@@ -139,6 +139,8 @@ class CachedCatalog:
             batch, tails = self._prompts.items(self._mine(items).tolist(), self.counts)
             with jax.set_mesh(self._mesh):
                 encoded = self._programs.encode(self._state, to_devices(batch, self._mesh))
+            if not len(self._prompts.tail):  # nothing reads its tokens
+                encoded = encoded.without_tokens()
             chunks.append(Chunk(encoded, to_devices(tails, self._mesh)))
             progress.update(int((items >= 0).sum()))
         return chunks

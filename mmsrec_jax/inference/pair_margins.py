@@ -21,12 +21,12 @@ def pair_margins(
     cosine of where the user's prompt and the item end.
 
     The cosine is what two towers learn quickly; the tail, which reads both, corrects it. With 0 it
-    is the margin alone.
+    is the margin alone; without a tail the cosine is.
     """
-    found = margins_after(model, read_pairs(model, users, items, tail), yes_no_ids)
-    if not closeness:
-        return found
-    return found + closeness * cosines(users.end, items.end)
+    found = closeness * cosines(users.end, items.end)
+    if len(tail.tokens):
+        found += margins_after(model, read_pairs(model, users, items, tail), yes_no_ids)
+    return found
 
 
 def cosines(users: jax.Array, items: jax.Array) -> jax.Array:

@@ -85,7 +85,8 @@ class PairPrompts(UserPrompts):
                 f"{len(self._question)} tokens; raise it"
             )
         self.room, self.most_ends = room, max(history - 1, 0)
-        self.tail = self._candidate(0, Counter()).tokens[-room.tail :]
+        said = self._candidate(0, Counter()).tokens
+        self.tail = said[len(said) - room.tail :]
 
     def users(self, rows: Sequence[int], counts: Counter) -> Batch:
         """A prompt of a source row each; -1 is a row without a prompt."""
@@ -203,7 +204,8 @@ class PairPrompts(UserPrompts):
             batch.tokens[at, :n] = piece.tokens[:n]
             batch.segment_ids[at, :n] = 1
             batch.positions[at, :, :n] = piece.positions[:, :n] + room.prompt
-            tails[at] = room.prompt + piece.positions[0, n]
+            if room.tail:
+                tails[at] = room.prompt + piece.positions[0, n]
             images[at] = piece.images
         if room.patches:
             packed = pack_images(images, room.patches, self.patch_width)

@@ -91,7 +91,11 @@ class CachedItems:
 
     def training_prompts(self) -> PairPrompts:
         """Of the targets that are trained on."""
-        return self.prompts(self._run.training_targets())
+        return self.prompts(self.chosen(self._run.training_targets()))
+
+    def chosen(self, targets: np.ndarray) -> np.ndarray:
+        """Those of targets int32[n, 2] that this form trains on: see `each_user_once`."""
+        return splits.last_of_each_user(targets) if self._settings.each_user_once else targets
 
     def made(self, context: PromptContext, rows: np.ndarray) -> PairPrompts:
         """Prompts that know `context`, which is of the same rows."""

@@ -307,7 +307,7 @@ class ChainItems(CachedItems):
         run = self._srec
         targets, histories = run.training_targets(), run.dataset.histories
         at = histories.offsets[targets[:, 0]] + targets[:, 1]
-        targets = targets[run.user_texts.tastes.positives[at]]
+        targets = self.chosen(targets[run.user_texts.tastes.positives[at]])
         return self.made(run.training_context(targets), targets)
 
     def prompts(self, rows: np.ndarray) -> PairPrompts:

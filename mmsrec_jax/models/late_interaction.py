@@ -33,6 +33,10 @@ class Encoded(NamedTuple):
     there: jax.Array
     end: jax.Array
 
+    def without_tokens(self) -> "Encoded":
+        """What the ends alone are read of."""
+        return self._replace(k=self.k[:, :, :0], v=self.v[:, :, :0], there=self.there[:, :0])
+
 
 class Tail(NamedTuple):
     """The last tokens of what is said of an item, the same r for all.

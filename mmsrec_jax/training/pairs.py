@@ -46,7 +46,17 @@ class CachedSettings(UpdateSettings):
     prompt_length: int = setting(512, "Tokens of a user's prompt.", low=8)
     item_length: int = setting(512, "Tokens of an item.", low=1)
     item_patches: int = setting(1024, "Vision patches of an item.", low=0)
-    tail: int = setting(1, "Last tokens of what is said of an item, which see both sides.", low=1)
+    tail: int = setting(
+        1,
+        "Last tokens of what is said of an item, which see both sides. 0: users and items never "
+        "meet, and the score is the cosine alone.",
+        low=0,
+    )
+    each_user_once: bool = setting(
+        False,
+        "Train on the last training target of each user alone: the earlier ones are later items of "
+        "its history.",
+    )
     align: float = setting(
         0.1,
         "Share of the prompts that hold the keywords of an item, which is to be found.",
@@ -86,6 +96,8 @@ class CachedSettings(UpdateSettings):
             raise UserError(
                 f"{name}.num_items={self.num_items}: must be at least num_users={self.num_users}"
             )
+        if not self.tail and not self.closeness:
+            raise UserError(f"{name}.tail=0 and {name}.closeness=0 leave no score; raise one")
         if self.steps % self.evaluate_every:
             raise UserError(
                 f"{name}.steps={self.steps}: must be a multiple of "

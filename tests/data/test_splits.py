@@ -139,3 +139,9 @@ def test_global_time_refuses_senseless_quantiles():
     for first, second in ((0.9, 0.8), (0.0, 0.5), (0.5, 1.0), (0.998, 0.999)):
         with pytest.raises(UserError, match=f"validation_quantile={first:g}"):
             splits.global_time(histories, validation_quantile=first, test_quantile=second)
+
+
+def test_the_last_row_of_each_user():
+    rows = np.array([[4, 1], [2, 5], [4, 3], [2, 2], [7, 1], [4, 2]], np.int32)
+    assert splits.last_of_each_user(rows).tolist() == [[2, 5], [4, 3], [7, 1]]
+    assert splits.last_of_each_user(rows[:0]).shape == (0, 2)

@@ -1,5 +1,6 @@
 """The stored catalog: scores of pairs read directly, whatever the sizes of the programs."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -90,3 +91,23 @@ def test_programs_are_compiled_once_for_a_shape(made):
     system.row_scores(np.arange(11))
     catalog(made, users=4, items=8).row_scores(np.arange(3))
     assert (system._programs.encode._cache_size(), system._programs.score._cache_size()) == before
+
+
+def test_without_a_tail_scores_are_cosines_and_no_tokens_are_stored(made):
+    model, with_tail = made
+    room = dataclasses.replace(with_tail.room, tail=0)
+    prompts = PairPrompts(
+        context(), with_tail.renderer.prompt_config, ROWS, room=room, history=5, similar=3
+    )
+    found = catalog((model, prompts), users=8, items=16)
+    ends = []
+    for rows in (
+        prompts.users(range(len(ROWS)), Counter()),
+        prompts.items(range(24), Counter())[0],
+    ):
+        last = np.asarray(rows.segment_ids).sum(1) - 1
+        hidden = np.asarray(model(rows), np.float64)[np.arange(len(last)), last]
+        ends.append(hidden / np.linalg.norm(hidden, axis=1, keepdims=True))
+    scores = found.row_scores(np.arange(len(ROWS)))
+    np.testing.assert_allclose(scores, 3.0 * ends[0] @ ends[1].T, atol=1e-4)
+    assert found.nbytes() < 0.1 * catalog(made, users=8, items=16).nbytes()

@@ -143,6 +143,28 @@ def updates(made, devices, **mesh):
     return losses, [np.asarray(x) for x in jax.tree.leaves(state.params)]
 
 
+def test_without_a_tail_the_loss_is_of_the_cosines(made):
+    tokenizer, with_tail = made
+    room = dataclasses.replace(ROOM, tail=0)
+    prompts = PairPrompts(
+        context(), with_tail.renderer.prompt_config, ROWS, room=room, history=5, similar=3
+    )
+    model = toy_model.make(tokenizer, rank=0)
+    batch, _ = batches(prompts)[2]
+    logits = 3.0 * cosines(model, batch.users, batch.items) - batch.log_frequency
+    expected = np.mean(
+        [
+            np.log(np.exp(logits[at][batch.competes[at]]).sum()) - logits[at, target]
+            for at, target in enumerate(batch.targets)
+        ]
+    )
+    _, metrics = pairs.loss(
+        model, batch, prompts.tail,
+        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
+    )  # fmt: skip
+    assert float(metrics["loss/listwise"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_eight_devices_make_the_same_updates(made):
     losses, weights = updates(made, 1)
     spread, others = updates(made, 8, data=2, fsdp=2, tensor=2)
@@ -155,6 +177,8 @@ def test_eight_devices_make_the_same_updates(made):
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="num_items=8"):
         pairs.CachedSettings(num_users=16, num_items=8).check("config.cached")
+    with pytest.raises(UserError, match="tail=0 and config.cached.closeness=0"):
+        pairs.CachedSettings(tail=0, closeness=0.0).check("config.cached")
     with pytest.raises(UserError, match="evaluate_every=300"):
         pairs.CachedSettings(steps=1000, evaluate_every=300).check("config.cached")
 
