@@ -18,7 +18,7 @@ from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.settings import MAX_SEED, Section, group, setting
 from mmsrec_jax.runtime.sharding import MeshSettings
 from mmsrec_jax.sequential.base import SequentialSettings
 from mmsrec_jax.sequential.bert4rec import BERT4RecSettings
@@ -75,18 +75,22 @@ class Settings(Section):
         "prompt), cached (ours: apart, so that the whole catalog is ranked). The first recommends.",
         choices=("joint", "cached"),
     )
-    seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
+    seed: int = setting(
+        0, "Of everything random: data, weights, order, negatives, samples.", low=0, high=MAX_SEED
+    )
     seeds: tuple[int, ...] = setting(
         (),
         "The experiment runs once under each, in seed-N of the workdir and on the same data and "
         "candidates; then there is one table of all. Empty: once, under `seed`.",
         low=0,
+        high=MAX_SEED,
     )
     input_shards: int = setting(
         0,
         "Batches are packed in so many parts, which processes share. A run goes on with any number "
         "of processes that divides it. 0 is as many as there are processes at the start.",
         low=0,
+        high=100_000,
     )
     profile: str = setting(
         "", 'Steps to trace, as "10:13", in profile/ of every step that trains. Empty: none.'
@@ -117,12 +121,12 @@ class Settings(Section):
 
     def check(self, name: str) -> None:
         steps_to_trace(self.profile)
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
-        if len(set(self.seeds)) < len(self.seeds) or (self.seeds and self.method == "scaling"):
+        if not self.forms:
+            raise UserError(f"{name}.forms={self.forms}: name one form or more")
+        if self.seeds and self.method == "scaling":
             raise UserError(
-                f"{name}.seeds={self.seeds}: name each once, and none for a point of a scaling "
-                "study, which has no table"
+                f"{name}.seeds={self.seeds}: name none for a point of a scaling study, which has "
+                "no table"
             )
         if len(set(self.sequential_models)) < len(self.sequential_models):
             raise UserError(

@@ -60,14 +60,20 @@ REPLICATED_WHEN_UNEVEN = ("kv_heads", "lora_mlp", "lora_head_dim")
 class MeshSettings(Section):
     """Sizes of the mesh; at most one is -1, which takes the devices that are left."""
 
-    data: int = setting(1, "Replicas of the model. -1 takes the devices that are left.", low=-1)
+    data: int = setting(
+        1, "Replicas of the model. -1 takes the devices that are left.", low=-1, high=1_000_000
+    )
     fsdp: int = setting(
-        -1, "Shards of the weights and of the batch. -1 takes the devices that are left.", low=-1
+        -1,
+        "Shards of the weights and of the batch. -1 takes the devices that are left.",
+        low=-1,
+        high=1_000_000,
     )
     tensor: int = setting(
         1,
         "Shards of the heads, the MLP and the vocabulary. -1 takes the devices that are left.",
         low=-1,
+        high=1_000_000,
     )
 
 

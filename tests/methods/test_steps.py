@@ -210,7 +210,7 @@ def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_
     reads = {step.name: list(step.inputs) for step in run.steps()}
     assert reads["features"] == ["data", "model", "warmup"]
     for twice in (("sasrec",), ("molar", "molar")):
-        with pytest.raises(UserError, match="config.also_sequential=.*: name each once"):
+        with pytest.raises(UserError, match="config.also_sequential=.*name each once"):
             settings_of(quickstart.get_config(), **{"also_sequential": twice})
 
 
