@@ -139,12 +139,6 @@ def fingerprint(directory: Path) -> str:
     return store.fingerprint(directory / _STORE)
 
 
-def text_fields(directory: Path) -> list[str]:
-    """The text columns that `build` found, those that at least one item has."""
-    found = coverage(directory)
-    return [name.removeprefix("text ") for name in found if name.startswith("text ")]
-
-
 def coverage(directory: Path) -> dict[str, int]:
     """How many items have what (`report.Report.coverage`), as `build` found it."""
     return json.loads((directory / _REPORT).read_text(encoding="utf-8"))["coverage"]

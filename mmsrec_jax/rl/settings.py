@@ -100,6 +100,8 @@ class GRPOSettings(RewardSettings):
                 f"{name}.micro_batch={micro_batch} does not divide "
                 f"{name}.batch_size * num_generations = {completions}"
             )
+        if not any(self.weights.values()):
+            raise UserError(f"{name}.weights: all are 0; give one reward or more a weight above 0")
         if self.weights.get("image_contrastive") and self.distractors >= self.batch_size:
             raise UserError(
                 f"{name}.distractors={self.distractors} must be below "

@@ -76,6 +76,18 @@ class MeshSettings(Section):
         high=1_000_000,
     )
 
+    def check(self, name: str) -> None:
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        if zero := [axis for axis, size in sizes.items() if size == 0]:
+            raise UserError(
+                f"{name}.{zero[0]}=0: must be at least 1, or -1 for the devices that are left"
+            )
+        if len(left := [axis for axis, size in sizes.items() if size == -1]) > 1:
+            raise UserError(
+                f"{name}.{left[0]}=-1 and {name}.{left[1]}=-1: one of them can take the devices "
+                "that are left"
+            )
+
 
 def make_mesh(
     data: int = MeshSettings.data,

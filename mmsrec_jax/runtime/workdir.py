@@ -34,6 +34,8 @@ class Step:
       config: what the step depends on; a change here runs the step again.
       inputs: names of earlier steps whose outputs it reads.
       alone: it uses no devices: of several processes the main one runs it, and the others wait.
+      then: called in every process once the step is finished, in this run or an earlier one, before
+        the next one begins.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     config: Mapping[str, Any]
     inputs: Sequence[str] = ()
     alone: bool = False
+    then: Callable[[], None] | None = None
 
 
 def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
@@ -64,6 +67,8 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
             record = processes.from_main(functools.partial(_read, directory))
             if record.get("finished"):
                 fingerprints[step.name] = record["fingerprint"]
+                if step.then is not None:
+                    step.then()
             continue
         if missing:
             raise UserError(
@@ -73,6 +78,8 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
         fingerprints[step.name] = _run_step(
             directory, step, {name: fingerprints[name] for name in step.inputs}
         )
+        if step.then is not None:
+            step.then()
 
 
 def share(workdir: Path) -> None:

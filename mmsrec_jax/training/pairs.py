@@ -97,6 +97,10 @@ class CachedSettings(UpdateSettings):
             raise UserError(
                 f"{name}.num_items={self.num_items}: must be at least num_users={self.num_users}"
             )
+        if self.tail > self.item_length:
+            raise UserError(
+                f"{name}.tail={self.tail}: must be at most item_length={self.item_length}"
+            )
         if self.steps % self.evaluate_every:
             raise UserError(
                 f"{name}.steps={self.steps}: must be a multiple of "

@@ -117,6 +117,11 @@ class FineTuneSettings(UpdateSettings):
             )
 
 
+def _check_shares(name: str, tasks: Mapping[str, float]) -> None:
+    if not any(tasks.values()):
+        raise UserError(f"{name}.tasks: all shares are 0; give one task or more a share above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class SFTSettings(FineTuneSettings):
     """Stage 3, and the plain SFT beside it."""
@@ -138,6 +143,17 @@ class SFTSettings(FineTuneSettings):
     rows: int = setting(
         0, "Size of a random subset of the training targets. 0 is all.", low=0, high=1_000_000_000
     )
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _check_shares(name, self.tasks)
+        for room in ("answers", "targets"):
+            if getattr(self, room) <= self.negatives:
+                raise UserError(
+                    f"{name}.{room}={getattr(self, room)}: a list of the target and "
+                    f"{name}.negatives={self.negatives} has {1 + self.negatives} labels and fits "
+                    "no row; raise it"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +181,10 @@ class WarmupSettings(FineTuneSettings):
         low=0,
         high=1,
     )
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _check_shares(name, self.tasks)
 
 
 @dataclasses.dataclass(frozen=True)
