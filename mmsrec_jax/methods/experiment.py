@@ -1,7 +1,7 @@
 """What every experiment begins and ends with: data, a sequential recommender, the table."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime import lock, sharding, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, run_steps, share
@@ -80,13 +80,14 @@ class Experiment:
         startup.report_devices(mesh)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
-        experiment = cls(config, workdir, mesh)
-        steps = experiment.steps()
-        checks.check_machine(config, [step.name for step in steps], mesh)
-        for step in steps:
-            if step.name in SECTIONS:
-                experiment.base.check(step.name)
-        run_steps(workdir, steps, only)
+        with lock.only_run(workdir):
+            experiment = cls(config, workdir, mesh)
+            steps = experiment.steps()
+            checks.check_machine(config, [step.name for step in steps], mesh)
+            for step in steps:
+                if step.name in SECTIONS:
+                    experiment.base.check(step.name)
+            run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""
@@ -243,6 +244,14 @@ class Experiment:
         )
 
     # --- the end ---------------------------------------------------------------------------------
+
+    def evaluation_step(self, settings: Mapping[str, Any], inputs: Sequence[str]) -> Step:
+        """The last step; the workdir shows its table."""
+        return Step("evaluation", self.evaluation, settings, inputs, shown=("table.json",))
+
+    def evaluation(self, directory: Path) -> None:
+        """Ranks of every system in `directory`, and the table."""
+        raise NotImplementedError
 
     def leaderboard(self, directory: Path) -> Leaderboard:
         """The table of this run's systems, with ranks in `directory`."""

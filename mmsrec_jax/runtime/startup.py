@@ -7,18 +7,20 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, of_os_error
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
@@ -34,9 +36,15 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-        logging.error("%s", error)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        _refuse(of_os_error(error))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
+    logging.error("%s", error)
+    sys.exit(2)
 
 
 def _compile_without_triton() -> None:
@@ -55,7 +63,9 @@ def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list
         if arg.startswith("--config="):
             _check_config_file(arg.removeprefix("--config="))
     try:
-        return known(argv)
+        rest = known(argv)
+        _check_folders(known)
+        return rest
     except flags.Error as error:
         problem = " ".join(str(error).split())
         if missing := re.findall(r"Flag (--\w+) must have a value other than None", problem):
@@ -63,6 +73,19 @@ def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list
         raise UserError(problem) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(_no_such_field(argv, str(error))) from error
+
+
+def _check_folders(known: flags.FlagValues) -> None:
+    """Refuses what would be taken for the present folder, or for one of a strange name in it."""
+    for name in _PATHS:
+        value = known[name].value if name in known else None
+        if value is not None and not value.strip():
+            raise UserError(f"--{name}= is empty: is a variable not set? Give a path")
+        if value is not None and "://" in value:
+            raise UserError(
+                f"--{name}={value}: a path of this machine is wanted; mount the bucket as a folder "
+                "(docs/reliability.md) and give that"
+            )
 
 
 def _check_config_file(given: str) -> None:
