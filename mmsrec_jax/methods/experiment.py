@@ -24,7 +24,7 @@ from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import lock, sharding, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
-from mmsrec_jax.runtime.workdir import Step, run_steps, share
+from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.training import metering
@@ -78,15 +78,16 @@ class Experiment:
         check(config)
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
+        experiment = cls(config, workdir, mesh)
+        steps = experiment.steps()
+        check_names(steps, only)
+        checks.check_machine(config, [step.name for step in steps], mesh)
+        for step in steps:
+            if step.name in SECTIONS:
+                experiment.base.check(step.name)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
         with lock.only_run(workdir):
-            experiment = cls(config, workdir, mesh)
-            steps = experiment.steps()
-            checks.check_machine(config, [step.name for step in steps], mesh)
-            for step in steps:
-                if step.name in SECTIONS:
-                    experiment.base.check(step.name)
             run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:

@@ -17,14 +17,15 @@ import difflib
 import math
 import types
 import typing
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.printable import strange_character
 
 T = TypeVar("T")
 MAX_SEED = 2**31 - 1  # so that a number added to a seed still fits the 32 bits of Grain and numpy
@@ -162,6 +163,21 @@ def from_config(cls: type[S], config: Mapping[str, Any], name: str = "config") -
     made = cls(**values)
     made.check(name)
     return made
+
+
+def check_number(
+    name: str,
+    value: float,
+    kind: type[int] | type[float] = int,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Raises UserError for an argument of a public function that is of another kind, not finite or
+    out of its range, as for a setting."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    _checked_one(name, Limits(low=low, high=high), kind, value)
 
 
 def as_dict(settings: Section) -> dict[str, Any]:
@@ -323,7 +339,7 @@ def _checked_one(
         raise _wrong_type(where, kind, value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}={value!r}: must be finite")
-    if isinstance(value, str) and (strange := _strange(value)):
+    if isinstance(value, str) and (strange := strange_character(value)):
         raise UserError(f"{where}={value!r}: contains the character {strange!r}; leave it out")
     if not limits.allow(value):
         near = _guess(value, limits.choices) if limits.choices else ""
@@ -340,12 +356,6 @@ def _check_names(where: str, values: tuple[Any, ...]) -> None:
             raise UserError(f"{where}={values!r}: {value!r} is empty; leave it out")
         if values.count(value) > 1:
             raise UserError(f"{where}={values!r}: {value!r} stands twice; name each once")
-
-
-def _strange(text: str) -> str:
-    """The first control character of `text` or half of a surrogate pair, which no file name, column
-    or sentence needs."""
-    return next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), "")
 
 
 def _wrong_type(where: str, hint: Any, value: Any) -> UserError:

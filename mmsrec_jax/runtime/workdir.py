@@ -64,10 +64,7 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
       UserError: `only` names an unknown step, or one whose inputs are not finished; what a step
         reads is no longer what an earlier one left.
     """
-    names = [step.name for step in steps]
-    for name in only or ():
-        if name not in names:
-            raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
+    check_names(steps, only)
     fingerprints: dict[str, str] = {}
     for step in steps:
         directory = workdir / step.name
@@ -92,6 +89,14 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
         )
         if step.then is not None:
             step.then()
+
+
+def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:
+    """Raises UserError when `only` names an unknown step."""
+    names = [step.name for step in steps]
+    for name in only or ():
+        if name not in names:
+            raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
 
 
 def share(workdir: Path) -> None:
