@@ -108,6 +108,8 @@ def test_items_without_texts_and_images_are_nothing_to_train_on(tmp_path, items)
         ({"summaries.batch_size": 9}, "config.summaries.batch_size=9: must be a multiple of 2"),
         ({"sasrec.batch_size": 9}, "config.sasrec.batch_size=9: must be a multiple of 2"),
         ({"evaluation.batch_size": 9}, "config.evaluation.batch_size=9: must be a multiple of 2"),
+        ({"summarizer.patches": 0}, "config.summarizer.patches=0: the prompts of step summarizer"),
+        ({"warmup.patches": 0}, "config.warmup.patches=0: the prompts of step warmup show images"),
         ({"features.batch_size": 9}, "config.features.batch_size=9: must be a multiple of 2"),
         ({"input_shards": 4}, "config.sft.batch_size=10: must be a multiple of 4, the parts"),
     ],

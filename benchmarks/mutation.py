@@ -1,0 +1,114 @@
+"""Do the tests see a fault? Faults are planted one at a time, and the tests next to them are run.
+
+    pip install cosmic-ray
+    python benchmarks/mutation.py --sample=30 --out=runs/mutation.json
+    python benchmarks/mutation.py --only=rl,losses
+
+Of each part a random sample of Cosmic Ray's mutants (another operator, number, condition, loop
+without a turn), the same for a seed. It prints killed/total of each part and every survivor as a
+diff. It changes files of this checkout and puts them back: have no uncommitted work in it.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cosmic_ray import plugins
+from cosmic_ray.ast import ast_nodes, get_ast_from_path
+from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.work_item import MutationSpec, TestOutcome
+
+PACKAGE = "mmsrec_jax"
+PARTS = {  # part -> (files and folders of the package, what pytest runs)
+    "rl": (["rl"], ["tests/rl"]),
+    "inference": (["inference"], ["tests/inference"]),
+    "inputs": (["inputs"], ["tests/inputs"]),
+    "evaluation": (["evaluation"], ["tests/evaluation"]),
+    "retrieval": (["retrieval"], ["tests/retrieval"]),
+    "splits": (["data/splits.py"], ["tests/data/test_splits.py"]),
+    "losses": (
+        ["training/sft.py", "training/pairs.py", "sequential/losses.py",
+         "sequential/contrastive.py"],
+        ["tests/training/test_schedules.py", "tests/training/test_sft.py",
+         "tests/training/test_pair_updates.py", "tests/sequential/test_losses.py",
+         "tests/sequential/test_contrastive.py"],
+    ),
+}  # fmt: skip
+# Of `|`, which is most often a type here, and of constants of settings, which have ranges of their
+# own in tests/configs.
+_PASSED_OVER = ("BitOr", "RemoveDecorator", "ExceptionReplacer")
+
+
+def files(paths: Sequence[str]) -> list[Path]:
+    """The modules of some files and folders; those of settings are left out."""
+    found: list[Path] = []
+    for path in paths:
+        whole = Path(PACKAGE) / path
+        found += sorted(whole.rglob("*.py")) if whole.is_dir() else [whole]
+    return [path for path in found if path.name not in ("settings.py", "__init__.py")]
+
+
+def mutants(path: Path) -> Iterator[MutationSpec]:
+    """Every mutant of a module, but of a setting's number and of what stands in a message."""
+    tree, lines = get_ast_from_path(path), path.read_text().splitlines()
+    for name in sorted(plugins.operator_names()):
+        operator = plugins.get_operator(name)
+        if operator.arguments() or any(word in name for word in _PASSED_OVER):
+            continue
+        made, at = operator(), -1
+        for node in ast_nodes(tree):
+            for start, end in made.mutation_positions(node):
+                at += 1
+                line = lines[start[0] - 1]
+                if "setting(" in line or "low=" in line or "UserError(" in line:
+                    continue
+                yield MutationSpec(
+                    module_path=str(path), operator_name=name, operator_args={}, occurrence=at,
+                    start_pos=start, end_pos=end, definition_name=None,
+                )  # fmt: skip
+
+
+def measure(part: str, sample: int, seed: int, timeout: float) -> dict[str, Any]:
+    """Kills a sample of the mutants of a part, as far as its tests do."""
+    paths, tests = PARTS[part]
+    every = [mutant for path in files(paths) for mutant in mutants(path)]
+    drawn = random.Random(seed).sample(every, min(sample, len(every)))
+    command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {' '.join(tests)}"
+    command += " -m 'not parity and not processes and not robustness'"
+    survivors, killed = [], 0
+    for mutant in drawn:
+        result = mutate_and_test([mutant], command, timeout)
+        where = f"{mutant.module_path}:{mutant.start_pos[0]} {mutant.operator_name}"
+        if result.test_outcome == TestOutcome.SURVIVED:
+            survivors.append({"where": where, "diff": result.diff})
+        else:
+            killed += 1
+        print(f"{result.test_outcome.value}  {where}", flush=True)
+    return {"mutants": len(every), "total": len(drawn), "killed": killed, "survivors": survivors}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(PARTS), help="Parts, separated by commas.")
+    parser.add_argument("--sample", type=int, default=30, help="Mutants of each part.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the sample.")
+    parser.add_argument("--timeout", type=float, default=900, help="Seconds for one mutant.")
+    parser.add_argument("--out", type=Path, help="JSON of everything.")
+    given = parser.parse_args()
+    report = {}
+    for part in given.only.split(","):
+        report[part] = found = measure(part, given.sample, given.seed, given.timeout)
+        for survivor in found["survivors"]:
+            print(survivor["diff"], flush=True)
+        print(f"{part}: {found['killed']} of {found['total']} killed, of {found['mutants']} in all")
+        if given.out:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
