@@ -166,7 +166,7 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
 
 
 def _damaged(path: Path, error: Exception, remedy: str) -> UserError:
-    return UserError(f"{path}: damaged ({first_line(error)[:200]}); {remedy}")
+    return UserError(f"{path}: damaged ({first_line(error)}); {remedy}")
 
 
 def _temporary(path: Path) -> Path:

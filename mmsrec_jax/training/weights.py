@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.runtime import checksums, files, sharding
-from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.errors import UserError, first_line, root
 from mmsrec_jax.training.checkpoints import flatten, writing
 
 _CHUNK_BYTES = 64 * 2**20  # of what is read at a time
@@ -77,7 +77,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
         loaded = ocp.load_pytree(directory.resolve(), target)
     except Exception as error:
         raise UserError(
-            f"{directory}: cannot be read for this model ({first_line(error)[:300]}); "
+            f"{directory}: cannot be read for this model ({first_line(root(error))}); "
             f"{_remedy(directory)}"
         ) from error
     found = checksums.of_arrays({name: loaded[name] for name in target}, by_row=_by_layer(state))
@@ -142,7 +142,7 @@ class Stored:
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to
-            raise self._damaged(first_line(error)[:300]) from error
+            raise self._damaged(first_line(root(error))) from error
 
     def _damaged(self, reason: str) -> UserError:
         return UserError(f"{self.directory}: cannot be read ({reason}); {_remedy(self.directory)}")
