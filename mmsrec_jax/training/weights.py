@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax.runtime import checksums, files, sharding
+from mmsrec_jax.runtime import checksums, disk, files, sharding
 from mmsrec_jax.runtime.errors import UserError, first_line, root
 from mmsrec_jax.training.checkpoints import flatten, writing
 
@@ -94,7 +94,7 @@ def _read_checksums(directory: Path) -> dict[str, list[int]]:
     """Those of the arrays in `directory`. Raises UserError when either is not there."""
     if not directory.is_dir():
         raise UserError(f"{directory}: no weights here; {_remedy(directory)}")
-    return files.read_json(_checksums_file(directory), _remedy(directory))
+    return disk.read_json(_checksums_file(directory), _remedy(directory))
 
 
 def _remedy(directory: Path) -> str:
