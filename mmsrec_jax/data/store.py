@@ -314,7 +314,7 @@ def _prepare(builder: type[_Builder], directory: Path, examples: Iterable[dict])
 
 
 def _checked_manifest(directory: Path) -> dict:
-    remedy = f"delete {directory.parent} and run launch/train.py, which builds it"
+    remedy = "build it again"
     if not directory.is_dir():
         if disk.left_behind(directory):
             raise UserError(f"{directory}: writing it was interrupted; {remedy}")
