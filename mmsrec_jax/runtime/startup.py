@@ -1,14 +1,16 @@
 """What every start checks and says: devices, mesh, precision, parameters."""
 
 import difflib
+import inspect
 import logging as standard_logging
 import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -22,6 +24,8 @@ _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_LATE = "Event loop is closed"
+_ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
@@ -141,10 +145,27 @@ def plain_log_lines() -> None:
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours_or_warns)
     logging.set_verbosity(logging.INFO)
+    _silence_leftovers()
+
+
+def _silence_leftovers() -> None:
+    """Where orbax cannot read it leaves tasks and coroutines, whose complaints would follow what we
+    say of the error over hundreds of lines."""
+    standard_logging.getLogger("asyncio").disabled = True
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    others = sys.unraisablehook
+
+    def on_unraisable(found: Any) -> None:
+        if not (inspect.iscoroutine(found.object) or str(found.exc_value) == _LATE):
+            others(found)
+
+    sys.unraisablehook = on_unraisable
 
 
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
+    if record.getMessage().startswith(_ORBAX_SAYS):
+        return False
     path = Path(record.pathname).resolve()
     program = Path(sys.argv[0]).resolve().parent
     return (
