@@ -26,6 +26,7 @@ _ACCELERATOR_FILES = {
 }
 _LATE = "Event loop is closed"
 _ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
+_GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
@@ -49,7 +50,8 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
 
 def _refuse(error: UserError) -> NoReturn:
     flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-    logging.error("%s", shortened(printable(str(error))))
+    message = str(error).partition(_GRAINS_NOTE)[0]
+    logging.error("%s", shortened(printable(message)))
     sys.exit(2)
 
 

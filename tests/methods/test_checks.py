@@ -10,7 +10,7 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
-from mmsrec_jax.runtime.workdir import run_steps
+from mmsrec_jax.runtime.workdir import run_steps, unfinished
 
 SHOP = {"data.toyshop.num_users": 30, "data.toyshop.num_items": 30, "data.toyshop.num_groups": 3}
 LISTS = {"evaluation.negatives": (10,), "evaluation.k": (1, 5), "cached.num_items": 30,
@@ -132,3 +132,14 @@ def test_every_experiment_fits_one_device_and_reads_in_steps_that_exist(tmp_path
     scaling = experiment(quickstart.get_config(), tmp_path, method="scaling")
     seen.update(step.name for step in scaling.steps())
     assert seen >= set(checks._READS)
+
+
+def test_steps_that_are_finished_ask_nothing_of_the_devices(shop):
+    """A run of one device is opened on a machine with more."""
+    run = experiment(quickstart.get_config(), shop, **SHOP, **LISTS)
+    steps = run.steps()
+    names = [step.name for step in steps]
+    assert unfinished(shop, steps) == names[1:]  # data is done
+    assert unfinished(shop, steps, ["data", "sft"]) == ["sft"]
+    changed = experiment(quickstart.get_config(), shop, **SHOP, **LISTS, **{"data.user_core": 2})
+    assert unfinished(shop, changed.steps()) == names
