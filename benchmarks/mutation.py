@@ -37,11 +37,13 @@ PARTS = {  # part -> (files and folders of the package, what pytest runs, the fa
     "retrieval": (["retrieval"], ["tests/retrieval"]),
     "splits": (["data/splits.py"], ["tests/data/test_splits.py"]),
     "losses": (
-        ["training/sft.py", "training/pairs.py", "sequential/losses.py",
-         "sequential/contrastive.py"],
-        ["tests/training/test_schedules.py", "tests/training/test_sft.py",
-         "tests/training/test_pair_updates.py", "tests/sequential/test_losses.py",
-         "tests/sequential/test_contrastive.py"],
+        ["sequential/losses.py", "sequential/contrastive.py"],
+        ["tests/sequential/test_losses.py", "tests/sequential/test_contrastive.py"],
+    ),
+    "sft": (
+        ["training/sft.py", "training/pairs.py"],
+        ["tests/training/test_schedules.py", "tests/training/test_pair_updates.py",
+         "tests/training/test_sft.py"],
     ),
 }  # fmt: skip
 # Of `|`, which is most often a type here, and of constants of settings, which have ranges of their

@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_an_error_or_counted(source, prompt_config):
     with pytest.raises(UserError, match="100 examples one after the other"):
         next(endless)
     for options, message in (
-        (dict(shards=2), "batch_size 3"),
+        (dict(shards=2), "batch_size=3"),
         (dict(shards=3, repeat=False), "differ in number"),
     ):
         with pytest.raises(UserError, match=message):
