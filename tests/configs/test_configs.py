@@ -112,6 +112,11 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"model.tiny.hidden": 28}, "config.model.tiny.hidden=28: over heads=4 it must give a mul"),
         ({"model.tiny.vision_hidden": 18}, "config.model.tiny.vision_hidden=18: over vision_heads"),
         ({"model.tiny.vocab_size": 261}, "config.model.tiny.vocab_size=261: must be at least 262"),
+        (
+            {"data.source": "toyshop", "data.root": "shop"},
+            "config.data.root='shop': .*source=atomic",
+        ),
+        ({"data.source": "toyshop", "data.max_users": 9}, "config.data.max_users=9: .*'toyshop'"),
         ({"model.remat": "some"}, "config.model.remat='some': must be one of 'none', 'full'"),
         ({"data.max_users": -1}, "config.data.max_users=-1: must be at least 0"),
         ({"data.test_quantile": 0.8}, "config.data.validation_quantile=0.8: must be below"),

@@ -60,7 +60,7 @@ def test_leave_one_out_counts_targets_that_training_is_later_than():
 
 def test_only_what_is_trained_on_makes_an_earlier_target_a_leak():
     """The latest training interaction is at 12; validation and test targets, later, count not."""
-    times = {"a": [0, 1, 2, 3, 4], "b": [10, 11, 12, 13, 100], "c": [5, 6, 7, 8, 12.5], "d": [11]}
+    times = {"a": [0, 1, 4], "b": [9, 10, 11, 12, 13, 100], "c": [5, 6, 7, 8, 12.5], "d": [11]}
     user = np.repeat(np.arange(4), [len(of_user) for of_user in times.values()])
     histories = Histories.from_rows(
         list(times), user, np.arange(len(user)), np.array(sum(times.values(), []), float)
