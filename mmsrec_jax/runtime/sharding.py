@@ -106,13 +106,16 @@ def make_mesh(
     sizes = [data, fsdp, tensor]
     named = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {named}: sizes are positive, and at most one is -1 (it fills up)")
+        raise UserError(
+            f"config.mesh: {named}: sizes are positive, and at most one is -1 (it fills up)"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"mesh {named} does not divide {len(devices)} devices: choose sizes whose product is "
+            f"config.mesh: {named} does not divide {len(devices)} devices: choose sizes whose product "
+            "is "
             f"{len(devices)}"
         )
     return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -131,7 +134,8 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
     axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
     if axis is None:
         raise UserError(
-            f"mesh: neither data={sizes[0]} nor fsdp={sizes[1]} is a multiple of {slices} slices"
+            f"config.mesh: neither data={sizes[0]} nor fsdp={sizes[1]} is a multiple of {slices} "
+            "slices"
         )
     across[axis] = slices
     inside = [size // n for size, n in zip(sizes, across, strict=True)]

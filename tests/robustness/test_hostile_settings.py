@@ -115,7 +115,7 @@ def test_log_lines_and_answers_obey_no_title(caplog):
         ("train", ["--config.model.tiny.heads=0"], ["config.model.tiny.heads=0"]),
         ("train", ["--config.retrieval.folds=1000"], ["config.retrieval.folds=1000"]),
         ("train", ["--config.mesh.data=0"], ["config.mesh.data=0"]),
-        ("train", ["--config.mesh.data=3"], ["mesh data=3", "1"]),
+        ("train", ["--config.mesh.data=3"], ["config.mesh: data=3", "1"]),
         ("train", ["--config.data.root=/x\x1b[2J"], ["--config.data.root="]),
         ("evaluate", ["--compare", "run", "--bootstrap=1000000000000"], ["--bootstrap="]),
         ("evaluate", ["--compare", "run", "--bootstrap=0"], ["--bootstrap=0"]),
