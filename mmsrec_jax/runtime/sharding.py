@@ -114,9 +114,8 @@ def make_mesh(
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"config.mesh: {named} does not divide {len(devices)} devices: choose sizes whose product "
-            "is "
-            f"{len(devices)}"
+            f"config.mesh: {named} does not divide {len(devices)} devices: choose sizes whose "
+            f"product is {len(devices)}"
         )
     return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
