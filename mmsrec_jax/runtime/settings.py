@@ -28,7 +28,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import strange_character
 
 T = TypeVar("T")
-MAX_SEED = 2**31 - 1  # so that a number added to a seed still fits the 32 bits of Grain and numpy
+MAX_SEED = 2**31 - 1  # jax.random.key takes 32 bits: 0 and 2**32 would be one seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,12 +350,14 @@ def _checked_one(
 
 
 def _check_names(where: str, values: tuple[Any, ...]) -> None:
-    """Of a list of any length: an empty or repeated element is a slip of the pen."""
+    """Of a list of any length, whose elements are names or numbers that each stand for something."""
+    seen = set()
     for value in values:
         if isinstance(value, str) and not value.strip():
             raise UserError(f"{where}={values!r}: {value!r} is empty; leave it out")
-        if values.count(value) > 1:
+        if value in seen:
             raise UserError(f"{where}={values!r}: {value!r} stands twice; name each once")
+        seen.add(value)
 
 
 def _wrong_type(where: str, hint: Any, value: Any) -> UserError:
