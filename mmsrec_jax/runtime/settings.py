@@ -350,7 +350,7 @@ def _checked_one(
 
 
 def _check_names(where: str, values: tuple[Any, ...]) -> None:
-    """Of a list of any length, whose elements are names or numbers that each stand for something."""
+    """Of a list of any length; its elements are names, or numbers that each stand for something."""
     seen = set()
     for value in values:
         if isinstance(value, str) and not value.strip():
