@@ -31,7 +31,12 @@ PACKAGE = "mmsrec_jax"
 _IMPORTED = ("flax.nnx", "grain", "optax", "orbax.checkpoint", "pyarrow.parquet", "transformers")
 PARTS = {  # part -> (files and folders of the package, what pytest runs, the fast first)
     "rl": (["rl"], ["tests/rl/test_policy_loss.py", "tests/rl/rewards", "tests/rl/test_grpo.py"]),
-    "inference": (["inference"], ["tests/inference"]),
+    "inference": (
+        ["inference"],
+        ["tests/inference/test_trie.py", "tests/inference/test_yes_no.py",
+         "tests/inference/test_texts.py", "tests/inference/test_sampler.py",
+         "tests/inference/test_beam.py", "tests/inference"],
+    ),
     "inputs": (["inputs"], ["tests/inputs"]),
     "evaluation": (["evaluation"], ["tests/evaluation"]),
     "retrieval": (["retrieval"], ["tests/retrieval"]),
