@@ -6,6 +6,7 @@ import logging as standard_logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError, of_os_error
+from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime.errors import UserError, first_line, of_os_error
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
@@ -40,14 +42,21 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        _refuse(error)
+        _refuse(str(error))
     except OSError as error:
-        _refuse(of_os_error(error))
+        _refuse(str(of_os_error(error)))
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()  # a fault of ours; the others would wait for this process
+        failures.stop_all(first_line(error), 1)
 
 
-def _refuse(error: UserError) -> NoReturn:
+def _refuse(line: str) -> NoReturn:
     flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-    logging.error("%s", error)
+    logging.error("%s", line)
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
     sys.exit(2)
 
 
