@@ -24,6 +24,7 @@ _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _LATE = "Event loop is closed"
 _ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
@@ -52,7 +53,8 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
         failures.stop_all(first_line(error), 1)
 
 
-def _refuse(line: str) -> NoReturn:
+def _refuse(problem: str) -> NoReturn:
+    line = " ".join(problem.splitlines())
     flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
     logging.error("%s", line)
     if processes.count() > 1:
@@ -161,10 +163,11 @@ def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
 
 
 class PlainFormatter(standard_logging.Formatter):
-    """Marks warnings and errors, leaves information bare."""
+    """Marks warnings and errors, leaves information bare; what a terminal would obey is spelled
+    out."""
 
     def format(self, record: standard_logging.LogRecord) -> str:
-        line = super().format(record)
+        line = _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().format(record))
         if record.levelno < standard_logging.WARNING:
             return line
         when, _, message = line.partition(" ")

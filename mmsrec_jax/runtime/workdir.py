@@ -115,16 +115,20 @@ def finished(workdir: Path, step: str, *, same: Sequence[str] = ()) -> dict[str,
     """The config that a finished step ran with.
 
     Raises:
-      UserError: the step has not finished, or one of its inputs named in `same` ran again since.
+      UserError: the step has not finished, or one of its inputs named in `same` ran again since;
+        the files of one of them are not those that it left.
     """
     record = _finished(workdir, step)
     for name in same:
         made_from = record["inputs"].get(name)
-        if made_from is not None and made_from != _read(workdir / name).get("fingerprint"):
+        if made_from is None:
+            continue
+        if made_from != _read(workdir / name).get("fingerprint"):
             raise UserError(
                 f"{workdir}: step {name} has run again since step {step}; "
                 "run launch/train.py with this --workdir"
             )
+        _finished(workdir, name)
     return record["config"]
 
 
