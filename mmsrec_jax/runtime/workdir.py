@@ -158,12 +158,17 @@ def _run_step(directory: Path, step: Step, inputs: dict[str, str], *, shown: Seq
     if not record["finished"]:
         began = time.monotonic()
         if step.alone:
-            processes.from_main(lambda: step.run(directory))
+            processes.from_main(lambda: _work(directory, step))
         else:
-            step.run(directory)
+            _work(directory, step)
         processes.barrier()
         processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
     return record["fingerprint"]
+
+
+def _work(directory: Path, step: Step) -> None:
+    with disk.named(directory):
+        step.run(directory)
 
 
 def _begin(
