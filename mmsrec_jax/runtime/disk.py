@@ -94,8 +94,10 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise _damaged(path, error, remedy) from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: it is missing; {remedy}") from error
     except OSError as error:
@@ -114,6 +116,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
       UserError: it is missing, or no JSON object.
     """
     with readable(path, remedy):
+        _check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__} and no JSON object")
@@ -127,11 +130,18 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
       UserError: it is missing or damaged, or lacks a column.
     """
     with readable(path, remedy):
+        _check_regular(path)
         # Not mapped: a page that is damaged or cut off would end the process.
         table = pq.read_table(path, memory_map=False)
     if missing := [name for name in columns if name not in table.column_names]:
         raise UserError(f"{path}: column {missing[0]} is missing; {remedy}")
     return table
+
+
+def _check_regular(path: Path) -> None:
+    """Reading a pipe would wait for ever, a device might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("no regular file")
 
 
 def _damaged(path: Path, error: Exception, remedy: str) -> UserError:

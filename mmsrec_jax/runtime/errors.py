@@ -1,6 +1,7 @@
 """The one error class for what a user can put right."""
 
 import errno
+import os
 import re
 
 _LONGEST = 300  # characters of a message that is passed on
@@ -22,6 +23,9 @@ _REMEDIES = {
     errno.ESTALE: "the shared disk was mounted anew; start the same command again",
     errno.EMFILE: "raise the limit of open files, ulimit -n",
 }
+_OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -37,6 +41,22 @@ def of_os_error(error: OSError) -> UserError:
     reason = error.strerror or first_line(error)
     remedy = _REMEDIES.get(error.errno or 0, "")
     return UserError(f"{path}{': ' if path else ''}{reason}{'; ' if remedy else ''}{remedy}")
+
+
+def of_disguised(error: BaseException) -> UserError | None:
+    """The same of an error of a library that says in its words what the operating system refused;
+    None where it says nothing of the kind."""
+    chain = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    for each in reversed(chain):
+        for number, remedy in _REMEDIES.items():
+            if number not in _OF_THE_DISK or os.strerror(number) not in str(each):
+                continue
+            path = re.search(r"(?<![\w.])(/[^\s\"';:,]+)", str(each))
+            where = f"{path[1]}: " if path else ""
+            return UserError(f"{where}{os.strerror(number)}; {remedy}")
+    return None
 
 
 def root(error: BaseException) -> BaseException:

@@ -64,8 +64,9 @@ def _lock(folder: Path) -> int:
             folder, first_line(error),
         )  # fmt: skip
     text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()})
-    os.ftruncate(number, 0)
-    os.pwrite(number, text.encode(), 0)
+    with named(path):
+        os.ftruncate(number, 0)
+        os.pwrite(number, text.encode(), 0)
     return number
 
 

@@ -49,8 +49,9 @@ class MetricsLog:
         """
         values = {name: float(value) for name, value in values.items()}
         if self._writes:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            with disk.named(self.path):
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
         if not math.isfinite(values.get("loss", 0.0)):

@@ -7,6 +7,8 @@ import math
 import os
 import re
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +19,16 @@ import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError, of_os_error
+from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error
 from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_said = threading.Event()  # why this program ends
 _LATE = "Event loop is closed"
-_ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
 _GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,16 +46,58 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        _refuse(error)
+        _refuse(str(error))
     except OSError as error:
-        _refuse(of_os_error(error))
+        _refuse(_of_os_error(error))
+    except Exception as error:
+        if refused := of_disguised(error):
+            _refuse(str(refused))
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()  # a fault of ours; the others would wait for this process
+        failures.stop_all(first_line(error), 1)
 
 
-def _refuse(error: UserError) -> NoReturn:
-    flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-    message = str(error).partition(_GRAINS_NOTE)[0]
-    logging.error("%s", shortened(printable(message)))
+def _refuse(problem: str) -> NoReturn:
+    line = _say(problem)
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
     sys.exit(2)
+
+
+def _say(problem: str) -> str:
+    """Logs what ends the program, the first time only; the line of it."""
+    line = shortened(printable(problem.partition(_GRAINS_NOTE)[0]))
+    flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
+    if not _said.is_set():
+        _said.set()
+        logging.error("%s", line)
+    return line
+
+
+def _of_os_error(error: OSError) -> str:
+    """One line, with the run's folder where the error names no file."""
+    line = str(of_os_error(error))
+    if error.filename is None:
+        given = (flags.FLAGS[name].value for name in _PATHS if name in flags.FLAGS)
+        place = next((value for value in given if value), "")
+        return f"{place}: {line}" if place else line
+    return line
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """What the disk refuses to a thread, as that which writes for TensorBoard, ends the program:
+    others would wait for the thread for ever."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
+        return
+    if _said.is_set():
+        return  # the main thread ends the program already
+    line = _say(_of_os_error(failed.exc_value))
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
+    logging.flush()
+    os._exit(2)
 
 
 def _compile_without_triton() -> None:
@@ -162,13 +207,14 @@ def _silence_leftovers() -> None:
             others(found)
 
     sys.unraisablehook = on_unraisable
+    threading.excepthook = _end_with_thread
 
 
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
-    if record.getMessage().startswith(_ORBAX_SAYS):
-        return False
     path = Path(record.pathname).resolve()
+    if "orbax" in path.parts:
+        return False  # what it could not read or write, over hundreds of lines: we say it in one
     program = Path(sys.argv[0]).resolve().parent
     return (
         record.levelno >= standard_logging.WARNING

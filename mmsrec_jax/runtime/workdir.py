@@ -144,16 +144,20 @@ def finished(workdir: Path, step: str, *, same: Sequence[str] = ()) -> dict[str,
     """The config that a finished step ran with.
 
     Raises:
-      UserError: the step has not finished, or one of its inputs named in `same` ran again since.
+      UserError: the step has not finished, or one of its inputs named in `same` ran again since;
+        the files of one of them are not those that it left.
     """
     record = _finished(workdir, step)
     for name in same:
         made_from = record["inputs"].get(name)
-        if made_from is not None and made_from != _read(workdir / name).get("fingerprint"):
+        if made_from is None:
+            continue
+        if made_from != _read(workdir / name).get("fingerprint"):
             raise UserError(
                 f"{workdir}: step {name} has run again since step {step}; "
                 "run launch/train.py with this --workdir"
             )
+        _finished(workdir, name)
     return record["config"]
 
 
@@ -183,12 +187,17 @@ def _run_step(directory: Path, step: Step, inputs: dict[str, str], *, shown: Seq
     if not record["finished"]:
         began = time.monotonic()
         if step.alone:
-            processes.from_main(lambda: step.run(directory))
+            processes.from_main(lambda: _work(directory, step))
         else:
-            step.run(directory)
+            _work(directory, step)
         processes.barrier()
         processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
     return record["fingerprint"]
+
+
+def _work(directory: Path, step: Step) -> None:
+    with disk.named(directory):
+        step.run(directory)
 
 
 def _begin(

@@ -18,7 +18,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.runtime import checksums, processes
-from mmsrec_jax.runtime.errors import UserError, first_line, root
+from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, root
 
 _SEAL_BYTES = hashlib.sha256().digest_size
 
@@ -35,6 +35,8 @@ def writing(directory: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of orbax or tensorstore, whatever the disk's refusal leads to
+        if refused := of_disguised(error):
+            raise UserError(f"{what} cannot be written: {refused}") from error
         raise UserError(
             f"{directory}: {what} cannot be written ({first_line(root(error))}); look at the disk, "
             "then the same command goes on from what was written before"
