@@ -2,6 +2,8 @@
 # make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make processes  the tests that run all steps in 2 and 4 real processes
+# make robustness  hostile cases: damaged files, nonsense settings, whole command lines too
+# make mutation    plants faults and counts those that the tests see, FLAGS=--only=rl added
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
@@ -12,14 +14,14 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
 FLAGS ?=
-TESTS ?= not parity and not processes
+TESTS ?= not parity and not processes and not robustness
 VENV := .venv
 BIN := $(VENV)/bin
 # Files in the order of tests/conftest.py: xdist's own puts those with few tests, which are long, last.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity processes real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
+.PHONY: run test parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -32,6 +34,13 @@ parity: $(VENV)/.installed-torch
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
+
+robustness: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/robustness $(IN_TWO)
+
+mutation: $(VENV)/.installed-dev
+	$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	$(BIN)/python benchmarks/mutation.py --out=runs/mutation.json $(FLAGS)
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)

@@ -7,9 +7,10 @@ as a process of its own: the program as `__main__`, its arguments, its exit stat
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import resource
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -34,17 +35,28 @@ def context() -> ForkServerContext:
 
 
 def start(
-    program: str, *arguments: str, log: Path, compiled: Path | None = None
+    program: str,
+    *arguments: str,
+    log: Path,
+    errors: Path | None = None,
+    compiled: Path | None = None,
+    cwd: Path = ROOT,
+    limits: Sequence[tuple[int, int]] = (),
 ) -> ForkServerProcess:
     """The program as a process that has begun.
 
     Args:
       program: a path from the root of the repository, such as launch/train.py.
       log: file that standard output and error are added to.
+      errors: another file for standard error.
       compiled: folder of compiled programs that several starts share.
+      cwd: the folder it starts in.
+      limits: (resource, value) pairs of `resource.setrlimit`.
     """
     variables = {} if compiled is None else {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-    process = context().Process(target=_become, args=(program, arguments, log, variables))
+    process = context().Process(
+        target=_become, args=(program, arguments, log, errors or log, cwd, limits, variables)
+    )
     process.start()
     return process
 
@@ -61,15 +73,22 @@ def run(program: str, *arguments: str, log: Path, timeout: float = 120) -> tuple
 
 
 def _become(
-    program: str, arguments: tuple[str, ...], log: Path, variables: Mapping[str, str]
+    program: str,
+    arguments: tuple[str, ...],
+    log: Path,
+    errors: Path,
+    cwd: Path,
+    limits: Sequence[tuple[int, int]],
+    variables: Mapping[str, str],
 ) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.chdir(ROOT)
+    for number, file in ((1, log), (2, errors)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    for kind, value in limits:
+        resource.setrlimit(kind, (value, value))
     os.environ |= {"XLA_FLAGS": "", **variables}  # one device, as a user has
     if directory := variables.get("JAX_COMPILATION_CACHE_DIR"):  # which jax read when imported
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    sys.argv = [program, *arguments]
-    runpy.run_path(program, run_name="__main__")
+    sys.argv = [str(ROOT / program), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")

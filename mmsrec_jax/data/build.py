@@ -1,9 +1,9 @@
 """From settings to a prepared data set: read or generate, filter, split, store, report."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -12,10 +12,15 @@ from mmsrec_jax.data import atomic, filters, splits, store, toyshop
 from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
+from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
+_OF_FILES = (  # settings that a generated shop would pass over
+    "root", "images_root", "text_fields", "category_field", "attribute_fields",
+    "rating_threshold", "only_items_with_image", "max_users",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +43,21 @@ class DataSettings(Section):
     category_field: str | None = setting(None, "Column of .item with the category.")
     attribute_fields: tuple[str, ...] = setting((), "Columns of .item that are attributes.")
     rating_threshold: float | None = setting(
-        None, "Interactions with a lower rating are dropped. None keeps all."
+        None,
+        "Interactions with a lower rating are dropped. None keeps all.",
+        low=-1_000_000_000,
+        high=1_000_000_000,
     )
-    user_core: int = setting(5, "Fewest interactions of a user, after filtering.", low=0)
-    item_core: int = setting(5, "Fewest interactions of an item, after filtering.", low=0)
+    user_core: int = setting(
+        5, "Fewest interactions of a user, after filtering.", low=0, high=1_000_000
+    )
+    item_core: int = setting(
+        5, "Fewest interactions of an item, after filtering.", low=0, high=1_000_000
+    )
     only_items_with_image: bool = setting(False, "Drop the items without an image file.")
-    max_users: int = setting(0, "Size of a random subset of the users. 0 is all.", low=0)
+    max_users: int = setting(
+        0, "Size of a random subset of the users. 0 is all.", low=0, high=1_000_000_000
+    )
     split: str = setting(
         "leave_one_out",
         "The last interaction of each user is its test target, or two moments cut all users.",
@@ -55,9 +69,7 @@ class DataSettings(Section):
     test_quantile: float = setting(
         0.9, "Quantile of the timestamps where test begins (global_time).", above=0, below=1
     )
-    seed: int = setting(
-        0, "Of the subset of users and of the order of equal timestamps.", follows="seed", low=0
-    )
+    seed: int = seed_setting("Of the subset of users and of the order of equal timestamps.")
     toyshop: ToyshopSettings = group(ToyshopSettings)
 
     def check(self, name: str) -> None:
@@ -66,6 +78,14 @@ class DataSettings(Section):
                 f"{name}.validation_quantile={self.validation_quantile:g}: must be below "
                 f"test_quantile={self.test_quantile:g}"
             )
+        if self.source != "toyshop":
+            return
+        for field in _OF_FILES:
+            if (value := getattr(self, field)) != getattr(DataSettings, field):
+                raise UserError(
+                    f"{name}.{field}={value!r}: {name}.source='toyshop' reads no files and drops "
+                    f"nothing; leave it out, or set {name}.source=atomic"
+                )
 
 
 def check(settings: DataSettings) -> None:
@@ -132,15 +152,14 @@ def fingerprint(directory: Path) -> str:
     return store.fingerprint(directory / _STORE)
 
 
-def text_fields(directory: Path) -> list[str]:
-    """The text columns that `build` found, those that at least one item has."""
-    found = coverage(directory)
-    return [name.removeprefix("text ") for name in found if name.startswith("text ")]
-
-
 def coverage(directory: Path) -> dict[str, int]:
     """How many items have what (`report.Report.coverage`), as `build` found it."""
-    return json.loads((directory / _REPORT).read_text(encoding="utf-8"))["coverage"]
+    path = directory / _REPORT
+    remedy = f"delete {directory} and run launch/train.py, which makes it"
+    found = disk.read_json(path, remedy).get("coverage")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (no coverage); {remedy}")
+    return found
 
 
 def open_world(directory: Path) -> toyshop.World | None:
@@ -160,13 +179,15 @@ def split(settings: DataSettings, histories: Histories) -> Split:
     )
 
 
-def source_files(settings: DataSettings) -> dict[str, list[int]]:
-    """Size and time of change of the raw files: the data is built again when one changes."""
+def source_files(settings: DataSettings) -> dict[str, Any]:
+    """Digests of the raw files and of the folder of images (`runtime.digests`): the data is built
+    again when one changes."""
     if settings.source != "atomic":
         return {}
     root = Path(settings.root or ".")
-    paths = [path for pattern in ("*.inter*", "*.item*") for path in sorted(root.glob(pattern))]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    paths = [path for pattern in ("*.inter*", "*.item*") for path in root.glob(pattern)]
+    found: dict[str, Any] = digests.of_inputs(filter(Path.is_file, paths), root)
+    return found | {"images": digests.of_folder(Path(settings.images_root or root / "images"))}
 
 
 def _read_atomic(settings: DataSettings) -> tuple[atomic.AtomicItems, Histories, Report]:

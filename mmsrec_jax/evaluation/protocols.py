@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 
@@ -73,15 +73,18 @@ class Candidates:
             raise UserError(
                 f"{path}: no such candidates file; run the evaluation that draws it first"
             )
-        table = pq.read_table(path)
+        remedy = "delete the file, it is then drawn again"
+        table = disk.read_parquet(path, ("user", "position", "candidates", "positive"), remedy)
         metadata = table.schema.metadata or {}
-        lists = table["candidates"].combine_chunks()
-        found = cls(
-            np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1).astype(np.int32),
-            lists.flatten().to_numpy().reshape(len(table), -1).astype(np.int32),
-            table["positive"].to_numpy().astype(np.int32),
-            int(metadata.get(b"seed", b"0")),
-        )
+        with disk.readable(path, remedy):
+            rows = np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1)
+            lists = table["candidates"].combine_chunks().flatten().to_numpy()
+            found = cls(
+                rows.astype(np.int32),
+                lists.reshape(len(table), -1).astype(np.int32),
+                table["positive"].to_numpy().astype(np.int32),
+                int(metadata.get(b"seed", b"0")),
+            )
         if found.digest.encode() != metadata.get(b"digest"):
             raise UserError(f"{path}: candidates differ from their stored digest; delete the file")
         return found
@@ -108,17 +111,8 @@ def sampled(
     rows = np.asarray(rows, np.int32)
     rng = np.random.default_rng([seed, n])
     users = rows[:, 0].astype(np.int64)
-    counts = np.diff(histories.offsets)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    known = np.unique(owner * num_items + histories.items.astype(np.int64))
-    free = num_items - np.bincount(known // num_items, minlength=len(counts))
-    if len(rows) and free[users].min() < n:
-        worst = users[np.argmin(free[users])]
-        raise UserError(
-            f"user {histories.users[worst]}: only {free[worst]} unseen items for {n} negatives; "
-            "lower config.evaluation.negatives"
-        )
-
+    known = _known(histories, num_items)
+    _check_unseen(histories, users, known, n, num_items)
     negatives = rng.integers(0, num_items, (len(rows), n))
     bad = _unusable(negatives, users, known, num_items)
     for _ in range(_REJECTION_ROUNDS):
@@ -137,6 +131,12 @@ def sampled(
     items[is_positive] = sequences.targets(histories, rows)
     items[~is_positive] = negatives.ravel()
     return Candidates(rows, items, positive, seed)
+
+
+def check_negatives(histories: Histories, rows: np.ndarray, *, n: int, num_items: int) -> None:
+    """Raises what `sampled` would raise."""
+    known = _known(histories, num_items)
+    _check_unseen(histories, np.asarray(rows)[:, 0].astype(np.int64), known, n, num_items)
 
 
 def up_to(histories: Histories, rows: np.ndarray) -> Histories:
@@ -158,6 +158,25 @@ def _digest(*arrays: np.ndarray) -> str:
         content.update(repr(array.shape).encode())
         content.update(np.ascontiguousarray(array, "<i4").tobytes())
     return content.hexdigest()
+
+
+def _known(histories: Histories, num_items: int) -> np.ndarray:
+    """int64, sorted: user * num_items + item of everything that a user has taken."""
+    counts = np.diff(histories.offsets)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return np.unique(owner * num_items + histories.items.astype(np.int64))
+
+
+def _check_unseen(
+    histories: Histories, users: np.ndarray, known: np.ndarray, n: int, num_items: int
+) -> None:
+    free = num_items - np.bincount(known // num_items, minlength=len(histories))
+    if len(users) and free[users].min() < n:
+        worst = users[np.argmin(free[users])]
+        raise UserError(
+            f"config.evaluation.negatives names {n}, but user {str(histories.users[worst])!r} has "
+            f"only {free[worst]} unseen items; lower it"
+        )
 
 
 def _unusable(

@@ -20,6 +20,7 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
+SMALLEST = len(SPECIAL_TOKENS) + 256  # tokens of a vocabulary: these and all bytes
 # Qwen2's split: words take the space before them, digits stand alone.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -78,10 +79,9 @@ def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTra
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size < smallest:
+    if vocab_size < SMALLEST:
         raise UserError(
-            f"vocab_size {vocab_size} is too small: special tokens and bytes need {smallest}"
+            f"vocab_size {vocab_size} is too small: special tokens and bytes need {SMALLEST}"
         )
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()

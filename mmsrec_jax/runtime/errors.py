@@ -1,8 +1,76 @@
 """The one error class for what a user can put right."""
 
+import errno
+import os
+import re
+
+_LONGEST = 300  # characters of a message that is passed on
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, then the same command goes on",
+    errno.EDQUOT: "free some space or raise the quota, then the same command goes on",
+    errno.EFBIG: "the disk or a limit of this process allows no larger file; write elsewhere",
+    errno.EROFS: "name a folder on a disk that can be written to",
+    errno.EACCES: "change its permissions or name another",
+    errno.EPERM: "change its permissions or name another",
+    errno.ENOENT: "correct the path",
+    errno.ENOTDIR: "a file stands where a folder is wanted; name another folder",
+    errno.EEXIST: "something else stands there; name another",
+    errno.EISDIR: "a folder stands where a file is wanted; name another",
+    errno.ENOTEMPTY: "something else stands there; name another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or the network of this machine is at fault",
+    errno.ESTALE: "the shared disk was mounted anew; start the same command again",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+}
+_OF_THE_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE,
+}  # fmt: skip
+
 
 class UserError(Exception):
     """Bad input: one line that names the file or field, the row where there is one, and the remedy.
 
     Entry points in `launch/` print it without a traceback and exit with status 2.
     """
+
+
+def of_os_error(error: OSError) -> UserError:
+    """What the operating system refused, in one line: the path, why, and what to do."""
+    path = next((str(name) for name in (error.filename2, error.filename) if name), "")
+    reason = error.strerror or first_line(error)
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return UserError(f"{path}{': ' if path else ''}{reason}{'; ' if remedy else ''}{remedy}")
+
+
+def of_disguised(error: BaseException) -> UserError | None:
+    """The same of an error of a library that says in its words what the operating system refused;
+    None where it says nothing of the kind."""
+    chain = [error]
+    while below := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(below)
+    for each in reversed(chain):
+        for number, remedy in _REMEDIES.items():
+            if number not in _OF_THE_DISK or os.strerror(number) not in str(each):
+                continue
+            path = re.search(r"(?<![\w.])(/[^\s\"';:,]+)", str(each))
+            where = f"{path[1]}: " if path else ""
+            return UserError(f"{where}{os.strerror(number)}; {remedy}")
+    return None
+
+
+def root(error: BaseException) -> BaseException:
+    """The error that others came of."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, or its kind when it says nothing: printable,
+    of a length that is read, without the arguments that tensorstore repeats."""
+    lines = str(error).partition(" [tensorstore_spec")[0].splitlines()
+    line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    line = re.sub(r"\\([\"'])", r"\1", line)  # of a text quoted in a text
+    line = "".join(c if c.isprintable() else " " for c in line)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."

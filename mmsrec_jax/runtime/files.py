@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all; of several processes the main one writes them."""
+"""Files that appear whole or not at all, also when the power goes; of several processes the main
+one writes them."""
 
 import json
 import os
@@ -9,22 +10,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import disk, processes
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
     """Writes through a temporary neighbor, so that a reader never sees half a file."""
-    _write(Path(path), lambda partial: pq.write_table(table, partial))
+    write(path, lambda partial: pq.write_table(table, partial))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """The same for UTF-8 text."""
-    _write(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+    write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """The same for bytes."""
-    _write(Path(path), lambda partial: partial.write_bytes(data))
+    write(path, lambda partial: partial.write_bytes(data))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -32,10 +33,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write(path: str | Path, make: Callable[[Path], object]) -> None:
+    """The same for what `make` writes to the temporary path it is given."""
     if not processes.is_main():
         return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    write(partial)
-    os.replace(partial, path)
+    partial = disk.temporary(path)
+    try:
+        with disk.named(path):
+            make(partial)
+            disk.sync(partial)
+            os.replace(partial, path)
+            disk.sync(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

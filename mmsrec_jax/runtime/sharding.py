@@ -60,15 +60,33 @@ REPLICATED_WHEN_UNEVEN = ("kv_heads", "lora_mlp", "lora_head_dim")
 class MeshSettings(Section):
     """Sizes of the mesh; at most one is -1, which takes the devices that are left."""
 
-    data: int = setting(1, "Replicas of the model. -1 takes the devices that are left.", low=-1)
+    data: int = setting(
+        1, "Replicas of the model. -1 takes the devices that are left.", low=-1, high=1_000_000
+    )
     fsdp: int = setting(
-        -1, "Shards of the weights and of the batch. -1 takes the devices that are left.", low=-1
+        -1,
+        "Shards of the weights and of the batch. -1 takes the devices that are left.",
+        low=-1,
+        high=1_000_000,
     )
     tensor: int = setting(
         1,
         "Shards of the heads, the MLP and the vocabulary. -1 takes the devices that are left.",
         low=-1,
+        high=1_000_000,
     )
+
+    def check(self, name: str) -> None:
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        if zero := [axis for axis, size in sizes.items() if size == 0]:
+            raise UserError(
+                f"{name}.{zero[0]}=0: must be at least 1, or -1 for the devices that are left"
+            )
+        if len(left := [axis for axis, size in sizes.items() if size == -1]) > 1:
+            raise UserError(
+                f"{name}.{left[0]}=-1 and {name}.{left[1]}=-1: one of them can take the devices "
+                "that are left"
+            )
 
 
 def make_mesh(
@@ -88,14 +106,16 @@ def make_mesh(
     sizes = [data, fsdp, tensor]
     named = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {named}: sizes are positive, and at most one is -1 (it fills up)")
+        raise UserError(
+            f"config.mesh: {named}: sizes are positive, and at most one is -1 (it fills up)"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"mesh {named} does not divide {len(devices)} devices: choose sizes whose product is "
-            f"{len(devices)}"
+            f"config.mesh: {named} does not divide {len(devices)} devices: choose sizes whose "
+            f"product is {len(devices)}"
         )
     return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -113,7 +133,8 @@ def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray
     axis = next((i for i in (0, 1) if sizes[i] % slices == 0), None)
     if axis is None:
         raise UserError(
-            f"mesh: neither data={sizes[0]} nor fsdp={sizes[1]} is a multiple of {slices} slices"
+            f"config.mesh: neither data={sizes[0]} nor fsdp={sizes[1]} is a multiple of {slices} "
+            "slices"
         )
     across[axis] = slices
     inside = [size // n for size, n in zip(sizes, across, strict=True)]

@@ -1,24 +1,36 @@
 """What every start checks and says: devices, mesh, precision, parameters."""
 
 import difflib
+import inspect
 import logging as standard_logging
+import math
 import os
 import re
 import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error
+from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_said = threading.Event()  # why this program ends
+_LATE = "Event loop is closed"
+_GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
+_PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
@@ -34,9 +46,58 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-        logging.error("%s", error)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(_of_os_error(error))
+    except Exception as error:
+        if refused := of_disguised(error):
+            _refuse(str(refused))
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()  # a fault of ours; the others would wait for this process
+        failures.stop_all(first_line(error), 1)
+
+
+def _refuse(problem: str) -> NoReturn:
+    line = _say(problem)
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
+    sys.exit(2)
+
+
+def _say(problem: str) -> str:
+    """Logs what ends the program, the first time only; the line of it."""
+    line = shortened(printable(problem.partition(_GRAINS_NOTE)[0]))
+    flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
+    if not _said.is_set():
+        _said.set()
+        logging.error("%s", line)
+    return line
+
+
+def _of_os_error(error: OSError) -> str:
+    """One line, with the run's folder where the error names no file."""
+    line = str(of_os_error(error))
+    if error.filename is None:
+        given = (flags.FLAGS[name].value for name in _PATHS if name in flags.FLAGS)
+        place = next((value for value in given if value), "")
+        return f"{place}: {line}" if place else line
+    return line
+
+
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """What the disk refuses to a thread, as that which writes for TensorBoard, ends the program:
+    others would wait for the thread for ever."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
+        return
+    if _said.is_set():
+        return  # the main thread ends the program already
+    line = _say(_of_os_error(failed.exc_value))
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
+    logging.flush()
+    os._exit(2)
 
 
 def _compile_without_triton() -> None:
@@ -51,18 +112,47 @@ def _compile_without_triton() -> None:
 
 def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
-    for arg in argv:
-        if arg.startswith("--config="):
-            _check_config_file(arg.removeprefix("--config="))
+    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-config"):
+            _check_config_file(value if equals else after)
     try:
-        return known(argv)
+        rest = known(argv)
+        _check_values(known, rest[1:])
+        return rest
     except flags.Error as error:
         problem = " ".join(str(error).split())
         if missing := re.findall(r"Flag (--\w+) must have a value other than None", problem):
             problem = f"{' and '.join(missing)} must be given; --help explains the flags"
-        raise UserError(problem) from error
+        raise UserError(shortened(problem)) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(_no_such_field(argv, str(error))) from error
+
+
+def _check_values(known: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Refuses values that no flag of ours can mean. An empty one is most often a variable of the
+    shell that is not set: as a path it would be taken for the present folder."""
+    if not all(argument.strip() for argument in arguments):
+        raise UserError("an argument is empty: is a variable not set? Give a path")
+    for name in known:
+        flag = known[name]
+        if not flag.present:
+            continue
+        found = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in found or [""]:
+            if isinstance(value, str) and not value.strip():
+                raise UserError(
+                    f"--{name}= is empty: is a variable not set? Give a value, or leave it out"
+                )
+            if isinstance(value, str) and (strange := strange_character(value)):
+                raise UserError(f"--{name}={value!r}: has the character {strange!r}; leave it out")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name}={value}: must be finite")
+            if isinstance(value, str) and name in _PATHS and "://" in value:
+                raise UserError(
+                    f"--{name}={value}: a path of this machine is wanted; mount the bucket as a "
+                    "folder (docs/reliability.md) and give that"
+                )
 
 
 def _check_config_file(given: str) -> None:
@@ -88,17 +178,43 @@ def _no_such_field(argv: Sequence[str], problem: str) -> str:
     return f"{wrong[0]}: the config has no such field{nearest}"
 
 
+def no_arguments(argv: Sequence[str]) -> None:
+    """For programs that take flags alone. Raises UserError when there is more."""
+    if len(argv) > 1:
+        raise UserError(
+            f"unexpected argument {argv[1]!r}: flags begin with --; --help explains them"
+        )
+
+
 def plain_log_lines() -> None:
     """Log lines of the form `12:34:56 message` on standard error, from our code only."""
     handler = logging.get_absl_handler()
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours_or_warns)
     logging.set_verbosity(logging.INFO)
+    _silence_leftovers()
+
+
+def _silence_leftovers() -> None:
+    """Where orbax cannot read it leaves tasks and coroutines, whose complaints would follow what we
+    say of the error over hundreds of lines."""
+    standard_logging.getLogger("asyncio").disabled = True
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    others = sys.unraisablehook
+
+    def on_unraisable(found: Any) -> None:
+        if not (inspect.iscoroutine(found.object) or str(found.exc_value) == _LATE):
+            others(found)
+
+    sys.unraisablehook = on_unraisable
+    threading.excepthook = _end_with_thread
 
 
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
     path = Path(record.pathname).resolve()
+    if "orbax" in path.parts:
+        return False  # what it could not read or write, over hundreds of lines: we say it in one
     program = Path(sys.argv[0]).resolve().parent
     return (
         record.levelno >= standard_logging.WARNING
@@ -108,10 +224,11 @@ def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
 
 
 class PlainFormatter(standard_logging.Formatter):
-    """Marks warnings and errors, leaves information bare."""
+    """Marks warnings and errors, leaves information bare. Names of users and files reach no
+    terminal with codes that it obeys."""
 
     def format(self, record: standard_logging.LogRecord) -> str:
-        line = super().format(record)
+        line = printable_lines(super().format(record))
         if record.levelno < standard_logging.WARNING:
             return line
         when, _, message = line.partition(" ")

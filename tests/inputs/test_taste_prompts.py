@@ -198,6 +198,7 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
         ({"user": "u1", "chain": "x"}, "line 2: position is None; it must be int"),
         ({"user": "u11", "position": 1, "chain": "x"}, "line 2: no user 'u11'; did you mean"),
         ({"user": "u1", "position": 6, "chain": "x"}, "position 6: user 'u1' has 6 interactions"),
+        ({"user": "u1", "position": -1, "chain": "x"}, "position -1: user 'u1' has 6 interactio"),
         ({"user": "u1", "position": 2, "chain": " "}, "line 2: chain is empty"),
         ({"user": "u0", "position": 3, "chain": "x"}, "line 2: user 'u0', position 3 has a line"),
     ],

@@ -75,6 +75,15 @@ def test_perplexity_matches_its_definition():
     assert negative_perplexity(np.zeros((1, 1), np.float32), np.array([0])) == 0.0
 
 
+def test_a_text_of_less_than_a_nat_counts_as_any_other():
+    given = np.array([[0.25, 0.5, 0.75, 5.0], [0.9, 0.0, 1.0, 2.5]], np.float32)
+    alone = np.array([0.5, 1.0], np.float32)
+    expected = [[0.5, 0.0, -0.5, -1.0], [0.1, 1.0, 0.0, -1.0]]
+    np.testing.assert_allclose(share_explained(given, alone), expected, atol=1e-6)
+    perplexity = negative_perplexity(np.full((1, 1), 0.5, np.float32), np.array([1]))
+    np.testing.assert_allclose(perplexity, -np.exp(0.5), rtol=1e-6)
+
+
 def test_info_nce_matches_brute_force():
     rng = np.random.default_rng(3)
     logprobs = rng.normal(size=(3, 2, 4)).astype(np.float32)
