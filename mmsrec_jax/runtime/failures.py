@@ -51,6 +51,7 @@ def stop_all(reason: str, status: int) -> NoReturn:
 
 def _watch() -> None:
     state = distributed.global_state
+    assert state.client is not None, "one of several processes"
     while not _over.wait(_EVERY):
         try:
             failed = state.client.key_value_dir_get(f"{_FAILED}/")
@@ -77,6 +78,7 @@ def _watch() -> None:
 def _ended() -> set[str]:
     """Ids of the processes that have ended or are about to."""
     client = distributed.global_state.client
+    assert client is not None, "one of several processes"
     found = [*client.key_value_dir_get(f"{_FAILED}/"), *client.key_value_dir_get(f"{_LEFT}/")]
     return {key.rpartition("/")[2] for key, _ in found}
 

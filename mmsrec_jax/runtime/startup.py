@@ -213,7 +213,7 @@ def _silence_leftovers() -> None:
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
     path = Path(record.pathname).resolve()
-    if "orbax" in path.parts:
+    if "orbax" in path.parts and record.levelno >= standard_logging.ERROR:
         return False  # what it could not read or write, over hundreds of lines: we say it in one
     program = Path(sys.argv[0]).resolve().parent
     return (

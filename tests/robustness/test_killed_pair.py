@@ -1,4 +1,4 @@
-"""Two processes of one run: one is killed, and the same command goes on to the unbroken run's end."""
+"""Two processes of one run: one is killed, and the same command goes on to the unbroken end."""
 
 import os
 import socket

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.robustness
 
 SETTINGS = {
-    "data.source": "toyshop", "data.toyshop.num_users": 60, "data.toyshop.num_items": 30,
+    "data.source": "toyshop", "data.toyshop.num_users": 60, "data.toyshop.num_items": 60,
     "data.toyshop.num_groups": 3, "sasrec.steps": 6, "sasrec.evaluate_every": 3,
     "sasrec.batch_size": 8, "sasrec.dim": 8, "sasrec.length": 8, "evaluation.users": 20,
 }  # fmt: skip
@@ -200,7 +200,7 @@ def test_raw_files_and_pictures_that_changed(train, tmp_path):
     header = "user_id:token\titem_id:token\ttimestamp:float"
     (root / "shop.inter").write_text("\n".join([header, *rows]) + "\n")
     (root / "images" / "i1.png").write_bytes(b"one")
-    flags = ("--config.data.source=atomic", f"--config.data.root={root}")
+    flags = ("--config.data.source=atomic", f"--config.data.root={root}", "--steps=data")
     assert train(tmp_path / "run", *flags).status == 0
     assert "data is finished" in (again := train(tmp_path / "run", *flags)).err
     assert "step data runs again" not in again.err
