@@ -11,6 +11,7 @@ from mmsrec_jax.data import images
 
 LONGEST_ID = 256  # characters: arrays of ids have rows of the longest one's width
 
+
 @dataclass(frozen=True)
 class Item:
     """One thing that can be recommended.

@@ -99,7 +99,9 @@ def _parsed(
         raise ValueError('no object; write {"user": ..., "position": ..., "chain": ...}')
     for name, kind in (("user", str), ("position", int), ("chain", str)):
         if type(row.get(name)) is not kind:
-            raise ValueError(f"{name} is {reading.shown(row.get(name))}; it must be {kind.__name__}")
+            raise ValueError(
+                f"{name} is {reading.shown(row.get(name))}; it must be {kind.__name__}"
+            )
     user, position, chain = row["user"], row["position"], " ".join(row["chain"].split())
     if user not in index:
         raise ValueError(

@@ -45,9 +45,7 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
     try:
         _check_kind(path, os.stat(path))  # opening a device may already do something
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
-            raise UserError(
-                f"{path}: leads out of the folder {within}; put the file itself there"
-            )
+            raise UserError(f"{path}: leads out of the folder {within}; put the file itself there")
         # The file may have been replaced since: opening a FIFO must not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -178,9 +176,9 @@ def _cast(column: pa.ChunkedArray, finite: bool) -> np.ndarray | None:
 
 
 def problem(error: BaseException) -> str:
-    """What an exception says, in one short line."""
+    """What an exception says, in one short printable line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = " ".join(text.split()) or type(error).__name__
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable()) or type(error).__name__
     return line if len(line) <= 200 else line[:200] + " ..."
 
 

@@ -46,7 +46,10 @@ def test_lines_become_items(tmp_path):
         ([{"title": "x"}], "line 1: the item has no id"),
         ([{"id": "a", "title": " "}], "line 1: item 'a' has no text"),
         ([{"id": "a", "title": "x"}] * 2, "line 2: the id 'a' stands above"),
-        ([{"id": "a", "title": "x", "image": "no.jpg"}], "line 1: no picture: .*no.jpg: cannot be read"),
+        (
+            [{"id": "a", "title": "x", "image": "no.jpg"}],
+            "line 1: no picture: .*no.jpg: cannot be read",
+        ),
         (
             [{"id": "a", "title": "x", "image": "new.jsonl"}],
             "line 1: the picture .* cannot be read",
