@@ -87,8 +87,8 @@ class Chat:
         ]
         if None in names:
             raise UserError(
-                f"the image token {image_token_id} of config.json, or a mark around it, is no token "
-                "of the tokenizer; fetch both files again"
+                f"the image token {image_token_id} of config.json, or a mark around it, is no "
+                "token of the tokenizer; fetch both files again"
             )
         self._image_text = "".join(names)
         added = tokenizer.added_tokens_decoder.items()

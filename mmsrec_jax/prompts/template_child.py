@@ -26,7 +26,7 @@ _TODAY = datetime.datetime(2024, 7, 26)
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the answers of a conversation; here what it holds is just written."""
+    """`{% generation %}` marks the answers of a conversation; what it holds is just written."""
 
     tags = {"generation"}
 

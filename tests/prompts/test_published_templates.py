@@ -28,7 +28,8 @@ You are a helpful assistant.<|im_end|>
 {% if message['content'] is string %}{{ message['content'] }}<|im_end|>
 {% else %}{% for content in message['content'] %}
 {%- if content['type'] == 'image' or 'image' in content %}
-{%- set images.value = images.value + 1 %}{% if add_vision_id %}Picture {{ images.value }}: {% endif %}
+{%- set images.value = images.value + 1 %}
+{%- if add_vision_id %}Picture {{ images.value }}: {% endif %}
 <|vision_start|><|image_pad|><|vision_end|>
 {%- elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
 {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -247,7 +248,7 @@ def test_words_that_tell_whose_turn_it_is():
 @pytest.mark.parametrize("template, said", [
     ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too much"),
     ("{{ 'a' * 10**10 }}", "too much memory"),
-    ("{{ 7**7**7**7 }}", "too much time or memory"),
+    ("{{ 10**(10**10) }}", "too much time or memory"),
     ("{{ 'a' * 10**7 * 3 }}", "30,000,000 characters"),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),

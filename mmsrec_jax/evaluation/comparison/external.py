@@ -104,8 +104,9 @@ def _read_columns(path: Path) -> pa.Table:
     table = reading.read_parquet(path, COLUMNS) if path.suffix == ".parquet" else _read_csv(path)
     for name in COLUMNS:
         if name not in table.column_names:
+            there = ", ".join(table.column_names[:20])
             raise UserError(
-                f"{path}: column {name!r} is missing (there are: {', '.join(table.column_names[:20])}); "
+                f"{path}: column {name!r} is missing (there are: {there}); "
                 f"name the columns {', '.join(COLUMNS)}"
             )
         if table.column_names.count(name) > 1:
@@ -135,8 +136,9 @@ def _indices(path: Path, column: pa.Array, known: np.ndarray, what: str) -> np.n
     unknown = pc.is_null(found).to_numpy()
     if unknown.any():
         row = int(np.argmax(unknown))
+        id = reading.shown(ids[row].as_py())
         raise UserError(
-            f"{path}, row {row + 1}: {what} {reading.shown(ids[row].as_py())} is not in the run's data "
+            f"{path}, row {row + 1}: {what} {id} is not in the run's data "
             f"({int(unknown.sum())} such rows); score the {what}s that are left after the run's "
             "filters, by their raw ids"
         )
