@@ -85,10 +85,8 @@ def read(path: Path, histories: Histories) -> dict[tuple[int, int], str]:
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
         if key in found:
-            raise UserError(
-                f"{where}: user {reading.shown(row['user'])}, position {key[1]} has a line already; "
-                "keep one"
-            )
+            user = reading.shown(row["user"])
+            raise UserError(f"{where}: user {user}, position {key[1]} has a line already; keep one")
         found[key] = chain
     return found
 

@@ -69,8 +69,6 @@ class Chat:
         vision_end_token_id: int | None = None,
         processor: ImageProcessor | None = None,
     ):
-        if not getattr(tokenizer, "is_fast", True):
-            raise UserError("the tokenizer has no tokenizer.json; convert it to a fast one")
         self._template = ChatTemplate(tokenizer)
         self.head, self.middle = self._template.head, self._template.middle
         self.tail = self._template.tail

@@ -71,9 +71,9 @@ def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
     return data
 
 
-def read_text(path: Path, *, most: int = _LARGEST_JSON) -> str:
+def read_text(path: Path, *, most: int = _LARGEST_JSON, within: Path | None = None) -> str:
     """All of a regular file as UTF-8. Raises UserError as `read_bytes`."""
-    data = read_bytes(path, most=most)
+    data = read_bytes(path, most=most, within=within)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,9 +81,9 @@ def read_text(path: Path, *, most: int = _LARGEST_JSON) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8; convert the file") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, within: Path | None = None) -> Any:
     """The JSON value that a file holds. Raises UserError as `read_text`, and where it is none."""
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path, within=within), str(path))
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
