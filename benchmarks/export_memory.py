@@ -119,13 +119,12 @@ def write_run(directory: Path) -> None:
     leaves, tree = jax.tree.flatten(nnx.state(model, kind))
     trained = [values(leaf.shape, leaf.dtype, seed) for seed, leaf in enumerate(leaves)]
     nnx.update(model, jax.tree.unflatten(tree, trained))
-    weights.save(run / "sft" / "weights", model, kind)
     config = {
         "model": {"path": str(base), "dtype": "bfloat16", "max_pixels": 0},
         "sft": {"trainable": _TRAINED.value, "lora_alpha": 2.0 * _RANK.value},
     }
-    record = {"config": config, "inputs": {}, "fingerprint": "", "finished": True}
-    workdir.write_json(run / "sft" / "step.json", record)
+    step = workdir.Step("sft", lambda own: weights.save(own / "weights", model, kind), config)
+    workdir.run_steps(run, [step])
 
 
 def main(argv: list[str]) -> None:

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # leaves accelerators to those who train on them
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from mmsrec_jax.runtime import startup
@@ -26,12 +26,16 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_co
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
 )
-_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, on the slower network.", 1)
+_SLICES = flags.DEFINE_integer(
+    "slices", 1, "Slices of that topology, on the slower network.", 1, 1024
+)
 _STEPS = flags.DEFINE_list(
     "steps", ["sft", "grpo", "rollout", "rank"], "Of the method; also cached, catalog."
 )
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
-_HBM_GIB = flags.DEFINE_float("hbm_gib", None, "Memory of a device, by default the chip's.")
+_HBM_GIB = flags.DEFINE_float(
+    "hbm_gib", None, "Memory of a device, by default the chip's.", 0.001, 1_000_000.0
+)
 _QUICK = flags.DEFINE_bool(
     "quick", False, "Compile in half the time or less: the network is nearly the same, memory can "
     "be 30% less than training will need, traffic through HBM is more.",
@@ -40,8 +44,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.no_arguments(argv)
     from mmsrec_jax.methods.settings import Settings
     from mmsrec_jax.planning import report
     from mmsrec_jax.runtime.settings import from_config

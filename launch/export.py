@@ -9,7 +9,7 @@ A run that trained every weight takes neither flag. Works on the host alone, ten
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from mmsrec_jax.runtime import startup
 
@@ -26,12 +26,13 @@ _MERGE = flags.DEFINE_bool("merge", False, "The whole model, adapters merged int
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Of the tensors; by default the run's."
 )
-_MAX_SHARD_GIB = flags.DEFINE_float("max_shard_gib", 4.0, "Size of a safetensors file.", 0.001)
+_MAX_SHARD_GIB = flags.DEFINE_float(
+    "max_shard_gib", 4.0, "Size of a safetensors file.", 0.001, 1_000_000.0
+)
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.no_arguments(argv)
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
     from mmsrec_jax.methods import export
 

@@ -13,9 +13,10 @@ The answer goes to standard output, everything else to standard error.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.printable import printable_lines
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of MMSRARec.")
 _USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
@@ -28,15 +29,14 @@ _TIMES = flags.DEFINE_list(
 _NOW = flags.DEFINE_float(
     "now", None, "When this is asked, seconds since 1970; else right after the last choice."
 )
-_TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1)
+_TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1, 1_000_000)
 _ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.no_arguments(argv)
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax.methods import recommending
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         top=_TOP.value,
         added=Path(_ADD.value) if _ADD.value else None,
     )
-    print(answer.json() if _JSON.value else answer.text())
+    print(printable_lines(answer.json() if _JSON.value else answer.text()))
 
 
 if __name__ == "__main__":

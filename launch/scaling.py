@@ -11,34 +11,38 @@ writes scaling.json, .png and .svg.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.printable import printable_lines
+from mmsrec_jax.runtime.settings import MAX_SEED
 
 _PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
 _COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the files, by default beside the first run.")
-_RESAMPLES = flags.DEFINE_integer("resamples", 1000, "Of the residuals, for the intervals.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.")
+_RESAMPLES = flags.DEFINE_integer(
+    "resamples", 1000, "Of the residuals, for the intervals.", 1, 100_000
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.", 0, MAX_SEED)
 
 
 def main(argv: list[str]) -> None:
     runs = [Path(name) for name in argv[1:]]
     if not runs:
-        raise app.UsageError("name the workdirs of finished runs")
+        raise UserError("no runs: name the workdirs of finished ones")
     from mmsrec_jax.evaluation import scaling_law
 
     out = Path(_OUT.value) if _OUT.value else runs[0].parent
-    print(
-        scaling_law.study(
-            runs,
-            predict=scaling_law.parse_flops(_PREDICT.value),
-            compiled=[Path(name) for name in _COMPILED.value],
-            resamples=_RESAMPLES.value,
-            seed=_SEED.value,
-            out=out,
-        )
+    found = scaling_law.study(
+        runs,
+        predict=scaling_law.parse_flops(_PREDICT.value),
+        compiled=[Path(name) for name in _COMPILED.value],
+        resamples=_RESAMPLES.value,
+        seed=_SEED.value,
+        out=out,
     )
+    print(printable_lines(found))
 
 
 if __name__ == "__main__":

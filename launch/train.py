@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from mmsrec_jax.runtime import interruption, processes, startup
@@ -26,8 +26,7 @@ _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine 
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    startup.no_arguments(argv)
     processes.initialize()
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)

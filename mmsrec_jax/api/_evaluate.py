@@ -9,6 +9,7 @@ from mmsrec_jax.evaluation import metrics
 from mmsrec_jax.evaluation.comparison import bootstrap, compare
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import MAX_SEED, check_number
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
 
     Raises:
       UserError: a run that is not finished or cannot be compared with the first, an unknown
-        baseline, or a cut-off beyond what competes.
+        baseline, a cut-off beyond what competes, or a number out of its range.
 
     >>> table = mmsrec_jax.evaluate(["runs/shop"], baseline="popularity", k=5)
     >>> whole = [row for row in table if row["slice"] == "all" and row["protocol"] == "full"]
@@ -48,10 +49,15 @@ def evaluate(
     """
     if isinstance(workdirs, str | Path):
         raise UserError("workdirs is one path; give a list of them")
+    cutoffs = [k] if isinstance(k, int) else list(k)
+    for cutoff in cutoffs:
+        check_number("k", cutoff, low=1, high=1_000_000)
+    check_number("resamples", resamples, low=1, high=100_000)
+    check_number("seed", seed, low=0, high=MAX_SEED)
     rows, _ = compare.table(
         [Path(workdir) for workdir in workdirs],
         baseline=baseline,
-        cutoffs=[k] if isinstance(k, int) else k,
+        cutoffs=cutoffs,
         ties=choose_name(ties, (metrics.PESSIMISTIC, metrics.EXPECTED), what="ties"),
         resamples=resamples,
         seed=seed,

@@ -17,6 +17,7 @@ from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.chat_template import ANSWER
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import MAX_SEED, check_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def generate(
 
     Raises:
       UserError: images that do not fit the prompts or are no uint8 RGB, a message part of another
-        type, or a tokenizer without a chat template.
+        type, a tokenizer without a chat template, or a number out of its range.
 
     >>> model = mmsrec_jax.load("models/tiny")
     >>> prompts = ["linen bag", "oak lamp"]
@@ -82,11 +83,12 @@ def generate(
     """
     if isinstance(prompts, str):
         raise UserError("prompts is one text; give a list of them")
-    if max_new_tokens < 1 or not temperature >= 0:
-        raise UserError(
-            f"max_new_tokens={max_new_tokens}, temperature={temperature:g}: must be at least 1 and "
-            "at least 0"
-        )
+    check_number("max_new_tokens", max_new_tokens, low=1, high=100_000)
+    check_number("temperature", temperature, float, low=0, high=100)
+    check_number("top_k", top_k, low=0, high=10_000_000)
+    check_number("top_p", top_p, float, low=1e-6, high=1)
+    check_number("seed", seed, low=0, high=MAX_SEED)
+    check_number("batch_size", batch_size, low=1, high=1_000_000)
     images = [()] * len(prompts) if images is None else images
     if len(images) != len(prompts):
         raise UserError(f"{len(images)} lists of images for {len(prompts)} prompts; give as many")

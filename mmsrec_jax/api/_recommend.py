@@ -13,6 +13,7 @@ from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.scorer import Scorer, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import check_number
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
@@ -66,8 +67,7 @@ def recommend(
         raise UserError("history and candidates are lists of item ids, not one text")
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such workdir; name the folder of a finished run")
-    if top < 1:
-        raise UserError(f"top={top}: must be at least 1")
+    check_number("top", top, low=1)
     if candidates is not None:
         return _among(workdir, history, candidates, times)[:top]
     fingerprint = workdir_lib.fingerprint(workdir, "evaluation")

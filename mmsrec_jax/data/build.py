@@ -13,7 +13,7 @@ from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 
@@ -38,12 +38,21 @@ class DataSettings(Section):
     category_field: str | None = setting(None, "Column of .item with the category.")
     attribute_fields: tuple[str, ...] = setting((), "Columns of .item that are attributes.")
     rating_threshold: float | None = setting(
-        None, "Interactions with a lower rating are dropped. None keeps all."
+        None,
+        "Interactions with a lower rating are dropped. None keeps all.",
+        low=-1_000_000_000,
+        high=1_000_000_000,
     )
-    user_core: int = setting(5, "Fewest interactions of a user, after filtering.", low=0)
-    item_core: int = setting(5, "Fewest interactions of an item, after filtering.", low=0)
+    user_core: int = setting(
+        5, "Fewest interactions of a user, after filtering.", low=0, high=1_000_000
+    )
+    item_core: int = setting(
+        5, "Fewest interactions of an item, after filtering.", low=0, high=1_000_000
+    )
     only_items_with_image: bool = setting(False, "Drop the items without an image file.")
-    max_users: int = setting(0, "Size of a random subset of the users. 0 is all.", low=0)
+    max_users: int = setting(
+        0, "Size of a random subset of the users. 0 is all.", low=0, high=1_000_000_000
+    )
     split: str = setting(
         "leave_one_out",
         "The last interaction of each user is its test target, or two moments cut all users.",
@@ -55,9 +64,7 @@ class DataSettings(Section):
     test_quantile: float = setting(
         0.9, "Quantile of the timestamps where test begins (global_time).", above=0, below=1
     )
-    seed: int = setting(
-        0, "Of the subset of users and of the order of equal timestamps.", follows="seed", low=0
-    )
+    seed: int = seed_setting("Of the subset of users and of the order of equal timestamps.")
     toyshop: ToyshopSettings = group(ToyshopSettings)
 
     def check(self, name: str) -> None:
@@ -130,12 +137,6 @@ def open_atomic(settings: DataSettings) -> Dataset:
 def fingerprint(directory: Path) -> str:
     """Hash of the content that `build` prepared."""
     return store.fingerprint(directory / _STORE)
-
-
-def text_fields(directory: Path) -> list[str]:
-    """The text columns that `build` found, those that at least one item has."""
-    found = coverage(directory)
-    return [name.removeprefix("text ") for name in found if name.startswith("text ")]
 
 
 def coverage(directory: Path) -> dict[str, int]:

@@ -31,7 +31,7 @@ from mmsrec_jax.data import toyshop_items
 from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.toyshop_items import PLACES, PRODUCTS, TONES, VALUES
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.runtime.settings import Section, seed_setting, setting
 
 LOOKS = 4
 MOODS = len(VALUES["occasion"])
@@ -134,30 +134,43 @@ def fitting(kinds: np.ndarray, states: np.ndarray) -> np.ndarray:
 class ToyshopSettings(Section):
     """What a shop is drawn from."""
 
-    num_users: int = setting(4000, "Users.", low=1)
-    num_items: int = setting(2500, "Items.", low=1)
+    num_users: int = setting(4000, "Users.", low=1, high=1_000_000)
+    num_items: int = setting(2500, "Items.", low=1, high=1_000_000)
     num_groups: int = setting(
-        8, "Latent groups of items. Each one leads the mood of users to one occasion.", low=1
+        8,
+        "Latent groups of items. Each one leads the mood of users to one occasion.",
+        low=1,
+        high=10_000,
     )
-    history: tuple[int, int] = setting((6, 12), "Shortest and longest history.", low=1)
+    history: tuple[int, int] = setting((6, 12), "Shortest and longest history.", low=1, high=10_000)
     pull: float = setting(
         0.8, "Probability that the mood moves to where the group of the last item leads.",
         low=0, high=1,
     )  # fmt: skip
     mood_days: float = setting(
-        7.0, "Days that a mood survives with probability 1 / e; then it is drawn again.", above=0
+        7.0,
+        "Days that a mood survives with probability 1 / e; then it is drawn again.",
+        low=0.001,
+        high=1_000_000,
     )
     variety: float = setting(
         0.2, "Probability that a mood that is drawn again is not the usual one but any.",
         low=0, high=1,
     )  # fmt: skip
-    occasion_weight: float = setting(4.4, "Logit of an item whose occasion is the mood.")
-    look_weight: float = setting(
-        2.0, "Logit of an item whose look is the one that the user wants where it is used."
+    occasion_weight: float = setting(
+        4.4, "Logit of an item whose occasion is the mood.", low=-100, high=100
     )
-    material_weight: float = setting(2.5, "Logit of an item of the material that the user wants.")
+    look_weight: float = setting(
+        2.0,
+        "Logit of an item whose look is the one that the user wants where it is used.",
+        low=-100,
+        high=100,
+    )
+    material_weight: float = setting(
+        2.5, "Logit of an item of the material that the user wants.", low=-100, high=100
+    )
     popularity_sd: float = setting(
-        0.45, "Standard deviation of the items' own logits, which all users share.", low=0
+        0.45, "Standard deviation of the items' own logits, which all users share.", low=0, high=100
     )
     told_groups: float = setting(
         0.7, "Share of items whose group is the one of their kind of product.", low=0, high=1
@@ -165,7 +178,7 @@ class ToyshopSettings(Section):
     new_items: float = setting(
         0.04, "Share of items that are on offer only in the last two weeks.", low=0, high=1
     )
-    seed: int = setting(0, "Everything in the shop is a function of it.", follows="seed", low=0)
+    seed: int = seed_setting("Everything in the shop is a function of it.")
 
     def check(self, name: str) -> None:
         shortest, longest = self.history

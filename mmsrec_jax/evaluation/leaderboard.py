@@ -136,16 +136,15 @@ class Leaderboard:
             ),
         )
 
-    def finish(self, *paths: Path) -> None:
-        """Writes the table to `table.json` beside the ranks and to `paths`, and logs it.
+    def finish(self) -> None:
+        """Writes the table to `table.json` beside the ranks, and logs it.
 
         The rows of a protocol stand together, those of the full catalog first.
         """
         order = list(self._digests)
         found = sorted(self._found, key=lambda entry: order.index(entry[1]))
         table = report.rows_from_ranks(found, self._cutoffs)
-        for path in (self._directory / "table.json", *paths):
-            report.write_table(path, table)
+        report.write_table(self._directory / "table.json", table)
         for line in report.screen_table(table).splitlines():
             logging.info("%s", line)
 

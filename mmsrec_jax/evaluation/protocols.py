@@ -108,17 +108,8 @@ def sampled(
     rows = np.asarray(rows, np.int32)
     rng = np.random.default_rng([seed, n])
     users = rows[:, 0].astype(np.int64)
-    counts = np.diff(histories.offsets)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    known = np.unique(owner * num_items + histories.items.astype(np.int64))
-    free = num_items - np.bincount(known // num_items, minlength=len(counts))
-    if len(rows) and free[users].min() < n:
-        worst = users[np.argmin(free[users])]
-        raise UserError(
-            f"user {histories.users[worst]}: only {free[worst]} unseen items for {n} negatives; "
-            "lower config.evaluation.negatives"
-        )
-
+    known = _known(histories, num_items)
+    _check_unseen(histories, users, known, n, num_items)
     negatives = rng.integers(0, num_items, (len(rows), n))
     bad = _unusable(negatives, users, known, num_items)
     for _ in range(_REJECTION_ROUNDS):
@@ -137,6 +128,12 @@ def sampled(
     items[is_positive] = sequences.targets(histories, rows)
     items[~is_positive] = negatives.ravel()
     return Candidates(rows, items, positive, seed)
+
+
+def check_negatives(histories: Histories, rows: np.ndarray, *, n: int, num_items: int) -> None:
+    """Raises what `sampled` would raise."""
+    known = _known(histories, num_items)
+    _check_unseen(histories, np.asarray(rows)[:, 0].astype(np.int64), known, n, num_items)
 
 
 def up_to(histories: Histories, rows: np.ndarray) -> Histories:
@@ -158,6 +155,25 @@ def _digest(*arrays: np.ndarray) -> str:
         content.update(repr(array.shape).encode())
         content.update(np.ascontiguousarray(array, "<i4").tobytes())
     return content.hexdigest()
+
+
+def _known(histories: Histories, num_items: int) -> np.ndarray:
+    """int64, sorted: user * num_items + item of everything that a user has taken."""
+    counts = np.diff(histories.offsets)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return np.unique(owner * num_items + histories.items.astype(np.int64))
+
+
+def _check_unseen(
+    histories: Histories, users: np.ndarray, known: np.ndarray, n: int, num_items: int
+) -> None:
+    free = num_items - np.bincount(known // num_items, minlength=len(histories))
+    if len(users) and free[users].min() < n:
+        worst = users[np.argmin(free[users])]
+        raise UserError(
+            f"config.evaluation.negatives names {n}, but user {str(histories.users[worst])!r} has "
+            f"only {free[worst]} unseen items; lower it"
+        )
 
 
 def _unusable(

@@ -25,7 +25,7 @@ from mmsrec_jax.models.config import REMAT_POLICIES, MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
 _THREADS = min(16, os.cpu_count() or 1)
 _CHUNK = 2**19  # values that a thread reads at a time: as many as its cache holds
@@ -51,12 +51,14 @@ class ModelSettings(Section):
         choices=REMAT_POLICIES,
     )
     max_pixels: int = setting(
-        0, "Largest area of an image in pixels. 0 is what the folder says.", low=0
+        0,
+        "Largest area of an image in pixels. 0 is what the folder says.",
+        low=0,
+        high=1_000_000_000,
     )
-    seed: int = setting(
-        0, "Of a model from scratch: its weights, and which images it is fitted to.",
-        follows="seed", low=0,
-    )  # fmt: skip
+    seed: int = seed_setting(
+        "Of a model from scratch: its weights, and which images it is fitted to."
+    )
     tiny: TinySettings = group(TinySettings)
 
     def check_path(self) -> None:

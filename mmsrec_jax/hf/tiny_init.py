@@ -26,20 +26,26 @@ _IMAGES_MEASURED = 256
 class TinySettings(Section):
     """Sizes of a model from scratch."""
 
-    vocab_size: int = setting(1024, "Most tokens of the tokenizer.", low=1)
-    hidden: int = setting(128, "Width of the decoder.", low=1)
-    layers: int = setting(3, "Layers of the decoder.", low=1)
-    heads: int = setting(4, "Attention heads of the decoder; they divide `hidden`.", low=1)
-    kv_heads: int = setting(2, "Key and value heads; they divide `heads`.", low=1)
-    intermediate: int = setting(384, "Width of the decoder's MLP.", low=1)
-    vision_hidden: int = setting(96, "Width of the vision tower.", low=1)
-    vision_layers: int = setting(2, "Layers of the vision tower.", low=1)
-    vision_heads: int = setting(
-        3, "Attention heads of the vision tower; they divide `vision_hidden`.", low=1
+    vocab_size: int = setting(1024, "Most tokens of the tokenizer.", low=1, high=1_000_000)
+    hidden: int = setting(128, "Width of the decoder.", low=1, high=100_000)
+    layers: int = setting(3, "Layers of the decoder.", low=1, high=1000)
+    heads: int = setting(
+        4, "Attention heads of the decoder; they divide `hidden`.", low=1, high=1000
     )
-    vision_intermediate: int = setting(192, "Width of the vision tower's MLP.", low=1)
-    patch_size: int = setting(14, "Side of a vision patch in pixels.", low=1)
-    image_size: int = setting(28, "Side of a square of an image's area, in pixels.", low=1)
+    kv_heads: int = setting(2, "Key and value heads; they divide `heads`.", low=1, high=1000)
+    intermediate: int = setting(384, "Width of the decoder's MLP.", low=1, high=1_000_000)
+    vision_hidden: int = setting(96, "Width of the vision tower.", low=1, high=100_000)
+    vision_layers: int = setting(2, "Layers of the vision tower.", low=1, high=1000)
+    vision_heads: int = setting(
+        3, "Attention heads of the vision tower; they divide `vision_hidden`.", low=1, high=1000
+    )
+    vision_intermediate: int = setting(
+        192, "Width of the vision tower's MLP.", low=1, high=1_000_000
+    )
+    patch_size: int = setting(14, "Side of a vision patch in pixels.", low=1, high=1000)
+    image_size: int = setting(
+        28, "Side of a square of an image's area, in pixels.", low=1, high=10_000
+    )
 
     def check(self, name: str) -> None:
         for part, whole in (

@@ -38,7 +38,8 @@ class ChainSettings(Section):
         1.0,
         "Weight of the label in the loss of the joint form, against 1 for a token of the chain. In "
         "the cached form `cached.next_in_history` weighs the chain.",
-        above=0,
+        low=1e-6,
+        high=1000,
     )
     file: str = setting(
         "", "A teacher's chains for training targets, JSON lines. Empty: computed ones."

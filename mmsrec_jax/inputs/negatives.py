@@ -32,10 +32,7 @@ def with_negatives(
         seen = seen[: train_end[user]]
     known = {target, *seen.tolist()}
     if num_items - len(known) < negatives:
-        raise UserError(
-            f"user {histories.users[user]}: {num_items - len(known)} items of the "
-            f"catalog are left for {negatives} negatives; lower negatives"
-        )
+        raise _too_few(histories, user, num_items - len(known), negatives)
     chosen: list[int] = []
     if share and retrieved is not None:
         usable = retrieved[(retrieved >= 0) & ~np.isin(retrieved, list(known))]
@@ -52,3 +49,30 @@ def with_negatives(
         rest = np.setdiff1d(np.arange(num_items), np.fromiter(known, np.int64))
         chosen += rng.choice(rest, missing, replace=False).tolist()
     return rng.permutation(np.array([target, *chosen], np.int32))
+
+
+def check_negatives(
+    histories: Histories,
+    users: np.ndarray,
+    train_end: np.ndarray,
+    *,
+    num_items: int,
+    negatives: int,
+) -> None:
+    """Raises what `with_negatives` would raise for a training target of one of these users."""
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    position = np.arange(len(histories.items)) - histories.offsets[owner]
+    read = position < train_end[owner]
+    known = np.unique(owner[read] * num_items + histories.items[read].astype(np.int64))
+    left = num_items - np.bincount(known // num_items, minlength=len(histories))
+    users = np.unique(users)
+    worst = users[np.argmin(left[users])]
+    if left[worst] < negatives:
+        raise _too_few(histories, worst, int(left[worst]), negatives)
+
+
+def _too_few(histories: Histories, user: int, left: int, negatives: int) -> UserError:
+    return UserError(
+        f"config.sft.negatives={negatives}: {left} items of the catalog are left for user "
+        f"{str(histories.users[user])!r}; lower it"
+    )

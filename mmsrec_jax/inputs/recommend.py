@@ -288,10 +288,12 @@ class RecommendSource(PointwisePrompts):
         if len(rows) == 0:
             raise UserError("there are no training targets; the split left no user two items")
         if negatives + 1 > len(LETTERS) and tasks.get("rank"):
-            raise UserError(f"negatives={negatives}: the rank task has {len(LETTERS)} letters")
+            raise UserError(
+                f"config.sft.negatives={negatives}: the rank task has {len(LETTERS)} letters"
+            )
         if context.keywords is None:
             tasks = {task: share for task, share in tasks.items() if task != "align"}
-        self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "tasks")
+        self._tasks, self._shares = shares(tasks, RECOMMEND_TASKS, "config.sft.tasks")
         self._seed, self._negatives = seed, negatives
         self._retriever_negatives = retriever_negatives
         self._positive_weight = float(negatives) if positive_weight is None else positive_weight

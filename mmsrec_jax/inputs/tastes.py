@@ -27,23 +27,36 @@ class PreferenceSettings(Section):
     """Windows of a history, what counts as liked, and how texts about users are written."""
 
     window: int = setting(
-        10, "Interactions of a window (paper: a window, of no known size).", low=1
+        10, "Interactions of a window (paper: a window, of no known size).", low=1, high=10_000
     )
-    step: int = setting(5, "Interactions between the ends of two windows; at most `window`.", low=1)
+    step: int = setting(
+        5, "Interactions between the ends of two windows; at most `window`.", low=1, high=10_000
+    )
     max_windows: int = setting(
-        4, "Windows that a prompt tells of, and after which the texts' chain begins anew.", low=1
+        4,
+        "Windows that a prompt tells of, and after which the texts' chain begins anew.",
+        low=1,
+        high=1000,
     )
-    threshold: float | None = setting(4.0, "Lowest rating of what is liked. None: all is.")
+    threshold: float | None = setting(
+        4.0, "Lowest rating of what is liked. None: all is.", low=-1_000_000_000, high=1_000_000_000
+    )
     positives: str = setting(
         "liked",
         "Which interactions are positive targets: those that are liked (paper), others being "
         "negatives; or all.",
         choices=("liked", "all"),
     )
-    words: int = setting(5, "Words that a text computed as an example names of each kind.", low=1)
-    prompt_length: int = setting(512, "Tokens of a prompt for such a text.", low=8)
-    max_new_tokens: int = setting(64, "Tokens of a text; longer ones lose their tail.", low=1)
-    batch_size: int = setting(256, "Texts written at a time, over all users.", low=1)
+    words: int = setting(
+        5, "Words that a text computed as an example names of each kind.", low=1, high=1000
+    )
+    prompt_length: int = setting(512, "Tokens of a prompt for such a text.", low=8, high=1_000_000)
+    max_new_tokens: int = setting(
+        64, "Tokens of a text; longer ones lose their tail.", low=1, high=100_000
+    )
+    batch_size: int = setting(
+        256, "Texts written at a time, over all users.", low=1, high=1_000_000
+    )
     gather_weights: bool = setting(
         True,
         "Every device holds the whole decoder while texts are written.",

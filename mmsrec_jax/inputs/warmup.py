@@ -68,7 +68,7 @@ class WarmupSource(PerItem):
         noise: float = 0.0,
     ):
         super().__init__(catalog, prompt_config, length=length)
-        self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "tasks")
+        self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "config.warmup.tasks")
         self._seed, self._noise = seed, noise
         self._image_attributes = frozenset(image_attributes)
         self._questions = tuple(questions)

@@ -1,7 +1,7 @@
 """What every experiment begins and ends with: data, a sequential recommender, the table."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,21 @@ import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import build, splits
-from mmsrec_jax.data.records import Dataset, Histories
+from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.hf.mapping import config_from_hf, is_text_only, processor_of
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.item_renderer import PromptConfig
-from mmsrec_jax.methods import features
+from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.prompts.settings import PromptSettings
-from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime import lock, sharding, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
-from mmsrec_jax.runtime.workdir import Step, run_steps, share
+from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.training import metering
@@ -79,14 +78,17 @@ class Experiment:
         check(config)
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
-        share(workdir)
-        startup.keep_compiled_programs(compiled or workdir / "compiled")
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
+        check_names(steps, only)
+        checks.check_machine(config, [step.name for step in steps], mesh)
         for step in steps:
             if step.name in SECTIONS:
                 experiment.base.check(step.name)
-        run_steps(workdir, steps, only)
+        share(workdir)
+        startup.keep_compiled_programs(compiled or workdir / "compiled")
+        with lock.only_run(workdir):
+            run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""
@@ -101,11 +103,22 @@ class Experiment:
     def data_step(self) -> Step:
         c = self.config.data
         settings = {"data": as_dict(c), "files": build.source_files(c)}
-        return Step("data", self.data, settings, alone=True)
+        return Step("data", self.data, settings, alone=True, then=self.check_data)
 
     def data(self, directory: Path) -> None:
         """Reads or generates, filters, splits, stores."""
         build.build(self.config.data, directory)
+
+    def check_data(self) -> None:
+        """Stops when the data that step `data` has prepared cannot do what the config asks
+        (UserError)."""
+        names = [step.name for step in self.steps()]
+        found = build.coverage(self.workdir / "data")
+        targets = self.training_targets()
+        checks.check_data(self.config, names, self.dataset, coverage=found, targets=targets)
+        for name in names:
+            if name in SECTIONS:
+                self.base.check(name, has_images=bool(found.get("image")))
 
     def sequential_steps(self) -> list[Step]:
         """Trains the models `config.sequential_models`, in the steps of their names; before them a
@@ -170,14 +183,14 @@ class Experiment:
         """What step `data` prepared."""
         return build.open_built(self.config.data, self.workdir / "data")
 
+    def training_targets(self) -> np.ndarray:
+        """int32[n, 2] (user, position): the training targets that SFT uses."""
+        split = self.dataset.split
+        return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
+
     def test_targets(self) -> np.ndarray:
         """int32[n, 2] (user, position): the test targets that are evaluated."""
         split = self.dataset.split
-        if not len(split.test):
-            raise UserError(
-                "the split has no test targets: no user has three interactions; use data with "
-                "longer histories, or config.data.split=global_time"
-            )
         return splits.subset(split.test, self.config.evaluation.users, self.config.evaluation.seed)
 
     def sequential_options(self, model: str) -> dict[str, Any]:
@@ -204,14 +217,8 @@ class Experiment:
 
     @functools.cached_property
     def prompt_config(self) -> PromptConfig:
-        """How this run puts items to the MLLM.
-
-        Raises:
-          UserError: the items have texts, but none that the prompts would show.
-        """
+        """How this run puts items to the MLLM."""
         c, path = self.config.prompts, self.base.path
-        _check_text_fields(c, build.text_fields(self.workdir / "data"))
-        _check_choices(c, self.dataset.histories)
         processor = processor_of(path)
         ids = config_from_hf(read_json(path / "config.json"), processor)
         # Marks around an image cost two tokens a candidate; a model from scratch learns without.
@@ -239,6 +246,14 @@ class Experiment:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    def evaluation_step(self, settings: Mapping[str, Any], inputs: Sequence[str]) -> Step:
+        """The last step; the workdir shows its table."""
+        return Step("evaluation", self.evaluation, settings, inputs, shown=("table.json",))
+
+    def evaluation(self, directory: Path) -> None:
+        """Ranks of every system in `directory`, and the table."""
+        raise NotImplementedError
+
     def leaderboard(self, directory: Path) -> Leaderboard:
         """The table of this run's systems, with ranks in `directory`."""
         catalog, histories, split = self.dataset
@@ -260,24 +275,3 @@ class Experiment:
     def world(self) -> World | None:
         """The generating model of a toyshop, None for real data."""
         return build.open_world(self.workdir / "data")
-
-
-def _check_choices(prompts: PromptSettings, histories: Histories) -> None:
-    """Raises UserError when prompts shall tell what the data does not have."""
-    if prompts.ratings and histories.ratings is None:
-        raise UserError("config.prompts.ratings: the data has no ratings; set it to False")
-    if prompts.pauses and not histories.clock:
-        raise UserError(
-            "config.prompts.pauses: the data has an order and no times; set it to False"
-        )
-
-
-def _check_text_fields(prompts: PromptSettings, known: Sequence[str]) -> None:
-    """An item's missing field is passed over: with none of them every prompt would be blank."""
-    for name in ("fields", "list_fields"):
-        wanted = getattr(prompts, name)
-        if known and not set(wanted) & set(known):
-            raise UserError(
-                f"config.prompts.{name}={wanted}: the items have no such text; "
-                f"they have {', '.join(known)}"
-            )

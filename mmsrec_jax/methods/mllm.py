@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from mmsrec_jax.data import build, splits
+from mmsrec_jax.data import build
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.hf import tiny_init
@@ -186,11 +186,6 @@ class MLLMExperiment(Experiment):
 
     # --- recommendation prompts ------------------------------------------------------------------
 
-    def training_targets(self) -> np.ndarray:
-        """int32[n, 2] (user, position): the training targets that SFT uses."""
-        split = self.dataset.split
-        return splits.subset(split.train, self.config.sft.rows, self.config.sft.seed)
-
     def recommend_source(self, context: PromptContext, targets: np.ndarray) -> RecommendSource:
         """Training examples of the recommendation tasks; `context` is of the same targets."""
         c = self.config.sft
@@ -200,7 +195,7 @@ class MLLMExperiment(Experiment):
             targets,
             length=c.length,
             seed=c.seed,
-            tasks=c.tasks if self.config.use.multitask else {"pointwise": 1.0},
+            tasks=self.config.tasks,
             negatives=c.negatives,
             retriever_negatives=c.retriever_negatives,
             history=self.config.prompts.history,

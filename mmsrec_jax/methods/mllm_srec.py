@@ -79,7 +79,7 @@ class MLLMSRec(MLLMExperiment):
             *about_users,
             *plain,
             *forms,
-            Step("evaluation", self.evaluation, settings, ["data", *trained]),
+            self.evaluation_step(settings, ["data", *trained]),
         ]
 
     def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
@@ -265,7 +265,7 @@ class MLLMSRec(MLLMExperiment):
         if self.config.evaluation.rerank:
             self._add_reranked(board, directory)
         board.add_truth(self.world())
-        board.finish(self.workdir / "table.json")
+        board.finish()
 
     def _words_alone(self, rows: np.ndarray) -> PromptContext:
         catalog, histories, split = self.dataset

@@ -93,7 +93,7 @@ class MMSRARec(MLLMExperiment):
             *steps,
             *self.baseline_steps(),
             *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
-            Step("evaluation", self.evaluation, settings, ["data", *trained]),
+            self.evaluation_step(settings, ["data", *trained]),
         ]
 
     def _form_steps(self, tuned: dict[str, Any], inputs: list[str]) -> list[Step]:
@@ -285,7 +285,7 @@ class MMSRARec(MLLMExperiment):
         if self.config.evaluation.generate:
             generator.add(board, self, self.context, directory)
         board.add_truth(self.world())
-        board.finish(self.workdir / "table.json")
+        board.finish()
 
     def _add_form(self, board: Leaderboard, form: str) -> None:
         name = self.row_of(form)

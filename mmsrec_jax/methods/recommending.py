@@ -21,6 +21,8 @@ from mmsrec_jax.methods.scorer import Scorer, item_indices
 from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime import files, startup
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.printable import printable
+from mmsrec_jax.runtime.settings import check_number
 
 _RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
@@ -97,7 +99,7 @@ class Answer:
             lines += [f"{item.rank:3}. {item.id}  {item.title}  (score {item.score:.4f}{new})"]
             lines += [f"     {', '.join(item.keywords)}"] if item.keywords else []
             lines += [f"     {item.picture or 'no picture'}"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +234,10 @@ class Recommending:
 
         Raises:
           UserError: an id that the run does not know, an empty history, both a user and a history,
-            or neither.
+            or neither; times that are not finite and ascending, or `now` before the last of them.
         """
         run = self._run
+        check_number("top", top, low=1)
         query = self._query(user, history, times, now)
         scored = self._scorer.scores(query)
         order = np.argsort(-scored.scores, kind="stable")[:top]
@@ -280,6 +283,13 @@ class Recommending:
             mine = slice(whole.offsets[at], whole.offsets[at + 1])
             rated = None if whole.ratings is None else whole.ratings[mine]
             typed = run.typed(whole.of(at), whole.times(at).tolist(), user, ratings=rated)
+        if now is not None:
+            check_number("now", float(now), float)
+            if typed.clock and now < typed.timestamps[-1]:
+                raise UserError(
+                    f"now={now:g}: the last choice was at {typed.timestamps[-1]:.0f} (seconds "
+                    "since 1970); give a later time"
+                )
         return Query(typed, run.neighbors(typed), now)
 
     def _shown(self, item: int) -> dict[str, Any]:

@@ -269,8 +269,13 @@ class Scorer:
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
             if len(times) != count:
-                raise UserError(f"{len(times)} times for {count} items of the history")
-            return np.asarray(times, np.float64)
+                raise UserError(
+                    f"times: {len(times)} for {count} items of the history; give as many"
+                )
+            found = np.asarray(times, np.float64)
+            if not np.isfinite(found).all() or (np.diff(found) < 0).any():
+                raise UserError("times: give finite numbers, oldest first, as those of the history")
+            return found
         if is_read and self.recommender.uses_times and self.histories.clock:
             raise UserError(
                 f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "

@@ -11,9 +11,10 @@ from mmsrec_jax.evaluation import metrics
 from mmsrec_jax.evaluation.comparison import bootstrap, compare, presentation, several
 from mmsrec_jax.methods.experiment import Experiment
 from mmsrec_jax.methods.settings import Settings
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import lock, processes
 from mmsrec_jax.runtime.files import write_text
 from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.runtime.workdir import share
 
 
 def run(
@@ -31,13 +32,13 @@ def run(
     """
     settings = [from_config(Settings, config) for config in configs(config)]
     folders = [workdir / f"seed-{c.seed}" for c in settings]
-    for c, folder in zip(settings, folders, strict=True):
-        logging.info("seed %d, in %s", c.seed, folder)
-        method.run(c, folder, only, compiled=workdir / "compiled")
-    if only is None or "evaluation" in only:
-        if processes.is_main():
-            _write_table(folders, settings[0], workdir)
-        processes.barrier()
+    share(workdir)
+    with lock.only_run(workdir):
+        for c, folder in zip(settings, folders, strict=True):
+            logging.info("seed %d, in %s", c.seed, folder)
+            method.run(c, folder, only, compiled=workdir / "compiled")
+        if only is None or "evaluation" in only:
+            processes.from_main(lambda: _write_table(folders, settings[0], workdir))
 
 
 def configs(config: ConfigDict) -> list[ConfigDict]:

@@ -25,7 +25,7 @@ class Sequential(MLLMExperiment):
             self.data_step(),
             *base,
             *self.sequential_steps(),
-            Step("evaluation", self.evaluation, {"evaluation": settings}, inputs),
+            self.evaluation_step({"evaluation": settings}, inputs),
         ]
 
     def evaluation(self, directory: Path) -> None:
@@ -35,4 +35,4 @@ class Sequential(MLLMExperiment):
         for system in systems:
             board.add(system)
         board.add_truth(self.world())
-        board.finish(self.workdir / "table.json")
+        board.finish()

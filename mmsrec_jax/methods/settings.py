@@ -1,6 +1,7 @@
 """The settings of an experiment: those of every part, composed."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
@@ -13,12 +14,14 @@ from mmsrec_jax.inference.settings import (
 from mmsrec_jax.inputs.chains import ChainSettings
 from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.inputs.understanding import IMAGE
+from mmsrec_jax.inputs.warmup import ASKING
 from mmsrec_jax.planning.steps import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
+from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, setting
+from mmsrec_jax.runtime.settings import MAX_SEED, Section, group, setting
 from mmsrec_jax.runtime.sharding import MeshSettings
 from mmsrec_jax.sequential.base import SequentialSettings
 from mmsrec_jax.sequential.bert4rec import BERT4RecSettings
@@ -75,18 +78,22 @@ class Settings(Section):
         "prompt), cached (ours: apart, so that the whole catalog is ranked). The first recommends.",
         choices=("joint", "cached"),
     )
-    seed: int = setting(0, "Of everything random: data, weights, order, negatives, samples.", low=0)
+    seed: int = setting(
+        0, "Of everything random: data, weights, order, negatives, samples.", low=0, high=MAX_SEED
+    )
     seeds: tuple[int, ...] = setting(
         (),
         "The experiment runs once under each, in seed-N of the workdir and on the same data and "
         "candidates; then there is one table of all. Empty: once, under `seed`.",
         low=0,
+        high=MAX_SEED,
     )
     input_shards: int = setting(
         0,
         "Batches are packed in so many parts, which processes share. A run goes on with any number "
         "of processes that divides it. 0 is as many as there are processes at the start.",
         low=0,
+        high=100_000,
     )
     profile: str = setting(
         "", 'Steps to trace, as "10:13", in profile/ of every step that trains. Empty: none.'
@@ -117,12 +124,12 @@ class Settings(Section):
 
     def check(self, name: str) -> None:
         steps_to_trace(self.profile)
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise UserError(f"{name}.forms={self.forms}: name one form or more, each once")
-        if len(set(self.seeds)) < len(self.seeds) or (self.seeds and self.method == "scaling"):
+        if not self.forms:
+            raise UserError(f"{name}.forms={self.forms}: name one form or more")
+        if self.seeds and self.method == "scaling":
             raise UserError(
-                f"{name}.seeds={self.seeds}: name each once, and none for a point of a scaling "
-                "study, which has no table"
+                f"{name}.seeds={self.seeds}: name none for a point of a scaling study, which has "
+                "no table"
             )
         if len(set(self.sequential_models)) < len(self.sequential_models):
             raise UserError(
@@ -139,20 +146,50 @@ class Settings(Section):
                 f"{name}.understanding.mode={IMAGE!r}, but {name}.use.images=False shows none; set "
                 "the mode to text"
             )
+        self._check_tasks(name)
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
                 f"{name}.evaluation.rerank, for example to 100"
             )
-        trains = (
-            "joint" in self.forms and self.use.multitask and self.sft.tasks.get("next_keywords")
-        )
+        trains = "joint" in self.forms and self.tasks.get("next_keywords")
         if self.evaluation.generate and not trains:
             raise UserError(
                 f"{name}.evaluation.generate={self.evaluation.generate}, but the task "
                 f"next_keywords is not trained; give it a share in {name}.sft.tasks, with "
                 f"{name}.use.multitask=True and joint among {name}.forms"
             )
+
+    def _check_tasks(self, name: str) -> None:
+        if self.tasks.get("rank") and self.sft.negatives >= len(LETTERS):
+            raise UserError(
+                f"{name}.sft.negatives={self.sft.negatives}: the task rank has a letter for each "
+                f"candidate, {len(LETTERS)} in all; lower it, or set {name}.sft.tasks.rank to 0"
+            )
+        if not self.use.summaries and not any(self.tasks[t] for t in self.tasks if t != "align"):
+            raise UserError(
+                f"{name}.sft.tasks gives only align a share, but {name}.use.summaries=False writes "
+                "no keywords to align with; give another task a share"
+            )
+        rewarded = {name for name, weight in self.summarizer.weights.items() if weight}
+        trains = self.method == "mmsrarec" and self.use.summaries and self.use.rewards
+        if trains and not self.use.images and rewarded == {"image_contrastive"}:
+            raise UserError(
+                f"{name}.summarizer.weights: image_contrastive alone is not 0, but "
+                f"{name}.use.images=False shows no images; give another reward a weight"
+            )
+        asking = [task for task in ASKING if self.warmup.tasks.get(task)]
+        if asking and not self.understanding.questions:
+            raise UserError(
+                f"{name}.warmup.tasks.{asking[0]}={self.warmup.tasks[asking[0]]:g} teaches to "
+                f"answer {name}.understanding.questions, but there are none; name some, or set it "
+                "to 0"
+            )
+
+    @property
+    def tasks(self) -> Mapping[str, float]:
+        """Shares of the tasks that SFT trains."""
+        return self.sft.tasks if self.use.multitask else {"pointwise": 1.0}
 
     @property
     def sequential_models(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import gather_ragged, targets
 from mmsrec_jax.runtime import arrays
 from mmsrec_jax.runtime.progress import Progress
-from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.runtime.settings import Section, seed_setting, setting
 from mmsrec_jax.runtime.sharding import LOGICAL_AXES, batch_sharding, num_batch_shards
 from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
@@ -49,9 +49,10 @@ class RetrievalSettings(Section):
         1,
         "Above 1: training queries are embedded by models that never saw their user (ours).",
         low=1,
+        high=100,
     )
     distinct_items: bool = setting(False, "No next item is given twice (ours).")
-    seed: int = setting(0, "Of the assignment of users to folds.", follows="seed", low=0)
+    seed: int = seed_setting("Of the assignment of users to folds.")
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from mmsrec_jax.rl.rewards import REWARDS
 from mmsrec_jax.rl.rewards.settings import RewardSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import setting
+from mmsrec_jax.runtime.settings import seed_setting, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class GRPOSettings(RewardSettings):
     """Stage 1: GRPO with verifiable rewards."""
 
-    steps: int = setting(500, "Rollouts.", low=1)
-    batch_size: int = setting(64, "Items of a rollout.", low=1)
-    num_generations: int = setting(8, "Summaries of an item: the group of an advantage.", low=2)
-    prompt_length: int = setting(1024, "Tokens of a prompt.", low=1)
-    patches: int = setting(4096, "Vision patches of a prompt.", low=0)
-    temperature: float = setting(1.0, "Of the sampling.", above=0)
-    top_k: int = setting(0, "Samples are drawn from the k likeliest tokens. 0 is all.", low=0)
+    steps: int = setting(500, "Rollouts.", low=1, high=1_000_000_000)
+    batch_size: int = setting(64, "Items of a rollout.", low=1, high=1_000_000)
+    num_generations: int = setting(
+        8, "Summaries of an item: the group of an advantage.", low=2, high=10_000
+    )
+    prompt_length: int = setting(1024, "Tokens of a prompt.", low=1, high=1_000_000)
+    patches: int = setting(4096, "Vision patches of a prompt.", low=0, high=1_000_000)
+    temperature: float = setting(1.0, "Of the sampling.", low=0.01, high=100)
+    top_k: int = setting(
+        0, "Samples are drawn from the k likeliest tokens. 0 is all.", low=0, high=10_000_000
+    )
     top_p: float = setting(
-        1.0, "Samples are drawn from the likeliest tokens of this mass. 1 is all.", above=0, high=1
+        1.0, "Samples are drawn from the likeliest tokens of this mass. 1 is all.", low=1e-6, high=1
     )
     gather_weights: bool = setting(
         True,
@@ -29,36 +33,54 @@ class GRPOSettings(RewardSettings):
         recorded=False,
     )
     micro_batch: int = setting(
-        64, "Completions of one backward pass; a multiple of `num_generations`.", low=1
+        64,
+        "Completions of one backward pass; a multiple of `num_generations`.",
+        low=1,
+        high=1_000_000,
     )
-    updates_per_rollout: int = setting(1, "Updates on the summaries of a rollout.", low=1)
+    updates_per_rollout: int = setting(
+        1, "Updates on the summaries of a rollout.", low=1, high=1000
+    )
     clip_epsilon: float = setting(
         0.2, "The probability ratio is clipped to 1 - epsilon and 1 + epsilon.", above=0, below=1
     )
-    kl_coef: float = setting(0.02, "Weight of the divergence from the reference.", low=0)
+    kl_coef: float = setting(0.02, "Weight of the divergence from the reference.", low=0, high=1000)
     scale_by_std: bool = setting(
         True, "Divide advantages by the standard deviation of their group."
     )
-    lora_rank: int = setting(16, "Rank of the adapters.", low=1)
-    lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
-    learning_rate: float = setting(1e-5, "Constant after the warm-up (AdamW).", low=0)
-    warmup_steps: int = setting(20, "Updates until the learning rate is reached.", low=0)
-    weight_decay: float = setting(0.0, "Of AdamW.", low=0)
-    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
+    lora_rank: int = setting(16, "Rank of the adapters.", low=1, high=10_000)
+    lora_alpha: float = setting(
+        32.0, "Adapters are scaled by this, divided by the rank.", low=0.001, high=100_000
+    )
+    learning_rate: float = setting(1e-5, "Constant after the warm-up (AdamW).", low=1e-10, high=1)
+    warmup_steps: int = setting(
+        20, "Updates until the learning rate is reached.", low=0, high=1_000_000_000
+    )
+    weight_decay: float = setting(0.0, "Of AdamW.", low=0, high=10)
+    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", low=1e-6, high=1_000_000)
     weights: Mapping[str, float] = setting(
         {name: reward.default_weight for name, reward in REWARDS.items()},
         "Of the rewards: semantic, reconstruction and length are the paper's alpha, beta and "
         "gamma. 0 turns a reward off.",
+        low=0,
+        high=1000,
     )
     input_shards: int = setting(
-        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
+        0,
+        "Parts in which batches are packed; see `input_shards`.",
+        follows="input_shards",
+        low=0,
+        high=100_000,
     )
     workers: int = setting(
-        8, "Processes that make batches, for each part. 0 is threads of the main process.", low=0
+        8,
+        "Processes that make batches, for each part. 0 is threads of the main process.",
+        low=0,
+        high=1024,
     )
-    checkpoint_every: int = setting(50, "Steps between two checkpoints.", low=1)
-    log_every: int = setting(10, "Steps between two lines of metrics.", low=1)
-    seed: int = setting(0, "Of adapters, order and samples.", follows="seed", low=0)
+    checkpoint_every: int = setting(50, "Steps between two checkpoints.", low=1, high=1_000_000_000)
+    log_every: int = setting(10, "Steps between two lines of metrics.", low=1, high=1_000_000_000)
+    seed: int = seed_setting("Of adapters, order and samples.")
 
     @property
     def num_microbatches(self) -> int:
@@ -78,6 +100,8 @@ class GRPOSettings(RewardSettings):
                 f"{name}.micro_batch={micro_batch} does not divide "
                 f"{name}.batch_size * num_generations = {completions}"
             )
+        if not any(self.weights.values()):
+            raise UserError(f"{name}.weights: all are 0; give one reward or more a weight above 0")
         if self.weights.get("image_contrastive") and self.distractors >= self.batch_size:
             raise UserError(
                 f"{name}.distractors={self.distractors} must be below "

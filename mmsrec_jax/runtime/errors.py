@@ -1,8 +1,41 @@
 """The one error class for what a user can put right."""
 
+import errno
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, then the same command goes on",
+    errno.EDQUOT: "free some space or raise the quota, then the same command goes on",
+    errno.EFBIG: "the disk or a limit of this process allows no larger file; write elsewhere",
+    errno.EROFS: "name a folder on a disk that can be written to",
+    errno.EACCES: "change its permissions or name another",
+    errno.EPERM: "change its permissions or name another",
+    errno.ENOENT: "correct the path",
+    errno.ENOTDIR: "a file stands where a folder is wanted; name another folder",
+    errno.EEXIST: "something else stands there; name another",
+    errno.EISDIR: "a folder stands where a file is wanted; name another",
+    errno.ENOTEMPTY: "something else stands there; name another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or the network of this machine is at fault",
+    errno.ESTALE: "the shared disk was mounted anew; start the same command again",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+}
+
 
 class UserError(Exception):
     """Bad input: one line that names the file or field, the row where there is one, and the remedy.
 
     Entry points in `launch/` print it without a traceback and exit with status 2.
     """
+
+
+def of_os_error(error: OSError) -> UserError:
+    """What the operating system refused, in one line: the path, why, and what to do."""
+    path = next((str(name) for name in (error.filename2, error.filename) if name), "")
+    reason = error.strerror or first_line(error)
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return UserError(f"{path}{': ' if path else ''}{reason}{'; ' if remedy else ''}{remedy}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind when it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed  # neither has a public name
 
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, of_os_error
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
@@ -89,7 +89,7 @@ def from_main(make: Callable[[], Any]) -> Any:
     """What `make()` returns in the main process, the only one to call it; JSON, for all of them.
 
     Raises:
-      UserError: the main one's, in every process.
+      UserError: the main one's, in every process; what its operating system refused is one too.
     """
     if count() == 1:
         return make()
@@ -99,6 +99,8 @@ def from_main(make: Callable[[], Any]) -> Any:
             told = {"value": make()}
         except UserError as error:
             told = {"error": str(error)}
+        except OSError as error:
+            told = {"error": str(of_os_error(error))}
     told = gather(told)[0]
     if "error" in told:
         raise UserError(told["error"])

@@ -6,9 +6,10 @@ line.
         steps: int = setting(500, "Updates.", low=1)
         dropout: float = setting(0.1, "Of the input.", low=0, below=1)
 
-A settings class gives each field its type, its one default, a line of description and, where there
-is one, its range. `to_config` makes the `ConfigDict` that experiments override and the command line
-sets; `from_config` reads it back, typed and checked, before anything runs.
+A settings class gives each field its type, its one default, a line of description and its range;
+every number has a smallest and a largest value. `to_config` makes the `ConfigDict` that experiments
+override and the command line sets; `from_config` reads it back, typed and checked, before anything
+runs.
 """
 
 import dataclasses
@@ -19,12 +20,15 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.printable import strange_character
 
 T = TypeVar("T")
+MAX_SEED = 2**31 - 1  # so that a number added to a seed still fits the 32 bits of Grain and numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Limits:
             ("at most", self.high),
             ("below", self.below),
         )
-        return " and ".join(f"{word} {value:g}" for word, value in bounds if value is not None)
+        return " and ".join(
+            f"{word} {_number(value)}" for word, value in bounds if value is not None
+        )
 
     def allow(self, value: Any) -> bool:
         """Whether a value is within them. NaN never is."""
@@ -105,6 +111,11 @@ def setting(
     return _field(default, {"doc": doc, "limits": limits, "follows": follows, "recorded": recorded})
 
 
+def seed_setting(doc: str) -> int:
+    """A field for a seed that follows the experiment's."""
+    return setting(0, doc, low=0, high=MAX_SEED, follows="seed")
+
+
 def setting_like(cls: type, name: str, default: T) -> T:
     """The field `name` of the settings class `cls` with another default."""
     field = next(field for field in dataclasses.fields(cls) if field.name == name)
@@ -131,7 +142,8 @@ def from_config(cls: type[S], config: Mapping[str, Any], name: str = "config") -
 
     Raises:
       UserError: a field that is missing or unknown, a value of the wrong type or outside its range,
-        values that do not fit each other; names the field as a user sets it.
+        text with control characters, a list that names something twice or an empty name, values
+        that do not fit each other; names the field as a user sets it.
     """
     hints, values = typing.get_type_hints(cls), {}
     names = [field.name for field in dataclasses.fields(cls)]
@@ -151,6 +163,21 @@ def from_config(cls: type[S], config: Mapping[str, Any], name: str = "config") -
     made = cls(**values)
     made.check(name)
     return made
+
+
+def check_number(
+    name: str,
+    value: float,
+    kind: type[int] | type[float] = int,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Raises UserError for an argument of a public function that is of another kind, not finite or
+    out of its range, as for a setting."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    _checked_one(name, Limits(low=low, high=high), kind, value)
 
 
 def as_dict(settings: Section) -> dict[str, Any]:
@@ -281,10 +308,13 @@ def _checked(where: str, field: dataclasses.Field, hint: Any, value: Any) -> Any
             raise UserError(f"{where}={value!r}: must have {len(kinds)} elements")
         if any(type(element) is not kind for kind, element in zip(kinds, value, strict=True)):
             raise UserError(f"{where}={value!r}: must be {_type_name(hint)}")
-        return tuple(
+        found = tuple(
             _checked_one(where, limits, kind, element, tuple(value))
             for kind, element in zip(kinds, value, strict=True)
         )
+        if arguments[-1] is ...:
+            _check_names(where, found)
+        return found
     if origin is Mapping:
         names = field.metadata["names"]
         if not isinstance(value, Mapping | ConfigDict):
@@ -309,12 +339,23 @@ def _checked_one(
         raise _wrong_type(where, kind, value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}={value!r}: must be finite")
+    if isinstance(value, str) and (strange := strange_character(value)):
+        raise UserError(f"{where}={value!r}: contains the character {strange!r}; leave it out")
     if not limits.allow(value):
         near = _guess(value, limits.choices) if limits.choices else ""
         if whole is not None:
             raise UserError(f"{where}={whole!r}: must each be {limits}{near}")
         raise UserError(f"{where}={value!r}: must be {limits}{near}")
     return value
+
+
+def _check_names(where: str, values: tuple[Any, ...]) -> None:
+    """Of a list of any length: an empty or repeated element is a slip of the pen."""
+    for value in values:
+        if isinstance(value, str) and not value.strip():
+            raise UserError(f"{where}={values!r}: {value!r} is empty; leave it out")
+        if values.count(value) > 1:
+            raise UserError(f"{where}={values!r}: {value!r} stands twice; name each once")
 
 
 def _wrong_type(where: str, hint: Any, value: Any) -> UserError:
@@ -339,6 +380,11 @@ def _type_name(hint: Any) -> str:
     if origin is Mapping:
         return f"{arguments[1].__name__} by name"
     return hint.__name__
+
+
+def _number(value: float) -> str:
+    """As "0.5", "1e-06", "1,000,000"."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _shown(value: Any) -> str:

@@ -60,15 +60,33 @@ REPLICATED_WHEN_UNEVEN = ("kv_heads", "lora_mlp", "lora_head_dim")
 class MeshSettings(Section):
     """Sizes of the mesh; at most one is -1, which takes the devices that are left."""
 
-    data: int = setting(1, "Replicas of the model. -1 takes the devices that are left.", low=-1)
+    data: int = setting(
+        1, "Replicas of the model. -1 takes the devices that are left.", low=-1, high=1_000_000
+    )
     fsdp: int = setting(
-        -1, "Shards of the weights and of the batch. -1 takes the devices that are left.", low=-1
+        -1,
+        "Shards of the weights and of the batch. -1 takes the devices that are left.",
+        low=-1,
+        high=1_000_000,
     )
     tensor: int = setting(
         1,
         "Shards of the heads, the MLP and the vocabulary. -1 takes the devices that are left.",
         low=-1,
+        high=1_000_000,
     )
+
+    def check(self, name: str) -> None:
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        if zero := [axis for axis, size in sizes.items() if size == 0]:
+            raise UserError(
+                f"{name}.{zero[0]}=0: must be at least 1, or -1 for the devices that are left"
+            )
+        if len(left := [axis for axis, size in sizes.items() if size == -1]) > 1:
+            raise UserError(
+                f"{name}.{left[0]}=-1 and {name}.{left[1]}=-1: one of them can take the devices "
+                "that are left"
+            )
 
 
 def make_mesh(

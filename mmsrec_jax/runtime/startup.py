@@ -2,23 +2,27 @@
 
 import difflib
 import logging as standard_logging
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, of_os_error
+from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
@@ -34,9 +38,15 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-        logging.error("%s", error)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        _refuse(of_os_error(error))
+
+
+def _refuse(error: UserError) -> NoReturn:
+    flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
+    logging.error("%s", shortened(printable(str(error))))
+    sys.exit(2)
 
 
 def _compile_without_triton() -> None:
@@ -51,18 +61,47 @@ def _compile_without_triton() -> None:
 
 def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
-    for arg in argv:
-        if arg.startswith("--config="):
-            _check_config_file(arg.removeprefix("--config="))
+    for arg, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name in ("--config", "-config"):
+            _check_config_file(value if equals else after)
     try:
-        return known(argv)
+        rest = known(argv)
+        _check_values(known, rest[1:])
+        return rest
     except flags.Error as error:
         problem = " ".join(str(error).split())
         if missing := re.findall(r"Flag (--\w+) must have a value other than None", problem):
             problem = f"{' and '.join(missing)} must be given; --help explains the flags"
-        raise UserError(problem) from error
+        raise UserError(shortened(problem)) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(_no_such_field(argv, str(error))) from error
+
+
+def _check_values(known: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """Refuses values that no flag of ours can mean. An empty one is most often a variable of the
+    shell that is not set: as a path it would be taken for the present folder."""
+    if not all(argument.strip() for argument in arguments):
+        raise UserError("an argument is empty: is a variable not set? Give a path")
+    for name in known:
+        flag = known[name]
+        if not flag.present:
+            continue
+        found = flag.value if isinstance(flag.value, list) else [flag.value]
+        for value in found or [""]:
+            if isinstance(value, str) and not value.strip():
+                raise UserError(
+                    f"--{name}= is empty: is a variable not set? Give a value, or leave it out"
+                )
+            if isinstance(value, str) and (strange := strange_character(value)):
+                raise UserError(f"--{name}={value!r}: has the character {strange!r}; leave it out")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{name}={value}: must be finite")
+            if isinstance(value, str) and name in _PATHS and "://" in value:
+                raise UserError(
+                    f"--{name}={value}: a path of this machine is wanted; mount the bucket as a "
+                    "folder (docs/reliability.md) and give that"
+                )
 
 
 def _check_config_file(given: str) -> None:
@@ -88,6 +127,14 @@ def _no_such_field(argv: Sequence[str], problem: str) -> str:
     return f"{wrong[0]}: the config has no such field{nearest}"
 
 
+def no_arguments(argv: Sequence[str]) -> None:
+    """For programs that take flags alone. Raises UserError when there is more."""
+    if len(argv) > 1:
+        raise UserError(
+            f"unexpected argument {argv[1]!r}: flags begin with --; --help explains them"
+        )
+
+
 def plain_log_lines() -> None:
     """Log lines of the form `12:34:56 message` on standard error, from our code only."""
     handler = logging.get_absl_handler()
@@ -108,10 +155,11 @@ def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
 
 
 class PlainFormatter(standard_logging.Formatter):
-    """Marks warnings and errors, leaves information bare."""
+    """Marks warnings and errors, leaves information bare. Names of users and files reach no
+    terminal with codes that it obeys."""
 
     def format(self, record: standard_logging.LogRecord) -> str:
-        line = super().format(record)
+        line = printable_lines(super().format(record))
         if record.levelno < standard_logging.WARNING:
             return line
         when, _, message = line.partition(" ")

@@ -2,6 +2,8 @@
 
 Each step folder holds `step.json`: the config it ran with and the fingerprints of its inputs.
 While the step runs the file says `"finished": false`; a killed step is taken up where it was.
+When it has ended it says too what the step left, with digests: a step, and every program that reads
+the folder later, compares them before it reads.
 """
 
 import dataclasses
@@ -17,11 +19,14 @@ from typing import Any
 
 from absl import logging
 
-from mmsrec_jax.runtime import interruption, processes
+from mmsrec_jax.runtime import digests, files, interruption, processes
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.progress import clock
+
+_RECORD = "step.json"
+# Folder -> its fingerprint and stamps when this process last found it sound.
+_verified: dict[Path, tuple[str, dict[str, tuple[int, int]]]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Step:
       config: what the step depends on; a change here runs the step again.
       inputs: names of earlier steps whose outputs it reads.
       alone: it uses no devices: of several processes the main one runs it, and the others wait.
+      then: called in every process once the step is finished, in this run or an earlier one, before
+        the next one begins.
+      shown: names of files in its folder of which the workdir holds a copy, as long as the step is
+        finished.
     """
 
     name: str
@@ -41,6 +50,8 @@ class Step:
     config: Mapping[str, Any]
     inputs: Sequence[str] = ()
     alone: bool = False
+    then: Callable[[], None] | None = None
+    shown: Sequence[str] = ()
 
 
 def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
@@ -50,12 +61,10 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
     changed says which field, its old folder moves to `superseded/`, and it runs afresh.
 
     Raises:
-      UserError: `only` names an unknown step, or one whose inputs are not finished.
+      UserError: `only` names an unknown step, or one whose inputs are not finished; what a step
+        reads is no longer what an earlier one left.
     """
-    names = [step.name for step in steps]
-    for name in only or ():
-        if name not in names:
-            raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
+    check_names(steps, only)
     fingerprints: dict[str, str] = {}
     for step in steps:
         directory = workdir / step.name
@@ -64,6 +73,8 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
             record = processes.from_main(functools.partial(_read, directory))
             if record.get("finished"):
                 fingerprints[step.name] = record["fingerprint"]
+                if step.then is not None:
+                    step.then()
             continue
         if missing:
             raise UserError(
@@ -71,8 +82,21 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
                 "run without --steps, or name them too"
             )
         fingerprints[step.name] = _run_step(
-            directory, step, {name: fingerprints[name] for name in step.inputs}
+            directory,
+            step,
+            {name: fingerprints[name] for name in step.inputs},
+            shown=[name for other in steps for name in other.shown],
         )
+        if step.then is not None:
+            step.then()
+
+
+def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:
+    """Raises UserError when `only` names an unknown step."""
+    names = [step.name for step in steps]
+    for name in only or ():
+        if name not in names:
+            raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
 
 
 def share(workdir: Path) -> None:
@@ -132,12 +156,13 @@ def _finished(workdir: Path, step: str) -> dict[str, Any]:
         raise UserError(
             f"{workdir}: step {step} has not finished; run launch/train.py with this --workdir"
         )
+    _verify(workdir / step, record)
     return record
 
 
-def _run_step(directory: Path, step: Step, inputs: dict[str, str]) -> str:
+def _run_step(directory: Path, step: Step, inputs: dict[str, str], *, shown: Sequence[str]) -> str:
     interruption.stop_if_requested()
-    record = processes.from_main(lambda: _begin(directory, step, inputs))
+    record = processes.from_main(lambda: _begin(directory, step, inputs, shown))
     if not record["finished"]:
         began = time.monotonic()
         if step.alone:
@@ -145,17 +170,16 @@ def _run_step(directory: Path, step: Step, inputs: dict[str, str]) -> str:
         else:
             step.run(directory)
         processes.barrier()
-        if processes.is_main():
-            seconds = time.monotonic() - began
-            write_json(directory / "step.json", {**record, "finished": True, "seconds": seconds})
-            logging.info("step %s is finished (%s)", step.name, clock(seconds))
+        processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
     return record["fingerprint"]
 
 
-def _begin(directory: Path, step: Step, inputs: dict[str, str]) -> dict[str, Any]:
+def _begin(
+    directory: Path, step: Step, inputs: dict[str, str], shown: Sequence[str]
+) -> dict[str, Any]:
     """The record of the step: finished with this config and these inputs, or about to run."""
     config = json.loads(json.dumps(step.config))  # tuples become lists, as in the stored form
-    fingerprint = _hash({"step": step.name, "config": config, "inputs": inputs})
+    fingerprint = _fingerprint(step.name, config, inputs)
     record = _read(directory)
     if record and record["fingerprint"] != fingerprint:
         changed = differences(record["config"], config)
@@ -167,6 +191,8 @@ def _begin(directory: Path, step: Step, inputs: dict[str, str]) -> dict[str, Any
         while old.exists():
             serial += 1
             old = old.with_name(f"{step.name}-{record['fingerprint'][:12]}.{serial}")
+        for name in shown:
+            (directory.parent / name).unlink(missing_ok=True)  # no longer of this run
         directory.rename(old)
         logging.info(
             "step %s runs again, changed: %s (what was there is in %s)",
@@ -175,22 +201,87 @@ def _begin(directory: Path, step: Step, inputs: dict[str, str]) -> dict[str, Any
         record = {}
     if record.get("finished"):
         logging.info("step %s is finished (%s)", step.name, clock(record["seconds"]))
+        _show(directory, step)
         return record
-    (directory.parent / "table.json").unlink(missing_ok=True)  # no longer of this run
+    for name in _all_inputs(directory.parent, step.inputs):
+        _verify(directory.parent / name, _read(directory.parent / name))
     directory.mkdir(parents=True, exist_ok=True)
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
     logging.info("step %s %s", step.name, "goes on" if _has_output(directory) else "begins")
-    write_json(directory / "step.json", record)
+    files.write_json(directory / _RECORD, record)
     return record
 
 
+def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float) -> None:
+    """Records that the step has finished, when all it wrote is on the disk itself."""
+    files.sync_tree(directory)
+    ended = {"finished": True, "seconds": seconds, "outputs": digests.outputs(directory)}
+    files.write_json(directory / _RECORD, {**record, **ended})
+    _verified[directory] = (record["fingerprint"], digests.stamps(directory))
+    _show(directory, step, again=True)
+    logging.info("step %s is finished (%s)", step.name, clock(seconds))
+
+
+def _show(directory: Path, step: Step, *, again: bool = False) -> None:
+    """Copies the files that the workdir shows, `again` or those that are missing there."""
+    for name in step.shown:
+        source, target = directory / name, directory.parent / name
+        if source.is_file() and (again or not target.exists()):
+            files.write_bytes(target, source.read_bytes())
+
+
+def _all_inputs(workdir: Path, steps: Sequence[str]) -> list[str]:
+    """`steps`, the steps that these read, and so on: a step may read through one what that read."""
+    found: list[str] = []
+    for step in steps:
+        own = [*_all_inputs(workdir, list(_read(workdir / step).get("inputs", ()))), step]
+        found += [name for name in own if name not in found]
+    return found
+
+
+def _verify(directory: Path, record: Mapping[str, Any]) -> None:
+    """Raises UserError when the files of a finished step are not those that it left."""
+    known = (record["fingerprint"], digests.stamps(directory))
+    if _verified.get(directory) == known:
+        return
+    if problem := digests.difference(directory, record["outputs"]):
+        raise UserError(
+            f"{problem}, though step {directory.name} is finished: it was damaged or changed "
+            f"since; put it back, or delete {directory} and run launch/train.py to make it again"
+        )
+    _verified[directory] = known
+
+
 def _read(directory: Path) -> dict[str, Any]:
-    path = directory / "step.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """The record of a step; empty where there is none.
+
+    Raises:
+      UserError: it is damaged, or of another version.
+    """
+    path = directory / _RECORD
+    if not path.exists():
+        return {}
+    remedy = f"delete {directory} and run launch/train.py to run this step again"
+    record = files.read_json(path, remedy)
+    wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool}
+    if record.get("finished"):
+        wanted |= {"seconds": float, "outputs": dict}
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            raise UserError(
+                f"{path}: {name} is missing or damaged, or another version wrote it; {remedy}"
+            )
+    if record["fingerprint"] != _fingerprint(directory.name, record["config"], record["inputs"]):
+        raise UserError(f"{path}: the fingerprint is not that of its content; {remedy}")
+    return record
 
 
 def _has_output(directory: Path) -> bool:
-    return any(path.name != "step.json" for path in directory.iterdir())
+    return any(path.name != _RECORD for path in directory.iterdir())
+
+
+def _fingerprint(step: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    return _hash({"step": step, "config": config, "inputs": inputs})
 
 
 def _hash(value: Any) -> str:

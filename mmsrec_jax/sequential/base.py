@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, setting
+from mmsrec_jax.runtime.settings import Section, seed_setting, setting
 from mmsrec_jax.sequential.losses import BCE, SAMPLED_SOFTMAX, SOFTMAX, ItemLoss
 
 FEATURE_FILE = "A .npy, one row per item of the prepared catalog. Empty: `model.path` makes it."
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 class Sizes(Section):
     """What the settings of a model and its config have in common."""
 
-    length: int = setting(50, "Latest items of a history that are read.", low=1)
+    length: int = setting(50, "Latest items of a history that are read.", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -68,31 +68,45 @@ class SequentialSettings(Section):
         choices=(SOFTMAX, SAMPLED_SOFTMAX, BCE),
     )
     negatives: int = setting(
-        ItemLoss.negatives, "Uniformly drawn items that a batch shares (sampled_softmax).", low=1
+        ItemLoss.negatives,
+        "Uniformly drawn items that a batch shares (sampled_softmax).",
+        low=1,
+        high=1_000_000,
     )
     loss_chunk: int = setting(
         ItemLoss.chunk,
         "Targets whose logits are in memory at once (softmax).",
         low=1,
+        high=10_000_000,
     )
-    learning_rate: float = setting(1e-3, "Constant after the warm-up (AdamW).", low=0)
-    warmup_steps: int = setting(100, "Steps until the learning rate is reached.", low=0)
-    weight_decay: float = setting(0.01, "Of AdamW; biases and norms are left alone.", low=0)
-    batch_size: int = setting(128, "Rows of `length` items into which histories are packed.", low=1)
+    learning_rate: float = setting(1e-3, "Constant after the warm-up (AdamW).", low=1e-10, high=1)
+    warmup_steps: int = setting(
+        100, "Steps until the learning rate is reached.", low=0, high=1_000_000_000
+    )
+    weight_decay: float = setting(
+        0.01, "Of AdamW; biases and norms are left alone.", low=0, high=10
+    )
+    batch_size: int = setting(
+        128, "Rows of `length` items into which histories are packed.", low=1, high=1_000_000
+    )
     steps: int = setting(
-        10_000, "Most updates, rounded up to a multiple of `evaluate_every`.", low=1
+        10_000,
+        "Most updates, rounded up to a multiple of `evaluate_every`.",
+        low=1,
+        high=1_000_000_000,
     )
-    evaluate_every: int = setting(200, "Steps between two validations.", low=1)
+    evaluate_every: int = setting(200, "Steps between two validations.", low=1, high=1_000_000_000)
     patience: int = setting(
-        10, "Training ends after so many validations without a better NDCG@10.", low=1
+        10,
+        "Training ends after so many validations without a better NDCG@10.",
+        low=1,
+        high=1_000_000,
     )
     validation_rows: int = setting(
-        0, "Size of a random subset of the validation targets. 0 is all.", low=0
+        0, "Size of a random subset of the validation targets. 0 is all.", low=0, high=1_000_000_000
     )
-    log_every: int = setting(100, "Steps between two lines of metrics.", low=1)
-    seed: int = setting(
-        0, "Of the weights, the order, dropout and negatives.", follows="seed", low=0
-    )
+    log_every: int = setting(100, "Steps between two lines of metrics.", low=1, high=1_000_000_000)
+    seed: int = seed_setting("Of the weights, the order, dropout and negatives.")
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,8 @@ class ContentSettings(SequentialSettings):
 
     def check(self, name: str) -> None:
         super().check(name)
-        if not self.contents or len(set(self.contents)) < len(self.contents):
-            raise UserError(f"{name}.contents={self.contents}: name one or more, each once")
+        if not self.contents:
+            raise UserError(f"{name}.contents={self.contents}: name one or more")
 
 
 class Features(nnx.Variable):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import setting, setting_like
 from mmsrec_jax.sequential.base import (
     Rows,
@@ -38,6 +39,14 @@ class BERT4RecSizes(TransformerSizes):
     last_rate: float = setting(
         0.1, "Share of the training sequences whose last item alone is masked.", low=0, high=1
     )
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        if not self.mask_rate and not self.last_rate:
+            raise UserError(
+                f"{name}.mask_rate=0.0 and {name}.last_rate=0.0: nothing would be masked, so "
+                "nothing learned; raise one"
+            )
 
 
 @dataclass(frozen=True)

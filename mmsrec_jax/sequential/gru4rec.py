@@ -25,10 +25,10 @@ from mmsrec_jax.sequential.base import (
 
 @dataclass(frozen=True)
 class GRU4RecSizes(Sizes):
-    dim: int = setting(64, "Width of the item embeddings.", low=1)
-    hidden: int = setting(128, "Width of the state of each layer.", low=1)
-    layers: int = setting(1, "GRU layers.", low=1)
-    dropout: float = setting(0.3, "Before every layer and after the last.", low=0, below=1)
+    dim: int = setting(64, "Width of the item embeddings.", low=1, high=100_000)
+    hidden: int = setting(128, "Width of the state of each layer.", low=1, high=100_000)
+    layers: int = setting(1, "GRU layers.", low=1, high=1000)
+    dropout: float = setting(0.3, "Before every layer and after the last.", low=0, high=0.99)
 
 
 @dataclass(frozen=True)

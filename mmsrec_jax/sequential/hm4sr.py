@@ -58,21 +58,32 @@ class HM4SRSizes(TransformerSizes):
     """Of each stream."""
 
     dropout: float = setting_like(TransformerSizes, "dropout", 0.5)
-    experts: int = setting(4, "Experts of either mixture.", low=1)
+    experts: int = setting(4, "Experts of either mixture.", low=1, high=1000)
     interval_buckets: int = setting(
-        100, "Embeddings of intervals between two items, for each doubling of the interval.", low=1
+        100,
+        "Embeddings of intervals between two items, for each doubling of the interval.",
+        low=1,
+        high=100_000,
     )
-    id_temperature: float = setting(0.2, "Of the contrast with the next item's id.", above=0)
-    placeholder_temperature: float = setting(1.0, "Of the contrast with placeholders.", above=0)
+    id_temperature: float = setting(
+        0.2, "Of the contrast with the next item's id.", low=0.001, high=100
+    )
+    placeholder_temperature: float = setting(
+        1.0, "Of the contrast with placeholders.", low=0.001, high=100
+    )
     placeholder_rate: float = setting(
         0.3, "Share of the items that a placeholder made of their time replaces.", low=0, high=1
     )
-    id_weight: float = setting(1.0, "Of the contrast with the next item's id in the loss.", low=0)
-    category_weight: float = setting(1.0, "Of the items' categories in the loss.", low=0)
-    placeholder_weight: float = setting(
-        1.0, "Of the contrast with placeholders in the loss.", low=0
+    id_weight: float = setting(
+        1.0, "Of the contrast with the next item's id in the loss.", low=0, high=1000
     )
-    contrast: int = setting(1024, "Positions of a batch that either contrast tells apart.", low=1)
+    category_weight: float = setting(1.0, "Of the items' categories in the loss.", low=0, high=1000)
+    placeholder_weight: float = setting(
+        1.0, "Of the contrast with placeholders in the loss.", low=0, high=1000
+    )
+    contrast: int = setting(
+        1024, "Positions of a batch that either contrast tells apart.", low=1, high=1_000_000
+    )
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,14 @@ class MolarSizes(TransformerSizes):
 
     dropout: float = setting_like(TransformerSizes, "dropout", 0.3)
     alignment_weight: float = setting(
-        0.1, "Of the alignment in the loss; the paper's alpha.", low=0
+        0.1, "Of the alignment in the loss; the paper's alpha.", low=0, high=1000
     )
-    temperature: float = setting(0.1, "Of the alignment; the paper's tau.", above=0)
+    temperature: float = setting(0.1, "Of the alignment; the paper's tau.", low=0.001, high=100)
     contrast: int = setting(
-        512, "Users of a batch, each at one time, that the alignment tells apart.", low=1
+        512,
+        "Users of a batch, each at one time, that the alignment tells apart.",
+        low=1,
+        high=1_000_000,
     )
 
 

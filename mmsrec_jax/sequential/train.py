@@ -62,8 +62,9 @@ def recipe(
 @functools.cache
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     kept = set(registry.of(recipe.model).module.NO_DECAY)
+    warmup = optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup_steps)
     return optax.adamw(
-        optax.warmup_constant_schedule(0.0, recipe.learning_rate, recipe.warmup_steps),
+        warmup if recipe.warmup_steps else recipe.learning_rate,  # else Optax stays at 0 for good
         weight_decay=recipe.weight_decay,
         mask=lambda params: nnx.map_state(lambda path, _: kept.isdisjoint(path), params),
     )

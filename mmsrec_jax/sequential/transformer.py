@@ -16,13 +16,13 @@ from mmsrec_jax.sequential.base import Rows, Sizes, take_position
 class TransformerSizes(Sizes):
     """Sizes of the transformer over a history."""
 
-    dim: int = setting(64, "Width of the item embeddings and of the states.", low=1)
-    layers: int = setting(2, "Transformer layers.", low=1)
-    heads: int = setting(2, "Attention heads; they divide `dim`.", low=1)
-    mlp_dim: int = setting(256, "Width of the MLP in each layer.", low=1)
+    dim: int = setting(64, "Width of the item embeddings and of the states.", low=1, high=100_000)
+    layers: int = setting(2, "Transformer layers.", low=1, high=1000)
+    heads: int = setting(2, "Attention heads; they divide `dim`.", low=1, high=1000)
+    mlp_dim: int = setting(256, "Width of the MLP in each layer.", low=1, high=1_000_000)
     dropout: float = setting(
         0.2, "Of the input, of both residual branches and of the attention weights.",
-        low=0, below=1,
+        low=0, high=0.99,
     )  # fmt: skip
 
     def check(self, name: str) -> None:

@@ -1,8 +1,14 @@
-"""Checkpoints of a training loop: arrays, position in the data and config, written atomically."""
+"""Checkpoints of a training loop: arrays, position in the data and config, written atomically.
 
+With them lie checksums of the arrays, computed before they are written and compared after they are
+read (`runtime.checksums`): storage formats check their own lists of chunks and not what is in them.
+"""
+
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +17,28 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax.runtime import processes
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime import checksums, processes
+from mmsrec_jax.runtime.errors import UserError, first_line
+
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
     """Leaves of any pytree by their path, the form in which they are stored."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def writing(directory: Path, what: str) -> Iterator[None]:
+    """Errors of the block, which writes `what` to `directory`, become one line (UserError)."""
+    try:
+        yield
+    except Exception as error:  # of orbax or tensorstore, whatever the disk's refusal leads to
+        raise UserError(
+            f"{directory}: {what} cannot be written ({first_line(error)[:300]}); look at the disk, "
+            "then the same command goes on from what was written before"
+        ) from error
 
 
 class Checkpoints:
@@ -57,14 +77,17 @@ class Checkpoints:
 
         metrics: where there was a validation.
         """
-        text = np.frombuffer(json.dumps(host).encode(), np.uint8)
-        self._orbax.save_checkpointables_async(
-            step,
-            {"state": flatten(state), "host": {"json": text}},
-            force=True,
-            overwrite=True,
-            metrics=None if metrics is None else {**metrics, "step": step},
-        )
+        arrays = flatten(state)
+        text = json.dumps({"host": host, "checksums": checksums.of_arrays(arrays)}).encode()
+        sealed = np.frombuffer(_seal(text) + text, np.uint8)
+        with writing(self.directory, "a checkpoint"):
+            self._orbax.save_checkpointables_async(
+                step,
+                {"state": arrays, "host": {"json": sealed}},
+                force=True,
+                overwrite=True,
+                metrics=None if metrics is None else {**metrics, "step": step},
+            )
 
     def restore(self, state: Any) -> tuple[int, Any, Any] | None:
         """Newest readable checkpoint in the shape and sharding of `state`.
@@ -78,18 +101,13 @@ class Checkpoints:
         """
         steps = sorted((c.step for c in self._orbax.checkpoints), reverse=True)
         for step in steps:
-            problem = None
             try:
-                restored, host = self._load(step, state)
-            except Exception as error:
-                problem = next(iter(str(error).splitlines()), type(error).__name__)
-            problems = list(filter(None, processes.gather(problem)))
-            if not problems:
-                return step, restored, host
-            logging.error(
-                "checkpoint %s cannot be read and is passed over: %s",
-                self.directory / str(step), problems[0],
-            )  # fmt: skip
+                return step, *self._load(step, state)
+            except _UnreadableError as error:
+                logging.error(
+                    "checkpoint %s cannot be read and is passed over: %s",
+                    self.directory / str(step), error,
+                )  # fmt: skip
         if steps:
             raise UserError(
                 f"{self.directory}: none of the checkpoints {steps} can be read for this model; "
@@ -103,17 +121,18 @@ class Checkpoints:
         Raises:
           UserError: it cannot be read, or there has been no validation.
         """
-        self._orbax.wait()
+        with writing(self.directory, "a checkpoint"):
+            self._orbax.wait()
         measured = [c for c in self._orbax.checkpoints if c.metrics is not None]
         if not measured:
             raise UserError(f"{self.directory}: no checkpoint has {self._best}; nothing is best")
         best = max(measured, key=lambda checkpoint: self._rank(checkpoint.metrics)).step
         try:
             return self._load(best, state)[0]
-        except Exception as error:
+        except _UnreadableError as error:
             raise UserError(
-                f"{self.directory / str(best)}, the best checkpoint, cannot be read; remove "
-                f"{self.directory} to start this step again"
+                f"{self.directory / str(best)}, the best checkpoint, cannot be read ({error}); "
+                f"remove {self.directory} to start this step again"
             ) from error
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -121,6 +140,21 @@ class Checkpoints:
         return metrics[self._best], -metrics["step"]
 
     def _load(self, step: int, state: Any) -> tuple[Any, Any]:
+        """State and host of one checkpoint; all processes or none can read it."""
+        problem, arrays, told = "", {}, {}
+        try:
+            arrays, told = self._read(step, state)
+        except Exception as error:  # orbax raises whatever the damage leads to
+            problem = first_line(error)
+        problems = [other for other in processes.gather(problem) if other]
+        if problems:
+            raise _UnreadableError(problems[0])
+        if name := checksums.differing(checksums.of_arrays(arrays), told["checksums"]):
+            raise _UnreadableError(f"the values of {name} are not those that were written")
+        leaves = [arrays[name] for name in flatten(state)]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), told["host"]
+
+    def _read(self, step: int, state: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
         # Each process reads for itself: one that fails would leave the others waiting for it.
         context, process = ocp.Context(), jax.process_index()
@@ -131,13 +165,24 @@ class Checkpoints:
             loaded = ocp.load_checkpointables(
                 self.directory / str(step), {"state": target, "host": None}
             )
-        leaves = [loaded["state"][name] for name in target]
-        host = json.loads(np.asarray(loaded["host"]["json"]).tobytes().decode())
-        return jax.tree.unflatten(jax.tree.structure(state), leaves), host
+        sealed = np.asarray(loaded["host"]["json"]).tobytes()
+        text = sealed[_SEAL_BYTES:]
+        if _seal(text) != sealed[:_SEAL_BYTES]:
+            raise ValueError("the position in the data is not what was written")
+        return {name: loaded["state"][name] for name in target}, json.loads(text)
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._orbax.close()
+        with writing(self.directory, "a checkpoint"):
+            self._orbax.close()
+
+
+class _UnreadableError(Exception):
+    """A checkpoint cannot be read, in this process or another; the message is one line."""
+
+
+def _seal(text: bytes) -> bytes:
+    return hashlib.sha256(text).digest()
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -218,7 +218,7 @@ def steps_to_trace(text: str) -> Steps | None:
     """
     if not text:
         return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last:
         raise UserError(

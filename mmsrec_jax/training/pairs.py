@@ -38,15 +38,22 @@ SELECTED_BY = "validation/ndcg@10"
 class CachedSettings(UpdateSettings):
     """Stage 3 in the cached form, and the room of its prompts."""
 
-    steps: int = setting(2000, "Updates; a multiple of `evaluate_every`.", low=1)
-    num_users: int = setting(32, "Users of an update.", low=1)
-    num_items: int = setting(
-        128, "Items of an update: the users' targets, and others drawn uniformly.", low=2
+    steps: int = setting(
+        2000, "Updates; a multiple of `evaluate_every`.", low=1, high=1_000_000_000
     )
-    prompt_length: int = setting(512, "Tokens of a user's prompt.", low=8)
-    item_length: int = setting(512, "Tokens of an item.", low=1)
-    item_patches: int = setting(1024, "Vision patches of an item.", low=0)
-    tail: int = setting(1, "Last tokens of what is said of an item, which see both sides.", low=1)
+    num_users: int = setting(32, "Users of an update.", low=1, high=1_000_000)
+    num_items: int = setting(
+        128,
+        "Items of an update: the users' targets, and others drawn uniformly.",
+        low=2,
+        high=1_000_000,
+    )
+    prompt_length: int = setting(512, "Tokens of a user's prompt.", low=8, high=1_000_000)
+    item_length: int = setting(512, "Tokens of an item.", low=1, high=1_000_000)
+    item_patches: int = setting(1024, "Vision patches of an item.", low=0, high=1_000_000)
+    tail: int = setting(
+        1, "Last tokens of what is said of an item, which see both sides.", low=1, high=1000
+    )
     align: float = setting(
         0.1,
         "Share of the prompts that hold the keywords of an item, which is to be found.",
@@ -54,31 +61,45 @@ class CachedSettings(UpdateSettings):
         high=1,
     )
     next_keywords: float = setting(
-        0.3, "Weight of the loss of the next item's keywords, written after a prompt.", low=0
+        0.3,
+        "Weight of the loss of the next item's keywords, written after a prompt.",
+        low=0,
+        high=1000,
     )
     next_in_history: float = setting(
         0.3,
         "Weight of the loss of the keywords of a history's items but the first, in the prompt.",
         low=0,
+        high=1000,
     )
     closeness: float = setting(
         10.0,
         "What the cosine of the ends of a user's prompt and of an item counts beside the margin.",
         low=0,
+        high=1000,
     )
-    words_length: int = setting(64, "Tokens of the question for them and of the answer.", low=2)
-    evaluate_every: int = setting(200, "Steps between two validations.", low=1)
+    words_length: int = setting(
+        64, "Tokens of the question for them and of the answer.", low=2, high=100_000
+    )
+    evaluate_every: int = setting(200, "Steps between two validations.", low=1, high=1_000_000_000)
     validation_rows: int = setting(
-        1000, "Size of a random subset of the validation targets. 0 is all.", low=0
+        1000,
+        "Size of a random subset of the validation targets. 0 is all.",
+        low=0,
+        high=1_000_000_000,
     )
-    score_users: int = setting(64, "Users scored at a time.", low=1)
-    score_items: int = setting(512, "Items that they meet at a time.", low=1)
+    score_users: int = setting(64, "Users scored at a time.", low=1, high=1_000_000)
+    score_items: int = setting(512, "Items that they meet at a time.", low=1, high=10_000_000)
 
     def check(self, name: str) -> None:
         super().check(name)
         if self.num_items < self.num_users:
             raise UserError(
                 f"{name}.num_items={self.num_items}: must be at least num_users={self.num_users}"
+            )
+        if self.tail > self.item_length:
+            raise UserError(
+                f"{name}.tail={self.tail}: must be at most item_length={self.item_length}"
             )
         if self.steps % self.evaluate_every:
             raise UserError(

@@ -28,7 +28,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients
-from mmsrec_jax.runtime.settings import Section, as_dict, setting
+from mmsrec_jax.runtime.settings import Section, as_dict, seed_setting, setting
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
@@ -46,24 +46,35 @@ class UpdateSettings(Section):
         "adapters beside that.",
         choices=trainables.KINDS,
     )
-    lora_rank: int = setting(16, "Rank of the adapters.", low=1)
-    lora_alpha: float = setting(32.0, "Adapters are scaled by this, divided by the rank.", low=0)
-    steps: int = setting(2000, "Updates.", low=1)
+    lora_rank: int = setting(16, "Rank of the adapters.", low=1, high=10_000)
+    lora_alpha: float = setting(
+        32.0, "Adapters are scaled by this, divided by the rank.", low=0.001, high=100_000
+    )
+    steps: int = setting(2000, "Updates.", low=1, high=1_000_000_000)
     offload_optimizer: bool = setting(
         False,
         "Keep the moments of the optimizer in the hosts' memory: less HBM, more transfers.",
         recorded=False,
     )
-    learning_rate: float = setting(1e-4, "The peak; a cosine ends at a tenth of it (AdamW).", low=0)
-    warmup_steps: int = setting(100, "Steps until the peak; fewer than `steps`.", low=0)
-    weight_decay: float = setting(0.0, "Of AdamW.", low=0)
-    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", above=0)
-    workers: int = setting(
-        8, "Processes that make batches, for each part. 0 is threads of the main process.", low=0
+    learning_rate: float = setting(
+        1e-4, "The peak; a cosine ends at a tenth of it (AdamW).", low=1e-10, high=1
     )
-    checkpoint_every: int = setting(200, "Steps between two checkpoints.", low=1)
-    log_every: int = setting(20, "Steps between two lines of metrics.", low=1)
-    seed: int = setting(0, "Of adapters, order, tasks and negatives.", follows="seed", low=0)
+    warmup_steps: int = setting(
+        100, "Steps until the peak; fewer than `steps`.", low=0, high=1_000_000_000
+    )
+    weight_decay: float = setting(0.0, "Of AdamW.", low=0, high=10)
+    clip_norm: float = setting(1.0, "Largest global norm of a gradient.", low=1e-6, high=1_000_000)
+    workers: int = setting(
+        8,
+        "Processes that make batches, for each part. 0 is threads of the main process.",
+        low=0,
+        high=1024,
+    )
+    checkpoint_every: int = setting(
+        200, "Steps between two checkpoints.", low=1, high=1_000_000_000
+    )
+    log_every: int = setting(20, "Steps between two lines of metrics.", low=1, high=1_000_000_000)
+    seed: int = seed_setting("Of adapters, order, tasks and negatives.")
 
     def check(self, name: str) -> None:
         if self.warmup_steps >= self.steps:
@@ -76,17 +87,26 @@ class UpdateSettings(Section):
 class FineTuneSettings(UpdateSettings):
     """What warm-up and stage 3 on packed rows have in common."""
 
-    batch_size: int = setting(64, "Packed rows of an update.", low=1)
-    micro_batch: int = setting(0, "Packed rows of one backward pass. 0 is all.", low=0)
-    length: int = setting(4096, "Tokens of a row.", low=1)
-    patches: int = setting(8192, "Vision patches of a row.", low=0)
-    answers: int = setting(32, "Yes/no labels of a row.", low=1)
-    targets: int = setting(256, "Tokens of a row that have a loss.", low=1)
+    batch_size: int = setting(64, "Packed rows of an update.", low=1, high=1_000_000)
+    micro_batch: int = setting(
+        0, "Packed rows of one backward pass. 0 is all.", low=0, high=1_000_000
+    )
+    length: int = setting(4096, "Tokens of a row.", low=1, high=1_000_000)
+    patches: int = setting(8192, "Vision patches of a row.", low=0, high=1_000_000)
+    answers: int = setting(32, "Yes/no labels of a row.", low=1, high=100_000)
+    targets: int = setting(256, "Tokens of a row that have a loss.", low=1, high=1_000_000)
     listwise_weight: float = setting(
-        0.0, "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).", low=0
+        0.0,
+        "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).",
+        low=0,
+        high=1000,
     )
     input_shards: int = setting(
-        0, "Parts in which batches are packed; see `input_shards`.", follows="input_shards", low=0
+        0,
+        "Parts in which batches are packed; see `input_shards`.",
+        follows="input_shards",
+        low=0,
+        high=100_000,
     )
 
     def check(self, name: str) -> None:
@@ -97,6 +117,11 @@ class FineTuneSettings(UpdateSettings):
             )
 
 
+def _check_shares(name: str, tasks: Mapping[str, float]) -> None:
+    if not any(tasks.values()):
+        raise UserError(f"{name}.tasks: all shares are 0; give one task or more a share above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class SFTSettings(FineTuneSettings):
     """Stage 3, and the plain SFT beside it."""
@@ -105,8 +130,9 @@ class SFTSettings(FineTuneSettings):
         {"pointwise": 0.7, "rank": 0.1, "next_keywords": 0.1, "align": 0.1},
         "Shares of the tasks.",
         low=0,
+        high=1000,
     )
-    negatives: int = setting(7, "Negatives of a training list.", low=1)
+    negatives: int = setting(7, "Negatives of a training list.", low=1, high=1_000_000)
     retriever_negatives: float = setting(
         0.0,
         "Share of MMSRARec's negatives that are among the 50 items which the sequential model "
@@ -114,7 +140,20 @@ class SFTSettings(FineTuneSettings):
         low=0,
         high=1,
     )
-    rows: int = setting(0, "Size of a random subset of the training targets. 0 is all.", low=0)
+    rows: int = setting(
+        0, "Size of a random subset of the training targets. 0 is all.", low=0, high=1_000_000_000
+    )
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _check_shares(name, self.tasks)
+        for room in ("answers", "targets"):
+            if getattr(self, room) <= self.negatives:
+                raise UserError(
+                    f"{name}.{room}={getattr(self, room)}: a list of the target and "
+                    f"{name}.negatives={self.negatives} has {1 + self.negatives} labels and fits "
+                    "no row; raise it"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +173,7 @@ class WarmupSettings(FineTuneSettings):
         {"describe": 0.3, "see": 0.35, "vqa": 0.25, "retell": 0.1, "look": 0.0, "fuse": 0.0},
         "Shares of the tasks; look and fuse teach the prompts of item understanding.",
         low=0,
+        high=1000,
     )
     noise: float = setting(
         0.3,
@@ -141,6 +181,10 @@ class WarmupSettings(FineTuneSettings):
         low=0,
         high=1,
     )
+
+    def check(self, name: str) -> None:
+        super().check(name)
+        _check_shares(name, self.tasks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Weights that one step leaves for the next, by parameter path, in orbax form."""
+"""Weights that one step leaves for the next, by parameter path, in orbax form.
+
+Beside the folder lies a file of the same name with `.json`: checksums of the arrays, layer by
+layer, computed before they are written and compared after they are read (`runtime.checksums`).
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,9 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax.runtime import sharding
-from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.training.checkpoints import flatten
+from mmsrec_jax.runtime import checksums, files, sharding
+from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.training.checkpoints import flatten, writing
 
 _CHUNK_BYTES = 64 * 2**20  # of what is read at a time
 
@@ -25,16 +29,29 @@ def save(directory: Path, model: nnx.Module, kind: Any) -> None:
     Stacked ones are stored layer by layer, so that `Stored` can read one without the others.
     """
     state = nnx.state(model, kind)
-    stacked = flatten(jax.tree.map(_is_stacked, state, is_leaf=_is_variable))
+    stacked = _by_layer(state)
     by_layer = ocp.options.ArrayOptions.Saving.StorageOptions(
         chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)
     )
     context = ocp.Context()
     context.array.saving.scoped_storage_options_creator = lambda key, _: (
-        by_layer if stacked[key[0].key] else None
+        by_layer if key[0].key in stacked else None
     )
-    with context:
-        ocp.save_pytree(directory.resolve(), flatten(state), overwrite=True)
+    arrays = flatten(state)
+    sums = checksums.of_arrays(arrays, by_row=_by_layer(state))
+    with context, writing(directory, "weights"):
+        ocp.save_pytree(directory.resolve(), arrays, overwrite=True)
+    files.write_json(_checksums_file(directory), sums)
+
+
+def _checksums_file(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".json")
+
+
+def _by_layer(state: nnx.State) -> frozenset[str]:
+    """Names of the stacked arrays."""
+    stacked = flatten(jax.tree.map(_is_stacked, state, is_leaf=_is_variable))
+    return frozenset(name for name, flag in stacked.items() if flag)
 
 
 def _is_variable(node: Any) -> bool:
@@ -53,19 +70,36 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
     Raises:
       UserError: nothing is there, or it is damaged or of another model.
     """
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no weights here; run the step that trains them first")
+    sums = _read_checksums(directory)
     state = nnx.state(model, kind)
     target = flatten(sharding.abstract(state, sharding.shardings(state, mesh)))
     try:
         loaded = ocp.load_pytree(directory.resolve(), target)
     except Exception as error:
         raise UserError(
-            f"{directory}: cannot be read for this model ({str(error).splitlines()[0]}); "
-            "run the step that trains them again"
+            f"{directory}: cannot be read for this model ({first_line(error)[:300]}); "
+            f"{_remedy(directory)}"
         ) from error
+    found = checksums.of_arrays({name: loaded[name] for name in target}, by_row=_by_layer(state))
+    if name := checksums.differing(found, sums):
+        raise UserError(
+            f"{directory}: damaged: the values of {name} are not those that were written; "
+            f"{_remedy(directory)}"
+        )
     leaves = [loaded[name] for name in target]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def _read_checksums(directory: Path) -> dict[str, list[int]]:
+    """Those of the arrays in `directory`. Raises UserError when either is not there."""
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no weights here; {_remedy(directory)}")
+    return files.read_json(_checksums_file(directory), _remedy(directory))
+
+
+def _remedy(directory: Path) -> str:
+    """A step that counts as finished would not run again by itself."""
+    return f"delete {directory.parent} and run launch/train.py, which trains them"
 
 
 class Stored:
@@ -77,8 +111,7 @@ class Stored:
 
     def __init__(self, directory: Path):
         self.directory = directory.resolve()
-        if not self.directory.is_dir():
-            raise UserError(f"{directory}: no weights here; run the step that trains them first")
+        self._sums = _read_checksums(self.directory)
         self._stored = self._checked(lambda: ocp.pytree_metadata(self.directory).metadata)
         if self._stored is None:
             raise self._damaged("arrays are missing")
@@ -98,16 +131,18 @@ class Stored:
         root = next(self.directory.glob("*/manifest.ocdbt")).parent
         store = {"driver": "ocdbt", "base": root.as_uri(), "path": f"{key}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
-        return (array if layer is None else array[layer]).read().result()
+        found = (array if layer is None else array[layer]).read().result()
+        wanted = self._sums[key] if layer is None else [self._sums[key][layer]]
+        by_row = frozenset([key] if len(wanted) > 1 else [])
+        if checksums.of_arrays({key: found}, by_row=by_row)[key] != wanted:
+            raise ValueError(f"the values of {key} are not those that were written")
+        return found
 
     def _checked(self, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise self._damaged(reason) from error
+            raise self._damaged(first_line(error)[:300]) from error
 
     def _damaged(self, reason: str) -> UserError:
-        return UserError(
-            f"{self.directory}: cannot be read ({reason}); run the step that trains them again"
-        )
+        return UserError(f"{self.directory}: cannot be read ({reason}); {_remedy(self.directory)}")

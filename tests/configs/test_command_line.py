@@ -64,7 +64,7 @@ def test_every_kind_of_field_can_be_set():
         ("--config.evaluation.k=(1, 'a')", r"config.evaluation.k=\(1, 'a'\): must be tuple of int"),
         ("--config.evaluation.k=(1, 22)", r"config.evaluation.k=\(1, 22\): .*at most 21"),
         ("--config.evaluation.negatives=9", r"k=.*at most 10, .*evaluation.negatives=\(9,\)"),
-        ("--config.evaluation.negatives=(30, 30)", r"negatives=\(30, 30\): .*each once"),
+        ("--config.evaluation.negatives=(30, 30)", r"negatives=\(30, 30\): 30 stands twice"),
         ("--wrokdir=x", "Unknown command line flag 'wrokdir'"),
     ],
 )  # fmt: skip

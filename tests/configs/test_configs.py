@@ -1,15 +1,20 @@
 """Experiments: they read as settings, override what they say, and their seeds follow one."""
 
 import dataclasses
+import math
+import typing
+from collections.abc import Mapping
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base, beauty, microlens, movielens, quickstart, scaling
+from mmsrec_jax.inputs.recommend import RECOMMEND_TASKS as ALL_TASKS
 from mmsrec_jax.methods import seeds as methods_seeds
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.rl.rewards import REWARDS
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import as_dict, from_config, to_config
+from mmsrec_jax.runtime.settings import as_dict, from_config, sections, to_config
 from mmsrec_jax.sequential import registry
 
 ALL = [
@@ -86,20 +91,23 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
     ("fields", "message"),
     [
         ({"sft.negatives": 0}, "config.sft.negatives=0: must be at least 1"),
-        ({"sft.learning_rate": -1e-4}, "config.sft.learning_rate=-0.0001: must be at least 0"),
+        ({"sft.learning_rate": -1e-4}, "config.sft.learning_rate=-0.0001: must be at least 1e-10"),
         ({"warmup.noise": 1.5}, "config.warmup.noise=1.5: must be at least 0 and at most 1"),
         ({"sft.warmup_steps": 2000}, "config.sft.warmup_steps=2000: must be below steps=2000"),
         ({"sft.micro_batch": 48}, "config.sft.micro_batch=48: must divide batch_size=64"),
-        ({"summarizer.temperature": 0.0}, "config.summarizer.temperature=0.0: must be above 0"),
+        (
+            {"summarizer.temperature": 0.0},
+            "config.summarizer.temperature=0.0: must be at lea",
+        ),
         ({"summarizer.num_generations": 1}, "config.summarizer.num_generations=1: must be at l"),
         ({"summarizer.micro_batch": 12}, "config.summarizer.micro_batch=12 would split a group"),
         ({"summarizer.micro_batch": 48}, "config.summarizer.micro_batch=48 does not divide"),
         ({"summarizer.distractors": 64}, "config.summarizer.distractors=64 must be below"),
-        ({"sasrec.dropout": 1.0}, "config.sasrec.dropout=1.0: must be at least 0 and below 1"),
+        ({"sasrec.dropout": 1.0}, "config.sasrec.dropout=1.0: must be at least 0 and at most 0.99"),
         ({"sasrec.heads": 3}, "config.sasrec.heads=3: must divide dim=64"),
         ({"sasrec.loss": "sofmax"}, "config.sasrec.loss='sofmax': .*; did you mean 'softmax'?"),
         ({"molar.contents": ("text", "sound")}, "config.molar.contents=.*: must each be one of"),
-        ({"hm4sr.contents": ()}, r"config.hm4sr.contents=\(\): name one or more, each once"),
+        ({"hm4sr.contents": ()}, r"config.hm4sr.contents=\(\): name one or more"),
         ({"model.tiny.kv_heads": 3}, "config.model.tiny.kv_heads=3: must divide heads=4"),
         ({"model.remat": "some"}, "config.model.remat='some': must be one of 'none', 'full'"),
         ({"data.max_users": -1}, "config.data.max_users=-1: must be at least 0"),
@@ -112,8 +120,37 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"sequential_model": "sasrek"}, "config.sequential_model='sasrek'.*'sasrec'?"),
         ({"method": "model"}, "config.method='model': must be one of 'mmsrarec'"),
         ({"profile": "3"}, "config.profile='3' is not FIRST:LAST"),
-        ({"seeds": (1, 1)}, r"config.seeds=\(1, 1\): name each once"),
+        ({"seeds": (1, 1)}, r"config.seeds=\(1, 1\): 1 stands twice; name each once"),
         ({"seeds": (0,), "method": "scaling"}, "none for a point of a scaling study"),
+        ({"seed": 2**32}, "config.seed=4294967296: must be at least 0 and at most 2,147,483,647"),
+        ({"mesh.data": 0}, "config.mesh.data=0: must be at least 1, or -1"),
+        ({"mesh.data": -1}, "config.mesh.data=-1 and config.mesh.fsdp=-1: one of them"),
+        ({"sft.tasks": dict.fromkeys(ALL_TASKS, 0.0)}, "config.sft.tasks: all shares are 0"),
+        (
+            {"sft.tasks": {**dict.fromkeys(ALL_TASKS, 0.0), "align": 1.0}, "use.summaries": False},
+            "config.sft.tasks gives only align a share, but config.use.summaries=False",
+        ),
+        ({"sft.negatives": 32}, "config.sft.answers=32: .*config.sft.negatives=32 has 33 labels"),
+        ({"sft.negatives": 26}, "config.sft.negatives=26: the task rank has .* 26 in all"),
+        ({"summarizer.weights": dict.fromkeys(REWARDS, 0.0)}, "summarizer.weights: all are 0"),
+        (
+            {
+                "summarizer.weights": {**dict.fromkeys(REWARDS, 0.0), "image_contrastive": 1.0},
+                "use.images": False,
+            },
+            "config.summarizer.weights: image_contrastive alone is not 0",
+        ),
+        (
+            {"warmup.tasks.fuse": 0.5, "understanding.questions": (), "understanding.mode": "both"},
+            "config.warmup.tasks.fuse=0.5 teaches to answer config.understanding.questions",
+        ),
+        ({"cached.tail": 600}, "config.cached.tail=600: must be at most item_length=512"),
+        ({"bert4rec.mask_rate": 0.0, "bert4rec.last_rate": 0.0}, "nothing would be masked"),
+        ({"prompts.fields": ("title", "")}, r"config.prompts.fields=.*: '' is empty; leave it out"),
+        ({"evaluation.k": (5, 5)}, r"config.evaluation.k=\(5, 5\): 5 stands twice"),
+        ({"data.root": "a\x00b"}, r"config.data.root='a\\x00b': contains the character"),
+        ({"data.category_field": "\x1b[2J"}, r"config.data.category_field=.*: contains the char"),
+        ({"profile": "1:" + "9" * 5000}, "is not FIRST:LAST"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(fields, message):
@@ -121,6 +158,48 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(fields, message):
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=message):
         from_config(Settings, config)
+
+
+def numbers():
+    """(section, its class, field) of every field of a config that is a number or holds numbers."""
+    for name, cls in sections(Settings):
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+            if kinds & {int, float}:
+                yield name, cls, field
+
+
+def replaced(value, element):
+    """`value` with its numbers, or those in it, replaced."""
+    if isinstance(value, Mapping):
+        return {**value, next(iter(value)): element}
+    return (element, *value[1:]) if isinstance(value, tuple) else element
+
+
+@pytest.mark.parametrize(
+    ("section", "cls", "field"), [pytest.param(*found, id=f"{found[0]}.{found[2].name}")
+                                  for found in numbers()],
+)  # fmt: skip
+def test_every_number_has_a_range_and_is_refused_outside_it(section, cls, field):
+    limits = field.metadata["limits"]
+    low = limits.low if limits.above is None else limits.above
+    high = limits.high if limits.below is None else limits.below
+    assert low is not None and high is not None, "a setting without a smallest or largest value"
+    default = getattr(cls(), field.name)
+    whole = isinstance(default, int) or isinstance(default, tuple)
+    outside = [low - 1, high + 1, -(10**30), 10**30]
+    if not whole:
+        outside += [math.nan, math.inf, -math.inf]
+    if limits.above is not None or limits.below is not None:
+        outside += [low, high]
+    for value in outside:
+        changed = {**dataclasses.asdict(cls()), field.name: replaced(default, value)}
+        with pytest.raises(UserError) as error:
+            from_config(cls, changed, section)
+        message = str(error.value)
+        assert message.startswith(f"{section}.{field.name}") and "\n" not in message
+        assert "must" in message.partition(": ")[2]
 
 
 def test_what_changes_no_result_is_in_no_record():

@@ -54,7 +54,7 @@ def test_users_who_leave_exactly_n_items_get_them_all():
 
 def test_too_few_items_name_the_user():
     histories = histories_of([np.arange(18)])
-    with pytest.raises(UserError, match="user 0: only 2 unseen items for 5"):
+    with pytest.raises(UserError, match="names 5, but user '0' has only 2 unseen items"):
         sampled(histories, np.array([[0, 17]]), n=5, seed=0, num_items=20)
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import step_records
 
 from mmsrec_jax.evaluation import scaling_law
 from mmsrec_jax.runtime.errors import UserError
@@ -67,10 +68,10 @@ def make_run(directory, flops, **sft):
     }
     for name, config in steps.items():
         (directory / name).mkdir(parents=True)
-        record = {"config": config, "inputs": {}, "fingerprint": name, "finished": True}
-        write_json(directory / name / "step.json", record)
-    point = {"parameters": 1000, "flops": flops, "loss": law(flops), "targets": 3}
-    write_json(directory / "validation" / scaling_law.POINT, point)
+        if name == "validation":
+            point = {"parameters": 1000, "flops": flops, "loss": law(flops), "targets": 3}
+            write_json(directory / name / scaling_law.POINT, point)
+        step_records.write(directory / name, config)
     return directory
 
 

@@ -129,7 +129,7 @@ def test_few_items_for_many_negatives(prompt_config, trained):
     source = recommend(prompt_config, {"pointwise": 1}, negatives=15)
     row = len(ROWS) - 1
     assert len(set(candidates_of(trained, source.example(row, 0)))) == 16
-    with pytest.raises(UserError, match="u5: 16 items"):
+    with pytest.raises(UserError, match="negatives=17: 16 items .* user .u5."):
         recommend(prompt_config, {"pointwise": 1}, negatives=17).example(row, 0)
 
 

@@ -114,7 +114,7 @@ def test_content_that_cannot_be_had_stops_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="config.use.images is False"):
         methods.run(config, tmp_path / "run")
     config.hm4sr.contents = ()
-    with pytest.raises(UserError, match="config.hm4sr.contents=.*name one or more, each once"):
+    with pytest.raises(UserError, match="config.hm4sr.contents=.*name one or more"):
         methods.run(config, tmp_path / "run")
     config.hm4sr.contents = ("image",)
     config.model.path = str(tmp_path / "nothing")

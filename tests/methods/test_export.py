@@ -11,6 +11,7 @@ import export_runs
 import jax
 import numpy as np
 import pytest
+import step_records
 from flax import nnx
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
@@ -61,10 +62,7 @@ def test_adapters_on_a_model_from_scratch(tmp_path):
     raw = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert raw["base_model_name_or_path"] is None and raw["r"] == export_runs.RANK
 
-    record = json.loads((tmp_path / "run" / "warmup" / "step.json").read_text())
-    (tmp_path / "run" / "warmup" / "step.json").write_text(
-        json.dumps(record | {"fingerprint": "another"})
-    )
+    step_records.change(tmp_path / "run" / "warmup", warmup__seed=5)
     with pytest.raises(UserError, match="step warmup has run again since step summarizer"):
         export(tmp_path / "run", tmp_path / "again", step="summarizer", merge=True)
 
@@ -110,16 +108,14 @@ def test_runs_that_have_no_such_model(adapted, tmp_path):
         export(adapted[0], tmp_path / "out", step="plain_sft")
 
     workdir = Path(shutil.copytree(adapted[0], tmp_path / "run"))
-    record = json.loads((workdir / "sft" / "step.json").read_text())
-    record["config"]["model"]["path"] = str(tmp_path / "moved")
-    (workdir / "sft" / "step.json").write_text(json.dumps(record))
+    step_records.change(workdir / "sft", model__path=str(tmp_path / "moved"))
     with pytest.raises(UserError, match="moved: the base model of .* is not there"):
         export(workdir, tmp_path / "out", merge=True)
 
     workdir = Path(shutil.copytree(adapted[0], tmp_path / "damaged"))
     for file in (workdir / "sft" / "weights").rglob("*manifest*"):
         file.unlink()
-    with pytest.raises(UserError, match="weights: cannot be read .* run the step .* again"):
+    with pytest.raises(UserError, match="weights: cannot be read .*; delete .*sft and run launch/"):
         export(workdir, tmp_path / "out", merge=True)
     shutil.rmtree(workdir / "sft" / "weights")
     with pytest.raises(UserError, match="no weights here"):

@@ -232,7 +232,7 @@ def test_a_run_without_images_reads_texts(make):
     ("changes", "message"),
     [
         ({"questions": ()}, "understanding.mode='both_vqa' asks config.understanding.questions"),
-        ({"questions": ("a", "a")}, "'a' is empty or stands twice"),
+        ({"questions": ("a", "a")}, "'a' stands twice"),
         ({"mode": "pictures"}, "must be one of 'text', 'image', 'both', 'both_vqa'"),
     ],
 )

@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["half", "empty", "gone", "flipped"])
 def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, damage):
     files = sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file())
     needed = set()
@@ -51,6 +51,10 @@ def test_damage_to_any_file_costs_at_most_a_checkpoint(saved, tmp_path, caplog, 
         content = (directory / file).read_bytes()
         if damage == "gone":
             (directory / file).unlink()
+        elif damage == "flipped" and content:
+            middle = len(content) // 2
+            flipped = bytes([content[middle] ^ 0xFF])
+            (directory / file).write_bytes(content[:middle] + flipped + content[middle + 1 :])
         else:
             (directory / file).write_bytes(
                 content[: len(content) // 2] if damage == "half" else b""

@@ -5,6 +5,7 @@ what is not is refused. Several seeds of one config are one system: the bootstra
 seeds, and the standard deviation between seeds stands beside the mean.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def table(
 
 def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:
     """Ascending cut-offs from the flag's texts. Raises UserError when one is no count."""
-    if not all(text.strip().isdecimal() for text in texts):
+    counts = [re.fullmatch(r"\s*[0-9]{1,7}\s*", text) and int(text) for text in texts]
+    if not all(counts):
         raise UserError(f"--k={','.join(texts)}: write cut-offs as counts, e.g. --k=5,10")
     return tuple(sorted({int(text) for text in texts}))
 

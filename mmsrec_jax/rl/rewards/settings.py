@@ -9,7 +9,7 @@ from mmsrec_jax.runtime.settings import Section, setting
 class RewardSettings(Section):
     """The part of `config.summarizer` that rewards read."""
 
-    max_new_tokens: int = setting(64, "Most tokens of a summary.", low=1)
+    max_new_tokens: int = setting(64, "Most tokens of a summary.", low=1, high=100_000)
     length: str = setting(
         "keywords", "What the length reward counts.", choices=("keywords", "tokens")
     )
@@ -20,8 +20,14 @@ class RewardSettings(Section):
     )
     center: bool = setting(True, "Subtract the batch's mean from embeddings (semantic reward).")
     image_tokens: int = setting(
-        32, "Tokens of the image's keywords that the image-contrastive reward reads.", low=1
+        32,
+        "Tokens of the image's keywords that the image-contrastive reward reads.",
+        low=1,
+        high=100_000,
     )
     distractors: int = setting(
-        7, "Other images that an image's keywords are told from (image-contrastive reward).", low=1
+        7,
+        "Other images that an image's keywords are told from (image-contrastive reward).",
+        low=1,
+        high=100_000,
     )

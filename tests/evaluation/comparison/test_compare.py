@@ -183,14 +183,18 @@ def test_runs_that_differ_are_refused(runs, tmp_path):
     half = metrics.Ranks(*(getattr(ranks, f.name)[:9] for f in dataclasses.fields(ranks)))
     other = make_run(tmp_path / "other")
     ranking.write_ranks(
-        other / "evaluation" / table.name, half, **stored_as | {"candidates": "others"}
+        other / "evaluation" / "ranks-added-full.parquet",
+        half,
+        **stored_as | {"candidates": "others"},
     )
     with pytest.raises(UserError, match="a and other cannot .*: their candidates differ"):
         compare.run([runs["a"], other], cutoffs=(5,), out=tmp_path / "out")
-    ranking.write_ranks(other / "evaluation" / table.name, half, **stored_as)
+    ranking.write_ranks(other / "evaluation" / "ranks-added-full.parquet", half, **stored_as)
     with pytest.raises(UserError, match="file is damaged"):
         compare.run([runs["a"], other], cutoffs=(5,), out=tmp_path / "out")
-    ranking.write_ranks(other / "evaluation" / table.name, half, system="taste", seed=0)
+    ranking.write_ranks(
+        other / "evaluation" / "ranks-added-full.parquet", half, system="taste", seed=0
+    )
     with pytest.raises(UserError, match="does not say its config: an older version wrote it"):
         compare.run([runs["a"], other], cutoffs=(5,), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

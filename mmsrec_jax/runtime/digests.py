@@ -1,0 +1,133 @@
+"""Digests of files: of what a step left, so that damage is seen before it is read, and of what it
+read, so that a change is.
+
+A digest is SHA-256 of all bytes, or of a sample of them: the size, the beginning, the end and
+blocks spread evenly between.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mmsrec_jax.runtime.errors import UserError
+
+_WHOLE_BYTES = 16 * 2**20  # a file up to this size is read whole
+_BLOCK, _BLOCKS = 64 * 2**10, 64
+_THREADS = 8
+
+# Not a step's output but its diary, and what it needs no more once it is finished.
+_PASSING = {"step.json", "metrics.jsonl", "tensorboard", "profile", "checkpoints"}
+# Arrays with checksums of their own (`training.weights`), which every reader verifies.
+_ARRAYS = "weights"
+# Every chunk has a hash in this format, which every reader verifies.
+_CHUNKED = ".array_record"
+
+
+def whole(path: Path) -> str:
+    """Of all bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sampled(path: Path) -> str:
+    """Of all bytes of a small file, of a sample of those of a large one."""
+    size = path.stat().st_size
+    if size <= _WHOLE_BYTES:
+        return whole(path)
+    content = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for block in range(_BLOCKS):
+            file.seek((size - _BLOCK) * block // (_BLOCKS - 1))
+            content.update(file.read(_BLOCK))
+    return content.hexdigest()
+
+
+def outputs(directory: Path) -> dict[str, list[Any]]:
+    """Size and digest of every file that a step left in its folder, by relative path.
+
+    Sampled are `.array_record` files, which hold hashes of their own. Left out are arrays, which
+    have checksums beside them (those are in), checkpoints, logs and what is half written.
+    """
+    paths = {path.relative_to(directory).as_posix(): path for path in sorted(_files(directory))}
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return dict(zip(paths, threads.map(_output, paths.values()), strict=True))
+
+
+def stamps(directory: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of each file of `outputs`: while they stay, so does the rest."""
+    found = {path.relative_to(directory).as_posix(): path.stat() for path in _files(directory)}
+    return {name: (known.st_ino, known.st_ctime_ns) for name, known in found.items()}
+
+
+def difference(directory: Path, recorded: Mapping[str, list[Any]]) -> str:
+    """What differs first between `recorded`, as `outputs` gave it, and the files there now: which
+    file, and how; nothing when all are the same. Files that were added do not count."""
+    present = outputs(directory)
+    for name, (size, digest) in recorded.items():
+        if name not in present:
+            return f"{directory / name} is missing"
+        if present[name][0] != size:
+            return f"{directory / name} has {present[name][0]} bytes and not {size}"
+        if present[name][1] != digest:
+            return f"{directory / name} has other content"
+    return ""
+
+
+def read_by_a_step(paths: Iterable[Path], root: Path) -> dict[str, list[Any]]:
+    """What a step records of files that it reads and that are not the run's: by path below `root`,
+    of a small file the size and the digest of all bytes; of a large one its time of change too, and
+    the digest of a sample.
+
+    Raises:
+      UserError: a path is no regular file.
+    """
+    found = {}
+    for path in sorted(paths):
+        known = path.stat()
+        if not stat.S_ISREG(known.st_mode):
+            raise UserError(f"{path}: a file is wanted; this is a folder, a pipe or a device")
+        sizes = (
+            [known.st_size, known.st_mtime_ns] if known.st_size > _WHOLE_BYTES else [known.st_size]
+        )
+        found[path.relative_to(root).as_posix()] = [*sizes, sampled(path)]
+    return found
+
+
+def listing(folder: Path) -> str:
+    """Of a folder of many files: names, sizes and times of change of all regular files below it,
+    and the content of a few hundred of them, spread evenly."""
+    entries = sorted(_regular(folder))
+    content = hashlib.sha256()
+    step = max(1, len(entries) // 256)
+    for place, (name, size, changed) in enumerate(entries):
+        content.update(f"{len(name)} {name} {size} {changed} ".encode(errors="surrogateescape"))
+        if place % step == 0:
+            content.update(sampled(folder / name).encode())
+    return content.hexdigest()
+
+
+def _regular(folder: Path) -> Iterable[tuple[str, int, int]]:
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = Path(path) / name
+            known = file.lstat()
+            if stat.S_ISREG(known.st_mode):
+                yield file.relative_to(folder).as_posix(), known.st_size, known.st_mtime_ns
+
+
+def _files(directory: Path) -> Iterable[Path]:
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [n for n in folders if n not in {*_PASSING, _ARRAYS} and n[0] != "."]
+        for name in names:
+            path = Path(folder) / name
+            if name not in _PASSING and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _output(path: Path) -> list[Any]:
+    digest = sampled(path) if _CHUNKED in path.name else whole(path)
+    return [path.stat().st_size, digest]

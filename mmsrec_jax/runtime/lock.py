@@ -1,0 +1,78 @@
+"""One run at a time in a folder.
+
+The lock is one of the operating system on the file `run.lock`, so that it ends with the process
+that holds it, however that ends. On NFS the server keeps it, for all machines. A bucket that is
+mounted as a folder has none between machines: see docs/reliability.md.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.files import named
+
+NAME = "run.lock"
+_HELD = (errno.EACCES, errno.EAGAIN)
+
+
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Inside, no other run begins in `folder`, an existing folder. Of several processes the main
+    one holds the lock for all.
+
+    Raises:
+      UserError: another run is under way there.
+    """
+    opened: list[int] = []
+    processes.from_main(lambda: opened.append(_lock(folder)))
+    try:
+        yield
+    finally:
+        for number in opened:
+            with contextlib.suppress(OSError):  # of a disk that went away
+                os.ftruncate(number, 0)
+            os.close(number)
+
+
+def _lock(folder: Path) -> int:
+    path = folder / NAME
+    with named(path):
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # Of the process and not of the open file: input workers do not inherit it.
+        fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            holder = _holder(number)
+            os.close(number)
+            raise UserError(
+                f"{folder}: another run is under way here ({holder}); wait for its end, stop it, "
+                "or give this one another --workdir"
+            ) from error
+        logging.warning(
+            "%s: this disk has no locks (%s); see to it that no other run uses the folder",
+            folder, first_line(error),
+        )  # fmt: skip
+    text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()})
+    os.ftruncate(number, 0)
+    os.pwrite(number, text.encode(), 0)
+    return number
+
+
+def _holder(number: int) -> str:
+    try:
+        told = json.loads(os.pread(number, 4096, 0))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
+        return f"process {int(told['process'])} on {str(told['host'])[:100]!r} since {since}"
+    except (ValueError, KeyError, TypeError, OverflowError, OSError):
+        return "it does not say which"
