@@ -2,6 +2,8 @@
 
 import errno
 
+from mmsrec_jax.runtime.printable import printable, shortened
+
 _REMEDIES = {
     errno.ENOSPC: "free some space, then the same command goes on",
     errno.EDQUOT: "free some space or raise the quota, then the same command goes on",
@@ -24,8 +26,12 @@ _REMEDIES = {
 class UserError(Exception):
     """Bad input: one line that names the file or field, the row where there is one, and the remedy.
 
-    Entry points in `launch/` print it without a traceback and exit with status 2.
+    Entry points in `launch/` print it without a traceback and exit with status 2. What the message
+    quotes of a file is escaped and shortened here.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shortened(printable(message)))
 
 
 def of_os_error(error: OSError) -> UserError:

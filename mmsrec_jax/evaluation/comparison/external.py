@@ -119,8 +119,9 @@ def _read_csv(path: Path) -> pa.Table:
     by_line = pa_csv.ReadOptions(block_size=reading.LONGEST_LINE)
     try:
         with pa.OSFile(str(path)) as file:  # a name that ends with .gz.csv is no archive
-            return pa_csv.read_csv(file, read_options=by_line, convert_options=as_text)
-    except (pa.ArrowException, OSError) as error:
+            table = pa_csv.read_csv(file, read_options=by_line, convert_options=as_text)
+        return table.rename_columns(table.column_names)  # names that are no UTF-8 raise here
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot be read ({reading.problem(error)}); write it again"
         ) from error
