@@ -135,7 +135,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         raise UserError(f"{index}: weight_map is {reading.shown(found)}; an object is expected")
     for name, file in found.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise UserError(
                 f"{index}: {reading.shown(name)} lies in {reading.shown(file)}; the name of a file "
                 "beside the index is expected"

@@ -63,6 +63,7 @@ def load(directory: str | Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
+        _use(tokenizer)
     except BaseException as error:  # a panic of the tokenizers library is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -78,6 +79,20 @@ def load(directory: str | Path) -> "PreTrainedTokenizerBase":
     if tokenizer.chat_template is None and template.exists():
         tokenizer.chat_template = read_json(template).get("chat_template")
     return tokenizer
+
+
+def _use(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Does what will be done with it: fields of its files that are wrong show only then."""
+    ids = tokenizer.encode("a yes") + tokenizer.encode("a yes", add_special_tokens=False)
+    tokenizer.decode(ids)
+    tokenizer.convert_ids_to_tokens(ids)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id", "unk_token_id"):
+        if not isinstance(getattr(tokenizer, name), int | None):
+            raise ValueError(f"{name} is {reading.shown(getattr(tokenizer, name))}")
+    if not all(type(i) is int for i in [*tokenizer.get_vocab().values(), *ids]):
+        raise ValueError("an id is no whole number")
+    if not isinstance(tokenizer.special_tokens_map, dict):
+        raise ValueError("its special tokens are no map")
 
 
 def _check_files(directory: Path) -> None:

@@ -46,20 +46,21 @@ class ChatTemplate:
         self._template = _template(tokenizer)
         special = tokenizer.special_tokens_map.items()
         self._variables = {name: _plain(value) for name, value in special}
-        rendered: dict[bool, list[str | UserError]] = {}
-        for self._in_parts in (False, True):
-            asked = [_PAIR, [*_PAIR, *_PAIR], [{"role": "system", "content": _SYSTEM}, *_PAIR]]
-            rendered[self._in_parts] = self._try(asked)
-            if _shows_both(rendered[self._in_parts][0]):
-                break
-        else:
-            failed = [found for found, *_ in rendered.values() if isinstance(found, UserError)]
-            if len(failed) == len(rendered):
+        asked = [_PAIR, [*_PAIR, *_PAIR], [{"role": "system", "content": _SYSTEM}, *_PAIR]]
+        rendered = self._try(
+            [_in_form(each, in_parts) for in_parts in (False, True) for each in asked]
+        )
+        forms = [rendered[: len(asked)], rendered[len(asked) :]]
+        shown = [_shows_both(pair) for pair, *_ in forms]
+        if not any(shown):
+            failed = [pair for pair, *_ in forms if isinstance(pair, UserError)]
+            if len(failed) == len(forms):
                 raise failed[0]
             raise UserError(
                 "the chat template must show the question and the answer once each, in this order"
             )
-        pair, *longer = rendered[self._in_parts]
+        self._in_parts = not shown[0]
+        pair, *longer = forms[self._in_parts]
         assert isinstance(pair, str), "it shows both"
         self.head, rest = pair.split(QUESTION)
         self.middle, self.tail = rest.split(ANSWER)
@@ -70,26 +71,29 @@ class ChatTemplate:
 
         Raises UserError, with the number of the conversation, where it fails or takes too much.
         """
+        asked = [_in_form(conversation, self._in_parts) for conversation in conversations]
         found = []
-        for row, text in enumerate(self._try(conversations)):
+        for row, text in enumerate(self._try(asked)):
             if isinstance(text, UserError):
                 raise UserError(f"row {row}: {text}") from None
             found.append(text)
         return found
 
-    def _try(self, conversations: Sequence[Conversation]) -> list[str | UserError]:
-        asked = [
-            [self._message(message) for message in conversation] for conversation in conversations
-        ]
-        return list(
-            _rendered(self._template, json.dumps(self._variables), json.dumps(asked), len(asked))
-        )
+    def _try(self, asked: Sequence[Conversation]) -> list[str | UserError]:
+        variables = json.dumps(self._variables)
+        return list(_rendered(self._template, variables, json.dumps(asked), len(asked)))
 
-    def _message(self, message: Message) -> Message:
-        content = message["content"]
-        if self._in_parts and isinstance(content, str):
-            return {**message, "content": [{"type": "text", "text": content}]}
-        return message
+
+def _in_form(conversation: Conversation, in_parts: bool) -> Conversation:
+    """With content that is text as a list of parts, if so asked."""
+    if not in_parts:
+        return [dict(message) for message in conversation]
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else dict(message)
+        for message in conversation
+    ]
 
 
 def _template(tokenizer: Any) -> str:

@@ -1,5 +1,6 @@
 """Small damages to valid files, drawn with a seed: of bytes, of JSON values, of chat templates."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -74,7 +75,7 @@ def _damage(value: Any, rng: random.Random) -> None:
         if kind == 0:
             del value[key]
         elif kind == 1 and isinstance(value, dict):
-            value[rng.choice(list(value))] = below
+            value[rng.choice(list(value))] = copy.deepcopy(below)
         else:
             value[key] = rng.choice(_VALUES)
         return
