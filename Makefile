@@ -2,7 +2,8 @@
 # make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make processes  the tests that run all steps in 2 and 4 real processes
-# make robustness  hostile cases: damaged files, nonsense settings, whole command lines too
+# make robustness  hostile cases: damaged files, nonsense settings, whole command lines too;
+#                  FUZZ_SECONDS=600 damages the files of each reader for ten minutes
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
@@ -13,6 +14,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
 FLAGS ?=
+FUZZ_SECONDS ?= 10
 TESTS ?= not parity and not processes and not robustness
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +37,7 @@ processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
 
 robustness: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/robustness $(IN_TWO)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/robustness $(IN_TWO)
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)
