@@ -1,9 +1,9 @@
 """From settings to a prepared data set: read or generate, filter, split, store, report."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -12,6 +12,7 @@ from mmsrec_jax.data import atomic, filters, splits, store, toyshop
 from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
+from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
@@ -141,7 +142,12 @@ def fingerprint(directory: Path) -> str:
 
 def coverage(directory: Path) -> dict[str, int]:
     """How many items have what (`report.Report.coverage`), as `build` found it."""
-    return json.loads((directory / _REPORT).read_text(encoding="utf-8"))["coverage"]
+    path = directory / _REPORT
+    remedy = f"delete {directory} and run launch/train.py, which makes it"
+    found = disk.read_json(path, remedy).get("coverage")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (no coverage); {remedy}")
+    return found
 
 
 def open_world(directory: Path) -> toyshop.World | None:
@@ -161,13 +167,15 @@ def split(settings: DataSettings, histories: Histories) -> Split:
     )
 
 
-def source_files(settings: DataSettings) -> dict[str, list[int]]:
-    """Size and time of change of the raw files: the data is built again when one changes."""
+def source_files(settings: DataSettings) -> dict[str, Any]:
+    """Digests of the raw files and of the folder of images (`runtime.digests`): the data is built
+    again when one changes."""
     if settings.source != "atomic":
         return {}
     root = Path(settings.root or ".")
-    paths = [path for pattern in ("*.inter*", "*.item*") for path in sorted(root.glob(pattern))]
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    paths = [path for pattern in ("*.inter*", "*.item*") for path in root.glob(pattern)]
+    found: dict[str, Any] = digests.of_inputs(filter(Path.is_file, paths), root)
+    return found | {"images": digests.of_folder(Path(settings.images_root or root / "images"))}
 
 
 def _read_atomic(settings: DataSettings) -> tuple[atomic.AtomicItems, Histories, Report]:

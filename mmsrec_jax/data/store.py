@@ -31,11 +31,16 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from mmsrec_jax.data import images
 from mmsrec_jax.data.records import Catalog, Histories, Item
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _VERIFY_CHUNK = 256
+_MANIFEST_FIELDS = {
+    "fingerprint": str, "items": int, "images": int, "users": int, "interactions": int,
+    "ratings": bool, "clock": bool, "files": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ class _StoredItems:
         if pid != os.getpid():
             source = _data_source(self._directory, "items")
             self._opened = (os.getpid(), source)
-        example = source[int(i)]
+        with disk.readable(self._directory / "items", "copy the store again or build it again"):
+            example = source[int(i)]
         return Item(
             id=example["id"].decode(),
             text=_from_pairs(example["text"]),
@@ -154,16 +160,10 @@ def write(
     directory = Path(directory).resolve()
     if directory.exists() and any(directory.iterdir()) and not (directory / _MANIFEST).exists():
         raise UserError(f"{directory}: not empty and not a store; choose another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        written = _write_into(partial, items, histories, image_name)
-        _replace(partial, directory)
-    finally:
+    for partial in disk.left_behind(directory):  # of writers that were killed
         shutil.rmtree(partial, ignore_errors=True)
-    return written
+    with disk.arriving(directory, replaces=True) as partial:
+        return _write_into(partial, items, histories, image_name)
 
 
 def open(directory: str | Path) -> tuple[Catalog, Histories]:
@@ -174,13 +174,22 @@ def open(directory: str | Path) -> tuple[Catalog, Histories]:
     """
     directory = Path(directory).resolve()
     manifest = _checked_manifest(directory)
-    index = pq.read_table(directory / "index.parquet")
+    remedy = "copy the store again or build it again"
+    path = directory / "index.parquet"
+    index = disk.read_parquet(path, ("id", "has_image"), remedy)
+    if len(index) != manifest["items"]:
+        raise UserError(f"{path}: {len(index)} items and not {manifest['items']}; {remedy}")
     catalog = Catalog(
         _StoredItems(directory),
         index["id"].to_numpy(zero_copy_only=False),
         index["has_image"].to_numpy(zero_copy_only=False),
     )
-    return catalog, _read_histories(directory, manifest)
+    with disk.readable(directory / "histories", remedy):
+        histories = _read_histories(directory, manifest)
+        if len(histories.items) != manifest["interactions"]:
+            raise ValueError(f"not {manifest['interactions']} interactions")
+        _check(index["id"].to_pylist(), histories)
+    return catalog, histories
 
 
 def fingerprint(directory: str | Path) -> str:
@@ -304,34 +313,23 @@ def _prepare(builder: type[_Builder], directory: Path, examples: Iterable[dict])
         ).download_and_prepare(download_config=local)
 
 
-def _partial(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".partial")
-
-
-def _replace(new: Path, directory: Path) -> None:
-    old = new.with_name(new.name + "-old")
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _checked_manifest(directory: Path) -> dict:
     remedy = "build it again"
     if not directory.is_dir():
-        if _partial(directory).exists():
+        if disk.left_behind(directory):
             raise UserError(f"{directory}: writing it was interrupted; {remedy}")
         raise UserError(f"{directory}: no prepared data set here; {remedy} or correct the path")
-    try:
-        manifest = json.loads((directory / _MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{directory}: no {_MANIFEST}, not a complete store; {remedy}") from None
-    except ValueError:
-        raise UserError(f"{directory / _MANIFEST}: damaged; {remedy}") from None
-    if manifest["format"] != FORMAT:
+    path = directory / _MANIFEST
+    if not path.exists():
+        raise UserError(f"{directory}: no {_MANIFEST}, not a complete store; {remedy}")
+    manifest = disk.read_json(path, remedy)
+    if (found_format := manifest.get("format")) != FORMAT:
         raise UserError(
-            f"{directory}: store format {manifest['format']}, this version reads {FORMAT}; {remedy}"
+            f"{directory}: store format {found_format!r}, this version reads {FORMAT}; {remedy}"
         )
+    for name, kind in _MANIFEST_FIELDS.items():
+        if type(manifest.get(name)) is not kind:
+            raise UserError(f"{path}: damaged ({name} is no {kind.__name__}); {remedy}")
     for name, size in manifest["files"].items():
         path = directory / name
         found = path.stat().st_size if path.exists() else None

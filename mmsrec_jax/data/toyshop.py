@@ -30,6 +30,7 @@ import numpy as np
 from mmsrec_jax.data import toyshop_items
 from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.toyshop_items import PLACES, PRODUCTS, TONES, VALUES
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, seed_setting, setting
 
@@ -105,7 +106,9 @@ class World:
 
     @classmethod
     def load(cls, path: str | Path) -> "World":
-        with np.load(path) as f:
+        """Raises UserError when the file is damaged."""
+        remedy = f"delete {Path(path).parent} and run launch/train.py, which makes it"
+        with disk.readable(Path(path), remedy), np.load(path) as f:
             stored: dict[str, Any] = {k: f[k] if f[k].ndim else float(f[k]) for k in _STORED}
             return cls(
                 attributes={k[10:]: f[k] for k in f.files if k.startswith("attribute_")},

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 
@@ -73,15 +73,18 @@ class Candidates:
             raise UserError(
                 f"{path}: no such candidates file; run the evaluation that draws it first"
             )
-        table = pq.read_table(path)
+        remedy = "delete the file, it is then drawn again"
+        table = disk.read_parquet(path, ("user", "position", "candidates", "positive"), remedy)
         metadata = table.schema.metadata or {}
-        lists = table["candidates"].combine_chunks()
-        found = cls(
-            np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1).astype(np.int32),
-            lists.flatten().to_numpy().reshape(len(table), -1).astype(np.int32),
-            table["positive"].to_numpy().astype(np.int32),
-            int(metadata.get(b"seed", b"0")),
-        )
+        with disk.readable(path, remedy):
+            rows = np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1)
+            lists = table["candidates"].combine_chunks().flatten().to_numpy()
+            found = cls(
+                rows.astype(np.int32),
+                lists.reshape(len(table), -1).astype(np.int32),
+                table["positive"].to_numpy().astype(np.int32),
+                int(metadata.get(b"seed", b"0")),
+            )
         if found.digest.encode() != metadata.get(b"digest"):
             raise UserError(f"{path}: candidates differ from their stored digest; delete the file")
         return found

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmsrec_jax.data import sequences
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
-from mmsrec_jax.runtime import arrays
+from mmsrec_jax.runtime import arrays, disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 from mmsrec_jax.runtime.progress import Progress
@@ -303,15 +302,18 @@ def read_ranks(path: str | Path) -> tuple[Ranks, dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such ranks file; run the evaluation first")
-    table = pq.read_table(path)
     names = ("user", "target", "rank", "candidates", "n_ties")
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]} is missing; it is not a ranks file")
-    top = np.zeros((len(table), 0), np.int32)
-    if "top" in table.column_names:
-        width = table.schema.field("top").type.list_size
-        top = table["top"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    users, targets, ranks, candidates, ties = (table[name].to_numpy() for name in names)
+    remedy = f"if it is a ranks file, delete {path.parent} and run launch/train.py again"
+    table = disk.read_parquet(path, names, remedy)
+    with disk.readable(path, remedy):
+        columns = [table[name].to_numpy() for name in names]
+        for name, column in zip(names, columns, strict=True):
+            if column.dtype.kind not in "iu":
+                raise ValueError(f"column {name} has other than whole numbers")
+        top = np.zeros((len(table), 0), np.int32)
+        if "top" in table.column_names:
+            width = table.schema.field("top").type.list_size
+            top = table["top"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    users, targets, ranks, candidates, ties = columns
     return Ranks(users, targets, ranks, candidates, ties, top), metadata

@@ -7,6 +7,7 @@ Nothing in it depends on a metric or a cut-off up to the length of the stored li
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.errors import UserError
+
+_PROTOCOL = re.compile(r"full|sampled@[0-9]{1,9}")
+_SYSTEM = re.compile(r"[\w./@+()=:, -]{1,100}")
+_SEED = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,13 @@ def read(path: Path) -> Result:
             f"{path.parent} and run launch/train.py with this --workdir again"
         )
     setting = Setting(**{name: stored[name] for name in fields})
+    # Names of files and of rows of the table are made of them.
+    if not _PROTOCOL.fullmatch(setting.protocol):
+        raise UserError(f"{path}: {setting.protocol[:80]!r} is no protocol; delete the file")
+    if not _SYSTEM.fullmatch(stored["system"]):
+        raise UserError(f"{path}: {stored['system'][:80]!r} is no system; delete the file")
+    if not _SEED.fullmatch(stored["seed"]):
+        raise UserError(f"{path}: {stored['seed'][:80]!r} is no seed; delete the file")
     return Result(path, stored["system"], int(stored["seed"]), stored["config"], setting, ranks)
 
 
@@ -112,6 +124,11 @@ def read_all(directory: Path) -> list[Result]:
     if not paths:
         raise UserError(f"{directory}: no ranks-*.parquet here; run the step evaluation first")
     return [read(path) for path in paths]
+
+
+def is_name(text: str) -> bool:
+    """Whether a file and a row of a table can be called so."""
+    return bool(_SYSTEM.fullmatch(text)) and "/" not in text
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

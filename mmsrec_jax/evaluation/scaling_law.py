@@ -20,6 +20,7 @@ from scipy import stats
 from scipy.optimize import least_squares
 
 from mmsrec_jax.evaluation.report import aligned
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.workdir import finished
@@ -75,7 +76,7 @@ def read(runs: Sequence[Path]) -> list[Point]:
     for run in runs:
         finished(run, "validation", same=("sft", "data"))
         held = {name: finished(run, name) for name in ("data", "sft", "validation")}
-        held["sft"] = {k: v for k, v in held["sft"].items() if k != "model"}
+        held["sft"] = {k: v for k, v in held["sft"].items() if k not in ("model", "model_files")}
         del held["sft"]["sft"]["learning_rate"]  # follows the width
         if first is None:
             first = held
@@ -85,7 +86,11 @@ def read(runs: Sequence[Path]) -> list[Point]:
                     f"{run}: the config of step {step} is not that of {runs[0]}; a study changes "
                     "the model alone"
                 )
-        points.append(Point(run.name, **json.loads((run / "validation" / POINT).read_text())))
+        path = run / "validation" / POINT
+        remedy = f"delete {path.parent} and run launch/train.py, which makes it"
+        raw = disk.read_json(path, remedy)
+        with disk.readable(path, remedy):
+            points.append(Point(run.name, **raw))
     return sorted(points, key=lambda point: point.flops)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from mmsrec_jax.hf.tensors import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -354,17 +356,12 @@ def _write_shard(path: Path, tensors: Sequence[_Tensor], dtype: str) -> None:
 @contextlib.contextmanager
 def _arriving(directory: Path) -> Iterator[Path]:
     """A new folder beside `directory` that takes its name when all is written."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise UserError(f"{directory} is a file; name a new folder")
+    if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is there and not empty; name a new folder or delete it")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with disk.arriving(directory) as partial:
         yield partial
-        partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def _with_dtype(raw: dict, dtype: str) -> dict:

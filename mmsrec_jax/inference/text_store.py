@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.runtime import processes
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime import disk, processes
+from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.files import write_text
 
 Key = int | str | tuple[int | str, ...]
@@ -47,7 +47,9 @@ class TextStore:
         self._lines = 0
         processes.from_main(lambda: _cut_half_a_line(path))
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+            with disk.readable(path, "delete the file, its texts are then written again"):
+                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            for number, line in enumerate(lines, 1):
                 self._put(self._parsed(line, number))
 
     def __len__(self) -> int:
@@ -105,15 +107,20 @@ class TextStore:
     def _parsed(self, line: str, number: int) -> Row:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.path}, line {number}: no JSON ({error.msg}); delete the line, "
+                f"{self.path}, line {number}: no JSON ({first_line(error)}); delete the line, "
                 "its text is then written again"
             ) from error
-        if missing := [name for name in self._names if name not in row]:
+        if not isinstance(row, dict):
             raise UserError(
-                f"{self.path}, line {number}: has no field {missing[0]!r}; delete the line, "
-                "its text is then written again"
+                f"{self.path}, line {number}: no JSON object; delete the line, its text is then "
+                "written again"
+            )
+        if missing := [n for n in self._names if not isinstance(row.get(n), int | str)]:
+            raise UserError(
+                f"{self.path}, line {number}: has no field {missing[0]!r} with an id; delete the "
+                "line, its text is then written again"
             )
         return row
 

@@ -6,6 +6,8 @@ The base model is a pretrained one (`config.model.path`) or one from scratch (st
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mmsrec_jax.models import lora
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl.settings import GRPOSettings
-from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime import digests, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import weights
@@ -36,6 +38,7 @@ SECTIONS = {
 """Step that trains -> the section of the settings that says how."""
 
 _WEIGHTS = "weights"
+_FILES = "model_files"  # in the record of a step
 
 
 class BaseModel:
@@ -72,7 +75,12 @@ class BaseModel:
 
         The record of a step that trains holds its section beside this, under the section's name.
         """
-        return {"model": as_dict(self._config.model)}
+        record = {"model": as_dict(self._config.model)}
+        return record | ({_FILES: self._files} if self.is_pretrained else {})
+
+    @functools.cached_property
+    def _files(self) -> dict[str, Any]:
+        return model_files(self.path)
 
     def settings(self, step: str) -> FineTuneSettings | CachedSettings | GRPOSettings:
         """How `step` trains: its section. The warm-up of a model from scratch trains every weight,
@@ -169,6 +177,26 @@ class BaseModel:
         if "lora" in trainables.parts(self._trainable(step)):
             c = self.settings(step)
             lora.add(model, c.lora_rank, c.lora_alpha, rngs=nnx.Rngs(c.seed))
+
+
+def model_files(path: Path) -> dict[str, list[Any]]:
+    """Digests of the files of a Hugging Face directory (`digests.of_input`): other weights or
+    another tokenizer under the same path make another model."""
+    kinds = (".json", ".safetensors", ".model", ".txt", ".jinja")
+    return digests.of_inputs((p for p in path.glob("*") if p.suffix in kinds and p.is_file()), path)
+
+
+def check_unchanged(record: Mapping[str, Any], step: str, path: Path) -> None:
+    """Raises UserError when a pretrained base model is no longer the one that a step had, by the
+    step's record."""
+    had, has = record.get(_FILES), model_files(path)
+    if had is None or had == has:
+        return
+    name = min(name for name in had.keys() | has.keys() if had.get(name) != has.get(name))
+    raise UserError(
+        f"{path / name}: not what step {step} was made with; put it back, or run launch/train.py "
+        "with this --workdir again"
+    )
 
 
 def trained_by(workdir: Path, step: str) -> Path:

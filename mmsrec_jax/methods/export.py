@@ -10,7 +10,14 @@ from absl import logging
 from mmsrec_jax.hf import exporting
 from mmsrec_jax.hf.exporting import Adapters, Parameters
 from mmsrec_jax.hf.mapping import ParamSpec
-from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP, base_path, trained_by
+from mmsrec_jax.methods.base_model import (
+    MODEL,
+    SECTIONS,
+    WARMUP,
+    base_path,
+    check_unchanged,
+    trained_by,
+)
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
@@ -49,6 +56,7 @@ def export(
             f"{base}: the base model of {workdir} is not there; go to the folder where the run "
             "was started, or put the model back"
         )
+    check_unchanged(config, step, base)
     max_pixels = config["model"]["max_pixels"]
     trained = _Trained(workdir, step, config)
     _check_flags(trained, merge, adapter_only)

@@ -18,7 +18,7 @@ from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import digests, processes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.base import CATEGORIES
@@ -31,10 +31,10 @@ def check(config: Settings) -> None:
         item_features.check(_paths(config, model), can_make=can_make)
 
 
-def given(config: Settings, model: str) -> dict[str, list[int]]:
-    """Size and time of change of the files that the settings give, for the record of a step."""
-    files = {name: Path(path).stat() for name, path in _paths(config, model).items() if path}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()}
+def given(config: Settings, model: str) -> dict[str, list[Any]]:
+    """Digests of the files that the settings give, for the record of a step."""
+    paths = {name: Path(path) for name, path in _paths(config, model).items() if path}
+    return {name: digests.of_input(path) for name, path in paths.items()}
 
 
 def to_make(config: Settings, *models: str) -> list[str]:

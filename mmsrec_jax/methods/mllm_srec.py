@@ -46,6 +46,7 @@ from mmsrec_jax.methods.item_texts import TEXTS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.methods.user_texts import UserTexts
+from mmsrec_jax.runtime import digests
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 
@@ -324,9 +325,6 @@ class ChainItems(CachedItems):
         super().add_rows(board, name)
 
 
-def _file_record(path: str) -> list[int]:
-    """Size and time of change of a file of chains, for the record of a step."""
-    if not path:
-        return []
-    stat = Path(path).stat()
-    return [stat.st_size, stat.st_mtime_ns]
+def _file_record(path: str) -> list[Any]:
+    """Digest of a file of chains, for the record of a step."""
+    return digests.of_input(Path(path)) if path else []

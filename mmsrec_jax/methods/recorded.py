@@ -9,6 +9,7 @@ from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.inference.settings import SummariesSettings
+from mmsrec_jax.methods.base_model import check_unchanged
 from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM
 from mmsrec_jax.methods.settings import Settings, UseSettings
 from mmsrec_jax.prompts.settings import PromptSettings
@@ -63,6 +64,8 @@ def settings(folder: Path) -> Settings:
         prompts=_read(PromptSettings, tuned, "prompts"),
         evaluation=_read(EvaluationSettings, evaluated, "evaluation"),
     )
+    if found.model.path:
+        check_unchanged(tuned, step, Path(found.model.path))
     if form == "joint":
         found = dataclasses.replace(found, sft=_read(SFTSettings, tuned, "sft"))
     else:
@@ -70,6 +73,7 @@ def settings(folder: Path) -> Settings:
     if "warmup" in workdir.inputs(folder, step):
         record = workdir.finished(folder, "warmup")
         found = dataclasses.replace(found, warmup=_read(WarmupSettings, record, "warmup"))
+    workdir.finished(folder, evaluated["sequential_model"])
     if found.use.retrieval:
         record = workdir.finished(folder, "retrieval")
         found = dataclasses.replace(found, retrieval=_read(RetrievalSettings, record, "retrieval"))

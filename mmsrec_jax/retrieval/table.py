@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmsrec_jax.retrieval.similar import Neighbors
+from mmsrec_jax.runtime.disk import read_parquet, readable
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_parquet
 
@@ -33,17 +33,17 @@ def read_items(path: Path, rows: np.ndarray) -> np.ndarray:
     Raises:
       UserError: the file is missing or does not hold a query.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no neighbors here; run the step retrieval first")
-    table = pq.read_table(path, columns=["user", "position", "items"])
-    stored = _keys(np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1))
-    items = table["items"].combine_chunks()
-    items = items.flatten().to_numpy().reshape(len(items), -1)
+    remedy = f"delete {path.parent} and run launch/train.py, which makes it"
+    table = read_parquet(path, ("user", "position", "items"), remedy)
+    with readable(path, remedy):
+        stored = _keys(np.stack([table["user"].to_numpy(), table["position"].to_numpy()], 1))
+        items = table["items"].combine_chunks()
+        items = items.flatten().to_numpy().reshape(len(items), -1)
     order = np.argsort(stored, kind="stable")
     wanted = _keys(rows)
     at = np.searchsorted(stored[order], wanted).clip(max=max(len(stored) - 1, 0))
     if len(wanted) and (not len(stored) or (stored[order][at] != wanted).any()):
-        raise UserError(f"{path}: not of these targets; run the step retrieval again")
+        raise UserError(f"{path}: not of these targets; {remedy}")
     return items[order[at]].astype(np.int32)
 
 

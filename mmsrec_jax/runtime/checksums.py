@@ -8,7 +8,6 @@ whatever happens between: on the disk, on the way, and in the putting together o
 
 import functools
 import math
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -20,24 +19,13 @@ _THREADS = 8
 _PLACE, _FIRST, _SECOND = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
 
 
-def of_arrays(
-    tree: Mapping[str, jax.Array | np.ndarray], *, by_row: frozenset[str] = frozenset()
-) -> dict[str, list[int]]:
-    """The checksum of each array by name; in `by_row` are those that get one for each index of
-    their first axis.
+def of_array(array: jax.Array | np.ndarray, *, by_row: bool = False) -> list[int]:
+    """The checksum of an array, or one for each index of its first axis.
 
-    Arrays that lie on the host, or on its CPU alone, are read there, others where they are. All
+    What lies on the host, or on its CPU alone, is read there, other arrays where they are. All
     processes have to call it.
     """
-    return {
-        name: [int(value) for value in np.asarray(_sums(array, name in by_row)).ravel()]
-        for name, array in tree.items()
-    }
-
-
-def differing(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> str:
-    """The first name in `found` whose checksum is not the `wanted` one; "" when there is none."""
-    return next((name for name in found if found[name] != wanted.get(name)), "")
+    return [int(value) for value in np.asarray(_sums(array, by_row)).ravel()]
 
 
 def _sums(array: jax.Array | np.ndarray, by_row: bool) -> jax.Array | np.ndarray:

@@ -17,6 +17,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 _WHOLE_BYTES = 16 * 2**20  # a file up to this size is read whole
 _BLOCK, _BLOCKS = 64 * 2**10, 64
+_LOOKED_INTO = 256  # of the files of a folder
 _THREADS = 8
 
 # Not a step's output but its diary, and what it needs no more once it is finished.
@@ -77,46 +78,44 @@ def difference(directory: Path, recorded: Mapping[str, list[Any]]) -> str:
     return ""
 
 
-def read_by_a_step(paths: Iterable[Path], root: Path) -> dict[str, list[Any]]:
-    """What a step records of files that it reads and that are not the run's: by path below `root`,
-    of a small file the size and the digest of all bytes; of a large one its time of change too, and
-    the digest of a sample.
+def of_inputs(paths: Iterable[Path], root: Path) -> dict[str, list[Any]]:
+    """`of_input` of each file, by its path below `root`."""
+    return {path.relative_to(root).as_posix(): of_input(path) for path in sorted(paths)}
+
+
+def of_input(path: Path) -> list[Any]:
+    """What a step records of a file that it reads and that is not the run's: of a small one the
+    size and the digest of all bytes; of a large one its time of change too, and that of a sample.
 
     Raises:
-      UserError: a path is no regular file.
+      UserError: it is no regular file.
     """
-    found = {}
-    for path in sorted(paths):
-        known = path.stat()
-        if not stat.S_ISREG(known.st_mode):
-            raise UserError(f"{path}: a file is wanted; this is a folder, a pipe or a device")
-        sizes = (
-            [known.st_size, known.st_mtime_ns] if known.st_size > _WHOLE_BYTES else [known.st_size]
-        )
-        found[path.relative_to(root).as_posix()] = [*sizes, sampled(path)]
-    return found
+    known = path.stat()
+    if not stat.S_ISREG(known.st_mode):
+        raise UserError(f"{path}: a file is wanted; this is a folder, a pipe or a device")
+    changed = [known.st_mtime_ns] if known.st_size > _WHOLE_BYTES else []
+    return [known.st_size, *changed, sampled(path)]
 
 
-def listing(folder: Path) -> str:
-    """Of a folder of many files: names, sizes and times of change of all regular files below it,
-    and the content of a few hundred of them, spread evenly."""
-    entries = sorted(_regular(folder))
+def of_folder(folder: Path) -> str:
+    """The same of a folder of many files: names, sizes and times of change of all regular files in
+    it, and the content of a few hundred of them, spread evenly. Of no folder too."""
+    found = []
+    if folder.is_dir():
+        for name in sorted(os.listdir(folder)):
+            try:
+                known = (folder / name).stat()
+            except OSError:  # a link to nothing
+                continue
+            if stat.S_ISREG(known.st_mode):
+                found.append((name, known.st_size, known.st_mtime_ns))
     content = hashlib.sha256()
-    step = max(1, len(entries) // 256)
-    for place, (name, size, changed) in enumerate(entries):
+    step = -(-len(found) // _LOOKED_INTO)
+    for place, (name, size, changed) in enumerate(found):
         content.update(f"{len(name)} {name} {size} {changed} ".encode(errors="surrogateescape"))
         if place % step == 0:
             content.update(sampled(folder / name).encode())
     return content.hexdigest()
-
-
-def _regular(folder: Path) -> Iterable[tuple[str, int, int]]:
-    for path, _, names in os.walk(folder):
-        for name in names:
-            file = Path(path) / name
-            known = file.lstat()
-            if stat.S_ISREG(known.st_mode):
-                yield file.relative_to(folder).as_posix(), known.st_size, known.st_mtime_ns
 
 
 def _files(directory: Path) -> Iterable[Path]:

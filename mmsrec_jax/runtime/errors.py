@@ -1,8 +1,11 @@
 """The one error class for what a user can put right."""
 
 import errno
+import re
 
 from mmsrec_jax.runtime.printable import printable, shortened
+
+_LONGEST = 300  # characters of a message that is passed on
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, then the same command goes on",
@@ -42,6 +45,18 @@ def of_os_error(error: OSError) -> UserError:
     return UserError(f"{path}{': ' if path else ''}{reason}{'; ' if remedy else ''}{remedy}")
 
 
+def root(error: BaseException) -> BaseException:
+    """The error that others came of."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return error
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind when it says nothing."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what a library's error says, or its kind when it says nothing: printable,
+    of a length that is read, without the arguments that tensorstore repeats."""
+    lines = str(error).partition(" [tensorstore_spec")[0].splitlines()
+    line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
+    line = re.sub(r"\\([\"'])", r"\1", line)  # of a text quoted in a text
+    line = "".join(c if c.isprintable() else " " for c in line)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."

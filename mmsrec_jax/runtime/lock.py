@@ -18,8 +18,8 @@ from pathlib import Path
 from absl import logging
 
 from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.disk import named
 from mmsrec_jax.runtime.errors import UserError, first_line
-from mmsrec_jax.runtime.files import named
 
 NAME = "run.lock"
 _HELD = (errno.EACCES, errno.EAGAIN)

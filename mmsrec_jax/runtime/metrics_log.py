@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tensorboardX
 
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import disk, files, processes
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -29,12 +29,13 @@ class MetricsLog:
     def _open(self, resume_step: int) -> None:
         directory = self.path.parent
         directory.mkdir(parents=True, exist_ok=True)
-        kept = [
-            line for line in _complete_lines(self.path) if json.loads(line)["step"] <= resume_step
-        ]
-        temporary = self.path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(self.path)
+        with disk.readable(self.path, "delete the file; its lines are then those from here on"):
+            kept = [
+                line
+                for line in _complete_lines(self.path)
+                if json.loads(line)["step"] <= resume_step
+            ]
+        files.write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"), purge_step=resume_step + 1

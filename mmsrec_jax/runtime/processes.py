@@ -13,9 +13,11 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed  # neither has a public name
 
+from mmsrec_jax.runtime import failures
 from mmsrec_jax.runtime.errors import UserError, of_os_error
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_MISSED_SECONDS = 60  # after which a process that says nothing is given up
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 
 _exchanges = 0
@@ -40,9 +42,13 @@ def initialize() -> None:
             raise UserError(
                 f"JAX_NUM_PROCESSES={total} and JAX_PROCESS_ID={index}: give numbers, ids from 0"
             )
-        jax.distributed.initialize(address, int(total), int(index))
+        jax.distributed.initialize(
+            address, int(total), int(index), heartbeat_timeout_seconds=_MISSED_SECONDS
+        )
     elif _cluster_size() > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=_MISSED_SECONDS)
+    if count() > 1:
+        failures.watch()
 
 
 def _cluster_size() -> int:

@@ -1,27 +1,33 @@
 """What every start checks and says: devices, mesh, precision, parameters."""
 
 import difflib
+import inspect
 import logging as standard_logging
 import math
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime.errors import UserError, of_os_error
+from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime.errors import UserError, first_line, of_os_error
 from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_LATE = "Event loop is closed"
+_ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
@@ -38,14 +44,22 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        _refuse(error)
+        _refuse(str(error))
     except OSError as error:
-        _refuse(of_os_error(error))
+        _refuse(str(of_os_error(error)))
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()  # a fault of ours; the others would wait for this process
+        failures.stop_all(first_line(error), 1)
 
 
-def _refuse(error: UserError) -> NoReturn:
+def _refuse(line: str) -> NoReturn:
     flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-    logging.error("%s", shortened(printable(str(error))))
+    line = shortened(printable(line))
+    logging.error("%s", line)
+    if processes.count() > 1:
+        failures.stop_all(line, 2)
     sys.exit(2)
 
 
@@ -141,10 +155,27 @@ def plain_log_lines() -> None:
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours_or_warns)
     logging.set_verbosity(logging.INFO)
+    _silence_leftovers()
+
+
+def _silence_leftovers() -> None:
+    """Where orbax cannot read it leaves tasks and coroutines, whose complaints would follow what we
+    say of the error over hundreds of lines."""
+    standard_logging.getLogger("asyncio").disabled = True
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    others = sys.unraisablehook
+
+    def on_unraisable(found: Any) -> None:
+        if not (inspect.iscoroutine(found.object) or str(found.exc_value) == _LATE):
+            others(found)
+
+    sys.unraisablehook = on_unraisable
 
 
 def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
+    if record.getMessage().startswith(_ORBAX_SAYS):
+        return False
     path = Path(record.pathname).resolve()
     program = Path(sys.argv[0]).resolve().parent
     return (

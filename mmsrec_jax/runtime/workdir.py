@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from mmsrec_jax.runtime import digests, files, interruption, processes
+from mmsrec_jax.runtime import digests, disk, files, interruption, processes
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import clock
@@ -214,7 +214,7 @@ def _begin(
 
 def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float) -> None:
     """Records that the step has finished, when all it wrote is on the disk itself."""
-    files.sync_tree(directory)
+    disk.sync_tree(directory)
     ended = {"finished": True, "seconds": seconds, "outputs": digests.outputs(directory)}
     files.write_json(directory / _RECORD, {**record, **ended})
     _verified[directory] = (record["fingerprint"], digests.stamps(directory))
@@ -262,7 +262,7 @@ def _read(directory: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     remedy = f"delete {directory} and run launch/train.py to run this step again"
-    record = files.read_json(path, remedy)
+    record = disk.read_json(path, remedy)
     wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool}
     if record.get("finished"):
         wanted |= {"seconds": float, "outputs": dict}

@@ -1,7 +1,6 @@
 """A trained model, ready to score: weights, configuration, and chunked scoring."""
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from mmsrec_jax.data.sequences import power_of_two, right_padded, seconds
-from mmsrec_jax.runtime import arrays, processes
+from mmsrec_jax.runtime import arrays, disk, files, processes
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
 from mmsrec_jax.sequential import registry
@@ -80,12 +79,9 @@ class SequentialRecommender:
         processes.barrier()
 
     def _save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f".weights.{os.getpid()}"
-        save_file({**_arrays(self.params), **_arrays(self.features)}, partial)
-        os.replace(partial, directory / "weights.safetensors")
-        partial.write_text(json.dumps(registry.to_json(self.config), indent=1))
-        os.replace(partial, directory / "config.json")
+        arrays = {**_arrays(self.params), **_arrays(self.features)}
+        files.write(directory / "weights.safetensors", lambda partial: save_file(arrays, partial))
+        files.write_json(directory / "config.json", registry.to_json(self.config))
 
     @classmethod
     def load(
@@ -93,12 +89,18 @@ class SequentialRecommender:
     ) -> "SequentialRecommender":
         """Reads what `save` wrote. Raises UserError when it is not there."""
         directory = Path(directory)
-        if not (directory / "config.json").is_file():
+        about, weights = directory / "config.json", directory / "weights.safetensors"
+        if not about.is_file():
             raise UserError(f"{directory}: no saved model here; train it first")
-        config = registry.from_json(json.loads((directory / "config.json").read_text()))
-        stored = load_file(directory / "weights.safetensors")
-        _, params, features = _abstract(config)
-        return cls(config, _filled(params, stored), _filled(features, stored), mesh=mesh)
+        remedy = f"delete {directory.parent} and run launch/train.py, which trains it"
+        raw = disk.read_json(about, remedy)
+        with disk.readable(about, remedy):
+            config = registry.from_json(raw)
+            _, params, features = _abstract(config)
+        with disk.readable(weights, remedy):
+            stored = load_file(weights)
+            filled = _filled(params, stored), _filled(features, stored)
+        return cls(config, *filled, mesh=mesh)
 
     @functools.cached_property
     def _output(self) -> tuple[jax.Array, jax.Array]:
@@ -168,10 +170,15 @@ def _arrays(state: nnx.State) -> dict[str, np.ndarray]:
 
 
 def _filled(state: nnx.State, stored: Mapping[str, np.ndarray]) -> nnx.State:
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state(
-        [(path, leaf.replace(jnp.asarray(stored[_name(path)]))) for path, leaf in flat]
-    )
+    """`state` with the arrays of its names. Raises ValueError for one that is not there, or of
+    another shape or type."""
+    filled = []
+    for path, leaf in nnx.to_flat_state(state):
+        array = stored.get(_name(path))
+        if array is None or (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(f"{_name(path)} is missing or of another shape")
+        filled.append((path, leaf.replace(jnp.asarray(array))))
+    return nnx.from_flat_state(filled)
 
 
 def _name(path: tuple) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.runtime import checksums, processes
-from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.errors import UserError, first_line, root
 
 _SEAL_BYTES = hashlib.sha256().digest_size
 
@@ -36,7 +36,7 @@ def writing(directory: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # of orbax or tensorstore, whatever the disk's refusal leads to
         raise UserError(
-            f"{directory}: {what} cannot be written ({first_line(error)[:300]}); look at the disk, "
+            f"{directory}: {what} cannot be written ({first_line(root(error))}); look at the disk, "
             "then the same command goes on from what was written before"
         ) from error
 
@@ -78,7 +78,9 @@ class Checkpoints:
         metrics: where there was a validation.
         """
         arrays = flatten(state)
-        text = json.dumps({"host": host, "checksums": checksums.of_arrays(arrays)}).encode()
+        measured = None if metrics is None else {**metrics, "step": step}
+        told = {"host": host, "metrics": measured, "checksums": _sums(arrays)}
+        text = json.dumps(told).encode()
         sealed = np.frombuffer(_seal(text) + text, np.uint8)
         with writing(self.directory, "a checkpoint"):
             self._orbax.save_checkpointables_async(
@@ -86,7 +88,7 @@ class Checkpoints:
                 {"state": arrays, "host": {"json": sealed}},
                 force=True,
                 overwrite=True,
-                metrics=None if metrics is None else {**metrics, "step": step},
+                metrics=measured,
             )
 
     def restore(self, state: Any) -> tuple[int, Any, Any] | None:
@@ -123,16 +125,20 @@ class Checkpoints:
         """
         with writing(self.directory, "a checkpoint"):
             self._orbax.wait()
-        measured = [c for c in self._orbax.checkpoints if c.metrics is not None]
-        if not measured:
-            raise UserError(f"{self.directory}: no checkpoint has {self._best}; nothing is best")
-        best = max(measured, key=lambda checkpoint: self._rank(checkpoint.metrics)).step
         try:
+            at = f"{self.directory}, one of the checkpoints,"
+            told = [self._checked(self._read, c.step, {})[1] for c in self._orbax.checkpoints]
+            measured = [found["metrics"] for found in told if found["metrics"] is not None]
+            if not measured:
+                raise UserError(
+                    f"{self.directory}: no checkpoint has {self._best}; nothing is best"
+                )
+            best = max(measured, key=self._rank)["step"]
+            at = f"{self.directory / str(best)}, the best checkpoint,"
             return self._load(best, state)[0]
         except _UnreadableError as error:
             raise UserError(
-                f"{self.directory / str(best)}, the best checkpoint, cannot be read ({error}); "
-                f"remove {self.directory} to start this step again"
+                f"{at} cannot be read ({error}); remove {self.directory} to start this step again"
             ) from error
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -141,30 +147,36 @@ class Checkpoints:
 
     def _load(self, step: int, state: Any) -> tuple[Any, Any]:
         """State and host of one checkpoint; all processes or none can read it."""
-        problem, arrays, told = "", {}, {}
+        target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
+        arrays, told = self._checked(self._read, step, target)
+        self._checked(_compare, _sums(arrays), told["checksums"])
+        leaves = [arrays[name] for name in target]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), told["host"]
+
+    def _checked(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What `read` returns, where it does so in every process; else _UnreadableError in all."""
+        problem, found = "", None
         try:
-            arrays, told = self._read(step, state)
+            found = read(*arguments)
         except Exception as error:  # orbax raises whatever the damage leads to
-            problem = first_line(error)
+            problem = first_line(root(error))
         problems = [other for other in processes.gather(problem) if other]
         if problems:
             raise _UnreadableError(problems[0])
-        if name := checksums.differing(checksums.of_arrays(arrays), told["checksums"]):
-            raise _UnreadableError(f"the values of {name} are not those that were written")
-        leaves = [arrays[name] for name in flatten(state)]
-        return jax.tree.unflatten(jax.tree.structure(state), leaves), told["host"]
+        return found
 
-    def _read(self, step: int, state: Any) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        target = {name: _abstract(leaf) for name, leaf in flatten(state).items()}
+    def _read(
+        self, step: int, target: Mapping[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """The arrays of `target`, if there are any, and what was told beside them."""
+        wanted: dict[str, Any] = {"host": None} | ({"state": dict(target)} if target else {})
         # Each process reads for itself: one that fails would leave the others waiting for it.
         context, process = ocp.Context(), jax.process_index()
         context.multiprocessing.primary_host = process
         context.multiprocessing.active_processes = {process}
         context.multiprocessing.barrier_sync_key_prefix = f"process{process}"
         with context:
-            loaded = ocp.load_checkpointables(
-                self.directory / str(step), {"state": target, "host": None}
-            )
+            loaded = ocp.load_checkpointables(self.directory / str(step), wanted)
         sealed = np.asarray(loaded["host"]["json"]).tobytes()
         text = sealed[_SEAL_BYTES:]
         if _seal(text) != sealed[:_SEAL_BYTES]:
@@ -179,6 +191,16 @@ class Checkpoints:
 
 class _UnreadableError(Exception):
     """A checkpoint cannot be read, in this process or another; the message is one line."""
+
+
+def _sums(arrays: Mapping[str, jax.Array]) -> dict[str, list[int]]:
+    return {name: checksums.of_array(array) for name, array in arrays.items()}
+
+
+def _compare(found: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:
+    for name, sums in found.items():
+        if sums != wanted.get(name):
+            raise ValueError(f"the values of {name} are not those that were written")
 
 
 def _seal(text: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Weights that one step leaves for the next, by parameter path, in orbax form.
 
 Beside the folder lies a file of the same name with `.json`: checksums of the arrays, layer by
-layer, computed before they are written and compared after they are read (`runtime.checksums`).
+layer, computed before they are written and compared after they are read (`runtime.checksums`); for
+each type that they may be read in, since a model holds in bfloat16 what another trained in float32.
 """
 
 import re
@@ -10,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorstore
 from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from mmsrec_jax.runtime import checksums, files, sharding
-from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime import checksums, disk, files, sharding
+from mmsrec_jax.runtime.errors import UserError, first_line, root
 from mmsrec_jax.training.checkpoints import flatten, writing
 
+_READ_IN = ("float32", "bfloat16")
 _CHUNK_BYTES = 64 * 2**20  # of what is read at a time
 
 
@@ -38,7 +41,7 @@ def save(directory: Path, model: nnx.Module, kind: Any) -> None:
         by_layer if key[0].key in stacked else None
     )
     arrays = flatten(state)
-    sums = checksums.of_arrays(arrays, by_row=_by_layer(state))
+    sums = {name: _sums(array, name in stacked) for name, array in arrays.items()}
     with context, writing(directory, "weights"):
         ocp.save_pytree(directory.resolve(), arrays, overwrite=True)
     files.write_json(_checksums_file(directory), sums)
@@ -77,24 +80,34 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
         loaded = ocp.load_pytree(directory.resolve(), target)
     except Exception as error:
         raise UserError(
-            f"{directory}: cannot be read for this model ({first_line(error)[:300]}); "
+            f"{directory}: cannot be read for this model ({first_line(root(error))}); "
             f"{_remedy(directory)}"
         ) from error
-    found = checksums.of_arrays({name: loaded[name] for name in target}, by_row=_by_layer(state))
-    if name := checksums.differing(found, sums):
-        raise UserError(
-            f"{directory}: damaged: the values of {name} are not those that were written; "
-            f"{_remedy(directory)}"
-        )
+    stacked = _by_layer(state)
+    for name in target:
+        array = loaded[name]
+        with disk.readable(_checksums_file(directory), _remedy(directory)):
+            wanted = sums[name][str(array.dtype)]
+        if checksums.of_array(array, by_row=name in stacked) != wanted:
+            raise UserError(
+                f"{directory}: damaged: the values of {name} are not those that were written; "
+                f"{_remedy(directory)}"
+            )
     leaves = [loaded[name] for name in target]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
 
 
-def _read_checksums(directory: Path) -> dict[str, list[int]]:
+def _sums(array: jax.Array, stacked: bool) -> dict[str, list[int]]:
+    """Checksums by the type that the array is read in."""
+    types = _READ_IN if jnp.issubdtype(array.dtype, jnp.floating) else (str(array.dtype),)
+    return {kind: checksums.of_array(array.astype(kind), by_row=stacked) for kind in types}
+
+
+def _read_checksums(directory: Path) -> dict[str, dict[str, list[int]]]:
     """Those of the arrays in `directory`. Raises UserError when either is not there."""
     if not directory.is_dir():
         raise UserError(f"{directory}: no weights here; {_remedy(directory)}")
-    return files.read_json(_checksums_file(directory), _remedy(directory))
+    return disk.read_json(_checksums_file(directory), _remedy(directory))
 
 
 def _remedy(directory: Path) -> str:
@@ -132,9 +145,9 @@ class Stored:
         store = {"driver": "ocdbt", "base": root.as_uri(), "path": f"{key}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         found = (array if layer is None else array[layer]).read().result()
-        wanted = self._sums[key] if layer is None else [self._sums[key][layer]]
-        by_row = frozenset([key] if len(wanted) > 1 else [])
-        if checksums.of_arrays({key: found}, by_row=by_row)[key] != wanted:
+        whole = self._sums[key][str(found.dtype)]
+        wanted = whole if layer is None else [whole[layer]]
+        if checksums.of_array(found, by_row=len(wanted) > 1) != wanted:
             raise ValueError(f"the values of {key} are not those that were written")
         return found
 
@@ -142,7 +155,7 @@ class Stored:
         try:
             return read()
         except Exception as error:  # orbax raises whatever the damage leads to
-            raise self._damaged(first_line(error)[:300]) from error
+            raise self._damaged(first_line(root(error))) from error
 
     def _damaged(self, reason: str) -> UserError:
         return UserError(f"{self.directory}: cannot be read ({reason}); {_remedy(self.directory)}")

@@ -270,7 +270,7 @@ def _external_names(pairs: Sequence[str]) -> dict[str, Path]:
     named = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
-        if not (name and equals and path) or name in named or "/" in name:
+        if not (name and equals and path) or name in named or not results.is_name(name):
             raise UserError(f"--external={pair}: write --external=NAME=FILE, each NAME once")
         named[name] = Path(path)
     return named
