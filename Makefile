@@ -4,6 +4,7 @@
 # make processes  the tests that run all steps in 2 and 4 real processes
 # make robustness  hostile cases: damaged files, nonsense settings, whole command lines too;
 #                  FUZZ_SECONDS=600 damages the files of each reader for ten minutes
+# make mutation    plants faults and counts those that the tests see, FLAGS=--only=rl added
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test parity processes robustness real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
+.PHONY: run test parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -38,6 +39,10 @@ processes: $(VENV)/.installed-dev
 
 robustness: $(VENV)/.installed-dev
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/robustness $(IN_TWO)
+
+mutation: $(VENV)/.installed-dev
+	$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0
+	$(BIN)/python benchmarks/mutation.py --out=runs/mutation.json $(FLAGS)
 
 real-llava: $(VENV)/.installed-torch
 	$(BIN)/python benchmarks/real_llava.py --model=$(MODEL)

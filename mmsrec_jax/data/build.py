@@ -17,6 +17,10 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
+_OF_FILES = (  # settings that a generated shop would pass over
+    "root", "images_root", "text_fields", "category_field", "attribute_fields",
+    "rating_threshold", "only_items_with_image", "max_users",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,14 @@ class DataSettings(Section):
                 f"{name}.validation_quantile={self.validation_quantile:g}: must be below "
                 f"test_quantile={self.test_quantile:g}"
             )
+        if self.source != "toyshop":
+            return
+        for field in _OF_FILES:
+            if (value := getattr(self, field)) != getattr(DataSettings, field):
+                raise UserError(
+                    f"{name}.{field}={value!r}: {name}.source='toyshop' reads no files and drops "
+                    f"nothing; leave it out, or set {name}.source=atomic"
+                )
 
 
 def check(settings: DataSettings) -> None:

@@ -26,7 +26,9 @@ _IMAGES_MEASURED = 256
 class TinySettings(Section):
     """Sizes of a model from scratch."""
 
-    vocab_size: int = setting(1024, "Most tokens of the tokenizer.", low=1, high=1_000_000)
+    vocab_size: int = setting(
+        1024, "Most tokens of the tokenizer.", low=tokenizer.SMALLEST, high=1_000_000
+    )
     hidden: int = setting(128, "Width of the decoder.", low=1, high=100_000)
     layers: int = setting(3, "Layers of the decoder.", low=1, high=1000)
     heads: int = setting(
@@ -56,6 +58,13 @@ class TinySettings(Section):
             found, size = getattr(self, part), getattr(self, whole)
             if size % found:
                 raise UserError(f"{name}.{part}={found}: must divide {whole}={size}")
+        for width, heads, unit in (("hidden", "heads", 2), ("vision_hidden", "vision_heads", 4)):
+            size = getattr(self, width) // getattr(self, heads)
+            if size % unit:
+                raise UserError(
+                    f"{name}.{width}={getattr(self, width)}: over {heads}={getattr(self, heads)} "
+                    f"it must give a multiple of {unit}, which rotary positions need"
+                )
 
 
 def write_directory(

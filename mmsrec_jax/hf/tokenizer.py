@@ -22,6 +22,7 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
+SMALLEST = len(SPECIAL_TOKENS) + 256  # tokens of a vocabulary: these and all bytes
 _READ_BY_TRANSFORMERS = (".json", ".txt", ".jinja", ".model")
 _LARGEST_FILE = 1 << 28  # bytes
 # Qwen2's split: words take the space before them, digits stand alone.
@@ -125,10 +126,9 @@ def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTra
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size < smallest:
+    if vocab_size < SMALLEST:
         raise UserError(
-            f"vocab_size {vocab_size} is too small: special tokens and bytes need {smallest}"
+            f"vocab_size {vocab_size} is too small: special tokens and bytes need {SMALLEST}"
         )
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()

@@ -189,7 +189,13 @@ def search_rows(
     nodes = TrieArrays(*arrays.put((trie.tokens, trie.first_child), sharding.replicated(mesh)))
     progress = Progress(name, len(source), unit="users")
     dataset = in_order(
-        source, mesh, batch_size=batch_size, length=length, patches=0, workers=workers
+        source,
+        mesh,
+        batch_size=batch_size,
+        length=length,
+        patches=0,
+        workers=workers,
+        section="config.evaluation",
     )
     iterator = iter(dataset)
     try:

@@ -46,6 +46,7 @@ def embed_items(
         targets=source.length,
         workers=workers,
         counts=counts,
+        section="config.features",
     )
     found = np.zeros((len(source), model.config.text.hidden), np.float32)
     progress = Progress(f"features {name}", len(source), unit="items")
@@ -79,6 +80,7 @@ def embed_texts(
         suffixes=True,
         workers=workers,
         counts=counts,
+        section="config.features",
     )
     first = source.first
     found = np.zeros((int(first[-1]), model.config.text.hidden), np.float32)

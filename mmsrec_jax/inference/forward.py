@@ -34,6 +34,7 @@ def in_order(
     targets: int | None = None,
     suffixes: bool = False,
     counts: Counter | None = None,
+    section: str = "",
 ) -> grain.IterDataset:
     """Every row of `source` once, in order and without packing: this process's share of batches.
 
@@ -55,6 +56,7 @@ def in_order(
         shard=shard,
         shards=shards,
         counts=counts,
+        section=section,
     )
 
 

@@ -58,6 +58,7 @@ def candidate_scores(
         answers=num_candidates,
         workers=workers,
         counts=counts,
+        section="config.evaluation",
     )
     found = np.full((len(source), num_candidates), np.nan, np.float32)
     progress = Progress(f"score {name}", len(source), unit="lists")

@@ -50,6 +50,7 @@ def batches(
     shard: int = 0,
     shards: int = 1,
     counts: Counter | None = None,
+    section: str = "",
 ) -> grain.IterDataset:
     """`Batch`es of numpy arrays; `iter()` of the result has exact `get_state` and `set_state`.
 
@@ -68,6 +69,7 @@ def batches(
       shard, shards: every `shards`-th example from `shard` on, and as many of the rows.
       counts: is added to as batches are made (which is up to two ahead of their use): "examples",
         "skipped" and what sources count.
+      section: of the settings that these sizes are from, such as "config.sft", for errors.
 
     Yields:
       Batches with all fields of `Batch` but: images where `patches` is 0; answer_positions and
@@ -77,17 +79,18 @@ def batches(
       UserError: sizes that do not divide; while iterating, an example that fits no empty row and
         may not be skipped (without packing), or too many of them one after the other.
     """
+    prefix = f"{section}." if section else ""
     if batch_size % shards:
         raise UserError(
-            f"batch_size {batch_size} does not divide into {shards} input shards; make it a "
-            "multiple"
+            f"{prefix}batch_size={batch_size} does not divide into {shards} input shards; make it "
+            "a multiple"
         )
     if pack and not repeat and shards > 1:
         raise UserError("packed batches of one epoch differ in number between shards")
     patch_width = source.patch_width
     if bool(patches) != bool(patch_width):
         raise UserError(
-            f"patches={patches}, but the prompts have {'' if patch_width else 'no '}images"
+            f"{prefix}patches={patches}, but the prompts have {'' if patch_width else 'no '}images"
         )
     room = Room(
         rows=batch_size // shards,
@@ -112,7 +115,7 @@ def batches(
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_the_run)
-    batched = _Batches(dataset, room, Counter() if counts is None else counts)
+    batched = _Batches(dataset, room, Counter() if counts is None else counts, prefix)
     return grain.experimental.ThreadPrefetchIterDataset(batched, prefetch_buffer_size=2)
 
 
@@ -137,21 +140,21 @@ class _Make:
 
 
 class _Batches(grain.IterDataset):
-    def __init__(self, parent: grain.IterDataset, room: Room, counts: Counter):
+    def __init__(self, parent: grain.IterDataset, room: Room, counts: Counter, prefix: str):
         super().__init__(parent)
-        self._room, self._counts = room, counts
+        self._room, self._counts, self._prefix = room, counts, prefix
 
     def __iter__(self) -> "_BatchIterator":
-        return _BatchIterator(self._parent.__iter__(), self._room, self._counts)
+        return _BatchIterator(self._parent.__iter__(), self._room, self._counts, self._prefix)
 
 
 class _BatchIterator(grain.DatasetIterator):
     """Fills batches. The example that closed a batch is read again after a restore, so the state is
     that of the parent before it."""
 
-    def __init__(self, parent: grain.DatasetIterator, room: Room, counts: Counter):
+    def __init__(self, parent: grain.DatasetIterator, room: Room, counts: Counter, prefix: str):
         super().__init__(parent)
-        self._room, self._counts = room, counts
+        self._room, self._counts, self._prefix = room, counts, prefix
         self._names, self._sizes = zip(*room.of_a_row.items(), strict=True)
         self._left_over: Example | None = None
         self._state = copy.deepcopy(parent.get_state())
@@ -205,8 +208,8 @@ class _BatchIterator(grain.DatasetIterator):
     def _skip(self, example: Example, taken: np.ndarray) -> None:
         which = int(np.argmax(taken > self._sizes))
         problem = (
-            f"the example of row {example.index} needs {self._names[which]} {taken[which]}, "
-            f"a row has {self._sizes[which]}; raise it"
+            f"{self._prefix}{self._names[which]}: the example of row {example.index} needs "
+            f"{taken[which]}, a row has {self._sizes[which]}; raise it"
         )
         with _COUNTING:
             self._counts["skipped"] += 1

@@ -27,7 +27,8 @@ _ON_LISTS = ("sft", "plain_sft", "text_sft", "chain_sft")  # whose examples have
 
 
 def check_machine(config: Settings, steps: Collection[str], mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError when the devices or processes cannot share a batch of one of `steps`."""
+    """Raises UserError when the devices or processes cannot share a batch of one of `steps`, or
+    when a batch has no room for its images."""
     devices, (_, processes) = num_batch_shards(mesh), process_batch_shard(mesh)
     for field, size, shards in _batches(config, steps):
         if size % devices:
@@ -46,6 +47,7 @@ def check_machine(config: Settings, steps: Collection[str], mesh: jax.sharding.M
                 f"{field}={size}: must be a multiple of {parts}, the parts in which batches are "
                 "made (config.input_shards; processes)"
             )
+    _check_patches(config, steps)
     for step in set(steps) & set(SECTIONS) - {"summarizer", *_CACHED}:
         section = SECTIONS[step]
         if (part := getattr(config, section).micro_batch) % devices:
@@ -67,6 +69,22 @@ def _batches(config: Settings, steps: Collection[str]) -> Iterator[tuple[str, in
         for name in sizes:
             shards = getattr(found, "input_shards", 0)
             yield f"config.{section}.{name}", getattr(found, name), shards
+
+
+def _check_patches(config: Settings, steps: Collection[str]) -> None:
+    """Prompts that show images need room for them."""
+    room = {
+        "warmup": ("warmup", config.warmup.patches),
+        "summarizer": ("summarizer", config.summarizer.patches),
+        "summaries": ("summarizer", config.summarizer.patches),
+        "plain_sft": ("sft", config.sft.patches + config.prompts.history_patches),
+    }
+    for step, (section, patches) in room.items():
+        if step in steps and config.use.images and not patches:
+            raise UserError(
+                f"config.{section}.patches=0: the prompts of step {step} show images; raise it, or "
+                "set config.use.images to False"
+            )
 
 
 def check_data(

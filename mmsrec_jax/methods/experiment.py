@@ -21,10 +21,10 @@ from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.runtime import lock, sharding, startup
+from mmsrec_jax.runtime import lock, processes, sharding, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
-from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share
+from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share, unfinished
 from mmsrec_jax.sequential import registry, train
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.training import metering
@@ -81,7 +81,8 @@ class Experiment:
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         check_names(steps, only)
-        checks.check_machine(config, [step.name for step in steps], mesh)
+        to_run = processes.from_main(lambda: unfinished(workdir, steps, only))
+        checks.check_machine(config, to_run, mesh)
         for step in steps:
             if step.name in SECTIONS:
                 experiment.base.check(step.name)

@@ -27,7 +27,7 @@ from mmsrec_jax.inputs.recommend import (
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import ASKING, WarmupSource, lacking
 from mmsrec_jax.methods import keyword_rows
-from mmsrec_jax.methods.base_model import MODEL, WARMUP
+from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
 from mmsrec_jax.prompts import TEMPLATES, corpus
@@ -133,6 +133,7 @@ class MLLMExperiment(Experiment):
                 shard=shard,
                 shards=shards,
                 counts=counts,
+                section=f"config.{SECTIONS[step]}",
             )
 
         model = sft.train(

@@ -43,6 +43,7 @@ def prompt_batches(
             workers=config.workers,
             shard=shard,
             shards=shards,
+            section="config.summarizer",
         )
 
     return Sharded(batches, config.input_shards, process_shard)

@@ -28,6 +28,7 @@ _ACCELERATOR_FILES = {
 }
 _LATE = "Event loop is closed"
 _ORBAX_SAYS = "Failed to read Metadata file"  # we say ourselves which checkpoint cannot be read
+_GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
 _PATHS = ("workdir", "out", "add")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
@@ -56,7 +57,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
 
 def _refuse(line: str) -> NoReturn:
     flags.FLAGS.mark_as_parsed()  # else absl logs a line of its own before ours
-    line = shortened(printable(line))
+    line = shortened(printable(line.partition(_GRAINS_NOTE)[0]))
     logging.error("%s", line)
     if processes.count() > 1:
         failures.stop_all(line, 2)

@@ -99,6 +99,23 @@ def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:
             raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
 
 
+def unfinished(
+    workdir: Path, steps: Sequence[Step], only: Sequence[str] | None = None
+) -> list[str]:
+    """Names of the steps that `run_steps` would run."""
+    fingerprints: dict[str, str] = {}
+    found = []
+    for step in steps:
+        config = json.loads(json.dumps(step.config))
+        inputs = {name: fingerprints.get(name, "") for name in step.inputs}
+        fingerprints[step.name] = _fingerprint(step.name, config, inputs)
+        record = _read(workdir / step.name)
+        is_done = record.get("finished") and record["fingerprint"] == fingerprints[step.name]
+        if not is_done and (only is None or step.name in only):
+            found.append(step.name)
+    return found
+
+
 def share(workdir: Path) -> None:
     """Makes the folder, and sees to it that all processes mean the same one.
 

@@ -58,6 +58,27 @@ def test_leave_one_out_counts_targets_that_training_is_later_than():
     assert splits.LEAK not in splits.leave_one_out(replace(histories, clock=False)).counts
 
 
+def test_only_what_is_trained_on_makes_an_earlier_target_a_leak():
+    """The latest training interaction is at 12; validation and test targets, later, count not."""
+    times = {"a": [0, 1, 4], "b": [9, 10, 11, 12, 13, 100], "c": [5, 6, 7, 8, 12.5], "d": [11]}
+    user = np.repeat(np.arange(4), [len(of_user) for of_user in times.values()])
+    histories = Histories.from_rows(
+        list(times), user, np.arange(len(user)), np.array(sum(times.values(), []), float)
+    )
+    assert splits.leave_one_out(histories).counts[splits.LEAK] == 1  # that of user a
+
+
+def test_a_subset_is_drawn_once_and_keeps_its_order():
+    rows = np.stack([np.arange(50), np.arange(50)], 1)
+    assert splits.subset(rows, 0, seed=1) is rows
+    assert splits.subset(rows, 50, seed=1) is rows and splits.subset(rows, 51, seed=1) is rows
+    some = splits.subset(rows, 20, seed=1)
+    assert some.shape == (20, 2) and (np.diff(some[:, 0]) > 0).all()
+    np.testing.assert_array_equal(some, splits.subset(rows, 20, seed=1))
+    assert some.tolist() != splits.subset(rows, 20, seed=2).tolist()
+    assert len(splits.subset(rows, 1, seed=1)) == 1
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_global_time_equals_plain_loops(seed):
     histories = random_histories(seed)

@@ -212,10 +212,11 @@ def test_text_only(trained):
 
 def test_what_does_not_fit_is_an_error_or_counted(source, prompt_config):
     rows = dict(shuffle=False, repeat=False, pack=False)
-    with pytest.raises(UserError, match=r"row \d+ needs patches"):
+    with pytest.raises(UserError, match=r"^patches: the example of row \d+ needs \d+, a row"):
         list(batches(source, **SHAPE | {"patches": 4}, **rows))
-    with pytest.raises(UserError, match=r"row \d+ needs length"):
-        list(batches(source, **SHAPE | {"length": 30, "targets": 30}, **rows))
+    with pytest.raises(UserError, match=r"^config.sft.length: the example of row \d+ needs"):
+        shape = SHAPE | {"length": 30, "targets": 30}
+        list(batches(source, **shape, **rows, section="config.sft"))
     counts = Counter()
     found = list(
         batches(source, **SHAPE | {"answers": 3}, shuffle=False, repeat=False, counts=counts)
@@ -227,7 +228,7 @@ def test_what_does_not_fit_is_an_error_or_counted(source, prompt_config):
     with pytest.raises(UserError, match="100 examples one after the other"):
         next(endless)
     for options, message in (
-        (dict(shards=2), "batch_size 3"),
+        (dict(shards=2), "batch_size=3"),
         (dict(shards=3, repeat=False), "differ in number"),
     ):
         with pytest.raises(UserError, match=message):

@@ -10,7 +10,7 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
-from mmsrec_jax.runtime.workdir import run_steps
+from mmsrec_jax.runtime.workdir import run_steps, unfinished
 
 SHOP = {"data.toyshop.num_users": 30, "data.toyshop.num_items": 30, "data.toyshop.num_groups": 3}
 LISTS = {"evaluation.negatives": (10,), "evaluation.k": (1, 5), "cached.num_items": 30,
@@ -108,6 +108,8 @@ def test_items_without_texts_and_images_are_nothing_to_train_on(tmp_path, items)
         ({"summaries.batch_size": 9}, "config.summaries.batch_size=9: must be a multiple of 2"),
         ({"sasrec.batch_size": 9}, "config.sasrec.batch_size=9: must be a multiple of 2"),
         ({"evaluation.batch_size": 9}, "config.evaluation.batch_size=9: must be a multiple of 2"),
+        ({"summarizer.patches": 0}, "config.summarizer.patches=0: the prompts of step summarizer"),
+        ({"warmup.patches": 0}, "config.warmup.patches=0: the prompts of step warmup show images"),
         ({"features.batch_size": 9}, "config.features.batch_size=9: must be a multiple of 2"),
         ({"input_shards": 4}, "config.sft.batch_size=10: must be a multiple of 4, the parts"),
     ],
@@ -130,3 +132,14 @@ def test_every_experiment_fits_one_device_and_reads_in_steps_that_exist(tmp_path
     scaling = experiment(quickstart.get_config(), tmp_path, method="scaling")
     seen.update(step.name for step in scaling.steps())
     assert seen >= set(checks._READS)
+
+
+def test_steps_that_are_finished_ask_nothing_of_the_devices(shop):
+    """A run of one device is opened on a machine with more."""
+    run = experiment(quickstart.get_config(), shop, **SHOP, **LISTS)
+    steps = run.steps()
+    names = [step.name for step in steps]
+    assert unfinished(shop, steps) == names[1:]  # data is done
+    assert unfinished(shop, steps, ["data", "sft"]) == ["sft"]
+    changed = experiment(quickstart.get_config(), shop, **SHOP, **LISTS, **{"data.user_core": 2})
+    assert unfinished(shop, changed.steps()) == names

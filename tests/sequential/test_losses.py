@@ -15,7 +15,7 @@ def drawn(tokens=37, items=50):
     hidden = rng.normal(size=(tokens, 8)).astype(np.float32)
     table = rng.normal(size=(items, 8)).astype(np.float32)
     targets = rng.integers(0, items, tokens).astype(np.int32)
-    targets[[3, 20]] = -1
+    targets[[3, 20]], targets[5] = -1, 0
     return hidden, table, targets
 
 
