@@ -14,7 +14,7 @@ import numpy as np
 
 from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.prompts.chat_template import ANSWER, QUESTION, ChatTemplate, Conversation
-from mmsrec_jax.prompts.cleaning import Cleaner
+from mmsrec_jax.prompts.cleaning import Cleaner, bare
 from mmsrec_jax.prompts.templates import IMAGE, YES_NO
 from mmsrec_jax.runtime.errors import UserError
 
@@ -42,6 +42,7 @@ class Piece:
         return len(self.tokens)
 
 
+_PASSES = 4
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -134,17 +135,19 @@ class Chat:
         """Text of an item without what it could forge: special tokens, and words by which the chat
         template tells whose turn it is. On one line."""
         text = self._cleaner.clean(text)
-        while text and (not text.isascii() or "<" in text or "[" in text):
-            # The tokenizer may know other spellings of a special token.
+        if text.isascii() and "<" not in text and "[" not in text:
+            return text
+        # The tokenizer may know other spellings of a special token.
+        for _ in range(_PASSES):
             encoding = self._backend.encode(text, add_special_tokens=False)
             places = zip(encoding.ids, encoding.offsets, strict=True)
             forged = [place for i, place in places if self._is_special[i]]
             if not forged:
-                break
+                return text
             for start, end in reversed(forged):
-                text = text[:start] + text[max(end, start + 1) :]
+                text = f"{text[:start]} {text[max(end, start + 1) :]}"
             text = self._cleaner.clean(text)
-        return text
+        return bare(text)
 
     def cut(self, text: str, tokens: int) -> tuple[str, bool]:
         """The beginning of `text` that is at most `tokens` long, and whether any was cut off."""

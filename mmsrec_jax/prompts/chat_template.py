@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -125,8 +126,9 @@ def _rendered(template: str, variables: str, conversations: str, count: int) -> 
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(_CHILD)],
+            [sys.executable, "-P", str(_CHILD)],
             input=json.dumps(asked).encode(),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             timeout=seconds * _PATIENCE,
             check=True,

@@ -13,6 +13,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 _WORD = re.compile(r"\w+")
 
 
+_PASSES = 4  # a text that is not clean after these was made to last
+
+
 class Cleaner:
     """Takes special tokens and role words out of texts. Picklable.
 
@@ -34,19 +37,25 @@ class Cleaner:
             plain = _plain(text)
             if self._forged.search(plain) and plain != text:
                 text = plain
-        text = self._without(self._forged, text)
-        text = " ".join(_CONTROL.sub("", text).split())
-        return self._without(self._forged, text).strip()
+        text = _one_line(self._without(_CONTROL.sub("", text)))
+        return _one_line(self._without(text))  # words may stand side by side only now
 
     def without_forged(self, text: str) -> str:
         """`text` without special tokens and role words, all else as it is."""
-        return self._without(self._forged, text)
+        return self._without(text)
 
-    @staticmethod
-    def _without(pattern: re.Pattern[str], text: str) -> str:
-        while (cleaned := pattern.sub("", text)) != text:
-            text = cleaned
-        return text
+    def _without(self, text: str) -> str:
+        for _ in range(_PASSES):
+            # A blank, so that what stood around it does not become another one.
+            text, found = self._forged.subn(" ", text)
+            if not found:
+                return text
+        return bare(text)
+
+
+def bare(text: str) -> str:
+    """The words of a text and nothing else: what has another sign in it cannot be put together."""
+    return " ".join(_WORD.findall(text))
 
 
 def role_words(turns: Sequence[str], special: Collection[str]) -> set[str]:
@@ -81,6 +90,10 @@ def _loose(word: str) -> str:
     if word[-1].isalnum():
         pattern += r"(?!\w)"
     return pattern
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own: `python -I template_child.py`, JSON in and out.
+"""Renders chat templates in a process of its own: `python -P template_child.py`, JSON in and out.
 
 A template comes with a model's files and is a program. Here it has little memory and time, opens no
 file and writes none. Imported by nothing; imports nothing of this package.
