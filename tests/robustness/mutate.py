@@ -77,7 +77,7 @@ def _damage(value: Any, rng: random.Random) -> None:
         elif kind == 1 and isinstance(value, dict):
             value[rng.choice(list(value))] = copy.deepcopy(below)
         else:
-            value[key] = rng.choice(_VALUES)
+            value[key] = copy.deepcopy(rng.choice(_VALUES))
         return
 
 
