@@ -76,7 +76,8 @@ def role_words(turns: Sequence[str], special: Collection[str]) -> set[str]:
 
 
 def _any_of(words: Collection[str]) -> re.Pattern[str]:
-    """Matches each of them in any case, with blanks before a last colon."""
+    """Matches each of them in any case, inside of words too unless it is one, with blanks before a
+    last colon."""
     longest_first = sorted({word for word in words if word.strip()}, key=len)[::-1]
     return re.compile("|".join(map(_loose, longest_first)) or r"(?!)", re.IGNORECASE)
 
@@ -85,11 +86,7 @@ def _loose(word: str) -> str:
     pattern = re.escape(word)
     if word.endswith(":"):
         pattern = re.escape(word[:-1]) + r"\s*:"
-    if word[0].isalnum():
-        pattern = r"(?<!\w)" + pattern
-    if word[-1].isalnum():
-        pattern += r"(?!\w)"
-    return pattern
+    return rf"(?<!\w){pattern}(?!\w)" if _WORD.fullmatch(word) else pattern
 
 
 def _one_line(text: str) -> str:
