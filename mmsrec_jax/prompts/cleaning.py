@@ -27,7 +27,7 @@ class Cleaner:
 
     def __init__(self, special: Collection[str], turns: Sequence[str], marks: str):
         self._marks = re.compile(f"[{re.escape(marks)}]")
-        self._forged = _any_of([*special, *role_words(turns, special)])
+        self._forged = _any_of(special, role_words(turns, special))
 
     def clean(self, text: str) -> str:
         """`text` on one line, without special tokens, role words and control characters."""
@@ -75,18 +75,25 @@ def role_words(turns: Sequence[str], special: Collection[str]) -> set[str]:
     return found
 
 
-def _any_of(words: Collection[str]) -> re.Pattern[str]:
-    """Matches each of them in any case, inside of words too unless it is one, with blanks before a
-    last colon."""
-    longest_first = sorted({word for word in words if word.strip()}, key=len)[::-1]
-    return re.compile("|".join(map(_loose, longest_first)) or r"(?!)", re.IGNORECASE)
+def _any_of(special: Collection[str], roles: Collection[str] = ()) -> re.Pattern[str]:
+    """Matches special tokens wherever they stand, and role words; in any case unless a token is a
+    plain word."""
+    patterns = {word: _of_special(word) for word in special if word.strip()}
+    patterns |= {word: _of_role(word) for word in roles}
+    longest_first = sorted(patterns, key=len)[::-1]
+    return re.compile("|".join(patterns[word] for word in longest_first) or r"(?!)", re.IGNORECASE)
 
 
-def _loose(word: str) -> str:
-    pattern = re.escape(word)
-    if word.endswith(":"):
-        pattern = re.escape(word[:-1]) + r"\s*:"
-    return rf"(?<!\w){pattern}(?!\w)" if _WORD.fullmatch(word) else pattern
+def _of_special(word: str) -> str:
+    return f"(?-i:{re.escape(word)})" if _WORD.fullmatch(word) else re.escape(word)
+
+
+def _of_role(word: str) -> str:
+    """A plain word stands alone; one with signs may be inside another, with blanks before a last
+    colon."""
+    if _WORD.fullmatch(word):
+        return rf"(?<!\w){re.escape(word)}(?!\w)"
+    return re.escape(word[:-1]) + r"\s*:" if word.endswith(":") else re.escape(word)
 
 
 def _one_line(text: str) -> str:
