@@ -2,7 +2,8 @@
 # make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
 # make processes  the tests that run all steps in 2 and 4 real processes
-# make robustness  hostile cases: damaged files, nonsense settings, whole command lines too
+# make robustness  hostile cases: damaged files, nonsense settings, whole command lines too;
+#                  FUZZ_SECONDS=600 damages the files of each reader for ten minutes
 # make mutation    plants faults and counts those that the tests see, FLAGS=--only=rl added
 # make real-llava MODEL=DIR  a real LLaVA's text, features and logits beside transformers'
 # make real-tokenizer TOKENIZER=DIR DATA=DIR  ids of 200 items beside Qwen processors'
@@ -14,6 +15,7 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 MODEL ?= models/tiny-llava
 FLAGS ?=
+FUZZ_SECONDS ?= 10
 TESTS ?= not parity and not processes and not robustness
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +38,7 @@ processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
 
 robustness: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/robustness $(IN_TWO)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/robustness $(IN_TWO)
 
 mutation: $(VENV)/.installed-dev
 	$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check cosmic-ray==8.7.0

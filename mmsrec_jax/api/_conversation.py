@@ -42,7 +42,8 @@ def encode(model: MLLM, chat: Chat, text: str, images: Sequence[np.ndarray], row
             f"row {row}: {len(images)} images for {text.count(IMAGE)} image parts; give as many"
         )
     try:
-        return chat.encode(text, [model.processor.patchify(np.asarray(i)) for i in images])
+        shown = [model.processor.patchify(np.asarray(i)) for i in images]
+        return chat.encode_written(text, shown)
     except UserError as error:
         raise UserError(f"row {row}: {error}") from None
 

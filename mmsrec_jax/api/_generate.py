@@ -14,6 +14,7 @@ from mmsrec_jax.inference.sampler import Sampling
 from mmsrec_jax.inputs import example
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import Chat
+from mmsrec_jax.prompts.chat_template import ANSWER
 from mmsrec_jax.prompts.templates import IMAGE
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import MAX_SEED, check_number
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
-
-_ANSWER = "\ue003"  # private-use character that stands where the answer begins
 
 
 def generate(
@@ -107,8 +106,8 @@ def generate(
         top_p=top_p,
     )
     rows = []
-    for row, (prompt, of_row) in enumerate(zip(prompts, images, strict=True)):
-        text = _written(tokenizer, _messages(prompt, len(of_row)))
+    asked = [_messages(prompt, len(of_row)) for prompt, of_row in zip(prompts, images, strict=True)]
+    for row, (text, of_row) in enumerate(zip(_written(chat, asked), images, strict=True)):
         piece = _conversation.encode(model, chat, text, of_row, row)
         rows.append(example.sequence(piece, np.zeros(0, np.int32)))
     graphdef, state = nnx.split(model)
@@ -128,6 +127,9 @@ def _messages(prompt: Prompt, num_images: int) -> list[Message]:
     """The conversation with its image parts as `IMAGE` marks in the text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": IMAGE * num_images + prompt}]
+    for message in prompt:
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            raise UserError(f'{message!r}: write {{"role": "user", "content": ...}}')
     return [{**message, "content": _content(message["content"])} for message in prompt]
 
 
@@ -140,12 +142,11 @@ def _content(content: str | Sequence[Mapping[str, str]]) -> str:
     return "".join(IMAGE if part["type"] == "image" else part["text"] for part in content)
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
-    """The conversation up to where the answer begins, in the words of the chat template."""
-    asked = [dict(message) for message in messages]
-    asked.append({"role": "assistant", "content": _ANSWER})
-    written = cast(str, tokenizer.apply_chat_template(asked, tokenize=False))
-    return written.partition(_ANSWER)[0]
+def _written(chat: Chat, asked: Sequence[Sequence[Message]]) -> list[str]:
+    """The conversations up to where the answers begin, in the words of the chat template."""
+    answer = {"role": "assistant", "content": ANSWER}
+    written = chat.write([[*messages, answer] for messages in asked])
+    return [text.partition(ANSWER)[0] for text in written]
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", tokens: np.ndarray, sampling: Sampling) -> str:

@@ -3,27 +3,22 @@
 Tab-separated UTF-8 with a header of `name:type`, type one of token, token_seq, float, float_seq.
 """
 
-import gzip
-import io
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
 from mmsrec_jax.data import filters
+from mmsrec_jax.data.atomic_table import Table
+from mmsrec_jax.data.images import LARGEST_FILE
 from mmsrec_jax.data.records import Histories, Item, are_positions
 from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
-_TYPES = ("token", "token_seq", "float", "float_seq")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
-_BLOCK = 1 << 23  # bytes; also the longest row
 
 
 class AtomicItems:
@@ -48,17 +43,22 @@ class AtomicItems:
 
     def __getitem__(self, i: int) -> Item:
         id = self.ids[i]
-        path = self._images.get(id)
         return Item(
             id=id,
             text={name: column[i] for name, column in self._text.items() if column[i]},
-            image=None if path is None else path.read_bytes(),
+            image=self._image(id),
             category=(self._category[i] or None) if self._category else None,
             attributes={name: column[i] for name, column in self._attributes.items() if column[i]},
         )
 
     def __iter__(self) -> Iterator[Item]:
         return (self[i] for i in range(len(self)))
+
+    def _image(self, id: str) -> bytes | None:
+        path = self._images.get(id)
+        if path is None:
+            return None
+        return reading.read_bytes(path, most=LARGEST_FILE, within=path.parent)
 
     @property
     def has_image(self) -> np.ndarray:
@@ -114,7 +114,7 @@ def read(
     inter_path = _find(root, "inter")
     if inter_path is None:
         raise UserError(f"{root}: neither {root.name}.inter nor {root.name}.inter.gz is here")
-    inter = _Table(inter_path, required=("user_id", "item_id"))
+    inter = Table(inter_path, required=("user_id", "item_id"))
     item_path = _find(root, "item")
     if item_path is None:
         ids, columns, ordered_text = [], {}, []
@@ -122,7 +122,7 @@ def read(
         if any(named):
             raise UserError(f"{root}: no {root.name}.item to take the fields {named} from")
     else:
-        table = _Table(item_path, required=("item_id",))
+        table = Table(item_path, required=("item_id",))
         ids = table.unique_ids("item_id")
         special = {"item_id", category_field, *attribute_fields}
         if text_fields is None:
@@ -134,7 +134,10 @@ def read(
     items, histories = _histories(inter, ids, report)
     bare = len(items) - len(ids)
     columns = {name: column + [""] * bare for name, column in columns.items()}
-    images = _image_files(root / "images" if images_root is None else Path(images_root))
+    if images_root is None:
+        images = _image_files(root / "images", within=root)
+    else:
+        images = _image_files(Path(images_root), within=None)
     if images_root is not None and not images:
         raise UserError(f"{images_root}: no images <item_id>.jpg, .jpeg, .png or .webp here")
     report.note("image files of no item, unused", len(images.keys() - set(items)))
@@ -152,7 +155,7 @@ def read(
     return catalog, histories, report
 
 
-def _histories(inter: "_Table", ids: list[str], report: Report) -> tuple[list[str], Histories]:
+def _histories(inter: Table, ids: list[str], report: Report) -> tuple[list[str], Histories]:
     """All item ids (those of `.item` first) and the interactions in terms of them."""
     users, user_of_row = inter.codes("user_id")
     seen, seen_of_row = inter.codes("item_id")
@@ -177,155 +180,37 @@ def _histories(inter: "_Table", ids: list[str], report: Report) -> tuple[list[st
 
 
 def _find(root: Path, suffix: str) -> Path | None:
-    paths = (root / f"{root.name}.{suffix}", root / f"{root.name}.{suffix}.gz")
-    return next((path for path in paths if path.is_file()), None)
+    names = (f"{root.name}.{suffix}", f"{root.name}.{suffix}.gz")
+    found = [root / name for name in names if os.path.lexists(root / name)]
+    if len(found) > 1:
+        raise UserError(f"{root}: both {names[0]} and {names[1]} are here; remove one of them")
+    return found[0] if found else None
 
 
-def _image_files(folder: Path) -> dict[str, Path]:
-    """item id -> file."""
-    if not folder.is_dir():
+def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
+    """item id -> file; `within` as in `reading.open_regular`."""
+    if not os.path.lexists(folder):
         return {}
     found: dict[str, Path] = {}
-    for entry in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(entry)
-        if suffix.lower() not in _IMAGE_SUFFIXES:
-            continue
-        rank = _IMAGE_SUFFIXES.index(suffix.lower())
-        if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
-            found[stem] = folder / entry
-    return found
-
-
-class _Table:
-    """The columns of one file as strings; numbers and ids are checked when asked for."""
-
-    def __init__(self, path: Path, required: Sequence[str]):
-        self._path = path
-        self.names = _header(path)
-        self._require(required)
-        options = {
-            "read_options": pa.csv.ReadOptions(
-                column_names=self.names, skip_rows=1, block_size=_BLOCK
-            ),
-            "parse_options": pa.csv.ParseOptions(delimiter="\t", quote_char=False),
-            "convert_options": pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(self.names, pa.string()), strings_can_be_null=False
-            ),
-        }
-        try:
-            with pa.input_stream(str(path)) as stream:
-                self._table = pa.csv.read_csv(stream, **options)
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
-            for _ in _lines(path, len(self.names)):  # raises where the damage is
-                pass
-            raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-        if not self._table.num_rows:
-            raise UserError(f"{path}: a header but no rows")
-
-    def _require(self, names: Sequence[str]) -> None:
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise UserError(
-                f"{self._path}: no column {', '.join(missing)}; it has {', '.join(self.names)}"
-            )
-
-    def strings(self, name: str) -> list[str]:
-        self._require([name])
-        return self._table[name].to_pylist()
-
-    def codes(self, name: str) -> tuple[list[str], np.ndarray]:
-        """The distinct values in order of appearance, and int32[rows] indices into them."""
-        encoded = self._table[name].combine_chunks().dictionary_encode()
-        values = encoded.dictionary.to_pylist()
-        if "" in values:
-            self._blame(name, lambda cell: cell == "", "is empty")
-        return values, encoded.indices.to_numpy()
-
-    def unique_ids(self, name: str) -> list[str]:
-        values, codes = self.codes(name)
-        if len(values) < len(codes):
-            is_new = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0  # codes count upwards
-            row = int(np.argmin(is_new))
-            self._blame_row(row, f"{name} {values[codes[row]]!r} occurs a second time")
-        return values
-
-    def floats(self, name: str) -> np.ndarray:
-        """float64[rows], all finite."""
-        try:
-            values = pc.cast(self._table[name], pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
-            values = None
-        if values is None or not np.isfinite(values).all():
-            self._blame(name, lambda cell: not _is_number(cell), "is not a number")
-        return values
-
-    def _blame(self, name: str, is_bad: Callable[[str], bool], problem: str) -> None:
-        cells = self.strings(name)
-        row = next(row for row, cell in enumerate(cells) if is_bad(cell))
-        self._blame_row(row, f"{name} {cells[row]!r} {problem}")
-
-    def _blame_row(self, row: int, problem: str) -> None:
-        for number, (line, _) in enumerate(_lines(self._path, len(self.names))):
-            if number == row:
-                raise UserError(f"{self._path}:{line}: {problem}")
-
-
-def _header(path: Path) -> list[str]:
     try:
-        with _open_bytes(path) as stream:
-            raw = stream.readline()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not raw.strip():
-        raise UserError(f"{path}: empty; expected a header such as user_id:token<tab>item_id:token")
-    names = []
-    for cell in _text(raw.removeprefix(b"\xef\xbb\xbf"), path, 1).split("\t"):
-        name, _, type = cell.rpartition(":")
-        if not name or type not in _TYPES:
+        if within is not None and not folder.resolve().is_relative_to(within):
             raise UserError(
-                f"{path}:1: column {cell!r} is not name:type with a type of {', '.join(_TYPES)}"
+                f"{folder}: a link that leaves the data set; give the folder that it leads to as "
+                "config.data.images_root"
             )
-        if name in names:
-            raise UserError(f"{path}:1: column {name!r} occurs twice")
-        names.append(name)
-    return names
-
-
-def _lines(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every data row; the slow reader, to find what is wrong where."""
-    try:
-        with _open_bytes(path) as stream:
-            for number, raw in enumerate(stream, start=1):
-                cells = _text(raw, path, number).split("\t")
-                if number == 1 or cells == [""]:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                stem, suffix = os.path.splitext(entry.name)
+                if suffix.lower() not in _IMAGE_SUFFIXES:
                     continue
-                if len(cells) != columns:
-                    raise UserError(
-                        f"{path}:{number}: {len(cells)} columns, the header has {columns}"
-                    )
-                yield number, cells
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged, unpack or copy it again: {error}") from error
-
-
-def _open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-def _text(raw: bytes, path: Path, line: int) -> str:
-    try:
-        text = raw.decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
+                path = folder / entry.name
+                if not entry.is_file(follow_symlinks=False):
+                    reading.check_regular(path, within=folder)
+                rank = _IMAGE_SUFFIXES.index(suffix.lower())
+                if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
+                    found[stem] = path
+    except OSError as error:
         raise UserError(
-            f"{path}:{line}: not UTF-8 at byte {error.start} of the line; convert the file"
-        ) from None
-    if "\r" in text:
-        raise UserError(f"{path}:{line}: a carriage return inside the line; remove it")
-    return text
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return bool(np.isfinite(float(cell)))
-    except ValueError:
-        return False
+            f"{folder}: the images cannot be listed ({reading.problem(error)})"
+        ) from error
+    return found

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from mmsrec_jax.data.records import LONGEST_ID
+
 _FARTHEST = 2  # letters
 
 
@@ -17,7 +19,7 @@ def nearest(id: str, known: np.ndarray, *, most: int = 3) -> list[str]:
 
     Capitals do not count. Less than half of a short id may differ.
     """
-    if not len(known):
+    if not len(known) or len(id) > LONGEST_ID:
         return []
     id = id.lower()
     lowered = np.char.lower(known)

@@ -1,9 +1,20 @@
 """Encoded image files to RGB pixels."""
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
+
+# Pillow knows many more; some of them start other programs (EPS) or read other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MOST_PIXELS = 40_000_000  # of an image; decoding takes up to 20 bytes for each
+LARGEST_FILE = 1 << 28  # bytes
+
+# Pillow warns of images above a limit of its own; ours is lower and refuses them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
@@ -16,36 +27,48 @@ def decode(data: bytes) -> np.ndarray:
     Grayscale, palette, CMYK and 16-bit images become 8-bit RGB.
 
     Raises:
-      ImageError: corrupt, truncated, of an unknown format, or absurdly large.
+      ImageError: corrupt, truncated, of a format that is not in `FORMATS`, or of more than
+        `MOST_PIXELS`.
     """
+    with opened(data) as image:
+        image.load()
+        return np.array(_rgb(ImageOps.exif_transpose(image)))
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, its header read; raises ImageError as `decode`, also for errors of the block."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return np.array(_rgb(ImageOps.exif_transpose(image)))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ImageError(
+                    f"{width} x {height} pixels, more than {MOST_PIXELS:,}; make it smaller"
+                )
+            yield image
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever the damage leads to
         reason = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in reason:
-            reason = f"{len(data)} bytes of no known image format"
-        raise ImageError(reason) from error
+            reason = f"{len(data)} bytes of no known image format ({', '.join(FORMATS)})"
+        raise ImageError(reason[:200]) from error
 
 
 def suffix(data: bytes) -> str:
     """What the file of an encoded image ends with, such as ".jpeg".
 
     Raises:
-      ImageError: of an unknown format.
+      ImageError: of a format that is not in `FORMATS`, or of too many pixels.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return f".{image.format.lower()}" if image.format else ""
-    except OSError as error:
-        raise ImageError(f"{len(data)} bytes of no known image format") from error
+    with opened(data) as image:
+        return f".{image.format.lower()}" if image.format else ""
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # `convert` would clip 16-bit values at 255 instead of scaling them.
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        wide = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -82,10 +83,14 @@ def categories(catalog: Catalog, separator: str | None) -> np.ndarray:
 
 def _read(name: str, path: str, num_items: int) -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with reading.open_regular(Path(path)) as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except UserError as error:
+        raise UserError(f"features.{name}={error}") from None
+    except Exception as error:  # a damaged header leads to whatever numpy makes of its parts
         raise UserError(
-            f"features.{name}={path}: cannot be read as .npy ({str(error).splitlines()[0]})"
+            f"features.{name}={path}: cannot be read as .npy ({reading.problem(error)}); write it "
+            "with numpy.save"
         ) from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub" or found.ndim != 2:
         raise UserError(f"features.{name}={path}: not a matrix of numbers [items, width]")

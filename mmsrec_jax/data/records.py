@@ -9,6 +9,8 @@ import numpy as np
 
 from mmsrec_jax.data import images
 
+LONGEST_ID = 256  # characters: arrays of ids have rows of the longest one's width
+
 
 @dataclass(frozen=True)
 class Item:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from mmsrec_jax.data.images import ImageError
+from mmsrec_jax.data import images
 from mmsrec_jax.data.records import Catalog, Item, ItemSource
 
 SHOWN = ("own", "shuffled", "blank")
@@ -66,11 +66,8 @@ def _blank(encoded: bytes) -> bytes:
     Raises:
       ImageError: it is of no known format.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            size = image.size
-    except OSError as error:
-        raise ImageError(f"{len(encoded)} bytes of no known image format") from error
+    with images.opened(encoded) as image:
+        size = image.size
     png = io.BytesIO()
     Image.new("RGB", size, (128, 128, 128)).save(png, "PNG")
     return png.getvalue()

@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.mapping import ParamSpec
-from mmsrec_jax.hf.processor import ImageProcessor, read_json
+from mmsrec_jax.hf.processor import ImageProcessor, model_root, read_json
 from mmsrec_jax.hf.tensors import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
-from mmsrec_jax.runtime import disk
+from mmsrec_jax.runtime import disk, reading
 from mmsrec_jax.runtime.errors import UserError
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -381,6 +381,7 @@ def _write_json(path: Path, value: dict) -> None:
 def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) -> None:
     for name in files:
         if (base / name).exists():
+            reading.check_regular(base / name, within=model_root(base))
             shutil.copyfile(base / name, directory / name)
     if max_pixels and mapping.processor_of(base) is not None:
         path = directory / "preprocessor_config.json"

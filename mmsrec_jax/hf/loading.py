@@ -114,6 +114,7 @@ def load(
         config = mapping.config_from_hf(raw, processor)
     config = dataclasses.replace(config, remat=remat)
     tensors = Tensors(directory)
+    _check_depth(tensors, config, directory / "config.json")
 
     def make() -> MLLM:
         held = param_dtype or dtype
@@ -143,10 +144,22 @@ def load(
     return model
 
 
+def _check_depth(tensors: Tensors, config: MLLMConfig, path: Path) -> None:
+    """Refuses a config of absurdly many layers before anything is made of their number."""
+    depths = {"text": config.text.layers, "vision": config.vision.depth if config.vision else 0}
+    count = len(list(tensors))
+    for part, layers in depths.items():
+        if layers > count:
+            raise UserError(
+                f"{path}: {layers} {part} layers, but the weights have {count} tensors in all; "
+                "fetch config.json and weights again"
+            )
+
+
 def _check_names(
     tensors: Tensors, config: MLLMConfig, targets: Mapping[tuple, Any], model_type: str
 ) -> None:
-    """Every tensor has its place, before the first of them is read."""
+    """Every tensor has its place and shape, before the first of them is read."""
     wanted = set()
     for leaf in mapping.leaves(config):
         layers = range(targets[tuple(leaf.path.split("."))].shape[0] if leaf.stacked else 1)
@@ -164,6 +177,13 @@ def _check_names(
             f"{tensors[min(extra)]} has no place in a {model_type} model of this "
             f"config.json ({len(extra)} such tensors); fetch config.json and weights again"
         )
+    for leaf in mapping.leaves(config):
+        shape = targets[tuple(leaf.path.split("."))].shape
+        layers = range(shape[0] if leaf.stacked else 1)
+        for layer in layers:
+            tensors.check(
+                leaf.name.format(layer), leaf.tensor_shape(shape[1:] if leaf.stacked else shape)
+            )
 
 
 class _Reader:

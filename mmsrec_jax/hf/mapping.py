@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmsrec_jax.hf import families
+from mmsrec_jax.hf import families, fields
 from mmsrec_jax.hf.families.base import ParamSpec, located
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models.config import MLLMConfig
+from mmsrec_jax.runtime import reading
+from mmsrec_jax.runtime.errors import UserError
 
 __all__ = [
     "ParamSpec",
@@ -83,9 +85,22 @@ def config_from_hf(raw: dict, processor: Any = None) -> MLLMConfig:
 
     `processor`, of the same directory, gives the mean and standard deviation of pixels; without it
     they are the family's usual ones. Raises UserError for model types and settings that are not
-    supported and for fields that are missing.
+    supported, for fields that are missing and for values that a field cannot have.
     """
-    return families.find(raw.get("model_type")).config(raw, processor)
+    raw = fields.config(raw)
+    try:
+        config = families.find(raw.get("model_type")).config(raw, processor)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"config.json: its fields contradict each other ({reading.problem(error)}); fetch it "
+            "again"
+        ) from error
+    if config.image_token_id is not None and config.image_token_id >= config.text.vocab_size:
+        raise UserError(
+            f"config.json: the image token {config.image_token_id} is none of the "
+            f"{config.text.vocab_size} of vocab_size"
+        )
+    return config
 
 
 def is_text_only(directory: str | Path) -> bool:
@@ -107,5 +122,5 @@ def processor_of(directory: str | Path) -> Any:
     path = Path(directory) / "config.json"
     raw = read_json(path)
     with located(path):
-        family = families.find(raw.get("model_type"))
+        family = families.find(fields.config(raw).get("model_type"))
     return family.processor(Path(directory))

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmsrec_jax.hf import fields
 from mmsrec_jax.models.config import VisionConfig
 from mmsrec_jax.models.patches import mrope_positions, patch_hw, window_ids
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,10 +55,14 @@ class ImageProcessor:
         """
         path, raw = read_preprocessor(directory)
         config_path = Path(directory) / "config.json"
-        vision = read_json(config_path).get("vision_config") or {} if config_path.exists() else {}
+        vision: dict[str, Any] = {}
+        if config_path.exists():
+            vision = fields.config(read_json(config_path)).get("vision_config") or {}
         if raw.get("do_center_crop"):
             raise UserError(f"{path}: do_center_crop is not supported, set it to false")
         size = raw.get("size") or {}
+        if isinstance(size, int):
+            raise UserError(f"{path}: size {size} is not supported; give min_pixels and max_pixels")
         normalize = raw.get("do_normalize", True)
         values = {
             "min_pixels": _first(
@@ -208,28 +214,33 @@ def read_preprocessor(directory: str | Path) -> tuple[Path, dict]:
     """The file that describes a directory's image processor, and the fields in it.
 
     It is `preprocessor_config.json`, or the part of `processor_config.json` in which transformers 5
-    saves it with the tokenizer. Raises UserError when there is neither.
+    saves it with the tokenizer. Raises UserError when there is neither, and for a value that its
+    field cannot have.
     """
     path = Path(directory) / "preprocessor_config.json"
     whole = Path(directory) / "processor_config.json"
     if not path.exists() and whole.exists():
         part = read_json(whole).get("image_processor")
         if isinstance(part, dict):
-            return whole, part
-    return path, read_json(path)
+            return whole, fields.preprocessor(part, whole)
+    return path, fields.preprocessor(read_json(path), path)
 
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises UserError when it is missing or is not an object."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is this a Hugging Face model directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; is this a Hugging Face model directory?")
+    raw = reading.read_json(path, within=model_root(path.parent))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a JSON object is expected")
     return raw
+
+
+def model_root(directory: Path) -> Path:
+    """The folder that no link of a model's directory may leave: the directory, or all that belongs
+    to the model where it is a snapshot in the cache of huggingface_hub, which links to blobs."""
+    directory = directory.resolve()
+    return directory.parents[1] if directory.parent.name == "snapshots" else directory
 
 
 def _first(*values: Any) -> Any:

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mmsrec_jax.hf import mapping
-from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.hf.processor import model_root, read_json
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -52,11 +55,11 @@ class Tensors:
 
     def __init__(self, directory: Path):
         index = directory / INDEX
-        promised = read_json(index).get("weight_map", {}) if index.exists() else {}
+        promised = _weight_map(index) if index.exists() else {}
         self._stored: dict[str, Stored] = {}
         for file in sorted(set(promised.values())) or [SINGLE]:
             path = directory / file
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise UserError(f"{path}: no such file; only safetensors checkpoints are read")
             for stored in _stored(path):
                 ours = mapping.canonical(stored.name)
@@ -75,19 +78,8 @@ class Tensors:
         """The tensor of canonical `name`, which is there."""
         return self._stored[name]
 
-    def read(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        rows: slice = slice(None),
-        *,
-        memory: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Rows (of axis 0) of the tensor, which is of exactly `shape` and a floating type; else
-        UserError. Other rows are not read. Threads may read at the same time.
-
-        memory: bytes that may hold what is read, until the next call that is given them.
-        """
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless the tensor is there, of exactly `shape` and a floating type."""
         if name not in self:
             raise UserError(
                 f"{self.directory}: tensor {name} {list(shape)} is missing; fetch the weights again"
@@ -102,6 +94,23 @@ class Tensors:
                 f"{stored} is stored as {stored.dtype}; quantized checkpoints are not "
                 "read, fetch the model in bfloat16, float16 or float32"
             )
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        rows: slice = slice(None),
+        *,
+        memory: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Rows (of axis 0) of the tensor, which passes `check`. Other rows are not read.
+
+        Threads may read at the same time.
+
+        memory: bytes that may hold what is read, until the next call that is given them.
+        """
+        self.check(name, shape)
+        stored = self._stored[name]
         dtype, width = FLOATING[stored.dtype], math.prod(shape[1:])
         start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
         size = (stop - start) * width * dtype.itemsize
@@ -120,17 +129,42 @@ class Tensors:
         return values.reshape(stop - start, *shape[1:]) if shape else values.reshape(())
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file beside the index."""
+    found = read_json(index).get("weight_map", {})
+    if not isinstance(found, dict):
+        raise UserError(f"{index}: weight_map is {reading.shown(found)}; an object is expected")
+    for name, file in found.items():
+        if not isinstance(file, str) or not file or Path(file).name != file:
+            raise UserError(
+                f"{index}: {reading.shown(name)} lies in {reading.shown(file)}; the name of a file "
+                "beside the index is expected"
+            )
+    return found
+
+
 def _stored(path: Path) -> Iterator[Stored]:
     """All tensors of a file. Raises UserError when it is damaged."""
+    reading.check_regular(path, within=model_root(path.parent))
     try:
         with safe_open(path, framework="numpy"):
             pass  # checks that the header is sound and the file as long as it says
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or cut short, fetch it again ({error})") from None
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size), object_pairs_hook=_without_twins)
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
+        raise UserError(
+            f"{path}: damaged or cut short, fetch it again ({reading.problem(error)})"
+        ) from None
     for name, entry in header.items():
         if name != "__metadata__":
             offset = 8 + size + entry["data_offsets"][0]
             yield Stored(path, name, tuple(entry["shape"]), entry["dtype"], offset)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two equal ones readers differ in which they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found

@@ -1,12 +1,14 @@
 """A directory's own tokenizer, or a small byte-level BPE with Qwen's tokens for new models."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.hf.processor import model_root, read_json
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:  # seconds of import, paid by those who use it
@@ -21,6 +23,8 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
 )
 SMALLEST = len(SPECIAL_TOKENS) + 256  # tokens of a vocabulary: these and all bytes
+_READ_BY_TRANSFORMERS = (".json", ".txt", ".jinja", ".model")
+_LARGEST_FILE = 1 << 28  # bytes
 # Qwen2's split: words take the space before them, digits stand alone.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -50,18 +54,61 @@ def load(directory: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     directory = Path(directory)
+    _check_files(directory)
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(
             f"{directory}: no tokenizer.json and no vocab.json; is this a model directory?"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{directory}: the tokenizer does not load ({error})") from error
+        # Code that the directory brings along is never run, nor is it asked whether it may.
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+        _use(tokenizer)
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(
+            f"{directory}: the tokenizer does not load ({reading.problem(error)}); fetch its files "
+            "again"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{directory}: the tokenizer has no tokenizer.json; convert it to a fast one"
+        )
     template = directory / "chat_template.json"
     if tokenizer.chat_template is None and template.exists():
         tokenizer.chat_template = read_json(template).get("chat_template")
     return tokenizer
+
+
+def _use(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Does what will be done with it: fields of its files that are wrong show only then."""
+    ids = tokenizer.encode("a yes") + tokenizer.encode("a yes", add_special_tokens=False)
+    tokenizer.decode(ids)
+    tokenizer.convert_ids_to_tokens(ids)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id", "unk_token_id"):
+        if not isinstance(getattr(tokenizer, name), int | None):
+            raise ValueError(f"{name} is {reading.shown(getattr(tokenizer, name))}")
+    if not all(type(i) is int for i in [*tokenizer.get_vocab().values(), *ids]):
+        raise ValueError("an id is no whole number")
+    if not isinstance(tokenizer.special_tokens_map, dict):
+        raise ValueError("its special tokens are no map")
+
+
+def _check_files(directory: Path) -> None:
+    """Only regular files are read, and none of absurd size (UserError)."""
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({reading.problem(error)})") from error
+    for path in paths:
+        if path.suffix in _READ_BY_TRANSFORMERS:
+            with reading.open_regular(path, within=model_root(directory)) as file:
+                if (size := os.fstat(file.fileno()).st_size) > _LARGEST_FILE:
+                    raise UserError(
+                        f"{path}: has {size:,} bytes; at most {_LARGEST_FILE:,} are read"
+                    )
 
 
 def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTrainedTokenizerBase":

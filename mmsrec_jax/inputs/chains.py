@@ -10,7 +10,6 @@ computed chain.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.inputs.tastes import Tastes
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -80,22 +80,14 @@ def read(path: Path, histories: Histories) -> dict[tuple[int, int], str]:
     """
     index = {user: u for u, user in enumerate(histories.users.tolist())}
     found: dict[tuple[int, int], str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error.msg}); correct it") from error
+    for where, row in reading.json_lines(path):
         try:
             key, chain = _parsed(row, index, histories)
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
         if key in found:
-            raise UserError(
-                f"{path}, line {number}: user {row['user']!r}, position {key[1]} has a line "
-                "already; keep one"
-            )
+            user = reading.shown(row["user"])
+            raise UserError(f"{where}: user {user}, position {key[1]} has a line already; keep one")
         found[key] = chain
     return found
 
@@ -107,11 +99,13 @@ def _parsed(
         raise ValueError('no object; write {"user": ..., "position": ..., "chain": ...}')
     for name, kind in (("user", str), ("position", int), ("chain", str)):
         if type(row.get(name)) is not kind:
-            raise ValueError(f"{name} is {row.get(name)!r}; it must be {kind.__name__}")
+            raise ValueError(
+                f"{name} is {reading.shown(row.get(name))}; it must be {kind.__name__}"
+            )
     user, position, chain = row["user"], row["position"], " ".join(row["chain"].split())
     if user not in index:
         raise ValueError(
-            f"no user {user!r}; "
+            f"no user {reading.shown(user)}; "
             + (did_you_mean(user, histories.users) or "ids are those of the raw files")
         )
     if not 0 <= position < histories.lengths[index[user]]:

@@ -47,6 +47,11 @@ class DecoderConfig:
     tied: bool = False  # the head is the embedding
 
     def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(
+                f"text: hidden={self.hidden} over heads={self.heads} gives heads of size "
+                f"{self.head_dim}; rope needs an even one"
+            )
         if self.heads % self.kv_heads:
             raise UserError(
                 f"text: heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
@@ -106,7 +111,7 @@ class VisionConfig(_Tower):
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        if self.hidden % self.heads or (self.hidden // self.heads) % 4:
+        if self.hidden < self.heads or self.hidden % self.heads or self.head_dim % 4:
             raise UserError(
                 f"vision: hidden={self.hidden} over heads={self.heads} must give a head size "
                 "divisible by 4"
@@ -157,7 +162,7 @@ class VitConfig(_Tower):
     def __post_init__(self) -> None:
         if self.kind not in VIT_KINDS:
             raise UserError(f"vision: kind={self.kind!r} is none of {VIT_KINDS}")
-        if self.hidden % self.heads:
+        if self.hidden < self.heads or self.hidden % self.heads:
             raise UserError(f"vision: hidden={self.hidden} is not a multiple of heads={self.heads}")
         if self.merge > 1 and (self.keep_first or any(n % self.merge for n in self.grid)):
             raise UserError(

@@ -7,21 +7,19 @@ the token whatever the tokenizer merges.
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsrec_jax.hf.processor import ImageProcessor
+from mmsrec_jax.prompts.chat_template import ANSWER, QUESTION, ChatTemplate, Conversation
+from mmsrec_jax.prompts.cleaning import Cleaner, bare
 from mmsrec_jax.prompts.templates import IMAGE, YES_NO
 from mmsrec_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:  # it imports jax
     from mmsrec_jax.models.mllm import MLLM
-
-_QUESTION, _ANSWER = "\ue002", "\ue003"
-_PRIVATE = re.compile(f"[{IMAGE}{_QUESTION}{_ANSWER}]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +40,10 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+_PASSES = 4
+_SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 class Chat:
@@ -68,19 +70,9 @@ class Chat:
         vision_end_token_id: int | None = None,
         processor: ImageProcessor | None = None,
     ):
-        if not tokenizer.chat_template:
-            raise UserError("the tokenizer has no chat template; add chat_template.json to it")
-        text = tokenizer.apply_chat_template(
-            [
-                {"role": "user", "content": _QUESTION},
-                {"role": "assistant", "content": _ANSWER},
-            ],
-            tokenize=False,
-        )
-        if text.count(_QUESTION) != 1 or text.count(_ANSWER) != 1:
-            raise UserError("the chat template must show the question and the answer once each")
-        self.head, rest = text.split(_QUESTION)
-        self.middle, self.tail = rest.split(_ANSWER)
+        self._template = ChatTemplate(tokenizer)
+        self.head, self.middle = self._template.head, self._template.middle
+        self.tail = self._template.tail
         self._backend = tokenizer.backend_tokenizer
         self._image_token_id = image_token_id
         self._processor = processor
@@ -92,14 +84,33 @@ class Chat:
             for i in (vision_start_token_id, image_token_id, vision_end_token_id)
             if i is not None
         ]
+        if None in names:
+            raise UserError(
+                f"the image token {image_token_id} of config.json, or a mark around it, is no "
+                "token of the tokenizer; fetch both files again"
+            )
         self._image_text = "".join(names)
-        special = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])) or "$^")
+        added = tokenizer.added_tokens_decoder.items()
+        special = {i: str(token.content) for i, token in added if str(token.content).strip()}
+        # The token of unknown characters stands for what a text may well hold.
+        ids = [i for i in special if i != tokenizer.unk_token_id]
+        self._is_special = np.zeros(1 + max(*tokenizer.get_vocab().values(), *special), bool)
+        self._is_special[ids] = True
+        marks = IMAGE + QUESTION + ANSWER
+        self._cleaner = Cleaner(special.values(), self._template.turns, marks)
+        self._opening = ""
+        if image_token_id is not None and _begins_with_bos(tokenizer):
+            # The families' own processors let the tokenizer add it.
+            self._opening = tokenizer.bos_token
+            if not self.head.startswith(self._opening):
+                self.head = self._opening + self.head
         self.yes_no_ids = yes_no_ids(tokenizer)
-        tail = self.ids(self.tail)
-        if len(tail) == 0:
-            raise UserError("the chat template must close the answer with a token")
-        self.stop_id = int(tail[0])
+        if tokenizer.convert_ids_to_tokens(self.yes_no_ids[0]).startswith(_SPACE):
+            self.middle = self.middle.rstrip(" ")  # the answer brings its space along
+        self.stop_id = self._stop(tokenizer.eos_token_id)
+        parts = (self.head, self.middle, self._image_text)
+        self._specials = {part: self._count_special(self.ids(part)) for part in parts}
+        self._specials[""] = 0
 
     @classmethod
     def of(cls, model: "MLLM", tokenizer: Any) -> "Chat":
@@ -113,12 +124,30 @@ class Chat:
             processor=model.processor,
         )
 
+    def write(self, conversations: Sequence[Conversation]) -> list[str]:
+        """Each conversation in the words of the chat template; raises UserError where it fails."""
+        written = self._template.render(conversations)
+        return [
+            text if text.startswith(self._opening) else self._opening + text for text in written
+        ]
+
     def clean(self, text: str) -> str:
-        """Text of an item without special tokens (which it could forge), on one line."""
-        text = _PRIVATE.sub("", text)
-        while (cleaned := self._special.sub("", text)) != text:
-            text = cleaned
-        return " ".join(text.split())
+        """Text of an item without what it could forge: special tokens, and words by which the chat
+        template tells whose turn it is. On one line."""
+        text = self._cleaner.clean(text)
+        if text.isascii() and "<" not in text and "[" not in text:
+            return text
+        # The tokenizer may know other spellings of a special token.
+        for _ in range(_PASSES):
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            places = zip(encoding.ids, encoding.offsets, strict=True)
+            forged = [place for i, place in places if self._is_special[i]]
+            if not forged:
+                return text
+            for start, end in reversed(forged):
+                text = f"{text[:start]} {text[max(end, start + 1) :]}"
+            text = self._cleaner.clean(text)
+        return bare(text)
 
     def cut(self, text: str, tokens: int) -> tuple[str, bool]:
         """The beginning of `text` that is at most `tokens` long, and whether any was cut off."""
@@ -131,20 +160,58 @@ class Chat:
         return text[: max(0, end - 1)].rstrip(), True
 
     def ids(self, text: str) -> np.ndarray:
-        """int32[n] of text without images."""
+        """int32[n] of text without images; special tokens in it are meant."""
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode(self, text: str, images: Sequence[dict] = ()) -> Piece:
-        """Text with one `IMAGE` mark per image as a piece."""
+        """Text with one `IMAGE` mark per image as a piece.
+
+        `head` at its beginning and `middle` at its end stay. What is between them cannot forge
+        them: special tokens and role words are taken out. Raises UserError where a special token
+        comes out all the same.
+        """
+        at_start = self.head if text.startswith(self.head) else ""
+        at_end = self.middle if text.endswith(self.middle) else ""
+        if len(text) < len(at_start) + len(at_end):
+            at_end = ""
+        body = text[len(at_start) : len(text) - len(at_end)]
+        tokens = self._tokens(at_start + self._cleaner.without_forged(body) + at_end, images)
+        expected = self._specials[at_start] + self._specials[at_end]
+        expected += len(images) * self._specials[self._image_text]
+        if (found := self._count_special(tokens)) != expected:
+            raise UserError(
+                f"a text becomes a special token of the tokenizer ({found} instead of {expected} "
+                f"in {text[:80]!r}); take it out of the data"
+            )
+        return self._piece(tokens, images)
+
+    def encode_written(self, text: str, images: Sequence[dict] = ()) -> Piece:
+        """The same of a text whose special tokens are meant, as `write` gives it."""
+        return self._piece(self._tokens(text, images), images)
+
+    def _count_special(self, tokens: np.ndarray) -> int:
+        return int(self._is_special[tokens].sum())
+
+    def _tokens(self, text: str, images: Sequence[dict]) -> np.ndarray:
+        """int32[n] with one image token for each image."""
         if text.count(IMAGE) != len(images):
             raise ValueError(f"{text.count(IMAGE)} image marks for {len(images)} images")
-        if not images:
-            tokens = self.ids(text)
-            positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
-            return Piece(tokens, positions, len(tokens))
-        if self._processor is None:
+        if images and self._processor is None:
             raise ValueError("images for a chat without an image processor")
         tokens = self.ids(text.replace(IMAGE, self._image_text))
+        found = 0 if self._image_token_id is None else int((tokens == self._image_token_id).sum())
+        if found != len(images):
+            raise UserError(
+                f"a text holds the image token ({found} of them for {len(images)} images); take it "
+                "out"
+            )
+        return tokens
+
+    def _piece(self, tokens: np.ndarray, images: Sequence[dict]) -> Piece:
+        if not images:
+            positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
+            return Piece(tokens, positions, len(tokens))
+        assert self._processor is not None, "asked for with the tokens"
         slots = np.ones(len(tokens), np.int64)
         slots[tokens == self._image_token_id] = [
             self._processor.num_slots(image["grid"]) for image in images
@@ -154,6 +221,24 @@ class Chat:
         positions = self._processor.positions(tokens, grids, self._image_token_id)
         return Piece(tokens, positions, int(positions.max()) + 1, tuple(images))
 
+    def _stop(self, eos: int | None) -> int:
+        """The token that ends an answer: the first special one behind it, else the usual end."""
+        tail = self.ids(self.tail)
+        special = tail[self._is_special[tail]]
+        if len(special):
+            return int(special[0])
+        if eos is not None:
+            return eos
+        if len(tail) == 0:
+            raise UserError("the chat template must close the answer with a token")
+        return int(tail[0])
+
+
+def _begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer opens a text with its beginning-of-text token by itself."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("a")[:1] == [bos]
+
 
 def yes_no_ids(tokenizer: Any) -> tuple[int, int]:
     """Ids (yes, no) of the answer's first token at the start of an answer.
@@ -161,7 +246,7 @@ def yes_no_ids(tokenizer: Any) -> tuple[int, int]:
     The paper's score is p(yes) / (p(yes) + p(no)) at this token. Raises UserError when both words
     begin with the same token.
     """
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in YES_NO)
-    if yes == no:
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[:1] for word in YES_NO)
+    if not yes or yes == no:
         raise UserError(f"the tokenizer begins {YES_NO[0]!r} and {YES_NO[1]!r} alike")
-    return yes, no
+    return yes[0], no[0]

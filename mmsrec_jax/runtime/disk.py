@@ -133,7 +133,8 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
         _check_regular(path)
         # Not mapped: a page that is damaged or cut off would end the process.
         table = pq.read_table(path, memory_map=False)
-    if missing := [name for name in columns if name not in table.column_names]:
+        names = table.column_names  # no UTF-8 when damaged
+    if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path}: column {missing[0]} is missing; {remedy}")
     return table
 

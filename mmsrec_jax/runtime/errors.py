@@ -4,6 +4,8 @@ import errno
 import os
 import re
 
+from mmsrec_jax.runtime.printable import printable, shortened
+
 _LONGEST = 300  # characters of a message that is passed on
 
 _REMEDIES = {
@@ -31,8 +33,12 @@ _OF_THE_DISK = {
 class UserError(Exception):
     """Bad input: one line that names the file or field, the row where there is one, and the remedy.
 
-    Entry points in `launch/` print it without a traceback and exit with status 2.
+    Entry points in `launch/` print it without a traceback and exit with status 2. What the message
+    quotes of a file is escaped and shortened here.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shortened(printable(message)))
 
 
 def of_os_error(error: OSError) -> UserError:

@@ -40,13 +40,16 @@ def test_lines_become_items(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"id": "a", "title": "x"}, "{"], "line 2: no JSON"),
+        ([{"id": "a", "title": "x"}, "{"], "line 2: not valid JSON"),
         (["[1]"], "line 1: not an object"),
-        ([{"id": 7, "title": "x"}], "line 1: id is 7; write text in quotes"),
+        ([{"id": 7, "title": "x"}], "line 1: 'id' is 7; write text in quotes"),
         ([{"title": "x"}], "line 1: the item has no id"),
         ([{"id": "a", "title": " "}], "line 1: item 'a' has no text"),
         ([{"id": "a", "title": "x"}] * 2, "line 2: the id 'a' stands above"),
-        ([{"id": "a", "title": "x", "image": "no.jpg"}], "line 1: no picture .*no.jpg"),
+        (
+            [{"id": "a", "title": "x", "image": "no.jpg"}],
+            "line 1: no picture: .*no.jpg: cannot be read",
+        ),
         (
             [{"id": "a", "title": "x", "image": "new.jsonl"}],
             "line 1: the picture .* cannot be read",

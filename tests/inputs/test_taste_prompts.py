@@ -192,7 +192,7 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2: not valid JSON"),
         ("[1]", "line 2: no object"),
         ({"user": 3, "position": 1, "chain": "x"}, "line 2: user is 3; it must be str"),
         ({"user": "u1", "chain": "x"}, "line 2: position is None; it must be int"),

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 COLUMNS = ("user", "item", "score")
@@ -96,40 +96,50 @@ def missing(scores: Scores, ranks: Ranks) -> int:
 
 
 def _read_columns(path: Path) -> pa.Table:
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file; --external=NAME=FILE takes a parquet or CSV file")
+    reading.check_regular(path)
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: is called neither *.parquet nor *.csv; convert or rename it")
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        else:
-            as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
-            table = pa_csv.read_csv(path, convert_options=as_text)
-    except pa.ArrowInvalid as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be read ({problem}); write it again") from error
+    table = reading.read_parquet(path, COLUMNS) if path.suffix == ".parquet" else _read_csv(path)
     for name in COLUMNS:
         if name not in table.column_names:
+            there = ", ".join(table.column_names[:20])
             raise UserError(
-                f"{path}: column {name!r} is missing (there are: {', '.join(table.column_names)}); "
+                f"{path}: column {name!r} is missing (there are: {there}); "
                 f"name the columns {', '.join(COLUMNS)}"
             )
+        if table.column_names.count(name) > 1:
+            raise UserError(f"{path}: column {name!r} is there twice; keep one")
     return table.select(COLUMNS).combine_chunks()
+
+
+def _read_csv(path: Path) -> pa.Table:
+    as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
+    by_line = pa_csv.ReadOptions(block_size=reading.LONGEST_LINE)
+    try:
+        with pa.OSFile(str(path)) as file:  # a name that ends with .gz.csv is no archive
+            table = pa_csv.read_csv(file, read_options=by_line, convert_options=as_text)
+        return table.rename_columns(table.column_names)  # names that are no UTF-8 raise here
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({reading.problem(error)}); write it again"
+        ) from error
 
 
 def _indices(path: Path, column: pa.Array, known: np.ndarray, what: str) -> np.ndarray:
     """int64[N]: where the ids of a column are in `known`."""
     try:
         ids = pc.cast(column, pa.string())
-    except pa.ArrowNotImplementedError as error:
+    except pa.ArrowException as error:
         raise UserError(f"{path}: column {what!r} holds no ids but {column.type}") from error
     found = pc.index_in(ids, value_set=pa.array(known.tolist(), pa.string()))
     unknown = pc.is_null(found).to_numpy()
     if unknown.any():
         row = int(np.argmax(unknown))
+        id = reading.shown(ids[row].as_py())
         raise UserError(
-            f"{path}, row {row + 1}: {what} {ids[row].as_py()!r} is not in the run's data "
+            f"{path}, row {row + 1}: {what} {id} is not in the run's data "
             f"({int(unknown.sum())} such rows); score the {what}s that are left after the run's "
             "filters, by their raw ids"
         )
@@ -139,14 +149,9 @@ def _indices(path: Path, column: pa.Array, known: np.ndarray, what: str) -> np.n
 def _numbers(path: Path, column: pa.Array) -> np.ndarray:
     """float64[N], NaN for null."""
     try:
-        return pc.cast(column, pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    for row, value in enumerate(column.to_pylist()):
-        try:
-            float(value)
-        except (TypeError, ValueError):
-            raise UserError(
-                f"{path}, row {row + 1}: the score {value!r} is no number; write one"
-            ) from None
-    raise UserError(f"{path}: column 'score' is {column.type}; write it as float64")
+        return reading.to_floats(column, finite=False)
+    except reading.NotANumber as error:
+        score = reading.shown(column[error.row].as_py())
+        raise UserError(
+            f"{path}, row {error.row + 1}: the score {score} is no number; write one"
+        ) from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmsrec_jax.hf import fields
 from mmsrec_jax.hf.families import text as decoders
 from mmsrec_jax.hf.families.base import (
     Family,
@@ -76,8 +77,8 @@ def family(model_type: str, towers: tuple[str, ...], image_token_fields: tuple[s
 def _processor(directory: Path, towers: tuple[str, ...]) -> FixedSizeProcessor:
     """The processor of a directory with the slots of its model."""
     path = directory / "config.json"
-    raw = read_json(path)
     with located(path):
+        raw = fields.config(read_json(path))
         patch_size = _square(_tower(raw, towers)[1], "patch_size")
     made = FixedSizeProcessor.from_pretrained(directory, patch_size)
     with located(path):
@@ -98,6 +99,10 @@ def vision(raw: dict, images: FixedSizeProcessor | None, towers: tuple[str, ...]
     kind, tower = _tower(raw, towers)
     patch_size, image_size = _square(tower, "patch_size"), _square(tower, "image_size")
     side = image_size // patch_size
+    if side < 1:
+        raise UserError(
+            f"config.json: vision_config.patch_size {patch_size} exceeds image_size {image_size}"
+        )
     if images is None:
         images = FixedSizeProcessor(patch_size, (image_size, image_size), slots=0)
     only(tower, "num_channels", {3}, 3)

@@ -97,7 +97,7 @@ def test_mistakes_name_the_file(histories, tmp_path):
         (missing, r"column 'user' is missing \(there are: user_id, item, score\)"),
         (tmp_path / "x.parquet", "x.parquet: cannot be read"),
         (tmp_path / "none.csv", "none.csv: no such file"),
-        (tmp_path, "no such file"),
+        (tmp_path, "is a folder; a regular file is expected"),
     ):
         with pytest.raises(UserError, match=message):
             external.read(path, histories.users, IDS)

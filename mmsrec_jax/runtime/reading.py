@@ -1,0 +1,217 @@
+"""Files that somebody else wrote, read so that none of them can hang, overflow or crash a run.
+
+Only regular files are opened: a FIFO would wait for ever, a device may never end. Links are
+followed as long as they stay in the folder that was given. What is wrong is one `UserError`.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmsrec_jax.runtime.errors import UserError
+
+LONGEST_LINE = 1 << 20  # bytes
+_LARGEST_JSON = 256 << 20  # bytes
+_MOST_EXPANDED = 1000  # bytes of a parquet file's columns for a byte of the file ...
+_ALWAYS_ALLOWED = 256 << 20  # ... beyond this many bytes
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_regular(path: Path, within: Path | None = None) -> None:
+    """Raises UserError unless `path` is a regular file that can be read.
+
+    within: a folder that no link on the way from it to the file may leave.
+    """
+    open_regular(path, within).close()
+
+
+def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
+    """The regular file at `path` for reading; raises UserError as `check_regular`, at once."""
+    try:
+        _check_kind(path, os.stat(path))  # opening a device may already do something
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise UserError(f"{path}: leads out of the folder {within}; put the file itself there")
+        # The file may have been replaced since: opening a FIFO must not wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{path}: cannot be read ({problem(error)})") from error
+    try:
+        _check_kind(path, os.fstat(descriptor))
+    except UserError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
+    """All of a regular file. Raises UserError as `open_regular`, and for more than `most` bytes."""
+    try:
+        with open_regular(path, within) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(most + 1) if size <= most else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({problem(error)})") from error
+    if max(size, len(data)) > most:
+        raise UserError(f"{path}: has {max(size, len(data)):,} bytes; at most {most:,} are read")
+    return data
+
+
+def read_text(path: Path, *, most: int = _LARGEST_JSON, within: Path | None = None) -> str:
+    """All of a regular file as UTF-8. Raises UserError as `read_bytes`."""
+    data = read_bytes(path, most=most, within=within)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; convert the file") from None
+
+
+def read_json(path: Path, within: Path | None = None) -> Any:
+    """The JSON value that a file holds. Raises UserError as `read_text`, and where it is none."""
+    return parse_json(read_text(path, within=within), str(path))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line for messages, value) of every line of JSON that is not blank.
+
+    Raises UserError as `read_text`, and for a line that is no JSON or longer than `LONGEST_LINE`.
+    """
+    for number, line in enumerate(read_text(path, most=1 << 32).split("\n"), 1):
+        where = f"{path}, line {number}"
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"{where}: longer than {LONGEST_LINE:,} characters; shorten it")
+        if line.strip():
+            yield where, parse_json(line, where)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of JSON text: finite numbers, no deep nesting, text that UTF-8 can hold.
+
+    Raises UserError that begins with `where`.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        text.encode()  # a lone surrogate, raw; those written as \\ud800 are found below
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error.msg}, character {error.pos}); correct it"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON (nested too deeply); correct it") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a character (a lone \\ud...); correct it") from None
+    except ValueError as error:  # not a number that can be held
+        raise UserError(f"{where}: not valid JSON ({problem(error)}); correct it") from None
+    return value
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The columns of a parquet file; all, or those named that it has.
+
+    Raises UserError when it is none, is damaged, or would need far more memory than its size says.
+    """
+    check_regular(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_expansion(path, file)
+            names = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in columns if name in names]
+            table = file.read(wanted)
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read as parquet ({problem(error)}); write it again"
+        ) from error
+
+
+class NotANumber(ValueError):
+    """A cell of a column is no number; `row` counts from 0."""
+
+    def __init__(self, row: int):
+        super().__init__(f"row {row}")
+        self.row = row
+
+
+def to_floats(column: pa.ChunkedArray, *, finite: bool) -> np.ndarray:
+    """float64[rows] of numbers, or of texts in plain ASCII digits without spaces; NaN for null.
+
+    Raises NotANumber at the first cell that is none, with `finite` also for NaN and infinities.
+    """
+    values = _cast(column, finite)
+    if values is not None:
+        return values
+    first, count = 0, len(column)  # the first bad cell lies in these rows
+    while count > 1:
+        half = count // 2
+        if _cast(column.slice(first, half), finite) is not None:
+            first, half = first + half, count - half
+        count = half
+    raise NotANumber(first)
+
+
+def _cast(column: pa.ChunkedArray, finite: bool) -> np.ndarray | None:
+    try:
+        values = pc.cast(column, pa.float64()).to_numpy()
+    except pa.ArrowException:
+        return None
+    return values if not finite or np.isfinite(values).all() else None
+
+
+def problem(error: BaseException) -> str:
+    """What an exception says, in one short printable line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable()) or type(error).__name__
+    return line if len(line) <= 200 else line[:200] + " ..."
+
+
+def shown(value: object) -> str:
+    """A value out of a file as a message shows it: as Python writes it, and not too long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
+def _check_expansion(path: Path, file: pq.ParquetFile) -> None:
+    found = file.metadata
+    # The sizes of single columns are not asked for: of a damaged file that ends the process.
+    said = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+    # Runs of equal values are short in every encoding: rows count too.
+    needed = max(said, 4 * found.num_rows)
+    if needed > max(_ALWAYS_ALLOWED, _MOST_EXPANDED * path.stat().st_size):
+        raise UserError(
+            f"{path}: its {path.stat().st_size:,} bytes would become {needed:,} in memory; is it "
+            "what it should be?"
+        )
+
+
+def _check_kind(path: Path, found: os.stat_result) -> None:
+    for is_kind, name in _KINDS:
+        if is_kind(found.st_mode):
+            raise UserError(f"{path}: is {name}; a regular file is expected")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if (value := float(text)) in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
