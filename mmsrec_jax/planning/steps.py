@@ -31,6 +31,7 @@ from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.late_interaction import Encoded
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
+from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
@@ -76,6 +77,8 @@ class Planned(Protocol):
     def evaluation(self) -> EvaluationSettings: ...
     @property
     def cached(self) -> pairs.CachedSettings: ...
+    @property
+    def prompts(self) -> PromptSettings: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +263,7 @@ class Steps:
             start=c.prompt_length,
             yes_no_ids=_YES_NO_IDS,
             closeness=c.closeness,
-            weights=pairs.TaskWeights(c.next_keywords, c.next_in_history),
+            weights=c.task_weights,
             shardings=shardings,
             offload=c.offload_optimizer,
         )

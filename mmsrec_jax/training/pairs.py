@@ -34,6 +34,14 @@ Validate = Callable[[MLLM], dict[str, float]]
 SELECTED_BY = "validation/ndcg@10"
 
 
+class TaskWeights(NamedTuple):
+    """Of the tasks beside ranking."""
+
+    next_keywords: float
+    next_in_history: float
+    close_in_history: float
+
+
 @dataclasses.dataclass(frozen=True)
 class CachedSettings(UpdateSettings):
     """Stage 3 in the cached form, and the room of its prompts."""
@@ -126,17 +134,14 @@ class CachedSettings(UpdateSettings):
             )
 
     @property
+    def task_weights(self) -> TaskWeights:
+        close = self.close_in_history if self.closeness else 0.0
+        return TaskWeights(self.next_keywords, self.next_in_history, close)
+
+    @property
     def patches(self) -> int:
         """Room for images, by the name it has elsewhere."""
         return self.item_patches
-
-
-class TaskWeights(NamedTuple):
-    """Of the tasks beside ranking."""
-
-    next_keywords: float
-    next_in_history: float
-    close_in_history: float
 
 
 def loss(
@@ -277,11 +282,7 @@ def train(
         step = make_step(
             graphdef, optimizer, jnp.asarray(tail), start=settings.prompt_length,
             yes_no_ids=yes_no_ids, closeness=settings.closeness,
-            weights=TaskWeights(
-                settings.next_keywords,
-                settings.next_in_history,
-                settings.close_in_history if settings.closeness else 0.0,
-            ),
+            weights=settings.task_weights,
             shardings=shardings, offload=offload,
         )  # fmt: skip
 

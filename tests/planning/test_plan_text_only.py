@@ -28,7 +28,7 @@ def made(request, tmp_path_factory):
     config.summarizer.update(
         batch_size=8, num_generations=2, micro_batch=16, prompt_length=32, max_new_tokens=4
     )
-    config.sft.update(batch_size=8, length=64, answers=4, targets=16)
+    config.sft.update(batch_size=8, length=64, answers=8, targets=16)
     config.evaluation.update(batch_size=8, length=64)
     config.cached.update(
         num_users=8, num_items=8, prompt_length=32, item_length=16, words_length=8, score_users=8,
