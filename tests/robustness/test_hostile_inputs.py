@@ -28,7 +28,7 @@ def make_shop(folder: Path) -> Path:
     root = folder / "shop"
     (root / "images").mkdir(parents=True)
     (root / "shop.inter").write_text(HEADER + ROWS)
-    items = "".join(f"i{i}\tmug {i}\n" for i in range(8))
+    items = "".join(f"i{i}\tmug {i}\n" for i in range(40))
     (root / "shop.item").write_text("item_id:token\ttitle:token_seq\n" + items)
     for i in range(8):
         Image.new("RGB", (8, 8), "red").save(root / "images" / f"i{i}.jpg")
@@ -121,8 +121,8 @@ def test_a_template_that_does_harm(template, said, tmp_path):
         "launch/train.py",
         "--config=configs/quickstart.py",
         f"--config.model.path={model}",
-        "--config.data.toyshop.num_users=80",
-        "--config.data.toyshop.num_items=40",
+        "--config.data.toyshop.num_users=300",
+        "--config.data.toyshop.num_items=120",
         "--config.data.toyshop.num_groups=3",
         "--config.use.images=False",
         "--config.use.rewards=False",
