@@ -21,7 +21,7 @@ from mmsrec_jax.prompts import TEMPLATES, corpus
 pytestmark = pytest.mark.robustness
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
-ROWS = "".join(f"u{u}\ti{(u + n) % 8}\t{n}\n" for u in range(12) for n in range(5))
+ROWS = "".join(f"u{u}\ti{(3 * u + n) % 40}\t{n}\n" for u in range(12) for n in range(5))
 
 
 def make_shop(folder: Path) -> Path:
