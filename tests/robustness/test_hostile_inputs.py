@@ -21,14 +21,14 @@ from mmsrec_jax.prompts import TEMPLATES, corpus
 pytestmark = pytest.mark.robustness
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
-ROWS = "".join(f"u{u}\ti{(u + n) % 8}\t{n}\n" for u in range(12) for n in range(5))
+ROWS = "".join(f"u{u}\ti{(3 * u + n) % 40}\t{n}\n" for u in range(12) for n in range(5))
 
 
 def make_shop(folder: Path) -> Path:
     root = folder / "shop"
     (root / "images").mkdir(parents=True)
     (root / "shop.inter").write_text(HEADER + ROWS)
-    items = "".join(f"i{i}\tmug {i}\n" for i in range(8))
+    items = "".join(f"i{i}\tmug {i}\n" for i in range(40))
     (root / "shop.item").write_text("item_id:token\ttitle:token_seq\n" + items)
     for i in range(8):
         Image.new("RGB", (8, 8), "red").save(root / "images" / f"i{i}.jpg")
@@ -121,8 +121,8 @@ def test_a_template_that_does_harm(template, said, tmp_path):
         "launch/train.py",
         "--config=configs/quickstart.py",
         f"--config.model.path={model}",
-        "--config.data.toyshop.num_users=80",
-        "--config.data.toyshop.num_items=40",
+        "--config.data.toyshop.num_users=300",
+        "--config.data.toyshop.num_items=120",
         "--config.data.toyshop.num_groups=3",
         "--config.use.images=False",
         "--config.use.rewards=False",
