@@ -36,7 +36,7 @@ def writing(directory: Path, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # of orbax or tensorstore, whatever the disk's refusal leads to
         if refused := of_disguised(error):
-            raise UserError(f"{what} cannot be written: {refused}") from error
+            raise UserError(f"{directory}: {what} cannot be written: {refused}") from error
         raise UserError(
             f"{directory}: {what} cannot be written ({first_line(root(error))}); look at the disk, "
             "then the same command goes on from what was written before"
