@@ -38,7 +38,8 @@ def _sums(array: jax.Array | np.ndarray, by_row: bool) -> jax.Array | np.ndarray
 
 
 def _on_host(array: jax.Array) -> bool:
-    return array.is_fully_addressable and all(d.platform == "cpu" for d in array.devices())
+    whole = array.is_fully_addressable or array.is_fully_replicated
+    return whole and all(device.platform == "cpu" for device in array.devices())
 
 
 def _of_host(values: np.ndarray) -> int:
