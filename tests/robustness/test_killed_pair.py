@@ -40,7 +40,7 @@ def test_one_of_two_is_killed_in_each_step(tmp_path):
     compiled = tmp_path / "compiled"
     finish(start(tmp_path / "unbroken", compiled))
     broken = tmp_path / "broken"
-    for who, step in ((1, "data"), (0, "sasrec"), (1, "sasrec")):
+    for who, step in ((1, "data"), (0, "sasrec"), (1, "evaluation")):
         pair = start(broken, compiled)
         try:
             while not (broken / step / "step.json").exists():
