@@ -36,7 +36,7 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     (112, 112, 3)
     >>> user, position = split.test[0]
     >>> str(catalog.ids[histories.of(user)[position]])  # what the first user is tested on
-    'i0036'
+    'i0057'
     >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
     True
     """

@@ -150,7 +150,7 @@ class Settings(Section):
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
-                f"{name}.evaluation.rerank, for example to 100"
+                f"{name}.evaluation.rerank, for example to 100, or fuse to False"
             )
         trains = "joint" in self.forms and self.tasks.get("next_keywords")
         if self.evaluation.generate and not trains:

@@ -177,7 +177,11 @@ PLAIN = dict(zip(processes._EXPLICIT, ("10.0.0.1:1234", "2", "1"), strict=True))
 )
 def test_processes_find_each_other(monkeypatch, environment, call):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+
+    def initialize(*arguments, heartbeat_timeout_seconds):
+        calls.append(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     processes.initialize()

@@ -267,7 +267,7 @@ def test_a_history_of_nobody_finds_everybody_and_lists_may_be_long(scorer):
         ((["nothing"], ["0"]), "history: the run knows no item 'nothing'"),
         (([], ["0"]), "history is empty"),
         ((["{id}"], []), "candidates is empty"),
-        ((["{id}"], ["{id}"], {"times": [1.0, 2.0]}), "2 times for 1 items"),
+        ((["{id}"], ["{id}"], {"times": [1.0, 2.0]}), "times: 2 for 1 items"),
         ((["{id}"], ["{id}"], {"user": "nobody"}), "user 'nobody' is not in the data"),
     ],
 )

@@ -252,7 +252,7 @@ def test_another_scorer_takes_its_place_at_one_point(workdir):
         ({}, "one of them"),
         ({"user": "u00003", "history": ["i0007"]}, "one of them"),
         ({"user": "u00003", "times": [1.0]}, "--times belong to --history"),
-        ({"history": ["i0007"], "times": [1.0, 2.0]}, "2 times for 1 items"),
+        ({"history": ["i0007"], "times": [1.0, 2.0]}, "times: 2 for 1 items"),
     ],
 )
 def test_mistakes_name_the_remedy(asked, arguments, message):

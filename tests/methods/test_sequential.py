@@ -107,6 +107,7 @@ def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
     config = quickstart.get_config()
     config.sequential_model = "gru4rec"
     config.data.toyshop.update(num_users=150, num_items=60, num_groups=3)
+    config.cached.update(num_users=8, num_items=16)
     config.gru4rec.update(steps=4, evaluate_every=4, batch_size=8, dim=8, hidden=8)
     methods.run(config, tmp_path, only=["data", "gru4rec", "retrieval"])
     found = pq.read_table(tmp_path / "retrieval" / "neighbors.parquet")

@@ -44,7 +44,7 @@ def settings_of(config, **changes) -> Settings:
     [
         ({}, set()),
         ({"forms": ("cached",)}, {"sft"}),
-        ({"forms": ("joint",)}, {"cached"}),
+        ({"forms": ("joint",), "evaluation.fuse": False}, {"cached"}),
         ({"use.rewards": False}, {"summarizer"}),
         ({"use.summaries": False}, {"summarizer", "summaries"}),
         ({"use.retrieval": False}, {"retrieval"}),

@@ -20,7 +20,7 @@ def make(sizes, trainable, *, gather_weights=True):
         vision_hidden=128, vision_layers=VISION_LAYERS, vision_heads=4, vision_intermediate=512,
     )  # fmt: skip
     config.sft.update(
-        trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=4, targets=16
+        trainable=trainable, lora_rank=8, batch_size=8, length=64, patches=16, answers=8, targets=16
     )
     config.summarizer.update(
         lora_rank=8,

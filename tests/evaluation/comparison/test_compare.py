@@ -34,7 +34,7 @@ def make_run(workdir, *, seed=0, noise=1.0, negatives=20, data_seed=0, k=(5, 10)
         config.update(seed=seed)
         config.evaluation.update(negatives=(negatives,), seed=0, k=k)
         config.data.update(seed=data_seed)
-        config.sft.learning_rate = noise  # any field in which two configs differ
+        config.sft.learning_rate = 1e-3 + 1e-3 * noise  # any field in which two configs differ
     settings = from_config(Settings, config)
 
     def evaluation(directory):
