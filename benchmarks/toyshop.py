@@ -3,7 +3,7 @@
     python benchmarks/toyshop.py --seed=0 --out=toyshop.json     # two minutes on two cores
 
 The trivial scorers read the *true* attribute words of the items, which is more than any prompt
-shows: those of the last 6 items and of what 20 similar users took next (found with SASRec, trained
+shows: those of the last 11 items and of what 20 similar users took next (found with SASRec, trained
 here; `--neighbors=0` does without). `attribute_logit` has a weight for every attribute and place,
 `keyword_logit` one for every place. The Bayes rows are exact, each without one signal. Printed: all
 rows under both protocols, what each signal is worth, and the margin of the better logit to both
@@ -37,7 +37,7 @@ from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the shop, the candidates and SASRec.")
 _USERS = flags.DEFINE_integer("users", 1500, "Test users; 0 is all.")
-_HISTORY = flags.DEFINE_integer("history", 6, "Last items that the trivial scorers read.")
+_HISTORY = flags.DEFINE_integer("history", 11, "Last items that the trivial scorers read.")
 _NEIGHBORS = flags.DEFINE_integer("neighbors", 20, "Similar users' next items; 0 trains nothing.")
 _MARGIN = flags.DEFINE_float("margin", 0.05, "Least margin of HR@5 from the best logit to Bayes.")
 _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")

@@ -16,7 +16,7 @@ from mmsrec_jax.data.images import LARGEST_FILE
 from mmsrec_jax.data.records import Histories, Item, are_positions
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
 
@@ -210,7 +210,5 @@ def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
                 if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
                     found[stem] = path
     except OSError as error:
-        raise UserError(
-            f"{folder}: the images cannot be listed ({reading.problem(error)})"
-        ) from error
+        raise UserError(f"{folder}: the images cannot be listed ({first_line(error)})") from error
     return found

@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from mmsrec_jax.data.records import LONGEST_ID
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.reading import LONGEST_LINE
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -48,7 +48,7 @@ class Table:
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             for _ in _lines(path, len(self.names)):  # raises where the damage is
                 pass
-            raise UserError(f"{path}: {reading.problem(error)}") from error
+            raise UserError(f"{path}: {first_line(error)}") from error
         if not self._table.num_rows:
             raise UserError(f"{path}: a header but no rows")
 
@@ -113,7 +113,7 @@ def _header(path: Path) -> list[str]:
         with _open_bytes(path) as stream:
             raw = _line(stream, path, 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {reading.problem(error)}") from error
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
     if not raw.strip():
         raise UserError(f"{path}: empty; expected a header such as user_id:token<tab>item_id:token")
     names = []
@@ -145,9 +145,7 @@ def _lines(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
                     )
                 yield number, cells
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: damaged, unpack or copy it again: {reading.problem(error)}"
-        ) from error
+        raise UserError(f"{path}: damaged, unpack or copy it again: {first_line(error)}") from error
 
 
 def _line(stream: BinaryIO, path: Path, number: int) -> bytes:

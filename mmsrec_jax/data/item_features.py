@@ -7,7 +7,7 @@ import numpy as np
 
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 
 def check(paths: Mapping[str, str], *, can_make: bool = False) -> None:
@@ -89,7 +89,7 @@ def _read(name: str, path: str, num_items: int) -> np.ndarray:
         raise UserError(f"features.{name}={error}") from None
     except Exception as error:  # a damaged header leads to whatever numpy makes of its parts
         raise UserError(
-            f"features.{name}={path}: cannot be read as .npy ({reading.problem(error)}); write it "
+            f"features.{name}={path}: cannot be read as .npy ({first_line(error)}); write it "
             "with numpy.save"
         ) from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub" or found.ndim != 2:

@@ -11,8 +11,7 @@ from mmsrec_jax.hf import families, fields
 from mmsrec_jax.hf.families.base import ParamSpec, located
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models.config import MLLMConfig
-from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 __all__ = [
     "ParamSpec",
@@ -92,8 +91,7 @@ def config_from_hf(raw: dict, processor: Any = None) -> MLLMConfig:
         config = families.find(raw.get("model_type")).config(raw, processor)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(
-            f"config.json: its fields contradict each other ({reading.problem(error)}); fetch it "
-            "again"
+            f"config.json: its fields contradict each other ({first_line(error)}); fetch it again"
         ) from error
     if config.image_token_id is not None and config.image_token_id >= config.text.vocab_size:
         raise UserError(

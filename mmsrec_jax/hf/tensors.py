@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.processor import model_root, read_json
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -154,7 +154,7 @@ def _stored(path: Path) -> Iterator[Stored]:
             header = json.loads(file.read(size), object_pairs_hook=_without_twins)
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise UserError(
-            f"{path}: damaged or cut short, fetch it again ({reading.problem(error)})"
+            f"{path}: damaged or cut short, fetch it again ({first_line(error)})"
         ) from None
     for name, entry in header.items():
         if name != "__metadata__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmsrec_jax.hf.processor import model_root, read_json
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 if TYPE_CHECKING:  # seconds of import, paid by those who use it
     from transformers import PreTrainedTokenizerBase
@@ -69,8 +69,7 @@ def load(directory: str | Path) -> "PreTrainedTokenizerBase":
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(
-            f"{directory}: the tokenizer does not load ({reading.problem(error)}); fetch its files "
-            "again"
+            f"{directory}: the tokenizer does not load ({first_line(error)}); fetch its files again"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
@@ -101,7 +100,7 @@ def _check_files(directory: Path) -> None:
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
-        raise UserError(f"{directory}: cannot be read ({reading.problem(error)})") from error
+        raise UserError(f"{directory}: cannot be read ({first_line(error)})") from error
     for path in paths:
         if path.suffix in _READ_BY_TRANSFORMERS:
             with reading.open_regular(path, within=model_root(directory)) as file:

@@ -90,30 +90,51 @@ class PairPrompts(UserPrompts):
 
     def users(self, rows: Sequence[int], counts: Counter) -> Batch:
         """A prompt of a source row each; -1 is a row without a prompt."""
-        return self.prompts([None if r < 0 else self.prompt(r, counts).piece for r in rows], rows)
+        return self.prompts([None if r < 0 else self.prompt(r, counts) for r in rows], rows)
 
-    def prompt(self, row: int, counts: Counter) -> Known:
+    def prompt(self, row: int, counts: Counter) -> Piece:
         """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
+        return self.fitted(row, counts)[0]
+
+    def training_prompt(self, row: int, counts: Counter) -> Known:
+        """`prompt`, and what can be predicted in it."""
+        piece, (history, *_) = self.fitted(row, counts)
+        head = self.renderer.prompt_config.chat.head
+        ends = self.ends(piece, head, history, counts)
+        targets = np.arange(ends[0], ends[-1]) if len(ends) else ends
+        return Known(piece, targets, ends[:-1] - 1, self.after_each(row, history, ends))
+
+    def fitted(self, row: int, counts: Counter) -> tuple[Piece, list[Section]]:
+        """The prompt and its sections as they are shown."""
         chat = self.renderer.prompt_config.chat
-        piece, (history, *_) = prompt_sections.fitted(
+        return prompt_sections.fitted(
             self.sections(row),
             lambda opening: chat.encode(chat.head + opening),
             self.room.prompt,
             counts,
         )
-        ends = self.ends(chat.head, history)
-        return self.known(row, piece, ends, np.arange(ends[0], ends[-1]) if len(ends) else ends)
 
-    def ends(self, before: str, history: Section) -> np.ndarray:
-        """int[k]: tokens up to the end of each item of a history that follows `before`."""
-        chat = self.renderer.prompt_config.chat
-        return np.array([len(chat.ids(before + text)) for text in history.prefixes()], np.int64)
+    def ends(self, piece: Piece, before: str, history: Section, counts: Counter) -> np.ndarray:
+        """int64[k]: tokens up to the end of each item of a history that follows `before`.
 
-    def known(self, row: int, piece: Piece, ends: np.ndarray, targets: np.ndarray) -> Known:
-        """What is left of a prompt's history in its room."""
-        there = int(np.sum(ends <= len(piece)))
-        shown = self._past(row)[-len(ends) :][:there]
-        return Known(piece, targets[targets < len(piece)], ends[: there - 1] - 1, shown[1:])
+        The prompt has to begin with these tokens: a tokenizer may join what stands at the end of
+        an item with what follows. From the first item on that ends so, they are left out, counted
+        as `history_targets_left_out`.
+        """
+        chat, found = self.renderer.prompt_config.chat, []
+        for text in history.prefixes():
+            tokens = chat.ids(before + text)
+            if not np.array_equal(tokens, piece.tokens[: len(tokens)]):
+                break
+            found.append(len(tokens))
+        if left_out := len(history.entries) - len(found):
+            counts["history_targets_left_out"] += left_out
+        return np.array(found, np.int64)
+
+    def after_each(self, row: int, history: Section, ends: np.ndarray) -> np.ndarray:
+        """int32[k - 1]: the item after each end but the last."""
+        past = self._past(row)
+        return past[len(past) - len(history.entries) :][1 : len(ends)]
 
     def past(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """int32[n, K]: items of histories that prompts have room for, but the first; -1 = none."""
@@ -309,7 +330,7 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             if aligned[mine][at]:
                 pieces.append(self._prompts.keywords_prompt(int(target)))
             else:
-                known = self._prompts.prompt(int(row), counts)
+                known = self._prompts.training_prompt(int(row), counts)
                 pieces.append(known.piece)
                 history_weights[at, known.targets] = 1.0
                 ends[at, : len(known.ends)] = known.ends

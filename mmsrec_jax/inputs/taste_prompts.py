@@ -115,26 +115,24 @@ class TastePrompts(UserPrompts):
 class TastePairs(TastePrompts, PairPrompts):
     """Rows of users and of items for the cached form. In it disliked items of a user compete."""
 
-    def prompt(self, row: int, counts: Counter) -> Known:
+    def training_prompt(self, row: int, counts: Counter) -> Known:
         """As of `PairPrompts`; the chain is to be predicted too."""
         chat = self.renderer.prompt_config.chat
-        piece, shown = prompt_sections.fitted(
-            self.sections(row),
-            lambda opening: chat.encode(chat.head + opening),
-            self.room.prompt,
-            counts,
-        )
-        before, ends, targets = chat.head, np.zeros(0, np.int64), [np.zeros(0, np.int64)]
+        piece, shown = self.fitted(row, counts)
+        before, ends, nexts = chat.head, np.zeros(0, np.int64), np.zeros(0, np.int32)
+        targets = [ends]
         for section in shown:
             if section.name == "history" and section.entries:
-                ends = self.ends(before, section)
-                targets.append(np.arange(ends[0], ends[-1]))
+                ends = self.ends(piece, before, section, counts)
+                nexts = self.after_each(row, section, ends)
+                targets.append(np.arange(ends[0], ends[-1]) if len(ends) else ends)
             if section.name == "chain" and section.entries:
                 opening = section.template.partition("{items}")[0]
                 first, end = (len(chat.ids(before + text)) for text in (opening, section.text()))
                 targets.append(np.arange(first, end))
             before += section.text()
-        return self.known(row, piece, ends, np.concatenate(targets))
+        found = np.concatenate(targets)
+        return Known(piece, found[found < len(piece)], ends[:-1] - 1, nexts)
 
     def no_negatives(self, user: int) -> np.ndarray:
         seen, end = super().no_negatives(user), self.context.train_end

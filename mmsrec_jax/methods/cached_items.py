@@ -153,13 +153,13 @@ class CachedItems:
             log_counts(f"score {name}", trained()[0].counts, self._run.mesh)
 
     def fused(self, name: str, catalog: CachedCatalog, prompts: PairPrompts) -> Fused:
-        """The margin and the sequential model's score, weighed as fitted on validation targets."""
+        """The model's score and the sequential one's, weighed as fitted on validation targets."""
         run, histories = self._run, self._run.dataset.histories
         recommender, rows = run.recommender(), self._validation.rows
         of_validation = catalog.for_prompts(self._validation)
         weights = fit(of_validation, recommender, histories, rows)
         logging.info(
-            "%s: %.4g x margin + %.4g x score of %s, fitted on %d validation targets",
+            "%s: %.4g x own score + %.4g x score of %s, fitted on %d validation targets",
             name, *weights, recommender.name, len(rows),
         )  # fmt: skip
         return Fused(name, catalog, recommender, histories, prompts.rows, weights)

@@ -44,7 +44,7 @@ class UserError(Exception):
 def of_os_error(error: OSError) -> UserError:
     """What the operating system refused, in one line: the path, why, and what to do."""
     path = next((str(name) for name in (error.filename2, error.filename) if name), "")
-    reason = error.strerror or first_line(error)
+    reason = first_line(error)
     remedy = _REMEDIES.get(error.errno or 0, "")
     return UserError(f"{path}{': ' if path else ''}{reason}{'; ' if remedy else ''}{remedy}")
 
@@ -73,9 +73,11 @@ def root(error: BaseException) -> BaseException:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says, or its kind when it says nothing: printable,
-    of a length that is read, without the arguments that tensorstore repeats."""
-    lines = str(error).partition(" [tensorstore_spec")[0].splitlines()
+    """The first line of what an error of the system or a library says, or its kind when it says
+    nothing: printable, of a length that is read, without the path, which the message around it
+    names, and the arguments that tensorstore repeats."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = said.partition(" [tensorstore_spec")[0].splitlines()
     line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
     line = re.sub(r"\\([\"'])", r"\1", line)  # of a text quoted in a text
     line = "".join(c if c.isprintable() else " " for c in line)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 LONGEST_LINE = 1 << 20  # bytes
 _LARGEST_JSON = 256 << 20  # bytes
@@ -49,7 +49,7 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
         # The file may have been replaced since: opening a FIFO must not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{path}: cannot be read ({problem(error)})") from error
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     try:
         _check_kind(path, os.fstat(descriptor))
     except UserError:
@@ -65,7 +65,7 @@ def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(most + 1) if size <= most else b""
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({problem(error)})") from error
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if max(size, len(data)) > most:
         raise UserError(f"{path}: has {max(size, len(data)):,} bytes; at most {most:,} are read")
     return data
@@ -118,7 +118,7 @@ def parse_json(text: str, where: str) -> Any:
     except UnicodeEncodeError:
         raise UserError(f"{where}: half a character (a lone \\ud...); correct it") from None
     except ValueError as error:  # not a number that can be held
-        raise UserError(f"{where}: not valid JSON ({problem(error)}); correct it") from None
+        raise UserError(f"{where}: not valid JSON ({first_line(error)}); correct it") from None
     return value
 
 
@@ -138,7 +138,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             return table
     except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: cannot be read as parquet ({problem(error)}); write it again"
+            f"{path}: cannot be read as parquet ({first_line(error)}); write it again"
         ) from error
 
 
@@ -173,13 +173,6 @@ def _cast(column: pa.ChunkedArray, finite: bool) -> np.ndarray | None:
     except pa.ArrowException:
         return None
     return values if not finite or np.isfinite(values).all() else None
-
-
-def problem(error: BaseException) -> str:
-    """What an exception says, in one short printable line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = "".join(c for c in " ".join(text.split()) if c.isprintable()) or type(error).__name__
-    return line if len(line) <= 200 else line[:200] + " ..."
 
 
 def shown(value: object) -> str:

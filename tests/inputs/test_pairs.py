@@ -1,5 +1,6 @@
 """Rows of users and of items: the same tokens as in the joint form, at positions that fit all."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -61,7 +62,7 @@ def test_later_items_of_a_history_are_what_is_to_be_told(config):
     for row in (3, 9, 14):
         user, position = ROWS[row]
         past = HISTORIES.of(user)[max(0, position - 5) : position]
-        known = made.prompt(row, Counter())
+        known = made.training_prompt(row, Counter())
         told = chat._backend.decode(known.piece.tokens[known.targets].tolist())
         if len(past) == 1:
             assert told == ""
@@ -76,12 +77,23 @@ def test_where_items_of_a_history_end_and_which_follow(config):
     for row in (3, 9, 14):
         user, position = ROWS[row]
         past = HISTORIES.of(user)[max(0, position - 5) : position]
-        known = made.prompt(row, Counter())
+        known = made.training_prompt(row, Counter())
         assert known.nexts.tolist() == past[1:].tolist()
         assert len(known.ends) == len(known.nexts)
         for count, end in enumerate(known.ends, 1):
             told = chat._backend.decode(known.piece.tokens[: end + 1].tolist())
             assert told.endswith(", ".join(words(int(item)) for item in past[:count]))
+
+
+def test_items_that_end_inside_a_token_of_the_prompt_are_counted_and_no_targets(config):
+    made, counts = prompts(config), Counter()
+    piece, (history, *_) = made.fitted(14, counts)
+    first, *others = history.entries
+    assert len(others) > 1
+    other = dataclasses.replace(history, entries=(first, others[0] + "s", *others[1:]))
+    ends = made.ends(piece, config.chat.head, other, counts)
+    assert len(ends) == 1 and counts["history_targets_left_out"] == len(others)
+    assert not len(made.after_each(14, other, ends))
 
 
 def test_items_of_histories_are_in_the_batch_and_found_there(config):
@@ -91,7 +103,7 @@ def test_items_of_histories_are_in_the_batch_and_found_there(config):
         batch, _ = made[step]
         rows = [made._order[step * 4 + i] for i in range(4)]
         for at, row in enumerate(rows):
-            nexts = prompts(config).prompt(row, Counter()).nexts
+            nexts = prompts(config).training_prompt(row, Counter()).nexts
             if not batch.history_weights[at].any():
                 assert (batch.history_nexts[at] < 0).all()
                 continue
@@ -114,7 +126,7 @@ def test_the_answer_is_that_of_the_task(config):
         user, position = ROWS[row]
         target = int(HISTORIES.of(user)[position])
         tokens, weights = prompts(config, room).next_keywords([target], Counter())
-        prefix = made.prompt(row, Counter()).piece
+        prefix = made.prompt(row, Counter())
         n = len(example.tokens) - len(prefix)
         np.testing.assert_array_equal(example.tokens[len(prefix) :], tokens[0, :n])
         np.testing.assert_array_equal(example.loss_weights[len(prefix) :], weights[0, :n])
@@ -128,10 +140,10 @@ def test_what_the_user_had_is_no_neighbors_next_item(config):
     other = next(i for i in range(24) if i not in HISTORIES.of(user))
     neighbors = np.full((len(ROWS), 4), -1, np.int32)
     neighbors[row, :2] = past[0], other
-    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter()).piece
+    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter())
     neighbors[row, :2] = other, -1
     np.testing.assert_array_equal(
-        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).piece.tokens
+        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).tokens
     )
 
 

@@ -98,7 +98,7 @@ def test_what_a_model_wrote_as_counting_says_gives_the_prompts_of_training(taste
             example.tokens[example.suffix_ids == 0]
             for example in (source.example(row, 0), scored.example(row, 0))
         ]
-        prefixes.append(apart.prompt(row, Counter()).piece.tokens)
+        prefixes.append(apart.prompt(row, Counter()).tokens)
         np.testing.assert_array_equal(prefixes[0], prefixes[1])
         np.testing.assert_array_equal(prefixes[0], prefixes[2])
 
@@ -134,7 +134,7 @@ def test_the_loss_is_on_answers_alone(tastes, trained):
 def test_targets_in_the_prompts_of_the_cached_form(tastes, trained):
     made, words = pairs(tastes), tastes.renderer.prompt_config.templates
     for row in range(2, len(ROWS), 3):
-        known = made.prompt(row, Counter())
+        known = made.training_prompt(row, Counter())
         user, position = ROWS[row].tolist()
         later = tastes.entries(user, max(0, position - 5), position + 1)[1:-1]
         told = trained.decode(known.piece.tokens[known.targets])
@@ -183,7 +183,7 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
     source = ChainTexts(known, config, ROWS, length=500, **SIZES)
     whole = pairs(tastes)
     for row in np.flatnonzero(ROWS[:, 1] >= 2)[::4]:
-        prompt, piece = source.example(row, 0), whole.prompt(row, Counter()).piece
+        prompt, piece = source.example(row, 0), whole.prompt(row, Counter())
         np.testing.assert_array_equal(prompt.tokens, piece.tokens[: len(prompt)])
         rest = config.chat._backend.decode(piece.tokens[len(prompt) :].tolist())
         assert rest.strip() == known.chains[row]

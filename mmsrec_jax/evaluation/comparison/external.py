@@ -17,7 +17,7 @@ from mmsrec_jax.evaluation import ranking
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 
 COLUMNS = ("user", "item", "score")
 _CHUNK = 256  # rows of dense scores in memory at once
@@ -122,9 +122,7 @@ def _read_csv(path: Path) -> pa.Table:
             table = pa_csv.read_csv(file, read_options=by_line, convert_options=as_text)
         return table.rename_columns(table.column_names)  # names that are no UTF-8 raise here
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({reading.problem(error)}); write it again"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); write it again") from error
 
 
 def _indices(path: Path, column: pa.Array, known: np.ndarray, what: str) -> np.ndarray:
