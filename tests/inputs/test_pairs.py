@@ -59,7 +59,7 @@ def test_later_items_of_a_history_are_what_is_to_be_told(config):
     """By the tokens of the prompt with the first item alone."""
     made = prompts(config)
     chat, words = config.chat, made.renderer.words
-    for row in (3, 9, 14):
+    for row in (3, 8, 13):
         user, position = ROWS[row]
         past = HISTORIES.of(user)[max(0, position - 5) : position]
         known = made.training_prompt(row, Counter())
@@ -74,7 +74,7 @@ def test_where_items_of_a_history_end_and_which_follow(config):
     """A beginning of the prompt that ends with an item tells the items so far and no more."""
     made = prompts(config)
     chat, words = config.chat, made.renderer.words
-    for row in (3, 9, 14):
+    for row in (3, 8, 13):
         user, position = ROWS[row]
         past = HISTORIES.of(user)[max(0, position - 5) : position]
         known = made.training_prompt(row, Counter())
@@ -87,13 +87,13 @@ def test_where_items_of_a_history_end_and_which_follow(config):
 
 def test_items_that_end_inside_a_token_of_the_prompt_are_counted_and_no_targets(config):
     made, counts = prompts(config), Counter()
-    piece, (history, *_) = made.fitted(9, counts)
+    piece, (history, *_) = made.fitted(13, counts)
     first, *others = history.entries
     assert len(others) > 1
     other = dataclasses.replace(history, entries=(first, others[0] + "s", *others[1:]))
     ends = made.ends(piece, config.chat.head, other, counts)
     assert len(ends) == 1 and counts["history_targets_left_out"] == len(others)
-    assert not len(made.after_each(9, other, ends))
+    assert not len(made.after_each(13, other, ends))
 
 
 def test_items_of_histories_are_in_the_batch_and_found_there(config):
