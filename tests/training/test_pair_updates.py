@@ -41,14 +41,15 @@ def ids(prompts):
     return prompts.renderer.prompt_config.chat.yes_no_ids
 
 
+def last_states(model, rows):
+    """Unit vectors of the last hidden states, by a plain forward: float64[rows, hidden]."""
+    last = np.asarray(rows.segment_ids).sum(1) - 1
+    hidden = np.asarray(model(rows), np.float64)[np.arange(len(last)), last]
+    return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+
+
 def cosines(model, users, items):
-    """Of the last hidden states, by a plain forward of each row: float64[users, items]."""
-    ends = []
-    for rows in (users, items):
-        n = np.asarray(rows.segment_ids).sum(1)
-        hidden = np.asarray(model(rows), np.float64)[np.arange(len(n)), n - 1]
-        ends.append(hidden / np.linalg.norm(hidden, axis=1, keepdims=True))
-    return ends[0] @ ends[1].T
+    return last_states(model, users) @ last_states(model, items).T
 
 
 def test_the_loss_by_hand(made):
@@ -93,22 +94,19 @@ def test_the_loss_by_hand(made):
 
 
 def test_the_loss_of_finding_later_items_of_a_history_by_hand(made):
-    """By a plain forward of every beginning of a prompt that ends with an item."""
+    """By a plain forward of the prompts, read where an item ends."""
     tokenizer, prompts = made
     model = toy_model.make(tokenizer, rank=0)
     batch, _ = batches(prompts)[2]
+    hidden = np.asarray(model(batch.users), np.float64)
+    items = last_states(model, batch.items)
     total, count = 0.0, 0
     for at, places in enumerate(batch.history_nexts):
         for end, place_ in zip(batch.history_ends[at], places, strict=True):
             if place_ < 0:
                 continue
-            beginning = dataclasses.replace(
-                batch.users,
-                tokens=batch.users.tokens[at : at + 1, : end + 1],
-                segment_ids=batch.users.segment_ids[at : at + 1, : end + 1],
-                positions=batch.users.positions[at : at + 1, :, : end + 1],
-            )
-            logits = 3.0 * cosines(model, beginning, batch.items)[0] - batch.log_frequency
+            state = hidden[at, end] / np.linalg.norm(hidden[at, end])
+            logits = 3.0 * items @ state - batch.log_frequency
             among = batch.competes[at] | (np.arange(len(logits)) == place_)
             total += np.log(np.exp(logits[among]).sum()) - logits[place_]
             count += 1
