@@ -24,14 +24,15 @@ from mmsrec_jax.runtime import startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
+    "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e, tpu7x), h100:1x1x8 or cpu:8."
 )
 _SLICES = flags.DEFINE_integer(
     "slices", 1, "Slices of that topology, on the slower network.", 1, 1024
 )
 _STEPS = flags.DEFINE_list(
-    "steps", ["sft", "grpo", "rollout", "rank"], "Of the method; also cached, catalog."
-)
+    "steps", [], "Those to compile: sft, grpo, rollout, rank, cached, catalog, visual_answers, "
+    "item_texts, writer, preferences. By default what the method and its forms need."
+)  # fmt: skip
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float(
     "hbm_gib", None, "Memory of a device, by default the chip's.", 0.001, 1_000_000.0

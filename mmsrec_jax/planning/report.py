@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from mmsrec_jax.planning import item_store, roofline
 from mmsrec_jax.planning.hlo import Program
-from mmsrec_jax.planning.steps import STEPS, Planned, Step, Steps, model_config, model_name
+from mmsrec_jax.planning.planned import Planned, model_config, model_name, names
+from mmsrec_jax.planning.steps import STEPS, Step, Steps
 from mmsrec_jax.planning.topologies import Topology, describe
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
@@ -31,7 +32,7 @@ def run(
     *,
     topology: str,
     slices: int = 1,
-    steps: Sequence[str] = tuple(STEPS),
+    steps: Sequence[str] = (),
     hbm_gib: float | None = None,
     quick: bool = False,
     out: Path | None = None,
@@ -40,12 +41,14 @@ def run(
 
     Args:
       topology, slices: see `topologies.describe`.
+      steps: names in `STEPS`; none is what `names` gives for `config`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
       quick: compile with the least optimization, which training does not.
 
     Returns:
       Whether every step fits.
     """
+    steps = steps or names(config)
     for name in steps:
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)
@@ -108,7 +111,7 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
     compiled = None
     try:
         with jax.set_mesh(mesh):
-            compiled = step.function.lower(*step.arguments).compile()
+            compiled = step.function.lower(*step.static, *step.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         found |= _refused(str(error), held_there)
     found["compile_seconds"] = time.monotonic() - start
