@@ -1,4 +1,4 @@
-"""Ranked items for a user or a typed history, by a finished run of MMSRARec, and what they rest on.
+"""Ranked items for a user or a typed history, by a finished run, and what they rest on.
 
 Which items compete, and by which scores, says one `CatalogScorer`: see `Recommending.__init__`.
 """
@@ -16,8 +16,9 @@ import numpy as np
 from mmsrec_jax.data import images, item_lines
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Histories, Item
-from mmsrec_jax.methods import recorded
-from mmsrec_jax.methods.scorer import Scorer, item_indices
+from mmsrec_jax.methods import mllm_srec, recorded
+from mmsrec_jax.methods.scorer import RunScorer, Scorer, item_indices
+from mmsrec_jax.methods.taste_scorer import TasteScorer, Told
 from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime import files, startup
 from mmsrec_jax.runtime.errors import UserError
@@ -73,6 +74,7 @@ class Answer:
       neighbors: next items of similar users in the prompt, most similar first; none in a run
         without retrieval.
       items: best first.
+      told: texts about the history in the prompt of MLLM-SRec; None of MMSRARec.
     """
 
     user: str | None
@@ -80,6 +82,7 @@ class Answer:
     history: list[Shown]
     neighbors: list[Neighbor]
     items: list[Ranked]
+    told: Told | None = None
 
     def json(self) -> str:
         """One JSON object with the fields of this class and of its items."""
@@ -93,6 +96,11 @@ class Answer:
             lines += [
                 f"{_line(item)}  (similarity {item.similarity:.3f})" for item in self.neighbors
             ]
+        if self.told is not None:
+            lines += ["preferences, oldest window first:"]
+            lines += [f"     {text}" for text in self.told.preferences]
+            lines += [f"profile: {self.told.profile}", f"chain of thought: {self.told.chain}"]
+            lines += [f"texts of windows written for this answer: {self.told.windows_written}"]
         lines += [f"recommended by {self.scorer}:"]
         for item in self.items:
             new = ", new" if item.added else ""
@@ -141,10 +149,8 @@ class Reranked:
     """The best items of the run's sequential recommender and all new ones, by the margin that its
     MLLM gives each in the paper's joint form."""
 
-    name = "mmsrarec/rerank"
-
-    def __init__(self, scorer: Scorer):
-        self._scorer = scorer
+    def __init__(self, scorer: RunScorer):
+        self._scorer, self.name = scorer, f"{scorer.config.method}/rerank"
 
     def scores(self, query: Query) -> Scored:
         scorer, past = self._scorer, query.history.items
@@ -166,10 +172,8 @@ class Reranked:
 class WholeCatalog:
     """All items by the margin that the run's MLLM gives each from its stored keys and values."""
 
-    name = "mmsrarec/cached"
-
-    def __init__(self, scorer: Scorer):
-        self._scorer = scorer
+    def __init__(self, scorer: RunScorer):
+        self._scorer, self.name = scorer, f"{scorer.config.method}/cached"
 
     def scores(self, query: Query) -> Scored:
         scorer = self._scorer
@@ -180,7 +184,7 @@ class WholeCatalog:
         return Scored(items, margins[items], sequential[items])
 
 
-def _sequential(scorer: Scorer, query: Query) -> np.ndarray:
+def _sequential(scorer: RunScorer, query: Query) -> np.ndarray:
     """Scores of the run's sequential recommender, float32[items of the run]."""
     known = scorer.trained_part(query.history)
     scores = scorer.recommender.scores(known.items[None], known.timestamps[None])
@@ -207,7 +211,7 @@ class Recommending:
     ):
         self._workdir = Path(workdir)
         check(self._workdir)
-        self._run = Scorer(self._workdir, mesh, form)
+        self._run = open_scorer(self._workdir, mesh, form)
         by_form: dict[str, type[Reranked | WholeCatalog]] = {
             "joint": Reranked,
             "cached": WholeCatalog,
@@ -259,6 +263,7 @@ class Recommending:
             [Shown(**self._shown(item)) for item in shown],
             neighbors,
             [self._ranked(scored, place, rank) for rank, place in enumerate(order, 1)],
+            self._run.told if isinstance(self._run, TasteScorer) else None,
         )
 
     def _query(
@@ -328,6 +333,14 @@ class Recommending:
         return str(path)
 
 
+def open_scorer(
+    workdir: Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
+) -> RunScorer:
+    """The MLLM of a finished run, of either method; arguments as of `RunScorer`."""
+    kind = TasteScorer if recorded.method(workdir) == mllm_srec.NAME else Scorer
+    return kind(workdir, mesh, form)
+
+
 def check(workdir: Path) -> None:
     """Stops early when `workdir` is no finished run that trained an MLLM (UserError)."""
     if not workdir.is_dir():
@@ -335,11 +348,6 @@ def check(workdir: Path) -> None:
     if not (workdir / "data" / "step.json").is_file():
         raise UserError(
             f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
-        )
-    if method := recorded.method(workdir):
-        raise UserError(
-            f"{workdir}: this run is of {method}; mmsrec_jax.recommend gives items of runs with "
-            "method=mmsrarec"
         )
     if not recorded.forms(workdir):
         raise UserError(
