@@ -5,8 +5,11 @@
     python launch/recommend.py --workdir=runs/quickstart --user=u00012 --add=new.jsonl
 
 It prints the history, the items of similar users that the model has read, and ranked items with
-their scores, keywords and the paths of their pictures. Items of the history are left out. --add
-names new items, which can be recommended without training: lines like
+their scores, keywords and the paths of their pictures. Items of the history are left out. A run of
+MLLM-SRec first writes the texts about the history that are not there yet, one window for a new
+interaction at most; the answer shows them.
+
+--add names new items, which a run of MMSRARec recommends without training: lines like
 {"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
 The answer goes to standard output, everything else to standard error.
 """
@@ -18,7 +21,9 @@ from absl import flags
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.printable import printable_lines
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of MMSRARec.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
+)
 _USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
 _HISTORY = flags.DEFINE_list(
     "history", None, "In place of --user: raw item ids, oldest first, of a user in no data."
