@@ -101,7 +101,8 @@ class UserTexts:
         """Ratings, gaps and windows of the run's users."""
         run, c = self._run, self._run.config
         catalog, histories = run.dataset.catalog, self.histories
-        if histories.ratings is None and c.preferences.threshold is not None:
+        told = histories.ratings is not None or self.asked is not None
+        if not told and c.preferences.threshold is not None:
             logging.warning(
                 "config.preferences.threshold=%g: the data has no ratings, all is liked",
                 c.preferences.threshold,

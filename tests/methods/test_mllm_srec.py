@@ -120,17 +120,17 @@ def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_
         assert asked.recommend(user=user, top=5).told == dataclasses.replace(
             answer.told, windows_written=0
         )
-        past = [ids[item] for item in histories.of(1)]
-        past = past[: len(past) // step * step]
-        times = [60.0 * at for at in range(len(past))]
-        typed = asked.recommend(history=past, times=times)
-        assert typed.told.profile and typed.told.chain and typed.told.windows_written > 0
-        longer = [*past, *(id for id in ids if id not in past)][: len(past) + step]
-        times += [times[-1] + 60.0 * (at + 1) for at in range(step)]
-        new = asked.recommend(history=longer, times=times)
-        assert new.told.windows_written == 1 and new.told.preferences[-1] in new.text()
-        with pytest.raises(UserError, match="recommends the items of its data alone"):
-            asked.add([Item("new", {"title": "new"})])
+    past = [ids[item] for item in histories.of(1)]
+    past = past[: len(past) // step * step]
+    times = [60.0 * at for at in range(len(past))]
+    typed = asked.recommend(history=past, times=times)
+    assert typed.told.profile and typed.told.chain and typed.told.windows_written > 0
+    longer = [*past, *(id for id in ids if id not in past)][: len(past) + step]
+    times += [times[-1] + 60.0 * (at + 1) for at in range(step)]
+    new = asked.recommend(history=longer, times=times)
+    assert new.told.windows_written == 1 and new.told.preferences[-1] in new.text()
+    with pytest.raises(UserError, match="recommends the items of its data alone"):
+        asked.add([Item("new", {"title": "new"})])
 
 
 @pytest.mark.parametrize(
