@@ -88,6 +88,8 @@ def short(value: float) -> str:
     if 1e4 <= abs(value) < 1e15:
         power = min(int(math.log10(abs(value)) // 3), 4)
         return f"{value / 10 ** (3 * power):.3g}{' kMGT'[power]}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
     return f"{value:.3g}"
 
 

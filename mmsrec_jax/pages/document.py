@@ -1,7 +1,7 @@
 """The frame of every page: head, style, headline, links to the sections, sections."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -70,12 +70,13 @@ def table(
     rows: Sequence[Sequence[Content]],
     *,
     text_columns: int = 1,
-    class_: str | None = None,
+    marked: Collection[int] = (),
 ) -> Html:
     """A table that scrolls sideways within itself where the screen is narrow.
 
     caption: shown above it and read by screen readers. text_columns: how many of the first columns
-    are text, the first one naming the row; the others are numbers, flush right.
+    are text, the first one naming the row; the others are numbers, flush right. marked: numbers of
+    the rows that stand out.
     """
 
     def cell(column: int, value: Content) -> Html:
@@ -88,13 +89,19 @@ def table(
         element("th", title, scope="col", class_=None if i < text_columns else "number")
         for i, title in enumerate(head)
     ]
-    lines = [element("tr", [cell(i, value) for i, value in enumerate(row)]) for row in rows]
+    lines = [
+        element(
+            "tr",
+            [cell(i, value) for i, value in enumerate(row)],
+            class_="own" if number in marked else None,
+        )
+        for number, row in enumerate(rows)
+    ]
     whole = element(
         "table",
         element("caption", caption),
         element("thead", element("tr", titles)),
         element("tbody", lines),
-        class_=class_,
     )
     return element("div", whole, class_="scroll", role="region", tabindex=0, aria_label=caption)
 

@@ -1,7 +1,7 @@
 """HTML that is escaped where it is made: a plain `str` is text, only `Html` is markup.
 
-    element("p", "1 < 2 ", element("b", "yes"), class_="note")
-    -> <p class="note">1 &lt; 2 <b>yes</b></p>
+`element("p", "1 < 2 ", element("b", "yes"), class_="note")` is
+`<p class="note">1 &lt; 2 <b>yes</b></p>`.
 """
 
 import html
