@@ -135,7 +135,7 @@ def section(results: Results) -> Html:
     ]
     for protocol in results.protocols:
         parts += [
-            element("h3", _protocol_title(protocol)),
+            element("h3", protocol_title(protocol)),
             _main_table(results, protocol),
             folded("All metrics", _whole_table(results, protocol)),
         ]
@@ -183,13 +183,15 @@ def slices_section(results: Results, dataset: Dataset) -> Html:
         line: list[Content] = [part, f"{len(at):,}"]
         mine = own.select(at)
         gaps: list[Difference] = []
-        if is_compared and base is not None and len(at):
+        if part == slices.WHOLE:
+            gaps = results.gaps.get((protocol, results.headline), [])
+        elif is_compared and base is not None and len(at):
             gaps = differences([mine], base.select(at), names)[0]
         for place, name in enumerate(names):
             mean = f"{metrics.per_row(mine, name).mean():.4f}" if len(at) else "–"
-            line += [mean, *([_gap_cell(gaps[place]) if gaps else ""] if is_compared else [])]
+            line += [mean, *([gap_cell(gaps[place]) if gaps else ""] if is_compared else [])]
         rows.append(line)
-    caption = f"{results.headline}, {_protocol_title(protocol).lower()}"
+    caption = f"{results.headline}, {protocol_title(protocol).lower()}"
     return joined(
         note(
             "New items occur in no training interaction, cold ones in at most "
@@ -205,7 +207,8 @@ def metric_title(name: str) -> str:
     return name.upper()
 
 
-def _protocol_title(protocol: str) -> str:
+def protocol_title(protocol: str) -> str:
+    """What competes under a protocol."""
     if protocol == protocols.FULL:
         return "Among the whole catalog"
     return f"Among {protocol.partition('@')[2]} sampled items and the true one"
@@ -221,9 +224,9 @@ def _main_table(results: Results, protocol: str) -> Html:
     for system in systems:
         row = results.rows[protocol, system]
         gaps = results.gaps.get((protocol, system))
-        cells: list[Content] = [[_system(system), _bar(row[names[0]] / top)]]
+        cells: list[Content] = [[system_name(system), bar(row[names[0]] / top)]]
         for place, name in enumerate(names):
-            cells += [f"{row[name]:.4f}", _gap_cell(gaps[place]) if gaps else "–"]
+            cells += [f"{row[name]:.4f}", gap_cell(gaps[place]) if gaps else "–"]
         lines.append(cells)
     head: list[Content] = ["system"]
     for name in names:
@@ -253,13 +256,15 @@ def _metrics(row: Mapping[str, Any]) -> list[str]:
     return [f"ndcg@{cutoff}", f"hr@{cutoff}"]
 
 
-def _system(name: str) -> Content:
+def system_name(name: str) -> Content:
+    """A system's name, with a label where it knows what no recommender can."""
     if name not in _KNOWS_THE_TRUTH:
         return name
     return [name, " ", element("span", "knows the generator", class_="tag")]
 
 
-def _bar(share: float) -> Html:
+def bar(share: float) -> Html:
+    """A bar of a share from 0 to 1, for the eye alone."""
     inside = element("span", style=f"width:{max(share, 0.0):.1%}")
     return element("span", inside, class_="bar", aria_hidden="true")
 
@@ -269,7 +274,8 @@ def _gap(gap: Difference) -> Html:
     return element("span", f"{gap.value:+.4f}", class_=kind)
 
 
-def _gap_cell(gap: Difference) -> Html:
+def gap_cell(gap: Difference) -> Html:
+    """A difference, marked where its interval excludes 0, and the interval."""
     interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
     return joined(_gap(gap), element("span", interval, class_="interval"))
 
