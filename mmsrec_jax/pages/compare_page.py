@@ -122,14 +122,16 @@ def _slices(rows: Sequence[Row]) -> Section:
         own = [row for row in rows if row.protocol == protocol]
         metric = headline(own)[1]
         cells = {(row.slice, row.system): row for row in own if row.metric == metric}
-        systems = list(dict.fromkeys(system for _, system in cells))
+        counts = dict.fromkeys((row.slice, row.users) for row in own)
         lines: list[list[Content]] = []
-        for part, users in dict.fromkeys((row.slice, row.users) for row in own):
-            found = [cells.get((part, system)) for system in systems]
-            means = ["–" if row is None else mean_cell(row) for row in found]
-            lines.append([part, f"{users:,}", *means])
+        for system in dict.fromkeys(system for _, system in cells):
+            found = [cells.get((part, system)) for part, _ in counts]
+            lines.append([system, *("–" if row is None else mean_cell(row) for row in found)])
+        head = [
+            [part, element("span", f"{users:,} users", class_="interval")] for part, users in counts
+        ]
         caption = f"{metric_title(metric)}, protocol {protocol}"
-        parts.append(table(caption, ["slice", "users", *systems], lines))
+        parts.append(table(caption, ["system", *head], lines))
     return Section("slices", "Slices", joined(parts))
 
 

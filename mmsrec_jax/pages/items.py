@@ -148,7 +148,7 @@ def _card(item: Item, about: About, picture: Html) -> Html:
     return element(
         "li",
         picture,
-        element("div", title_of(item), class_="title"),
+        element("h3", title_of(item), class_="title"),
         element("div", [item.id, f" · {item.category}" if item.category else None], class_="id"),
         element("div", clipped(". ".join(texts), _LONGEST_TEXT), class_="wide"),
         [
@@ -196,6 +196,6 @@ def _rewards(rewards: Series) -> Html | None:
     if not found:
         return None
     return joined(
-        element("h4", "Mean rewards of keywords at the last logged update of the summarizer"),
+        element("h3", "Mean rewards of keywords at the last logged update of the summarizer"),
         facts(found),
     )

@@ -107,7 +107,7 @@ def failures_section(workdir: Path, results: Results, dataset: Dataset, pictures
             element(
                 "li",
                 pictures.picture(person.target),
-                element("div", title_of(item), class_="title"),
+                element("h3", title_of(item), class_="title"),
                 element(
                     "div",
                     f"rank {person.rank:,} of {person.candidates:,} for user ",
@@ -229,7 +229,7 @@ def _person(
     is_hit = person.rank <= LISTED
     summary = element(
         "summary",
-        element("span", clipped(name, 40), class_="name"),
+        element("h3", clipped(name, 40), class_="name"),
         element("span", f"true item at rank {person.rank:,} of {person.candidates:,}"),
         [
             element("span", f"by {other}: {rank:,}", class_="id")
