@@ -85,7 +85,8 @@ def read(folder: Path, rows: Sequence[Mapping[str, Any]], headline: str, baselin
     for protocol, system in by_name:
         path = folder / f"ranks-{system.replace('/', '.')}-{protocol}.parquet"
         found[protocol, system] = ranking.read_ranks(path)[0]
-    names, gaps = _metrics(rows[0]), {}
+    names = _metrics(rows[0])
+    gaps: dict[tuple[str, str], list[Difference]] = {}
     for protocol in dict.fromkeys(protocol for protocol, _ in by_name):
         own = {name: ranks for (of, name), ranks in found.items() if of == protocol}
         base = own.pop(baseline, None)
@@ -126,9 +127,9 @@ def section(results: Results) -> Html:
         note(
             f"Differences are to {results.baseline}, with 95% intervals over users "
             "(paired bootstrap). ",
-            element("b", "▲", class_="plain"),
+            element("b", "▲"),
             " and ",
-            element("b", "▼", class_="plain"),
+            element("b", "▼"),
             " mark intervals that exclude 0. ",
             "Sampled protocols order systems otherwise than the full catalog does.",
         )

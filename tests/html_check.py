@@ -70,9 +70,9 @@ class Page(HTMLParser):
         if self._open and self._open[-1] != "style":
             self.words += data
 
-    def table(self, beginning: str) -> list[list[str]]:
-        """The one table whose caption begins so."""
-        (found,) = [rows for caption, rows in self.tables if caption.startswith(beginning)]
+    def table(self, words: str) -> list[list[str]]:
+        """The one table whose caption has these words."""
+        (found,) = [rows for caption, rows in self.tables if words in caption]
         return found
 
     def _finish(self):
