@@ -7,7 +7,7 @@ from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages.run_page import RunPage
-from mmsrec_jax.runtime import workdir
+from mmsrec_jax.runtime import disk, workdir
 from mmsrec_jax.runtime.settings import as_dict, from_record
 
 
@@ -23,4 +23,5 @@ def write(folder: Path) -> Path:
         settings = from_record(DataSettings, recorded, "config.data")
         return build.open_built(settings, folder / "data")
 
-    return RunPage(folder, dataset, as_dict(Settings())).write()
+    with disk.readable(folder, "run launch/train.py with this --workdir again"):
+        return RunPage(folder, dataset, as_dict(Settings())).write()

@@ -346,4 +346,4 @@ def _strip(items: Sequence[int], pictures: Pictures, labels: Sequence[str] = ())
         element("li", picture, element("span", label))
         for picture, label in zip(shown, labels, strict=True)
     ]
-    return element("ul", entries, class_="strip", tabindex=0)
+    return element("ul", entries, class_="strip", tabindex=0, aria_label="Items in a row")

@@ -84,7 +84,9 @@ def read(folder: Path, rows: Sequence[Mapping[str, Any]], headline: str, baselin
     found = {}
     for protocol, system in by_name:
         path = folder / f"ranks-{system.replace('/', '.')}-{protocol}.parquet"
-        found[protocol, system] = ranking.read_ranks(path)[0]
+        ranks = ranking.read_ranks(path)[0]
+        is_shown_by_user = system in (headline, baseline)
+        found[protocol, system] = ranks if is_shown_by_user else _without_lists(ranks)
     names = _metrics(rows[0])
     gaps: dict[tuple[str, str], list[Difference]] = {}
     for protocol in dict.fromkeys(protocol for protocol, _ in by_name):
@@ -249,6 +251,11 @@ def _whole_table(results: Results, protocol: str) -> Html:
     marked = [number for number, system in enumerate(systems) if system == results.headline]
     caption = f"Every metric, protocol {protocol}, as in table.json"
     return table(caption, ["system", *map(metric_title, names)], lines, marked=marked)
+
+
+def _without_lists(ranks: Ranks) -> Ranks:
+    """Lists of many users and systems would fill the memory."""
+    return Ranks(ranks.users, ranks.targets, ranks.ranks, ranks.candidates, ranks.ties)
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from mmsrec_jax.data.splits import leave_one_out
 from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.methods import page
 from mmsrec_jax.methods.settings import Settings
-from mmsrec_jax.pages import compare_page, items, results, run_folder
+from mmsrec_jax.pages import compare_page, document, items, results, run_folder
 from mmsrec_jax.pages.run_page import RunPage
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
@@ -174,6 +174,18 @@ def test_failures_are_the_worst_of_all(done):
     assert f"{wanted}{count} training interactions have it" in failures
 
 
+def test_an_mllm_without_lists_shows_those_of_the_sequential_model(tmp_path):
+    """As in the joint form, whose MLLM ranks candidates alone."""
+    run = PageRun(tmp_path / "run", page_run.config(), protocols={"mmsrarec": "sampled@5"})
+    run.run()
+    found = Page(page.write(run.folder).read_text())
+    assert found.problems == []
+    assert "those of sasrec, protocol full; mmsrarec has no such lists" in found.words
+    assert "by mmsrarec, sampled@5: " in found.words
+    assert "The 10 test users of mmsrarec, protocol sampled@5" in found.words
+    assert [row[0] for row in found.table("protocol sampled@5, best first")[1:]] == ["mmsrarec"]
+
+
 def test_a_page_is_made_again_from_the_folder_alone(done):
     run, text, _ = done
     before = (run.folder / "report.html").stat().st_ino
@@ -201,7 +213,7 @@ def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr(items, "data_section", broken)
-    run.run(lambda step: writer.try_to_write(), only=["data", "summarizer"])
+    run.run(lambda step: document.attempt(writer.write), only=["data", "summarizer"])
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == 2 and all(line.startswith("no page of this run: ") for line in warned)
     assert "first line" in warned[0] and "\n" not in warned[0]
