@@ -60,8 +60,3 @@ def items(
             continue
         seen.add(id)
         yield convert(value)
-
-
-def given(**fields: str) -> dict[str, str]:
-    """The fields that are not empty."""
-    return {name: text for name, text in fields.items() if text}

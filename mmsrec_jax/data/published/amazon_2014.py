@@ -66,7 +66,7 @@ def _items(
 def _item(value: dict[str, Any]) -> ItemRow:
     price, paths = value.get("price"), value.get("categories")
     path_lists = [path for path in paths if isinstance(path, list)] if _is_list(paths) else []
-    text = amazon.given(
+    text = texts.given(
         title=texts.plain(value.get("title")),
         description=texts.plain(value.get("description")),
         brand=texts.plain(value.get("brand")),

@@ -73,7 +73,7 @@ def _item(value: dict[str, Any]) -> ItemRow:
     if isinstance(title, str) and any(mark in title for mark in _SCRIPT):
         title = ""
     categories = value.get("category")
-    text = amazon.given(
+    text = texts.given(
         title=texts.plain(title),
         description=texts.plain(value.get("description")),
         features=texts.plain(value.get("feature")),

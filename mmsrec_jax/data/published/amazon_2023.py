@@ -97,7 +97,7 @@ def _items(
 
 def _item(value: dict[str, Any]) -> ItemRow:
     categories = value.get("categories")
-    text = amazon.given(
+    text = texts.given(
         title=texts.plain(value.get("title")),
         description=texts.plain(value.get("description")),
         features=texts.plain(value.get("features")),

@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 
 from mmsrec_jax.data.images import LARGEST_FILE
 from mmsrec_jax.data.published import catalog
+from mmsrec_jax.data.published.archive import unpack
 from mmsrec_jax.data.published.files import File
 from mmsrec_jax.data.published.rows import Notes
 from mmsrec_jax.data.published.source import Source
@@ -100,7 +101,8 @@ class _Folder:
         self._unpacked: Path | None = None
         archive = source.archive
         if archive is not None and all(file.locate(self._root) is None for file in source.files):
-            self._unpacked = Path(dl_manager.extract(self._available(archive)))
+            self._unpacked = Path(dl_manager.download_dir) / "unpacked" / source.name
+            unpack(self._available(archive), source.files, self._unpacked)
 
     def path(self, file: File) -> Path:
         """The file, checked."""

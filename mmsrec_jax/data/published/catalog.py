@@ -1,6 +1,10 @@
-"""The published data sets by name: `publisher/config`."""
+"""The published data sets by name: `publisher/config`.
+
+A publisher's `CONFIGS` are names, or a pattern of them where the name of a data set is free.
+"""
 
 import difflib
+import re
 from types import ModuleType
 
 from mmsrec_jax.data.published import (
@@ -8,7 +12,9 @@ from mmsrec_jax.data.published import (
     amazon_2018,
     amazon_2023,
     hm,
+    lc_rec,
     microlens,
+    mllm_msr,
     movielens,
     pixelrec,
 )
@@ -17,7 +23,17 @@ from mmsrec_jax.runtime.errors import UserError
 
 PUBLISHERS: dict[str, ModuleType] = {
     module.PUBLISHER: module
-    for module in (amazon_2014, amazon_2018, amazon_2023, microlens, movielens, pixelrec, hm)
+    for module in (
+        amazon_2014,
+        amazon_2018,
+        amazon_2023,
+        microlens,
+        movielens,
+        pixelrec,
+        hm,
+        lc_rec,
+        mllm_msr,
+    )
 }
 
 
@@ -29,8 +45,6 @@ def find(name: str, what: str = "source") -> Source:
     """
     publisher, _, config = name.partition("/")
     module = PUBLISHERS.get(publisher)
-    if module is not None and config in module.CONFIGS:
-        return module.source(config)
     if module is None:
         near = difflib.get_close_matches(publisher, PUBLISHERS, n=1)
         guess = f"; did you mean {near[0]}/...?" if near else ""
@@ -38,7 +52,14 @@ def find(name: str, what: str = "source") -> Source:
             f"{what}={name!r}: must be atomic, toyshop or PUBLISHER/NAME with a PUBLISHER of "
             f"{', '.join(PUBLISHERS)}{guess}"
         )
-    near = difflib.get_close_matches(config, module.CONFIGS, n=1)
+    if isinstance(module.CONFIGS, re.Pattern):
+        if module.CONFIGS.fullmatch(config):
+            return module.source(config)
+        raise UserError(f"{what}={name!r}: give the name of the data set, as in {publisher}/Games")
+    if config in module.CONFIGS:
+        return module.source(config)
+    lowered = {each.lower(): each for each in module.CONFIGS}
+    near = [lowered[each] for each in difflib.get_close_matches(config.lower(), lowered, n=1)]
     guess = f"; did you mean {publisher}/{near[0]}?" if near else ""
     bases = list(dict.fromkeys(_base(module, each) for each in module.CONFIGS))
     forms = [form for form in getattr(module, "FORMS", ()) if form]

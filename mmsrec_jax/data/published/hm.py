@@ -46,7 +46,7 @@ def _items(
         id = csv_items.checked_id(where, row["article_id"], _ITEMS)
         if wanted is None or id in wanted:
             found = {name: texts.plain(row[column]) for name, column in _FIELDS.items()}
-            yield ItemRow(id, {name: text for name, text in found.items() if text})
+            yield ItemRow(id, texts.given(**found))
 
 
 def _image_folders(root: Path) -> list[Path]:

@@ -95,8 +95,8 @@ def _slowly(chunk: Chunk, schema: pa.Schema) -> dict[str, pa.Array]:
 
 
 def _is_number(value: Any) -> bool:
-    # A float cannot hold every whole number of JSON.
-    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 2**63
+    # Whole numbers of JSON may be larger than any float.
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e300
 
 
 def _floats(column: pa.Array) -> np.ndarray:

@@ -73,5 +73,4 @@ def _bare_titles(
 
 
 def _item(id: str, title: str) -> ItemRow:
-    title = texts.plain(title)
-    return ItemRow(id, {"title": title} if title else {})
+    return ItemRow(id, texts.given(title=texts.plain(title)))

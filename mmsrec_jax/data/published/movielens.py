@@ -104,8 +104,7 @@ def _film(
     if parts := _TITLE_AND_YEAR.match(title):
         title, year = parts.groups()
     names = " ".join(name for name in genres if name != "(no genres listed)")
-    text = {"title": title, "year": year, "genres": names}
-    yield ItemRow(id, {name: value for name, value in text.items() if value})
+    yield ItemRow(id, texts.given(title=title, year=year, genres=names))
 
 
 _Form = tuple[str, str, csv_rows.Columns, ItemReader]

@@ -43,4 +43,4 @@ def _items(
         id = csv_items.checked_id(where, row["item_id"], _ITEMS)
         if wanted is None or id in wanted:
             found = {name: texts.plain(row[name]) for name in _FIELDS}
-            yield ItemRow(id, {name: text for name, text in found.items() if text})
+            yield ItemRow(id, texts.given(**found))

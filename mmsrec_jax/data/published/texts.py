@@ -30,6 +30,11 @@ def joined(names: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(filter(None, texts)))
 
 
+def given(**fields: str) -> dict[str, str]:
+    """The fields that are not empty."""
+    return {name: text for name, text in fields.items() if text}
+
+
 def literal(text: str, where: str) -> Any:
     """The value of a Python literal; raises UserError that begins with `where`."""
     try:
