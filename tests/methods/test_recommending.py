@@ -186,7 +186,9 @@ def test_a_new_item_that_equals_an_old_one_has_its_keywords_and_its_score(workdi
         asked.add([old])
 
 
-def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdir, scorer, written):
+def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(
+    workdir, cached_workdir, scorer, written
+):
     other = Scorer(cached_workdir, one_device())
     run = other._run
     assert (scorer.form, other.form) == ("joint", "cached")
@@ -209,6 +211,9 @@ def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdi
     assert sorted(before.items, key=lambda item: -item.score) == before.items
     assert all(item.score == pytest.approx(scores[item.id], abs=1e-5) for item in before.items)
     assert before.scorer == "mmsrarec/cached"
+    named = Recommending(workdir, one_device(), "cached").recommend(history=HISTORY, top=5)
+    assert [item.id for item in named.items] == [item.id for item in before.items[:5]]
+    assert named.scorer == "mmsrarec/cached"
     top = mmsrec_jax.recommend(cached_workdir, HISTORY, top=5)
     assert [item.item_id for item in top] == [item.id for item in before.items[:5]]
     assert top[0].score == pytest.approx(before.items[0].score, abs=1e-5)
@@ -274,6 +279,8 @@ def test_folders_that_are_no_finished_run(workdir, shop_folder, tmp_path):
         (half / step).symlink_to(workdir / step)
     with pytest.raises(UserError, match="step evaluation has not finished; run launch/train.py"):
         Recommending(half)
+    with pytest.raises(UserError, match="trained no form 'both', but joint, cached"):
+        Recommending(workdir, form="both")
 
 
 def test_the_table_has_a_row_of_generated_keywords(workdir, scorer):
