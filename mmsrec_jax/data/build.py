@@ -153,8 +153,8 @@ def open_built(settings: DataSettings, directory: Path) -> Dataset:
     return Dataset(catalog, histories, split(settings, histories))
 
 
-def open_atomic(settings: DataSettings) -> Dataset:
-    """What `build` would prepare of a folder of atomic files, in memory and not on disk. Images are
+def open_files(settings: DataSettings) -> Dataset:
+    """What `build` would prepare of a folder of files, in memory and not on disk. Images are
     read when they are asked for, and a corrupt one is found then."""
     items, histories, _ = _read_files(settings)
     catalog = Catalog(items, np.asarray(items.ids), items.has_image)

@@ -9,7 +9,9 @@ import published_files as made
 import pytest
 from published_files import I1, I2, I3, U1, U2
 
-from mmsrec_jax.data import atomic, filters
+import mmsrec_jax
+from mmsrec_jax.data import atomic, build, filters
+from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.published import catalog, files, microlens, read
 from mmsrec_jax.data.published.image_urls import image_urls
 from mmsrec_jax.runtime.errors import UserError
@@ -369,6 +371,32 @@ def test_fields_by_argument(tmp_path):
 def test_a_misspelt_source_lists_what_exists(name, message):
     with pytest.raises(UserError, match=f"source='{name}': .*{message}"):
         catalog.find(name)
+
+
+def test_a_published_source_goes_through_the_data_step(tmp_path):
+    raw, made_of_it = tmp_path / "raw", tmp_path / "data"
+    settings = DataSettings(
+        source="amazon_reviews_2014/Beauty", root=str(raw), user_core=2, item_core=1
+    )
+    with pytest.raises(UserError, match="raw: no such folder.* files of amazon.*https://snap.stan"):
+        build.check(settings)
+    raw.mkdir()
+    with pytest.raises(UserError, match="reviews_Beauty_5.json.* is not here; download it from"):
+        build.check(settings)
+    made.amazon_2014(raw)
+    build.check(settings)
+    made_of_it.mkdir()
+    build.build(settings, made_of_it)
+    catalog, histories, split = build.open_built(settings, made_of_it)
+    assert sorted(catalog.ids.tolist()) == sorted([I1, I2, I3]) and len(histories) == 2
+    assert build.coverage(made_of_it)["text title"] == 1
+    known = build.source_files(settings)
+    assert sorted(known) == ["images", "meta_Beauty.json.gz", "reviews_Beauty_5.json.gz"]
+    made.write(raw / f"images/{I1}.jpg", "picture")
+    assert build.source_files(settings)["images"] != known["images"]
+    opened = mmsrec_jax.open_dataset(raw, source=settings.source, user_core=2, item_core=1)
+    assert opened.catalog.ids.tolist() == catalog.ids.tolist()
+    assert opened.catalog[opened.catalog.index[I1]].image == b"picture"
 
 
 def test_the_core_of_the_paper_on_the_real_microlens(shared_data):
