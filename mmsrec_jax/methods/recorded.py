@@ -48,8 +48,8 @@ def settings(folder: Path, form: str | None = None) -> Settings:
     form: of stage 3, first among `forms` of what is returned; None: the run's first.
 
     Raises:
-      UserError: the run did not train that form; a step has not finished, an input of what trained its MLLM ran again since, or a
-        step recorded other fields than this version has.
+      UserError: the run did not train that form; a step has not finished, an input of what trained
+        its MLLM ran again since, or a step recorded other fields than this version has.
     """
     evaluated = workdir.finished(folder, "evaluation")
     if "sequential_model" not in evaluated:

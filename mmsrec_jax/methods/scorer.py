@@ -42,7 +42,7 @@ class Scorer:
     def __init__(
         self, folder: str | Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
     ):
-        """folder: the run's workdir; mesh: None takes all devices; form: None is the run's first."""
+        """folder: the run's workdir; mesh: None is all devices; form: None is the run's first."""
         folder = Path(folder)
         config = recorded.settings(folder, form)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
