@@ -4,6 +4,8 @@ Only regular files are opened: a FIFO would wait for ever, a device may never en
 followed as long as they stay in the folder that was given. What is wrong is one `UserError`.
 """
 
+import gzip
+import io
 import json
 import os
 import stat
@@ -21,6 +23,7 @@ from mmsrec_jax.runtime.errors import UserError, first_line
 LONGEST_LINE = 1 << 20  # bytes
 _LARGEST_JSON = 256 << 20  # bytes
 _MOST_EXPANDED = 1000  # bytes of a parquet file's columns for a byte of the file ...
+_MOST_UNPACKED = 200  # the same for a byte of gzip; rows of interactions have 3 to 10
 _ALWAYS_ALLOWED = 256 << 20  # ... beyond this many bytes
 
 _KINDS = (
@@ -56,6 +59,17 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def open_unpacked(path: Path, within: Path | None = None) -> BinaryIO:
+    """The same of what a file ending in .gz holds, or of any other file as it is.
+
+    Reading raises UserError once a gzip file holds far more than any data set's would, and
+    EOFError, zlib.error or OSError where it is damaged.
+    """
+    if path.suffix != ".gz":
+        return open_regular(path, within)
+    return io.BufferedReader(_Unpacked(path, within))
 
 
 def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
@@ -140,6 +154,36 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise UserError(
             f"{path}: cannot be read as parquet ({first_line(error)}); write it again"
         ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds. Raises UserError once it is far more than any data set's would be."""
+
+    def __init__(self, path: Path, within: Path | None):
+        self._path, self._size, self._count = path, path.stat().st_size, 0
+        self._stream = gzip.GzipFile(fileobj=open_regular(path, within))
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(LONGEST_LINE if size < 0 else size)
+        self._count += len(data)
+        if self._count > max(_ALWAYS_ALLOWED, _MOST_UNPACKED * self._size):
+            raise UserError(
+                f"{self._path}: unpacks to more than {self._count:,} bytes, "
+                f"{self._count // self._size} times its size; is it what it should be?"
+            )
+        return data
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class NotANumber(ValueError):
