@@ -18,7 +18,7 @@ from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
 
 
 class AtomicItems:
@@ -201,13 +201,13 @@ def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() not in _IMAGE_SUFFIXES:
+                if suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 path = folder / entry.name
                 if not entry.is_file(follow_symlinks=False):
                     reading.check_regular(path, within=folder)
-                rank = _IMAGE_SUFFIXES.index(suffix.lower())
-                if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
+                rank = IMAGE_SUFFIXES.index(suffix.lower())
+                if stem not in found or rank < IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
                     found[stem] = path
     except OSError as error:
         raise UserError(f"{folder}: the images cannot be listed ({first_line(error)})") from error

@@ -1,0 +1,67 @@
+"""`launch/data.py` as a user runs it."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import launched
+import pytest
+from image_server import running
+
+
+def urls_file(folder: Path, url: str, count: int) -> Path:
+    path = folder / "urls.tsv"
+    path.write_text("".join(f"i{n}\t{url}/slowish?{n}\n" for n in range(count)))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
+    """Whatever was stored before is not asked for again, and a second one is refused meanwhile."""
+    with running() as server:
+        urls, images = urls_file(tmp_path, server.url, 30), tmp_path / "images"
+        command = (
+            "launch/data.py", "fetch", f"--urls={urls}", f"--images={images}", "--rate=1000",
+            "--private_hosts=127.0.0.1", "--parallel=2",
+        )  # fmt: skip
+        process = launched.start(*command, log=tmp_path / "log")
+        until = time.monotonic() + 60
+        while len(list(images.glob("*.jpg"))) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+        if number == signal.SIGTERM:
+            status, said = launched.run(*command, log=tmp_path / "second")
+            assert status == 2 and "another run is under way" in said and "--images" in said
+        launched.os.kill(process.pid, number)
+        process.join(60)
+        stored = {path.stem for path in images.glob("*.jpg")}
+        assert 4 <= len(stored) < 30
+        if number == signal.SIGTERM:
+            assert process.exitcode == 130 and "go on with" in (tmp_path / "log").read_text()
+        asked = dict(server.asked)
+        status, said = launched.run(*command, "--json", log=tmp_path / "again")
+        found = json.loads(said[said.index("{") :])
+        assert (status, found["missing"]) == (0, 0)
+        assert found["stored"] + found["stored_before"] + found["from_elsewhere"] == 30
+        assert found["from_elsewhere"] <= 1  # the one that had its name and no line yet
+        for item in stored:
+            path = f"/slowish?{item[1:]}"
+            assert server.asked[path] == asked[path]
+        assert len(list(images.glob("*.jpg"))) == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "name what to do: fetch"),
+        (("steal",), "name what to do: fetch"),
+        (("fetch", "--urls=nowhere.tsv"), "fetch needs --urls and --images"),
+        (("fetch", "--urls=nowhere.tsv", "--images=@"), "nowhere.tsv: no such file"),
+        (("fetch", "--urls=a", "--images=gs://a/b"), "a path of this machine is wanted"),
+        (("fetch", "--urls=a", "--images=@", "--rate=0"), "--rate"),
+    ],
+)
+def test_wrong_commands_are_one_line(tmp_path, arguments, problem):
+    given = [argument.replace("@", str(tmp_path / "images")) for argument in arguments]
+    status, said = launched.run("launch/data.py", *given, log=tmp_path / "log")
+    assert status == 2 and problem in said and len(said.strip().splitlines()) == 1, said
