@@ -1,9 +1,18 @@
-"""Fetches pictures of items.
+"""Looks at a data set before anything is trained on it, and fetches pictures of items.
 
+    python launch/data.py stats --config=configs/base.py --config.data.root=shop --html=shop.html
+    python launch/data.py check --config=configs/base.py --config.data.root=shop
+    python launch/data.py sample --config=configs/base.py --config.data.root=shop --user=u1
     python launch/data.py fetch --urls=urls.tsv --images=shop/images
 
-urls.tsv has lines of an item id, a tab and a URL. Pictures are made small and stored as
-shop/images/<item_id>.jpg. The same command again goes on where it was stopped.
+stats   how much there is of what: fields, pictures, lengths, times, the split, tokens
+check   what is wrong: one line each with file, row and remedy; status 1 when something is
+sample  histories of users, with titles and times
+fetch   pictures from a list of lines of an item id, a tab and a URL. They are made small and stored
+        as shop/images/<item_id>.jpg. The same command again goes on where it was stopped
+
+stats, check and sample read the data as the step `data` of a run would, and write nothing but
+--html: one page that needs no network, with small pictures.
 """
 
 import shlex
@@ -11,15 +20,29 @@ import sys
 from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from mmsrec_jax.data.fetching.client import Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings
 from mmsrec_jax.runtime import interruption, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
+from mmsrec_jax.runtime.settings import MAX_SEED
 
-_COMMANDS = ("fetch",)
+_COMMANDS = ("stats", "check", "sample", "fetch")
+
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "stats, check, sample: experiment whose data it is.", lock_config=True
+)
+_HTML = flags.DEFINE_string("html", None, "stats, check, sample: file of a page to write.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "stats: folder of a model to count tokens by, else config.model.path."
+)
+_USERS = flags.DEFINE_integer("users", 5, "stats, sample: histories to show.", 1, 1000)
+_USER = flags.DEFINE_string("user", None, "sample: raw id of a user, in place of random ones.")
+_SEED = flags.DEFINE_integer("seed", 0, "stats, sample: of the users drawn.", 0, MAX_SEED)
+
 _URLS = flags.DEFINE_string("urls", None, "fetch: file of item ids and URLs.")
 _IMAGES = flags.DEFINE_string("images", None, "fetch: folder of the pictures.")
 _MAX_SIDE = flags.DEFINE_integer(
@@ -50,33 +73,55 @@ _AGENT = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     if len(argv) < 2 or argv[1] not in _COMMANDS:
         raise UserError(f"name what to do: {', '.join(_COMMANDS)}; --help explains them")
     startup.no_arguments(argv[1:])
     interruption.watch()
-    _fetch()
+    return _fetch() if argv[1] == "fetch" else _look(argv[1])
 
 
-def _fetch() -> None:
+def _look(command: str) -> int:
+    from mmsrec_jax.methods import data_commands
+
+    if _CONFIG.value is None:
+        raise UserError(
+            f"{command} needs --config, such as --config=configs/base.py --config.data.root=DIR"
+        )
+    look = data_commands.Look(_CONFIG.value)
+    if command == "stats":
+        tokenizer = _TOKENIZER.value or ""
+        seen = look.stats(tokenizer=tokenizer, users=_USERS.value, seed=_SEED.value)
+    elif command == "check":
+        seen = look.check()
+    else:
+        seen = look.sample(user=_USER.value or "", users=_USERS.value, seed=_SEED.value)
+    print(printable_lines(seen.json() if _JSON.value else seen.text()))
+    if _HTML.value:
+        look.write_page(Path(_HTML.value), seen, shlex.join(sys.argv))
+        logging.info("%s: the page", _HTML.value)
+    return 0 if seen.is_sound else 1
+
+
+def _fetch() -> int:
     from mmsrec_jax.methods import data_commands
 
     if not (_URLS.value and _IMAGES.value):
         raise UserError("fetch needs --urls and --images; --help explains them")
-    limits = Limits(_CONNECT.value, _READ.value, _WHOLE.value, _MAX_BYTES.value)
     settings = FetchSettings(
         max_side=_MAX_SIDE.value,
         rate=_RATE.value,
         parallel=_PARALLEL.value,
         per_host=_PER_HOST.value,
         attempts=_ATTEMPTS.value,
-        limits=limits,
+        limits=Limits(_CONNECT.value, _READ.value, _WHOLE.value, _MAX_BYTES.value),
         retry_failures=_RETRY.value,
         private_hosts=tuple(_PRIVATE.value),
         user_agent=_AGENT.value,
     )
     found = data_commands.fetch(Path(_URLS.value), Path(_IMAGES.value), settings)
     print(printable_lines(found.json() if _JSON.value else found.text()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
 
 
 class AtomicItems:
@@ -69,6 +69,10 @@ class AtomicItems:
         """The image file of an item, for messages."""
         return str(self._images[id])
 
+    def without_images(self) -> "AtomicItems":
+        """The same items, for those who read no pictures."""
+        return AtomicItems(self.ids, self._text, self._category, self._attributes, images={})
+
     def select(self, kept: np.ndarray) -> "AtomicItems":
         """The items at the indices `kept`, in that order."""
 
@@ -111,11 +115,11 @@ def read(
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of atomic files")
     report = Report(source=str(root))
-    inter_path = _find(root, "inter")
+    inter_path = find(root, "inter")
     if inter_path is None:
         raise UserError(f"{root}: neither {root.name}.inter nor {root.name}.inter.gz is here")
     inter = Table(inter_path, required=("user_id", "item_id"))
-    item_path = _find(root, "item")
+    item_path = find(root, "item")
     if item_path is None:
         ids, columns, ordered_text = [], {}, []
         named = [category_field, *attribute_fields, *(text_fields or ())]
@@ -135,9 +139,9 @@ def read(
     bare = len(items) - len(ids)
     columns = {name: column + [""] * bare for name, column in columns.items()}
     if images_root is None:
-        images = _image_files(root / "images", within=root)
+        images = image_files(root / "images", within=root)
     else:
-        images = _image_files(Path(images_root), within=None)
+        images = image_files(Path(images_root), within=None)
     if images_root is not None and not images:
         raise UserError(f"{images_root}: no images <item_id>.jpg, .jpeg, .png or .webp here")
     report.note("image files of no item, unused", len(images.keys() - set(items)))
@@ -179,7 +183,8 @@ def _histories(inter: Table, ids: list[str], report: Report) -> tuple[list[str],
     return ids + bare, histories
 
 
-def _find(root: Path, suffix: str) -> Path | None:
+def find(root: Path, suffix: str) -> Path | None:
+    """The file NAME.suffix or NAME.suffix.gz of the folder NAME; UserError when both are there."""
     names = (f"{root.name}.{suffix}", f"{root.name}.{suffix}.gz")
     found = [root / name for name in names if os.path.lexists(root / name)]
     if len(found) > 1:
@@ -187,8 +192,9 @@ def _find(root: Path, suffix: str) -> Path | None:
     return found[0] if found else None
 
 
-def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
-    """item id -> file; `within` as in `reading.open_regular`."""
+def image_files(folder: Path, within: Path | None) -> dict[str, Path]:
+    """item id -> file of a folder of <item_id>.jpg, .jpeg, .png or .webp, which may be absent;
+    `within` as in `reading.open_regular`."""
     if not os.path.lexists(folder):
         return {}
     found: dict[str, Path] = {}
@@ -201,13 +207,13 @@ def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() not in IMAGE_SUFFIXES:
+                if suffix.lower() not in _IMAGE_SUFFIXES:
                     continue
                 path = folder / entry.name
                 if not entry.is_file(follow_symlinks=False):
                     reading.check_regular(path, within=folder)
-                rank = IMAGE_SUFFIXES.index(suffix.lower())
-                if stem not in found or rank < IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
+                rank = _IMAGE_SUFFIXES.index(suffix.lower())
+                if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
                     found[stem] = path
     except OSError as error:
         raise UserError(f"{folder}: the images cannot be listed ({first_line(error)})") from error

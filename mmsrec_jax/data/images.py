@@ -80,6 +80,27 @@ def shrunk(data: bytes, max_side: int) -> tuple[bytes, int, int]:
         return jpeg.getvalue(), *small.size
 
 
+def thumbnail(data: bytes, side: int) -> tuple[bytes, str, tuple[int, int]]:
+    """A picture of at most `side` x `side` pixels, made anew from the pixels: its bytes, "jpeg" or
+    "png" (of small ones, which JPEG would blur), and its width and height.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    with opened(data) as image:
+        image.draft("RGB", (2 * side, 2 * side))  # JPEG is decoded at no more than it needs
+        image.load()
+        small = _rgb(ImageOps.exif_transpose(image))
+        is_small = max(small.size) <= side
+        small.thumbnail((side, side))
+        made = io.BytesIO()
+        if is_small:
+            small.save(made, "PNG", optimize=True)
+        else:
+            small.save(made, "JPEG", quality=80)
+        return made.getvalue(), "png" if is_small else "jpeg", small.size
+
+
 def suffix(data: bytes) -> str:
     """What the file of an encoded image ends with, such as ".jpeg".
 

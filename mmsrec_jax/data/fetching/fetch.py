@@ -129,11 +129,8 @@ def _left(
 ) -> Iterator[int]:
     """Places in the list of what is to be fetched; counts the others."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
-    pictures = {
-        stem
-        for stem, suffix in map(os.path.splitext, (name for name, size in sizes.items() if size))
-        if suffix.lower() in atomic.IMAGE_SUFFIXES
-    }
+    found = atomic.image_files(folder, within=None)
+    pictures = {item for item, path in found.items() if sizes.get(path.name)}
     for i, (item, url) in enumerate(wanted):
         failed = journal.failed.get(item)
         if item in journal.stored:

@@ -1,0 +1,268 @@
+"""The table of a run: every system, how sure its difference to a baseline is, and slices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsrec_jax.data.records import Dataset
+from mmsrec_jax.evaluation import metrics, protocols, ranking, slices
+from mmsrec_jax.evaluation.beyond_accuracy import Training
+from mmsrec_jax.evaluation.comparison import bootstrap
+from mmsrec_jax.evaluation.metrics import Ranks
+from mmsrec_jax.evaluation.report import is_shown
+from mmsrec_jax.pages.document import folded, note, table
+from mmsrec_jax.pages.markup import Content, Html, element, joined
+
+FEW_USERS = 20_000  # up to so many the interval is a bootstrap, above it the normal one
+_MOST_INTERACTIONS = 50_000_000  # above it no slices: counting who had what takes too long
+_KNOWS_THE_TRUTH = ("bayes_learned_groups", "bayes_optimal", "oracle")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What step `evaluation` left.
+
+    Attributes:
+      rows: of the table, by (protocol, system), in its order.
+      ranks: of the systems under the protocols, users aligned.
+      headline: the system that the run is about.
+      baseline: the one that differences are taken to.
+    """
+
+    rows: Mapping[tuple[str, str], Mapping[str, Any]]
+    ranks: Mapping[tuple[str, str], Ranks]
+    headline: str
+    baseline: str
+
+    @property
+    def protocols(self) -> list[str]:
+        return list(dict.fromkeys(protocol for protocol, _ in self.rows))
+
+    @property
+    def cutoff(self) -> int:
+        """Of the metrics that stand out: 10, or the largest there is."""
+        first = next(iter(self.rows.values()))
+        found = [int(name.partition("@")[2]) for name in first if name.startswith("hr@")]
+        return 10 if 10 in found else max(found)
+
+    def systems(self, protocol: str) -> list[str]:
+        return [system for of, system in self.rows if of == protocol]
+
+    def with_lists(self) -> str:
+        """The system whose ranked lists of the whole catalog are shown: the headline's own, or, of
+        an MLLM that was ranked among candidates alone, the baseline's. Empty without lists."""
+        for system in (self.headline, self.baseline):
+            found = self.ranks.get((protocols.FULL, system))
+            if found is not None and found.top.shape[1]:
+                return system
+        return ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a mean metric to the baseline's, with its 95% interval over users."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval is above or below 0; 0 where it includes it."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def read(folder: Path, rows: Sequence[Mapping[str, Any]], headline: str, baseline: str) -> Results:
+    """Results of the table rows in `table.json` and of the ranks beside it.
+
+    headline, baseline: systems; where the first is none of the rows, so is no difference.
+    """
+    by_name = {(row["protocol"], row["system"]): row for row in rows}
+    found = {}
+    for protocol, system in by_name:
+        path = folder / f"ranks-{system.replace('/', '.')}-{protocol}.parquet"
+        found[protocol, system] = ranking.read_ranks(path)[0]
+    return Results(by_name, found, headline, baseline)
+
+
+def differences(own: Ranks, base: Ranks, names: Sequence[str]) -> list[Difference]:
+    """Of each metric the difference of two rankings of the same users, as `launch/evaluate.py
+    --compare` takes it; of more than `FEW_USERS` users the interval of the normal distribution,
+    which is then the same to the eye and takes no resamples."""
+    gaps = np.stack([metrics.per_row(own, n) - metrics.per_row(base, n) for n in names], axis=1)
+    mean = gaps.mean(0)
+    if len(gaps) > FEW_USERS:
+        margin = 1.959964 * gaps.std(0, ddof=1) / len(gaps) ** 0.5
+        low, high = mean - margin, mean + margin
+    else:
+        low, high = bootstrap.intervals(gaps)
+    return [Difference(*map(float, each)) for each in zip(mean, low, high, strict=True)]
+
+
+def section(results: Results) -> Html:
+    """For every protocol the table that counts, best first; all metrics folded."""
+    parts: list[Content] = [
+        note(
+            f"Differences are to {results.baseline}, with 95% intervals over users "
+            "(paired bootstrap). ",
+            element("b", "▲", class_="plain"),
+            " and ",
+            element("b", "▼", class_="plain"),
+            " mark intervals that exclude 0. ",
+            "Sampled protocols order systems otherwise than the full catalog does.",
+        )
+    ]
+    for protocol in results.protocols:
+        parts += [
+            element("h3", _protocol_title(protocol)),
+            _main_table(results, protocol),
+            folded("All metrics", _whole_table(results, protocol)),
+        ]
+    return joined(parts)
+
+
+def figures(results: Results) -> Html:
+    """The numbers that stand out, for the head of the page."""
+    found = []
+    for protocol in results.protocols:
+        row = results.rows.get((protocol, results.headline))
+        if row is None:
+            continue
+        names = [f"ndcg@{results.cutoff}", f"hr@{results.cutoff}"]
+        gaps = _gaps(results, protocol, results.headline, names)
+        for place, name in enumerate(names):
+            beside: Content = f"{row['users']:,} users"
+            if gaps:
+                beside = [_gap(gaps[place]), f" to {results.baseline}"]
+            found.append((f"{metric_title(name)}, {protocol}", f"{row[name]:.4f}", beside))
+    return element("div", [_figure(*each) for each in found[:4]], class_="figures")
+
+
+def slices_section(results: Results, dataset: Dataset) -> Html:
+    """Headline and baseline on parts of the users, under the first protocol that has both."""
+    protocol = next((p for p in results.protocols if (p, results.headline) in results.ranks), "")
+    if not protocol:
+        return note("The run ranked nothing that could be cut into slices.")
+    catalog, histories, split = dataset
+    if len(histories.items) > _MOST_INTERACTIONS:
+        return note(
+            f"Left out: {len(histories.items):,} interactions. launch/evaluate.py --compare has "
+            "the slices."
+        )
+    own = results.ranks[protocol, results.headline]
+    base = results.ranks.get((protocol, results.baseline))
+    training = Training.of(histories, split, len(catalog))
+    names = [f"ndcg@{results.cutoff}", f"hr@{results.cutoff}"]
+    is_compared = base is not None and results.baseline != results.headline
+    head: list[Content] = ["slice", "users"]
+    for name in names:
+        head += [metric_title(name), *([f"to {results.baseline}"] if is_compared else [])]
+    rows = []
+    for part, inside in slices.slices(own, training, split).items():
+        at = np.flatnonzero(inside)
+        line: list[Content] = [part, f"{len(at):,}"]
+        mine = own.select(at)
+        gaps: list[Difference] = []
+        if is_compared and base is not None and len(at):
+            gaps = differences(mine, base.select(at), names)
+        for place, name in enumerate(names):
+            mean = f"{metrics.per_row(mine, name).mean():.4f}" if len(at) else "–"
+            line += [mean, *([_gap_cell(gaps[place]) if gaps else ""] if is_compared else [])]
+        rows.append(line)
+    caption = f"{results.headline}, {_protocol_title(protocol).lower()}"
+    return joined(
+        note(
+            "New items occur in no training interaction, cold ones in at most "
+            f"{slices.COLD}. Head items are the most popular that make up half of the training "
+            "interactions."
+        ),
+        table(caption, head, rows),
+    )
+
+
+def metric_title(name: str) -> str:
+    """`ndcg@10` as NDCG@10."""
+    return name.upper()
+
+
+def _protocol_title(protocol: str) -> str:
+    if protocol == protocols.FULL:
+        return "Among the whole catalog"
+    return f"Among {protocol.partition('@')[2]} sampled items and the true one"
+
+
+def _gaps(results: Results, protocol: str, system: str, names: Sequence[str]) -> list[Difference]:
+    own = results.ranks.get((protocol, system))
+    base = results.ranks.get((protocol, results.baseline))
+    if own is None or base is None or system == results.baseline:
+        return []
+    return differences(own, base, names)
+
+
+def _main_table(results: Results, protocol: str) -> Html:
+    names = [f"ndcg@{results.cutoff}", f"hr@{results.cutoff}"]
+    systems = sorted(
+        results.systems(protocol), key=lambda system: -results.rows[protocol, system][names[0]]
+    )
+    top = max(results.rows[protocol, system][names[0]] for system in systems) or 1.0
+    lines = []
+    for system in systems:
+        row = results.rows[protocol, system]
+        gaps = _gaps(results, protocol, system, names)
+        cells: list[Content] = [_system(system), _bar(row[names[0]] / top)]
+        for place, name in enumerate(names):
+            cells += [f"{row[name]:.4f}", _gap_cell(gaps[place]) if gaps else "–"]
+        lines.append(cells)
+    head: list[Content] = ["system", ""]
+    for name in names:
+        head += [metric_title(name), "difference"]
+    users = results.rows[protocol, systems[0]]["users"]
+    marked = [number for number, system in enumerate(systems) if system == results.headline]
+    caption = f"{users:,} users, protocol {protocol}, best first"
+    return table(caption, head, lines, text_columns=2, marked=marked)
+
+
+def _whole_table(results: Results, protocol: str) -> Html:
+    systems = results.systems(protocol)
+    first = results.rows[protocol, systems[0]]
+    names = [name for name, value in first.items() if isinstance(value, float) and is_shown(name)]
+    lines: list[list[Content]] = []
+    for system in systems:
+        row = results.rows[protocol, system]
+        lines.append([system, *(f"{row[name]:.4f}" for name in names)])
+    marked = [number for number, system in enumerate(systems) if system == results.headline]
+    caption = f"Every metric, protocol {protocol}, as in table.json"
+    return table(caption, ["system", *map(metric_title, names)], lines, marked=marked)
+
+
+def _system(name: str) -> Content:
+    if name not in _KNOWS_THE_TRUTH:
+        return name
+    return [name, " ", element("span", "knows the generator", class_="tag")]
+
+
+def _bar(share: float) -> Html:
+    inside = element("span", style=f"width:{max(share, 0.0):.1%}")
+    return element("span", inside, class_="bar", aria_hidden="true")
+
+
+def _gap(gap: Difference) -> Html:
+    kind = {1: "up", 0: None, -1: "down"}[gap.sign]
+    return element("span", f"{gap.value:+.4f}", class_=kind)
+
+
+def _gap_cell(gap: Difference) -> Html:
+    interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
+    return joined(_gap(gap), element("span", interval, class_="interval"))
+
+
+def _figure(name: str, value: str, beside: Content) -> Html:
+    return element(
+        "div",
+        element("div", name, class_="name"),
+        element("div", value, class_="value"),
+        element("div", beside, class_="beside"),
+    )
