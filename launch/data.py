@@ -96,10 +96,10 @@ def _look(command: str) -> int:
         seen = look.check()
     else:
         seen = look.sample(user=_USER.value or "", users=_USERS.value, seed=_SEED.value)
-    print(printable_lines(seen.json() if _JSON.value else seen.text()))
     if _HTML.value:
         look.write_page(Path(_HTML.value), seen, shlex.join(sys.argv))
         logging.info("%s: the page", _HTML.value)
+    print(printable_lines(seen.json() if _JSON.value else seen.text()))
     return 0 if seen.is_sound else 1
 
 

@@ -63,8 +63,8 @@ class Seen:
             blocks += [history.text() for history in self.histories]
         if self.findings is not None:
             count = len(self.findings.problems)
-            lines = [*self.findings.lines(), f"{self.source}: {count:,} problems"]
-            blocks.append("\n".join(lines))
+            told = f"{count:,} problem{'' if count == 1 else 's'}" if count else "no problem found"
+            blocks.append("\n".join([*self.findings.lines(), f"{self.source}: {told}"]))
         return "\n\n".join(blocks)
 
     def json(self) -> str:

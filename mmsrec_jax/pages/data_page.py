@@ -45,21 +45,18 @@ def _findings(findings: Findings) -> Html:
     if not findings.problems and not findings.notes:
         return element("p", "None was found.")
     return joined(
-        _list(f"{len(findings.problems):,} to be put right", findings.problems, "tag no"),
-        _list(f"{len(findings.notes):,} worth knowing", findings.notes, "tag"),
+        _list(f"{len(findings.problems):,} to be put right", findings.problems),
+        _list(f"{len(findings.notes):,} worth knowing", findings.notes),
     )
 
 
-def _list(title: str, found: Sequence[Finding], css: str) -> Html | None:
+def _list(title: str, found: Sequence[Finding]) -> Html | None:
     if not found:
         return None
     rows = [
         [clipped(f.where, _LONGEST_LINE), clipped(f.what, _LONGEST_LINE), f.remedy] for f in found
     ]
-    return joined(
-        element("p", element("span", title, class_=css)),
-        table(title, ["where", "what", "what to do"], rows, text_columns=3),
-    )
+    return table(title, ["where", "what", "what to do"], rows, text_columns=3)
 
 
 def _table(found: Table) -> Html:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import launched
 import pytest
+import shop_folder
 from image_server import running
+
+from mmsrec_jax.data import toyshop
+from mmsrec_jax.data.toyshop import ToyshopSettings
+from mmsrec_jax.hf import tiny_init
 
 
 def urls_file(folder: Path, url: str, count: int) -> Path:
@@ -53,15 +58,44 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "name what to do: fetch"),
-        (("steal",), "name what to do: fetch"),
+        ((), "name what to do: stats, check, sample, fetch"),
+        (("steal",), "name what to do: stats, check, sample, fetch"),
         (("fetch", "--urls=nowhere.tsv"), "fetch needs --urls and --images"),
         (("fetch", "--urls=nowhere.tsv", "--images=@"), "nowhere.tsv: no such file"),
         (("fetch", "--urls=a", "--images=gs://a/b"), "a path of this machine is wanted"),
         (("fetch", "--urls=a", "--images=@", "--rate=0"), "--rate"),
+        (("stats",), "stats needs --config"),
+        (("check", "--config=configs/base.py", "--config.data.root=@"), "no such folder"),
     ],
 )
 def test_wrong_commands_are_one_line(tmp_path, arguments, problem):
     given = [argument.replace("@", str(tmp_path / "images")) for argument in arguments]
     status, said = launched.run("launch/data.py", *given, log=tmp_path / "log")
     assert status == 2 and problem in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_looking_at_data(tmp_path):
+    """Numbers as JSON and a page; a history; a check before and after a picture is damaged."""
+    shop, model, page = tmp_path / "shop", tmp_path / "model", tmp_path / "page.html"
+    items, histories, _ = toyshop.generate(ToyshopSettings(num_users=60, num_items=40))
+    shop_folder.write_atomic(shop, items, histories)
+    sizes = tiny_init.TinySettings(vocab_size=400)
+    tiny_init.write_directory(model, sizes, [item.text["title"] for item in items], [])
+    data = ("--config=configs/base.py", f"--config.data.root={shop}", "--config.data.user_core=3")
+    status, said = launched.run(
+        "launch/data.py", "stats", *data, f"--tokenizer={model}",
+        "--json", f"--html={page}", "--users=2", log=tmp_path / "stats",
+    )  # fmt: skip
+    found = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert status == 0 and len(found["histories"]) == 2 and "tokens" in found["tables"]
+    assert found["tables"]["what items have"]["picture"]["share"] == 1
+    assert page.read_text().count("<details") == 2
+    user = found["histories"][0]["user"]
+    status, said = launched.run(
+        "launch/data.py", "sample", *data, f"--user={user}", log=tmp_path / "sample"
+    )
+    assert status == 0 and said.startswith(f"user {user}: ") and "<- test" in said
+    assert launched.run("launch/data.py", "check", *data, log=tmp_path / "sound")[0] == 0
+    (shop / "images" / "i0003.png").write_bytes(b"damaged")
+    status, said = launched.run("launch/data.py", "check", *data, log=tmp_path / "check")
+    assert status == 1 and f"{shop}/images/i0003.png: 7 bytes of no known image format" in said
