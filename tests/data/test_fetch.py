@@ -11,9 +11,11 @@ import pytest
 from image_server import PICTURE, ImageServer, running
 from PIL import Image
 
+from mmsrec_jax.data import atomic
 from mmsrec_jax.data.fetching import addresses, client, links, listed
 from mmsrec_jax.data.fetching.client import Client, Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings, Summary, fetch
+from mmsrec_jax.runtime import digests
 from mmsrec_jax.runtime.errors import UserError
 
 QUICK = Limits(connect=0.5, read=0.4, whole=0.8, size=100_000)
@@ -148,6 +150,15 @@ def test_a_second_start_does_what_is_left(server, tmp_path):
     server.asked.clear()
     found = run(server, tmp_path, {**names, "c": "good?c"})  # another URL than failed
     assert (set(server.asked), found.stored, found.missing) == ({"/good?c"}, 1, 0)
+
+
+def test_a_run_sees_the_pictures_alone(server, tmp_path):
+    """What is written beside them is no change of the data."""
+    run(server, tmp_path, {"a": "good", "b": "404"})
+    assert set(atomic.image_files(tmp_path / "images", within=None)) == {"a"}
+    before = digests.of_folder(tmp_path / "images")
+    run(server, tmp_path, {"a": "good", "b": "404"}, retry_failures=True)
+    assert digests.of_folder(tmp_path / "images") == before
 
 
 def test_failures_are_tried_again_when_asked(server, tmp_path):
