@@ -59,6 +59,12 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(0.1)
         self.send(PICTURE)
 
+    def answer_gated(self, count: int) -> None:
+        """The first six at once, the others when the gate opens."""
+        if len(self.server.times) > 6:
+            self.server.gate.wait(120)
+        self.send(PICTURE)
+
     def answer_large(self, count: int) -> None:
         self.send(jpeg(300, 200))
 
@@ -140,13 +146,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class ImageServer(ThreadingHTTPServer):
-    """asked: path -> how often. times: when. headers_seen: of each request."""
+    """asked: path -> how often. times: when. headers_seen: of each request. gate: lets what waits
+    at it go on."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.lock, self.stop, self.gate = threading.Lock(), threading.Event(), threading.Event()
         self.asked: Counter[str] = Counter()
         self.times: list[float] = []
         self.headers_seen: list[dict[str, str]] = []
@@ -169,6 +176,7 @@ def running() -> Iterator[ImageServer]:
         yield server
     finally:
         server.stop.set()
+        server.gate.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -5,6 +5,7 @@ import io
 import json
 import socket
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mmsrec_jax.data.fetching.fetch import FetchSettings, Summary, fetch
 from mmsrec_jax.runtime import digests
 from mmsrec_jax.runtime.errors import UserError
 
-QUICK = Limits(connect=0.5, read=0.4, whole=0.8, size=100_000)
+QUICK = Limits(connect=2, read=1, whole=2, size=100_000)
 
 
 @pytest.fixture
@@ -77,8 +78,8 @@ def test_every_wrong_answer_is_a_failure_with_its_reason(server, tmp_path):
         "undeclared": "damaged picture",
         "page": "no picture",
         "silent": "no answer: timed out",
-        "drip": "took longer than 0.8 s",
-        "header": "took longer than 0.8 s",
+        "drip": "took longer than 2 s",
+        "header": "took longer than 2 s",
         "endless": "larger than 100,000 bytes",
         "huge": "larger than 100,000 bytes",
         "circle": "more than 5 redirects",
@@ -121,10 +122,10 @@ def test_no_host_is_asked_more_often_or_by_more_threads_than_it_may_be(server, t
     names = {f"i{n}": f"slowish?{n}" for n in range(8)}
     assert run(server, tmp_path, names, per_host=2).stored == 8
     assert server.most_at_once == 2
-    server.times.clear()
+    began = time.monotonic()
     names = {f"j{n}": f"good?{n}" for n in range(8)}
     assert run(server, tmp_path, names, rate=20).stored == 8
-    assert server.times[-1] - server.times[0] > 0.95 * 7 / 20
+    assert server.times[-1] - began > 7 / 20
     sent = {name for headers in server.headers_seen for name in headers}
     assert sent == {"Host", "User-Agent", "Accept", "Accept-Encoding"}
 
@@ -272,7 +273,17 @@ def test_links(url, parts):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "N/A", "ftp://a/b", "http://", "http://a:99999/", "http://a@b/", "http://a/\r\nX:1"]
+    "url",
+    [
+        "",
+        "N/A",
+        "ftp://a/b",
+        "http://",
+        "http://a:99999/",
+        "http://a@b/",
+        "http://a/\r\nX:1",
+        "http://a/\ud800",
+    ],
 )
 def test_bad_links(url):
     with pytest.raises(links.BadLink):

@@ -21,7 +21,7 @@ from urllib3.response import BaseHTTPResponse
 
 from mmsrec_jax.data.fetching import addresses
 from mmsrec_jax.data.fetching.links import Link
-from mmsrec_jax.runtime.errors import first_line
+from mmsrec_jax.runtime.errors import first_line, root
 
 _CHUNK = 1 << 16  # bytes
 _TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -77,7 +77,7 @@ class Client:
     """
 
     def __init__(self, limits: Limits, *, user_agent: str, private_hosts: Collection[str] = ()):
-        self._limits, self._private_hosts = limits, private_hosts
+        self._limits, self._private_hosts = limits, {host.lower() for host in private_hosts}
         self._headers = {"User-Agent": user_agent, "Accept": "image/*"}
         self._tls = ssl.create_default_context()
         self._open: _Connection | None = None
@@ -128,7 +128,7 @@ class Client:
             if connection.is_aborted:
                 reason = f"took longer than {self._limits.whole:g} s"
                 raise Failure(reason, again=False) from error
-            raise Failure(f"broken off: {first_line(error)}", again=True) from error
+            raise Failure(f"broken off: {first_line(root(error))}", again=True) from error
         finally:
             timer.cancel()
             if not complete:
@@ -148,7 +148,9 @@ class Client:
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             if connection.is_aborted:
                 raise
-            reason = f"no answer: {first_line(error)}"
+            if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+                raise Failure(f"not HTTP: {first_line(error)}", again=True) from error
+            reason = f"no answer: {first_line(root(error))}"
             for_good = isinstance(error, ssl.SSLCertVerificationError) or (
                 isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME
             )

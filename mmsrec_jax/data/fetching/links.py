@@ -44,7 +44,10 @@ def parse(url: str) -> Link:
         parts = urlsplit(url)
         port = parts.port
         host = (parts.hostname or "").encode("idna").decode("ascii") if parts.hostname else ""
-    except ValueError as error:  # also a host that is no name
+        target = quote(parts.path or "/", safe=_STAY)
+        if parts.query:
+            target += "?" + quote(parts.query, safe=_STAY)
+    except ValueError as error:  # also a host that is no name, and half a surrogate pair
         raise BadLink("not a URL") from error
     if parts.scheme not in _PORTS:
         raise BadLink("not a URL that begins with http:// or https://")
@@ -52,9 +55,6 @@ def parse(url: str) -> Link:
         raise BadLink("a URL without a host")
     if parts.username is not None or parts.password is not None:
         raise BadLink("a URL with a user name or password, which would be sent on")
-    target = quote(parts.path or "/", safe=_STAY)
-    if parts.query:
-        target += "?" + quote(parts.query, safe=_STAY)
     return Link(parts.scheme, host, port or _PORTS[parts.scheme], target)
 
 

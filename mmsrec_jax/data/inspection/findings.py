@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 _SHOWN = 5  # of one kind
 
 
@@ -41,6 +43,6 @@ class Findings:
         yield from (f"note: {note}" for note in self.notes)
 
 
-def first(rows: Sequence[int]) -> list[int]:
+def first(rows: np.ndarray) -> list[int]:
     """The first few of ascending rows, as many as are shown."""
     return [int(row) for row in rows[:_SHOWN]]

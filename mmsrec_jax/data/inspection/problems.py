@@ -48,42 +48,35 @@ def _check_split(settings: DataSettings, prepared: Prepared, findings: Findings)
             Finding(source, "a history is not in the order of time", "report this as a fault")
         )
     for name, part in leaks.parts(histories, split).items():
+        _check_part(prepared, name, part, findings)
 
-        def told(mask: np.ndarray, part: leaks.Part = part) -> list[str]:
-            rows = first(part.targets[mask])
-            users = np.searchsorted(histories.offsets, rows, side="right") - 1
-            ids = prepared.dataset.catalog.ids[histories.items[rows]]
-            return [
-                f"{source}: user {shown(str(histories.users[user]))}, item {shown(str(id))}"
-                for user, id in zip(users, ids, strict=True)
-            ]
 
-        found = [
-            Finding(where, f"the {name} target stands in its own input", "drop repeated items")
-            for where in told(part.in_own_input)
-        ]
-        findings.several(
-            found, int(part.in_own_input.sum()), are_problems=True, kind=f"{name} targets like that"
-        )
-        if split.kind == "global_time":
-            found = [
-                Finding(where, f"the {name} target is earlier than training", "report this as a "
-                        "fault")
-                for where in told(part.before_training)
-            ]  # fmt: skip
-            findings.several(
-                found, int(part.before_training.sum()), are_problems=True,
-                kind=f"{name} targets like that",
-            )  # fmt: skip
-        if len(part.tied) and part.tied.mean() > 0.1:
-            findings.notes.append(
-                Finding(
-                    source,
-                    f"{part.tied.mean():.0%} of the {name} targets are at the time of the "
-                    "interaction before them: their order is drawn at random",
-                    "take finer times if there are",
-                )
+def _check_part(prepared: Prepared, name: str, part: leaks.Part, findings: Findings) -> None:
+    """name: validation or test."""
+    catalog, histories, split = prepared.dataset
+    source, kind = prepared.report.source, f"{name} targets like that"
+
+    def add(mask: np.ndarray, what: str, remedy: str) -> None:
+        found = []
+        for row in first(part.targets[mask]):
+            user = histories.users[np.searchsorted(histories.offsets, row, side="right") - 1]
+            item = catalog.ids[histories.items[row]]
+            where = f"{source}: user {shown(str(user))}, item {shown(str(item))}"
+            found.append(Finding(where, f"the {name} target {what}", remedy))
+        findings.several(found, int(mask.sum()), are_problems=True, kind=kind)
+
+    add(part.in_own_input, "stands in its own input", "drop repeated items")
+    if split.kind == "global_time":
+        add(part.before_training, "is earlier than training", "report this as a fault")
+    if len(part.tied) and part.tied.mean() > 0.1:
+        findings.notes.append(
+            Finding(
+                source,
+                f"{part.tied.mean():.0%} of the {name} targets are at the time of the interaction "
+                "before them: their order is drawn at random",
+                "take finer times if there are",
             )
+        )
 
 
 def _within(offsets: np.ndarray) -> np.ndarray:
