@@ -37,18 +37,18 @@ def check(settings: DataSettings, prepared: Prepared, texts: ItemTexts) -> Findi
 def _check_split(settings: DataSettings, prepared: Prepared, findings: Findings) -> None:
     histories, split = prepared.dataset.histories, prepared.dataset.split
     source = prepared.report.source
-    for part in ("train", "validation", "test"):
-        if not len(getattr(split, part)):
+    for name in ("train", "validation", "test"):
+        if not len(getattr(split, name)):
             findings.problems.append(
-                Finding(source, f"the split has no {part} targets", "use longer histories, "
+                Finding(source, f"the split has no {name} targets", "use longer histories, "
                         "another config.data.split or other quantiles")
             )  # fmt: skip
     if histories.clock and (np.diff(histories.timestamps)[_within(histories.offsets)] < 0).any():
         findings.problems.append(
             Finding(source, "a history is not in the order of time", "report this as a fault")
         )
-    for name, part in leaks.parts(histories, split).items():
-        _check_part(prepared, name, part, findings)
+    for name, found in leaks.parts(histories, split).items():
+        _check_part(prepared, name, found, findings)
 
 
 def _check_part(prepared: Prepared, name: str, part: leaks.Part, findings: Findings) -> None:
