@@ -1,6 +1,7 @@
 """The curves of the steps that train: `metrics.jsonl` of one run or of several as charts."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -38,14 +39,22 @@ def read(path: Path) -> Series:
 def charts_of_step(series: Series) -> Html:
     """Charts of the metrics of one step: loss, validation and rewards, the others folded."""
     groups: dict[str, list[Line]] = {}
+    zero = []
     for name, (x, y) in series.items():
+        if not y.any():
+            zero.append(name)
+            continue
         group, own = _place(name)
         groups.setdefault(group, []).append(Line(own, x, y, marked=group == "Validation"))
     shown: list[Html] = []
     hidden: list[Html] = []
     for group in sorted(groups, key=lambda name: (_order(name), name)):
-        charts = [line_chart(group, _colored(part)) for part in by_scale(groups[group])]
-        (shown if group in _FIRST else hidden).extend(charts)
+        parts = by_scale(groups[group])
+        for part in parts:
+            names = ", ".join(line.name for line in part)
+            title = f"{group}: {names}" if len(parts) > 1 and len(part) < 3 else group
+            chart = line_chart(title, _colored(part))
+            (shown if group in _FIRST else hidden).append(chart)
     more = None
     if hidden:
         more = folded(
@@ -54,6 +63,7 @@ def charts_of_step(series: Series) -> Html:
         )
     return joined(
         element("div", shown, class_="charts") if shown else note("No loss is logged."),
+        note(f"0 throughout: {', '.join(zero)}.") if zero else None,
         element("div", more, class_="more") if more else None,
     )
 
@@ -74,18 +84,25 @@ def overlaid(runs: Mapping[str, Series]) -> Html:
 
 def by_scale(lines: Sequence[Line]) -> list[list[Line]]:
     """Lines in groups whose largest values are alike, so that none is drawn flat beside another;
-    at most `COLORS` each."""
+    at most `COLORS` each. Lines below 0 are apart."""
     groups: list[list[Line]] = []
-    highest = 0.0
-    for line in sorted(lines, key=_size, reverse=True):
-        size = _size(line)
-        if not groups or size * _SAME_SCALE < highest or len(groups[-1]) == COLORS:
-            groups.append([])
-            highest = size
-        groups[-1].append(line)
+    for below in (False, True):
+        highest = math.inf
+        for line in sorted(lines, key=_size, reverse=True):
+            size = _size(line)
+            if _is_below(line) is not below:
+                continue
+            if highest == math.inf or size * _SAME_SCALE < highest or len(groups[-1]) == COLORS:
+                groups.append([])
+                highest = size
+            groups[-1].append(line)
     first = {line.name: place for place, line in enumerate(lines)}
     ordered = [sorted(group, key=lambda line: first[line.name]) for group in groups]
     return sorted(ordered, key=lambda group: first[group[0].name])
+
+
+def _is_below(line: Line) -> bool:
+    return bool(np.nanmax(line.y, initial=-np.inf) < 0)
 
 
 def _size(line: Line) -> float:

@@ -1,13 +1,16 @@
 """The frame of every page: head, style, headline, links to the sections, sections."""
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from absl import logging
+
 from mmsrec_jax.pages.markup import Content, Html, element, joined
 from mmsrec_jax.runtime import files
+from mmsrec_jax.runtime.errors import first_line
 
 # No script, no network: what a page shows is in the page. A title of an item that became markup by
 # a mistake of ours could still load and run nothing.
@@ -64,6 +67,14 @@ def write(path: Path, page: str) -> None:
     files.write_text(path, page)
 
 
+def attempt(make: Callable[[], object]) -> None:
+    """Makes a page; a failure is one line of warning: a run does not end for its page."""
+    try:
+        make()
+    except Exception as error:
+        logging.warning("no page of this run: %s", first_line(error))
+
+
 def table(
     caption: str,
     head: Sequence[Content],
@@ -99,7 +110,7 @@ def table(
     ]
     whole = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", element("tr", titles)),
         element("tbody", lines),
     )

@@ -17,8 +17,8 @@ from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.written import About
 from mmsrec_jax.runtime import disk
 
-PICTURED, CARDS = 18, 12
-_LONGEST_TITLE, _LONGEST_TEXT = 90, 280
+PICTURED, CARDS = 24, 12
+_LONGEST_TITLE, _LONGEST_TEXT = 90, 200
 _MOST_TAGS = 24
 _MOST_LISTED = 12
 
@@ -148,9 +148,9 @@ def _card(item: Item, about: About, picture: Html) -> Html:
     return element(
         "li",
         picture,
-        element("div", title_of(item), class_="title"),
+        element("h3", title_of(item), class_="title"),
         element("div", [item.id, f" · {item.category}" if item.category else None], class_="id"),
-        element("div", clipped(". ".join(texts), _LONGEST_TEXT)),
+        element("div", clipped(". ".join(texts), _LONGEST_TEXT), class_="wide"),
         [
             element("div", element("h4", name), value, class_="wide")
             for name, value in rows
@@ -191,11 +191,11 @@ def _rewards(rewards: Series) -> Html | None:
     found = [
         (name.partition("/")[2].replace("_", " "), short(float(values[-1])))
         for name, (_, values) in rewards.items()
-        if name.startswith("reward/") and len(values)
+        if name.startswith("reward/") and name != "reward/groups_without_spread"
     ]
     if not found:
         return None
     return joined(
-        element("h4", "Mean rewards of keywords at the last logged update of the summarizer"),
+        element("h3", "Mean rewards of keywords at the last logged update of the summarizer"),
         facts(found),
     )

@@ -1,7 +1,7 @@
 """Sections about users: what each had, what was recommended and why, and the worst failures."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Person:
       rank, candidates: where it stood, among how many.
       top: the best items, best first; empty without lists.
       neighbors: (next item, similarity) of the similar users that a prompt shows.
+      elsewhere: system -> rank of the same target by it.
     """
 
     user: int
@@ -44,6 +45,7 @@ class Person:
     candidates: int
     top: list[int]
     neighbors: list[tuple[int, float]]
+    elsewhere: dict[str, int]
 
     @property
     def items(self) -> set[int]:
@@ -61,7 +63,12 @@ def users_section(
     if ranks is None:
         return note("The run ranked nothing for single users.")
     drawn = np.random.default_rng(0).choice(len(ranks), min(USERS, len(ranks)), replace=False)
-    people = _people(workdir, ranks, np.sort(drawn), dataset, retrieval=retrieval)
+    others = {
+        f"{name}, {of}" if of != protocol else name: found
+        for of, name in ((protocol, results.baseline), (_sampled(results), results.headline))
+        if (found := results.ranks.get((of, name))) is not None and name != system
+    }
+    people = _people(workdir, ranks, np.sort(drawn), dataset, others=others, retrieval=retrieval)
     about = written.of_items(workdir, {item for person in people for item in person.items})
     names = [str(dataset.histories.users[person.user]) for person in people]
     texts = written.of_users(workdir, names)
@@ -87,9 +94,9 @@ def failures_section(workdir: Path, results: Results, dataset: Dataset, pictures
     if ranks is None:
         return note("The run ranked nothing for single users.")
     worst = np.argsort(-(ranks.ranks / ranks.candidates), kind="stable")[:FAILURES]
-    people = _people(workdir, ranks, worst, dataset, retrieval=False)
+    people = _people(workdir, ranks, worst, dataset)
     about = written.of_items(workdir, {item for person in people for item in person.items})
-    histories, split = dataset.histories, dataset.split
+    histories = dataset.histories
     targets = np.array([person.target for person in people])
     seen = _training_count(dataset, targets)
     cards = []
@@ -100,7 +107,7 @@ def failures_section(workdir: Path, results: Results, dataset: Dataset, pictures
             element(
                 "li",
                 pictures.picture(person.target),
-                element("div", title_of(item), class_="title"),
+                element("h3", title_of(item), class_="title"),
                 element(
                     "div",
                     f"rank {person.rank:,} of {person.candidates:,} for user ",
@@ -112,13 +119,12 @@ def failures_section(workdir: Path, results: Results, dataset: Dataset, pictures
                 element(
                     "div",
                     element("h4", "The user's latest items"),
-                    _strip(person.history[-4:], pictures, [""] * 4),
+                    _strip(person.history[-4:], pictures),
                     class_="wide",
                 ),
                 class_="card",
             )
         )
-    assert len(split.train_end) == len(histories)
     return joined(
         note(
             f"The {len(people)} test users of {system}, protocol {protocol}, whose true item stood "
@@ -143,8 +149,19 @@ def _shown(results: Results, *, lists: bool = True) -> tuple[str, str, Ranks | N
     return results.headline, "", None
 
 
+def _sampled(results: Results) -> str:
+    """The first protocol of sampled candidates; empty where there is none."""
+    return next((name for name in results.protocols if name != protocols.FULL), "")
+
+
 def _people(
-    workdir: Path, ranks: Ranks, at: np.ndarray, dataset: Dataset, *, retrieval: bool
+    workdir: Path,
+    ranks: Ranks,
+    at: np.ndarray,
+    dataset: Dataset,
+    *,
+    others: Mapping[str, Ranks] = {},
+    retrieval: bool = False,
 ) -> list[Person]:
     """The users of these rows of `ranks`, int[m]."""
     chosen = ranks.select(at)
@@ -165,6 +182,7 @@ def _people(
                 candidates=int(chosen.candidates[place]),
                 top=[item for item in chosen.top[place].tolist() if item >= 0][:LISTED],
                 neighbors=[pair for pair in near.get((user, position), []) if pair[0] not in taken],
+                elsewhere={name: int(other.ranks[at[place]]) for name, other in others.items()},
             )
         )
     return found
@@ -211,8 +229,12 @@ def _person(
     is_hit = person.rank <= LISTED
     summary = element(
         "summary",
-        element("span", clipped(name, 40), class_="name"),
+        element("h3", clipped(name, 40), class_="name"),
         element("span", f"true item at rank {person.rank:,} of {person.candidates:,}"),
+        [
+            element("span", f"by {other}: {rank:,}", class_="id")
+            for other, rank in person.elsewhere.items()
+        ],
         element(
             "span",
             f"in the first {LISTED}" if is_hit else f"not in the first {LISTED}",
@@ -314,10 +336,14 @@ def _words(item: int, about: dict[int, About], pictures: Pictures) -> list[str]:
                                *found.attributes.values()]))  # fmt: skip
 
 
-def _strip(items: Collection[int], pictures: Pictures, labels: Sequence[str]) -> Html:
-    """Pictures in a row that scrolls."""
+def _strip(items: Sequence[int], pictures: Pictures, labels: Sequence[str] = ()) -> Html:
+    """Pictures in a row that scrolls, with a label each or none."""
+    shown = [pictures.picture(item) for item in items]
+    if not labels:
+        entries = [element("li", picture) for picture in shown]
+        return element("ul", entries, class_="strip bare")
     entries = [
-        element("li", pictures.picture(item), element("span", label) if label else None)
-        for item, label in zip(items, labels, strict=False)
+        element("li", picture, element("span", label))
+        for picture, label in zip(shown, labels, strict=True)
     ]
-    return element("ul", entries, class_="strip", tabindex=0)
+    return element("ul", entries, class_="strip", tabindex=0, aria_label="Items in a row")

@@ -20,7 +20,6 @@ from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.results import Results
 from mmsrec_jax.pages.run_folder import DONE, RunFolder
 from mmsrec_jax.runtime import disk
-from mmsrec_jax.runtime.errors import first_line
 
 FILE = "report.html"
 _POPULARITY = "popularity"  # every table has it
@@ -39,13 +38,6 @@ class RunPage:
         self._workdir, self._open, self._defaults = workdir, dataset, defaults
         self._dataset: Dataset | None = None
         self._pictures: Pictures | None = None
-
-    def try_to_write(self) -> None:
-        """`write`, of which a failure is one line of warning: a run does not end for its page."""
-        try:
-            self.write()
-        except Exception as error:
-            logging.warning("no page of this run: %s", first_line(error))
 
     def write(self) -> Path:
         """Writes the page; returns its path.

@@ -82,7 +82,7 @@ def machine_facts(run: RunFolder) -> Html:
             ("mmsrec_jax", each("mmsrec_jax")),
             ("jax", each("jax")),
             ("python", each("python")),
-            ("last step ended", max(str(one.get("ended", "")) for one in told)),
+            ("last step ended", _moment(max(str(one.get("ended", "")) for one in told))),
         ]
     )
 
@@ -99,23 +99,26 @@ def _steps(run: RunFolder) -> Html:
             share = element("span", inside, class_="bar", aria_hidden="true")
         rows.append(
             [
-                step.name,
+                [step.name, share],
                 element("span", step.state, class_=kind),
-                share,
                 "–" if step.seconds is None else clock(step.seconds),
                 f"{machine['devices']} × {machine['device']}" if machine else "–",
                 f"{_device_hours([step]):.3g}" if step.seconds is not None and machine else "–",
-                str(machine.get("ended", "–")),
+                _moment(str(machine.get("ended", "–"))),
             ]
         )
-    head = ["step", "state", "", "time", "devices", "device hours", "ended"]
-    return joined(
-        table("Steps, with the time since each was last started", head, rows, text_columns=3),
-    )
+    head = ["step", "state", "time", "devices", "device hours", "ended"]
+    caption = "Time is since the last start of a step"
+    return table(caption, head, rows, text_columns=2)
 
 
 def _device_hours(steps: Sequence[StepState]) -> float:
     return sum((step.seconds or 0.0) * int(step.machine.get("devices", 0)) / 3600 for step in steps)
+
+
+def _moment(iso: str) -> str:
+    """As "2026-11-26 22:35 UTC": run.json has UTC."""
+    return f"{iso[:16].replace('T', ' ')} UTC" if iso[10:11] == "T" else iso
 
 
 def _value(value: Any) -> Html:
