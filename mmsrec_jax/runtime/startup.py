@@ -30,7 +30,7 @@ _ACCELERATOR_FILES = {
 _said = threading.Event()  # why this program ends
 _LATE = "Event loop is closed"
 _GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
-_PATHS = ("workdir", "out", "add")  # flags that name a file or folder
+_PATHS = ("workdir", "out", "add", "urls", "images", "html")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
