@@ -7,6 +7,8 @@ followed as long as they stay in the folder that was given. What is wrong is one
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,14 +16,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmsrec_jax.runtime.errors import UserError, first_line
 
 LONGEST_LINE = 1 << 20  # bytes
 _LARGEST_JSON = 256 << 20  # bytes
-_MOST_EXPANDED = 1000  # bytes of a parquet file's columns for a byte of the file ...
-_ALWAYS_ALLOWED = 256 << 20  # ... beyond this many bytes
+_MOST_EXPANDED = 32  # bytes of memory for a byte of a parquet file ...
+_ALWAYS_ALLOWED = 1 << 30  # ... beyond this many bytes
+_PARQUET_CHILD = Path(__file__).with_name("parquet_child.py")
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a stack each counts as memory
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -125,21 +128,41 @@ def parse_json(text: str, where: str) -> Any:
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The columns of a parquet file; all, or those named that it has.
 
-    Raises UserError when it is none, is damaged, or would need far more memory than its size says.
+    It is decoded in a process of its own (`parquet_child.py`), which may take 1 GiB of memory and
+    `_MOST_EXPANDED` times the size of the file. Sizes that the file itself names are not trusted.
+
+    Raises UserError when it is none, is damaged, or needs more memory or time.
     """
-    check_regular(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_expansion(path, file)
-            names = file.schema_arrow.names
-            wanted = None if columns is None else [name for name in columns if name in names]
-            table = file.read(wanted)
-            table.validate(full=True)
-            return table
-    except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError, TypeError) as error:
+    seconds, limit = 60, _ALWAYS_ALLOWED
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        seconds, limit = seconds + (size >> 20), limit + _MOST_EXPANDED * size
+        names = [] if columns is None else list(columns)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", str(_PARQUET_CHILD), str(limit), str(seconds), *names],
+                stdin=file,
+                env={
+                    **os.environ,
+                    **_ONE_THREAD,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+                capture_output=True,
+                timeout=4 * seconds,
+            )
+        except (subprocess.TimeoutExpired, OSError) as error:
+            raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
+    if done.returncode == 0:
+        table = pa.ipc.open_stream(done.stdout).read_all()
+        table.validate(full=True)
+        return table
+    reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode < 0 or not reason or "alloc" in reason:
         raise UserError(
-            f"{path}: cannot be read as parquet ({first_line(error)}); write it again"
-        ) from error
+            f"{path}: its {size:,} bytes would become more than {limit:,} in memory, or they are "
+            "damaged; is it what it should be?"
+        )
+    raise UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
 
 
 class NotANumber(ValueError):
@@ -179,19 +202,6 @@ def shown(value: object) -> str:
     """A value out of a file as a message shows it: as Python writes it, and not too long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]} ..."
-
-
-def _check_expansion(path: Path, file: pq.ParquetFile) -> None:
-    found = file.metadata
-    # The sizes of single columns are not asked for: of a damaged file that ends the process.
-    said = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
-    # Runs of equal values are short in every encoding: rows count too.
-    needed = max(said, 4 * found.num_rows)
-    if needed > max(_ALWAYS_ALLOWED, _MOST_EXPANDED * path.stat().st_size):
-        raise UserError(
-            f"{path}: its {path.stat().st_size:,} bytes would become {needed:,} in memory; is it "
-            "what it should be?"
-        )
 
 
 def _check_kind(path: Path, found: os.stat_result) -> None:

@@ -178,7 +178,8 @@ PLAIN = dict(zip(processes._EXPLICIT, ("10.0.0.1:1234", "2", "1"), strict=True))
 def test_processes_find_each_other(monkeypatch, environment, call):
     calls = []
 
-    def initialize(*arguments, heartbeat_timeout_seconds):
+    def initialize(*arguments, heartbeat_timeout_seconds, initialization_timeout):
+        assert initialization_timeout > processes.JOIN_SECONDS > heartbeat_timeout_seconds
         calls.append(arguments)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
