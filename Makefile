@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 # Files in the order of tests/conftest.py: xdist's own puts those with few tests, which are long, last.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
+# Large pages for what the CPU backend allocates anew in every step: docs/performance.md.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: run test parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 

@@ -73,15 +73,15 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.update(
             trainable="full", steps=150, batch_size=10, length=480, patches=32, answers=8,
             targets=64, learning_rate=1e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
-            checkpoint_every=50, log_every=5,
+            checkpoint_every=50, log_every=5, evaluate_every=50, validation_rows=250,
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=1400, num_users=32, num_items=224, prompt_length=112, tail=0,
+            trainable="full", steps=1750, num_users=32, num_items=224, prompt_length=128, tail=0,
             each_user_once=True, item_length=16, item_patches=4, words_length=16,
             next_in_history=0.5, learning_rate=1.5e-3, warmup_steps=20, workers=0,
-            evaluate_every=350, validation_rows=500, checkpoint_every=175, log_every=10,
+            evaluate_every=350, validation_rows=1000, checkpoint_every=175, log_every=10,
             score_users=32, score_items=512,
         )  # fmt: skip
         config.evaluation.update(

@@ -31,6 +31,9 @@ _NOW = flags.DEFINE_float(
 )
 _TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1, 1_000_000)
 _ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
+_FORM = flags.DEFINE_enum(
+    "form", None, ["joint", "cached"], "Form of stage 3, of a run with several; else its first."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> None:
         now=_NOW.value,
         top=_TOP.value,
         added=Path(_ADD.value) if _ADD.value else None,
+        form=_FORM.value,
     )
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
 

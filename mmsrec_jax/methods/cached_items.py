@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,10 @@ from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inputs.pairs import PairBatches, PairPrompts, PairRoom, dataset
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods.counts import log_counts
-from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.mllm import Context, MLLMExperiment
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
-from mmsrec_jax.training import pairs
-
-Context = Callable[[np.ndarray], PromptContext]  # rows int32[n, 2] -> what is known for them
+from mmsrec_jax.training import pairs, sft
 
 
 class CachedItems:
@@ -179,6 +176,6 @@ class CachedItems:
         )
         ranks = found.ranks.astype(np.int64)
         return {
-            pairs.SELECTED_BY: metrics.ndcg(ranks, 10),
+            sft.SELECTED_BY: metrics.ndcg(ranks, 10),
             "validation/recall@10": metrics.hit_rate(ranks, 10),
         }

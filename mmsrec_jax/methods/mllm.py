@@ -11,8 +11,10 @@ import grain
 import numpy as np
 from absl import logging
 
-from mmsrec_jax.data import build
+from mmsrec_jax.data import build, splits
+from mmsrec_jax.evaluation import metrics, protocols, ranking
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
+from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.ranking import RowSystem, System
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.inference.scoring import candidate_scores
@@ -30,12 +32,15 @@ from mmsrec_jax.methods import keyword_rows
 from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
 from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.experiment import Experiment
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import TEMPLATES, corpus
 from mmsrec_jax.runtime.progress import track
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import process_batch_shard
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.training import sft
+
+Context = Callable[[np.ndarray], PromptContext]  # rows int32[n, 2] -> what is known for them
 
 _SHOWS_IMAGES = {"plain_sft": True, "text_sft": False}
 
@@ -113,8 +118,13 @@ class MLLMExperiment(Experiment):
 
     # --- training and scoring --------------------------------------------------------------------
 
-    def fine_tune(self, step: str, source: Source, directory: Path) -> None:
-        """Trains what `step` trains of the base model on `source` and leaves it in `directory`."""
+    def fine_tune(
+        self, step: str, source: Source, directory: Path, context: Context | None = None
+    ) -> None:
+        """Trains what `step` trains of the base model on `source` and leaves it in `directory`.
+
+        context: what is known for prompts of given rows, for validation; None: there is none.
+        """
         c = self.base.settings(step)
         assert isinstance(c, sft.FineTuneSettings), "GRPO trains otherwise"
         self.base.check(step, has_images=bool(self.dataset.catalog.has_image.any()))
@@ -145,21 +155,47 @@ class MLLMExperiment(Experiment):
             mesh=self.mesh,
             yes_no_ids=self.prompt_config.chat.yes_no_ids,
             profile=self.profile,
+            validation=None if context is None else self.sampled_validation(context),
         )
         log_counts(step, counts, self.mesh)
         self.base.save(step, model)
 
+    def sampled_validation(self, context: Context) -> sft.Validation | None:
+        """NDCG and hit rate of validation targets among as many sampled items as in the table; None
+        where `config.sft` asks for none."""
+        c, (catalog, histories, split) = self.config.sft, self.dataset
+        if not c.evaluate_every:
+            return None
+        frozen = protocols.sampled(
+            histories,
+            splits.subset(split.validation, c.validation_rows, c.seed),
+            n=self.config.evaluation.negatives[0],
+            seed=c.seed,
+            num_items=len(catalog),
+        )
+
+        def validate(model: MLLM) -> dict[str, float]:
+            lists = (context, frozen.rows, frozen.items)
+            scores = self.score_lists("validation", model, *lists)
+            ranks = ranking.from_scores("validation", scores, frozen).ranks.astype(np.int64)
+            return {
+                sft.SELECTED_BY: metrics.ndcg(ranks, 10),
+                "validation/hr@5": metrics.hit_rate(ranks, 5),
+            }
+
+        return sft.Validation(c.evaluate_every, validate)
+
     def score(
-        self, name: str, step: str, source: CandidateSource, num_candidates: int
+        self, name: str, model: MLLM, source: CandidateSource, num_candidates: int
     ) -> np.ndarray:
-        """Scores of the candidates of `source` by what `step` trained: float32[rows, candidates].
+        """Scores of the candidates of `source`: float32[rows, candidates].
 
         name: for log lines, which also count what did not fit.
         """
         c = self.config.evaluation
         counts: Counter[str] = Counter()
         found = candidate_scores(
-            self.base.trained(name, step),
+            model,
             source,
             name=name,
             num_candidates=num_candidates,
@@ -223,8 +259,8 @@ class MLLMExperiment(Experiment):
     def score_lists(
         self,
         name: str,
-        step: str,
-        context: Callable[[np.ndarray], PromptContext],
+        model: MLLM,
+        context: Context,
         rows: np.ndarray,
         lists: np.ndarray,
     ) -> np.ndarray:
@@ -247,7 +283,7 @@ class MLLMExperiment(Experiment):
         if len(some):
             at = np.asarray(rows)[some // parts]
             source = self.candidate_source(context(at), at, items[some])
-            found[some] = self.score(name, step, source, width)
+            found[some] = self.score(name, model, source, width)
         found[items < 0] = np.nan
         return found.reshape(len(lists), parts * width)[:, : lists.shape[1]]
 
@@ -289,7 +325,8 @@ class MLLMExperiment(Experiment):
         """Plain SFT: the recommendation tasks by titles, without similar users."""
         targets = self.training_targets()
         source = self.recommend_source(self.baseline_context(name, targets), targets)
-        self.fine_tune(name, source, directory)
+        context = functools.partial(self.baseline_context, name)
+        self.fine_tune(name, source, directory, context)
 
     def baseline_context(self, name: str, rows: np.ndarray) -> PromptContext:
         """What the prompts of a baseline know."""
@@ -303,9 +340,7 @@ class MLLMExperiment(Experiment):
         method = self.config.method
         return method if form == self.config.forms[0] else f"{method}/{form}"
 
-    def add_compared(
-        self, board: Leaderboard, context: Callable[[np.ndarray], PromptContext]
-    ) -> None:
+    def add_compared(self, board: Leaderboard, context: Context) -> None:
         """What the method is compared with: trivial scorers, those that match the words which its
         prompts know by `context`, sequential models, and plain SFT among sampled candidates."""
         systems: list[System | RowSystem] = [*board.baselines()]
@@ -323,9 +358,12 @@ class MLLMExperiment(Experiment):
         board: Leaderboard,
         name: str,
         step: str,
-        context: Callable[[np.ndarray], PromptContext],
+        context: Context,
     ) -> None:
         """A row under these protocols, of what `step` trained; arguments as of `score_lists`."""
-        board.add_scores(
-            name, lambda frozen: self.score_lists(name, step, context, frozen.rows, frozen.items)
-        )
+
+        def scores(frozen: Candidates) -> np.ndarray:
+            model = self.base.trained(name, step)
+            return self.score_lists(name, model, context, frozen.rows, frozen.items)
+
+        board.add_scores(name, scores)

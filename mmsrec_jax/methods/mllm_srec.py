@@ -143,7 +143,7 @@ class MLLMSRec(MLLMExperiment):
             history=self.config.prompts.history,
             similar=self.config.prompts.similar,
         )
-        self.fine_tune(STEP_OF_FORM["joint"], source, directory)
+        self.fine_tune(STEP_OF_FORM["joint"], source, directory, self.scoring_context)
 
     def train_cached(self, directory: Path) -> None:
         """The cached form."""

@@ -224,7 +224,7 @@ class MMSRARec(MLLMExperiment):
         targets, context = self.training_targets(), self.context(self.training_targets())
         if self.config.sft.retriever_negatives:
             context = dataclasses.replace(context, retrieved=self._first_items(targets))
-        self.fine_tune("sft", self.recommend_source(context, targets), directory)
+        self.fine_tune("sft", self.recommend_source(context, targets), directory, self.context)
 
     def _first_items(self, targets: np.ndarray) -> np.ndarray:
         """int32[n, K]: what the sequential model, which knows training interactions alone, ranks

@@ -193,15 +193,21 @@ class Recommending:
     Args:
       workdir: of the run.
       mesh: None takes all devices.
+      form: of stage 3; None is the first of the run.
 
     Raises:
-      UserError: no run, or one that is not finished or trained no MLLM.
+      UserError: no run, or one that is not finished or trained no MLLM, or not in this form.
     """
 
-    def __init__(self, workdir: str | Path, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        mesh: jax.sharding.Mesh | None = None,
+        form: str | None = None,
+    ):
         self._workdir = Path(workdir)
         check(self._workdir)
-        self._run = Scorer(self._workdir, mesh)
+        self._run = Scorer(self._workdir, mesh, form)
         by_form: dict[str, type[Reranked | WholeCatalog]] = {
             "joint": Reranked,
             "cached": WholeCatalog,
@@ -351,15 +357,16 @@ def answer(
     now: float | None,
     top: int,
     added: Path | None,
+    form: str | None,
 ) -> Answer:
     """What `launch/recommend.py` prints; arguments are those of `Recommending.recommend`.
 
-    times: as text. added: file of new items, see `data.item_lines`.
+    times: as text. added: file of new items, see `data.item_lines`. form: as of `Recommending`.
     """
     check(workdir)
     startup.keep_compiled_programs(workdir / "compiled")
     items = [] if added is None else item_lines.read(added)
-    recommending = Recommending(workdir)
+    recommending = Recommending(workdir, form=form)
     if items:
         recommending.add(items)
     return recommending.recommend(

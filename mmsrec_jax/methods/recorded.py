@@ -42,22 +42,27 @@ def method(folder: Path) -> str:
     return workdir.finished(folder, "evaluation").get("method", "")
 
 
-def settings(folder: Path) -> Settings:
+def settings(folder: Path, form: str | None = None) -> Settings:
     """Those of a run that trained an MLLM.
 
+    form: of stage 3, first among `forms` of what is returned; None: the run's first.
+
     Raises:
-      UserError: a step has not finished, an input of what trained its MLLM ran again since, or a
-        step recorded other fields than this version has.
+      UserError: the run did not train that form; a step has not finished, an input of what trained
+        its MLLM ran again since, or a step recorded other fields than this version has.
     """
     evaluated = workdir.finished(folder, "evaluation")
     if "sequential_model" not in evaluated:
         raise _other_version(UserError("config.sequential_model is missing"))
-    form, *others = forms(folder)
+    trained = forms(folder)
+    form = form or trained[0]
+    if form not in trained:
+        raise UserError(f"{folder}: the run trained no form {form!r}, but {', '.join(trained)}")
     step = STEP_OF_FORM[form]
     tuned = workdir.finished(folder, step, same=_READ_BY_STAGE_3)
     found = Settings(
         sequential_model=evaluated["sequential_model"],
-        forms=(form, *others),
+        forms=(form, *(other for other in trained if other != form)),
         data=_read(DataSettings, workdir.finished(folder, "data"), "data"),
         model=_read(ModelSettings, tuned, "model"),
         use=_read(UseSettings, tuned, "use"),

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,8 @@ from absl import logging
 from mmsrec_jax.data import splits
 from mmsrec_jax.evaluation import ranking, reranking
 from mmsrec_jax.evaluation.metrics import Ranks
-from mmsrec_jax.inputs.recommend import PromptContext
-from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.mllm import Context, MLLMExperiment
 from mmsrec_jax.runtime.files import write_json
-
-Context = Callable[[np.ndarray], PromptContext]  # rows int32[n, 2] -> what is known for them
 
 
 class Reranker:
@@ -53,7 +49,8 @@ class Reranker:
         inside = np.flatnonzero(first.ranks <= self._depth)
         first, rows = first.select(inside), rows[inside]
         listed = first.top[:, : self._depth]
-        margins = run.score_lists(f"{of} on validation", step, context, rows, listed)
+        model = run.base.trained(of, step)
+        margins = run.score_lists(f"{of} on validation", model, context, rows, listed)
         weights = reranking.fit_fusion(margins, self._scores(rows, listed), first)
         logging.info(
             "%s: %.4g x margin + %.4g x score of %s, fitted on %d validation lists",
@@ -84,7 +81,7 @@ class Reranker:
         rows, listed = self._run.test_targets(), self._first.top[:, : self._depth]
         began = time.monotonic()
         self._margins[name] = self._run.score_lists(
-            f"{name} reranking", step, context, rows, listed
+            f"{name} reranking", self._run.base.trained(name, step), context, rows, listed
         )
         seconds = time.monotonic() - began
         rate = len(rows) / seconds

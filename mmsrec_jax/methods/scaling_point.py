@@ -50,7 +50,8 @@ class ScalingPoint(MLLMExperiment):
 
     def sft(self, directory: Path) -> None:
         """Plain SFT."""
-        self.fine_tune("sft", self.plain_source(self.training_targets()), directory)
+        source = self.plain_source(self.training_targets())
+        self.fine_tune("sft", source, directory, lambda rows: self.plain_context())
 
     def validation(self, directory: Path) -> None:
         """Mean -log p of target tokens, of the same tasks on validation targets: `point.json`."""

@@ -31,17 +31,20 @@ class Scorer:
 
     Attributes:
       config: as far as the run's steps recorded it and scoring reads it.
-      form: of stage 3, the one that recommends: "joint" or "cached".
+      form: of stage 3, the one that scores: "joint" or "cached".
       catalog, histories: of the run. Ids are those of the raw files.
 
     Raises:
-      UserError: the run has not finished, or an input of what trained its MLLM ran again since.
+      UserError: the run has not finished or did not train `form`, or an input of what trained its
+        MLLM ran again since.
     """
 
-    def __init__(self, folder: str | Path, mesh: jax.sharding.Mesh | None = None):
-        """folder: the run's workdir; mesh: None takes all devices."""
+    def __init__(
+        self, folder: str | Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
+    ):
+        """folder: the run's workdir; mesh: None is all devices; form: None is the run's first."""
         folder = Path(folder)
-        config = recorded.settings(folder)
+        config = recorded.settings(folder, form)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
         self._run = MMSRARec(config, folder, self._mesh)
         self.config, self.form = config, config.forms[0]

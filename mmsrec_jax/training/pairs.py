@@ -27,11 +27,15 @@ from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import setting
 from mmsrec_jax.training import metering
-from mmsrec_jax.training.sft import UpdateSettings, make_optimizer, run_loop
+from mmsrec_jax.training.sft import (
+    UpdateSettings,
+    Validation,
+    check_validated,
+    make_optimizer,
+    run_loop,
+    selected,
+)
 from mmsrec_jax.training.state import TrainState, on_devices, place
-
-Validate = Callable[[MLLM], dict[str, float]]
-SELECTED_BY = "validation/ndcg@10"
 
 
 class TaskWeights(NamedTuple):
@@ -127,11 +131,7 @@ class CachedSettings(UpdateSettings):
             raise UserError(
                 f"{name}.tail={self.tail}: must be at most item_length={self.item_length}"
             )
-        if self.steps % self.evaluate_every:
-            raise UserError(
-                f"{name}.steps={self.steps}: must be a multiple of "
-                f"evaluate_every={self.evaluate_every}, so that the last weights are validated"
-            )
+        check_validated(name, self.steps, self.evaluate_every)
 
     @property
     def task_weights(self) -> TaskWeights:
@@ -255,7 +255,7 @@ def train(
     directory: str | os.PathLike,
     mesh: Mesh,
     yes_no_ids: tuple[int, int],
-    validate: Validate,
+    validate: Callable[[MLLM], dict[str, float]],
     profile: metering.Steps | None = None,
 ) -> MLLM:
     """Trains `model` and returns it with the weights that were best on validation; resumes what
@@ -267,7 +267,8 @@ def train(
       dataset: of `inputs.pairs`, the rows of this process.
       tail: int32[r], of the prompts.
       yes_no_ids: ids of (yes, no).
-      validate: metrics of a model, `SELECTED_BY` among them; called every `evaluate_every` steps.
+      validate: metrics of a model, `sft.SELECTED_BY` among them; called every `evaluate_every`
+        steps.
       profile: steps to trace.
 
     Raises:
@@ -293,11 +294,9 @@ def train(
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
-        def evaluate(state: TrainState, _: int) -> tuple[TrainState, dict[str, float], bool]:
-            return state, validate(nnx.merge(graphdef, state.params, frozen)), False
-
+        validation = Validation(settings.evaluate_every, validate)
         state = run_loop(
             settings, state, step_fn, dataset, name=name, directory=directory, profile=profile,
-            evaluate=evaluate, evaluate_every=settings.evaluate_every, best=SELECTED_BY,
+            **selected(validation, graphdef, frozen),
         )  # fmt: skip
     return nnx.merge(graphdef, state.params, frozen)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,20 @@ from mmsrec_jax.training.clipping import clip_by_global_norm
 from mmsrec_jax.training.state import TrainState, on_devices, place
 
 Counts = dict[str, jax.Array]
+
+
+SELECTED_BY = "validation/ndcg@10"
+
+
+class Validation(NamedTuple):
+    """How a training is validated.
+
+    every: steps between two validations.
+    metrics: of a model, `SELECTED_BY` among them.
+    """
+
+    every: int
+    metrics: Callable[[MLLM], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +131,15 @@ class FineTuneSettings(UpdateSettings):
             )
 
 
+def check_validated(name: str, steps: int, evaluate_every: int) -> None:
+    """Raises UserError when the last weights of a training would not be validated."""
+    if steps % evaluate_every:
+        raise UserError(
+            f"{name}.steps={steps}: must be a multiple of evaluate_every={evaluate_every}, so that "
+            "the last weights are validated"
+        )
+
+
 def _check_shares(name: str, tasks: Mapping[str, float]) -> None:
     if not any(tasks.values()):
         raise UserError(f"{name}.tasks: all shares are 0; give one task or more a share above 0")
@@ -143,10 +166,25 @@ class SFTSettings(FineTuneSettings):
     rows: int = setting(
         0, "Size of a random subset of the training targets. 0 is all.", low=0, high=1_000_000_000
     )
+    evaluate_every: int = setting(
+        0,
+        "Steps between two validations among sampled candidates; the best weights are kept. 0: "
+        "there are none, and the last weights are kept.",
+        low=0,
+        high=1_000_000_000,
+    )
+    validation_rows: int = setting(
+        500,
+        "Size of a random subset of the validation targets. 0 is all.",
+        low=0,
+        high=1_000_000_000,
+    )
 
     def check(self, name: str) -> None:
         super().check(name)
         _check_shares(name, self.tasks)
+        if self.evaluate_every:
+            check_validated(name, self.steps, self.evaluate_every)
         for room in ("answers", "targets"):
             if getattr(self, room) <= self.negatives:
                 raise UserError(
@@ -210,8 +248,10 @@ def train(
     mesh: Mesh,
     yes_no_ids: tuple[int, int],
     profile: metering.Steps | None = None,
+    validation: Validation | None = None,
 ) -> MLLM:
-    """Trains `model` and returns it with the trained weights; resumes what `directory` holds.
+    """Trains `model` and returns it with the trained weights, of several validations those of the
+    best one; resumes what `directory` holds.
 
     Args:
       model: with adapters if they are trained. What is trained of it is donated: go on
@@ -249,10 +289,21 @@ def train(
             state, metrics = step(state, frozen, to_devices(batch, mesh))
             return state, metrics | work
 
+        selection = {} if validation is None else selected(validation, graphdef, frozen)
         state = run_loop(
-            settings, state, step_fn, dataset, name=name, directory=directory, profile=profile
-        )
+            settings, state, step_fn, dataset, name=name, directory=directory, profile=profile,
+            **selection,
+        )  # fmt: skip
     return nnx.merge(graphdef, state.params, frozen)
+
+
+def selected(validation: Validation, graphdef: Any, frozen: nnx.State) -> dict[str, Any]:
+    """Arguments of `loop.run` by which the weights that were best on validation are kept."""
+
+    def evaluate(state: TrainState, _: int) -> tuple[TrainState, dict[str, float], bool]:
+        return state, validation.metrics(nnx.merge(graphdef, state.params, frozen)), False
+
+    return {"evaluate": evaluate, "evaluate_every": validation.every, "best": SELECTED_BY}
 
 
 def run_loop(

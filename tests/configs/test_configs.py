@@ -21,7 +21,10 @@ ALL = [
     *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
     *((beauty, variant) for variant in ("", "small", "mllm_srec", *base.SEQUENTIAL_MODELS)),
     *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
-    *((movielens, variant) for variant in ("", "smoke", "small", *base.SEQUENTIAL_MODELS)),
+    *(
+        (movielens, variant)
+        for variant in ("", "smoke", "titles", "small", *base.SEQUENTIAL_MODELS)
+    ),
     *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec")),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]

@@ -193,7 +193,9 @@ def test_typed_histories_of_test_users_are_scored_as_in_the_evaluation(runs, sco
         frozen, rows=frozen.rows[:6], items=frozen.items[:6], positive=frozen.positive[:6]
     )
     run = scorer._run
-    wanted = run.score_lists("again", "sft", run.context, frozen.rows, frozen.items)
+    wanted = run.score_lists(
+        "again", run.base.trained("again", "sft"), run.context, frozen.rows, frozen.items
+    )
     ranks, _ = read_ranks(evaluation / "ranks-mmsrarec-sampled@20.parquet")
     for row, (user, position) in enumerate(frozen.rows):
         history = scorer.catalog.ids[scorer.histories.of(user)[:position]].tolist()

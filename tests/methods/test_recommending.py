@@ -18,7 +18,9 @@ import step_records
 
 import mmsrec_jax
 from configs import quickstart
+from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Item
+from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.evaluation.ranking import read_ranks
 from mmsrec_jax.methods import recommending
 from mmsrec_jax.methods.mmsrarec import MMSRARec
@@ -40,7 +42,8 @@ SIZES = {
     "summarizer.batch_size": 4, "summarizer.num_generations": 2, "summarizer.micro_batch": 8,
     "summarizer.distractors": 2, "summarizer.max_new_tokens": 16, "summarizer.warmup_steps": 0,
     "sasrec.steps": 20, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
-    "sft.steps": 2, "sft.warmup_steps": 1, "sft.batch_size": 4, "forms": ("joint", "cached"),
+    "sft.steps": 2, "sft.warmup_steps": 1, "sft.batch_size": 4, "sft.evaluate_every": 1,
+    "sft.validation_rows": 8, "forms": ("joint", "cached"),
     "cached.steps": 2, "cached.evaluate_every": 2, "cached.warmup_steps": 1, "cached.num_users": 4,
     "cached.num_items": 8, "cached.validation_rows": 8, "cached.score_items": 32,
     "cached.score_users": 4, "use.plain_sft": False, "evaluation.users": 8,
@@ -186,7 +189,9 @@ def test_a_new_item_that_equals_an_old_one_has_its_keywords_and_its_score(workdi
         asked.add([old])
 
 
-def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdir, scorer, written):
+def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(
+    workdir, cached_workdir, scorer, written
+):
     other = Scorer(cached_workdir, one_device())
     run = other._run
     assert (scorer.form, other.form) == ("joint", "cached")
@@ -209,6 +214,9 @@ def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(cached_workdi
     assert sorted(before.items, key=lambda item: -item.score) == before.items
     assert all(item.score == pytest.approx(scores[item.id], abs=1e-5) for item in before.items)
     assert before.scorer == "mmsrarec/cached"
+    named = Recommending(workdir, one_device(), "cached").recommend(history=HISTORY, top=5)
+    assert [item.id for item in named.items] == [item.id for item in before.items[:5]]
+    assert named.scorer == "mmsrarec/cached"
     top = mmsrec_jax.recommend(cached_workdir, HISTORY, top=5)
     assert [item.item_id for item in top] == [item.id for item in before.items[:5]]
     assert top[0].score == pytest.approx(before.items[0].score, abs=1e-5)
@@ -274,6 +282,25 @@ def test_folders_that_are_no_finished_run(workdir, shop_folder, tmp_path):
         (half / step).symlink_to(workdir / step)
     with pytest.raises(UserError, match="step evaluation has not finished; run launch/train.py"):
         Recommending(half)
+    with pytest.raises(UserError, match="trained no form 'both', but joint, cached"):
+        Recommending(workdir, form="both")
+
+
+def test_the_joint_form_has_the_weights_that_were_best_on_validation(workdir, scorer):
+    run = scorer._run
+    lines = (workdir / "sft" / "metrics.jsonl").read_text().splitlines()
+    logged = [json.loads(line).get("validation/ndcg@10") for line in lines]
+    logged = [value for value in logged if value is not None]
+    assert len(logged) == 2
+    split, histories = run.dataset.split, scorer.histories
+    frozen = protocols.sampled(
+        histories, splits.subset(split.validation, 8, 0), n=20, seed=0, num_items=ITEMS
+    )
+    model = run.base.trained("again", "sft")
+    scores = run.score_lists("again", model, run.context, frozen.rows, frozen.items)
+    own = scores[np.arange(8), frozen.positive]
+    place = (scores >= own[:, None]).sum(1)  # ties count against the target
+    assert np.mean(np.where(place <= 10, 1 / np.log2(place + 1), 0)) == pytest.approx(max(logged))
 
 
 def test_the_table_has_a_row_of_generated_keywords(workdir, scorer):

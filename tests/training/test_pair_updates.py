@@ -17,7 +17,7 @@ from mmsrec_jax.models.late_interaction import Tail, encode, read_pairs
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
-from mmsrec_jax.training import pairs
+from mmsrec_jax.training import pairs, sft
 from mmsrec_jax.training.sft import make_optimizer
 from mmsrec_jax.training.state import place
 
@@ -192,7 +192,7 @@ def test_weights_of_the_best_validation_are_returned(made, tmp_path):
     def validate(model):
         weights = np.asarray(nnx.state(model, nnx.Param)["text"]["norm"]["scale"][...])
         seen.append(weights.copy())
-        return {pairs.SELECTED_BY: [0.1, 0.4, 0.3, 0.2][len(seen) - 1]}
+        return {sft.SELECTED_BY: [0.1, 0.4, 0.3, 0.2][len(seen) - 1]}
 
     trained = pairs.train(
         settings, toy_model.make(tokenizer, rank=0),
