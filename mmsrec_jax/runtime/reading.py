@@ -4,6 +4,8 @@ Only regular files are opened: a FIFO would wait for ever, a device may never en
 followed as long as they stay in the folder that was given. What is wrong is one `UserError`.
 """
 
+import csv
+import io
 import json
 import os
 import stat
@@ -102,13 +104,32 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, parse_json(line, where)
 
 
+def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and row for messages, cells by the names of the header) of every row of a CSV file.
+
+    Raises UserError as `read_text`, and for a cell of more than 128 KiB.
+    """
+    number = 0
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), 1):
+            yield f"{path}, row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{path}, row {number + 1}: {first_line(error)}; correct it") from error
+
+
 def parse_json(text: str, where: str) -> Any:
-    """The value of JSON text: finite numbers, no deep nesting, text that UTF-8 can hold.
+    """The value of JSON text: finite numbers, no deep nesting, text that UTF-8 can hold, no name
+    twice in an object.
 
     Raises UserError that begins with `where`.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            object_pairs_hook=without_twins,
+        )
         text.encode()  # a lone surrogate, raw; those written as \\ud800 are found below
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -163,6 +184,19 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             "damaged; is it what it should be?"
         )
     raise UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two equal ones readers differ in which they take.
+
+    Raises ValueError.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shown(twin)} stands twice in an object")
+    return found
 
 
 class NotANumber(ValueError):
