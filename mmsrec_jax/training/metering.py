@@ -36,6 +36,7 @@ CHIP = {  # JAX's name of a device -> ours
 }
 
 _WORK = "work/"  # metrics of a step that are amounts of work: the log shows them per second
+_ROOM = "room"  # beside tokens: how many would fit
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -49,11 +50,15 @@ def amount(*, parts: int = 1, **work: float) -> dict[str, float]:
 
 
 def of_rows(segments: np.ndarray) -> dict[str, int]:
-    """Tokens and examples of packed rows.
+    """Tokens, room for them and examples of packed rows.
 
     segments: int[B, L], 1, 2, ... in each row, 0 is padding.
     """
-    return {"tokens": int(np.sum(segments > 0)), "examples": int(np.sum(segments.max(axis=1)))}
+    return {
+        "tokens": int(np.sum(segments > 0)),
+        _ROOM: segments.size,
+        "examples": int(np.sum(segments.max(axis=1))),
+    }
 
 
 class ModelFlops:
@@ -150,6 +155,7 @@ class Meter:
         """
         seconds = (time.monotonic() - self._began) / self._steps
         work = {name: means.pop(name) for name in list(means) if name.startswith(_WORK)}
+        room = work.pop(_WORK + _ROOM, 0.0)
         rates = {name.removeprefix(_WORK): value / seconds for name, value in work.items()}
         short = {f"{name}/s": rates[name] for name in ("tokens", "examples") if name in rates}
         values = {
@@ -158,6 +164,8 @@ class Meter:
             "time/compilations": len(self._compilations),
         }
         values |= {f"time/{name}_per_second": rate for name, rate in rates.items()}
+        if room:
+            values["time/occupancy"] = work[_WORK + "tokens"] / room
         chip = CHIP.get(jax.devices()[0].device_kind)
         if chip and "flops" in rates:
             peak = CHIPS[chip].flops * jax.device_count()

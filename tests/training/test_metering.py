@@ -40,7 +40,7 @@ def test_flops_are_those_of_the_rows(rank):
 
 def test_padding_counts_for_nothing():
     segments = np.array([[1, 1, 2, 3, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
-    assert metering.of_rows(segments) == {"tokens": 5, "examples": 4}
+    assert metering.of_rows(segments) == {"tokens": 5, "room": 15, "examples": 4}
 
 
 class Busy:
@@ -96,7 +96,8 @@ def run(directory, *, steps=6, **options):
 
     def step_fn(state, batch):
         metrics = {"loss": double(jnp.ones(2 if batch == 5 else 1)).sum()}
-        return state, metrics | metering.amount(parts=2, tokens=100 * batch, examples=3, flops=1e6)
+        work = {"tokens": 100 * batch, "room": 400 * batch, "examples": 3, "flops": 1e6}
+        return state, metrics | metering.amount(parts=2, **work)
 
     class Batches:
         at = 0
@@ -125,6 +126,7 @@ def test_the_log_shows_rates_and_compilations(tmp_path, monkeypatch):
     for row, tokens in zip(second, (300, 700, 1100), strict=True):
         seconds = row["time/seconds_per_step"]
         assert row["time/tokens_per_second"] * seconds == pytest.approx(tokens)
+        assert row["time/occupancy"] == 0.25 and "time/room_per_second" not in row
         assert row["time/examples_per_second"] * seconds == pytest.approx(6)
         assert row["time/mfu"] * seconds * 989e12 * jax.device_count() == pytest.approx(2e6)
     counts = [row["time/compilations"] for row in rows]
