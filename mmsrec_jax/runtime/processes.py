@@ -52,14 +52,14 @@ def initialize(join_seconds: int = JOIN_SECONDS) -> None:
             raise UserError(
                 f"JAX_NUM_PROCESSES={total} and JAX_PROCESS_ID={index}: give numbers, ids from 0"
             )
-        explicit: tuple[Any, ...] = (address, int(total), int(index))
+        told: tuple[str | None, int | None, int | None] = (address, int(total), int(index))
     elif _cluster_size() > 1:
-        explicit = ()
+        told = (None, None, None)  # the cluster is asked
     else:
         return
     with _joining(join_seconds):
         jax.distributed.initialize(
-            *explicit,
+            *told,
             heartbeat_timeout_seconds=_MISSED_SECONDS,
             initialization_timeout=join_seconds + _MISSED_SECONDS,  # ours comes first
         )
