@@ -15,7 +15,7 @@ from mmsrec_jax.inputs.chains import ChainSettings
 from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.inputs.understanding import IMAGE
 from mmsrec_jax.inputs.warmup import ASKING
-from mmsrec_jax.planning.steps import PlanningSettings
+from mmsrec_jax.planning.planned import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.retrieval.similar import RetrievalSettings
