@@ -21,7 +21,7 @@ from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.runtime import lock, processes, sharding, startup
+from mmsrec_jax.runtime import lock, processes, sharding, startup, trackers
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share, unfinished
@@ -76,6 +76,7 @@ class Experiment:
           UserError: anything the user can put right, see `check` and the steps.
         """
         check(config)
+        processes.from_main(lambda: trackers.check(config.tracking.sinks))
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         experiment = cls(config, workdir, mesh)
@@ -88,7 +89,8 @@ class Experiment:
                 experiment.base.check(step.name)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
-        with lock.only_run(workdir):
+        tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
+        with lock.only_run(workdir), tracked:
             run_steps(workdir, steps, only)
 
     def steps(self) -> list[Step]:
