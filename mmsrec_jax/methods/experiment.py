@@ -23,7 +23,7 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import document, run_folder
 from mmsrec_jax.pages.run_page import FILE, RunPage
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.runtime import lock, processes, sharding, startup
+from mmsrec_jax.runtime import lock, processes, sharding, startup, trackers
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share, unfinished
@@ -78,6 +78,7 @@ class Experiment:
           UserError: anything the user can put right, see `check` and the steps.
         """
         check(config)
+        processes.from_main(lambda: trackers.check(config.tracking.sinks))
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         experiment = cls(config, workdir, mesh)
@@ -90,7 +91,8 @@ class Experiment:
                 experiment.base.check(step.name)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
-        with lock.only_run(workdir):
+        tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
+        with lock.only_run(workdir), tracked:
             experiment.run_steps(steps, only)
 
     def run_steps(self, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import MAX_SEED, Section, group, setting
 from mmsrec_jax.runtime.sharding import MeshSettings
+from mmsrec_jax.runtime.trackers import TrackingSettings
 from mmsrec_jax.sequential.base import SequentialSettings
 from mmsrec_jax.sequential.bert4rec import BERT4RecSettings
 from mmsrec_jax.sequential.gru4rec import GRU4RecSettings
@@ -98,6 +99,7 @@ class Settings(Section):
     profile: str = setting(
         "", 'Steps to trace, as "10:13", in profile/ of every step that trains. Empty: none.'
     )
+    tracking: TrackingSettings = group(TrackingSettings)
     mesh: MeshSettings = group(MeshSettings)
     data: DataSettings = group(DataSettings)
     model: ModelSettings = group(ModelSettings)
