@@ -311,7 +311,7 @@ def test_packed_and_endless_files_are_bounded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="damaged, download or copy it again"):
         list(files.chunks(path))
     path.write_bytes(gzip.compress(b"{}\n" * (128 << 20 >> 2), 9))
-    monkeypatch.setattr("mmsrec_jax.runtime.reading._ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr("mmsrec_jax.runtime.reading._ALWAYS_UNPACKED", 1 << 20)
     with pytest.raises(UserError, match="unpacks to more than"):
         list(files.chunks(path))
     path.unlink()
