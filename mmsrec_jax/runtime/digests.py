@@ -21,17 +21,17 @@ _LOOKED_INTO = 256  # of the files of a folder
 _THREADS = 8
 
 # Not a step's output but its diary, and what it needs no more once it is finished.
-_PASSING = {"step.json", "metrics.jsonl", "tensorboard", "profile", "checkpoints"}
+_PASSING = {"step.json", "metrics.jsonl", "trackers.json", "tensorboard", "profile", "checkpoints"}
 # Arrays with checksums of their own (`training.weights`), which every reader verifies.
 _ARRAYS = "weights"
 # Every chunk has a hash in this format, which every reader verifies.
 _CHUNKED = ".array_record"
 
 
-def whole(path: Path) -> str:
+def whole(path: Path, algorithm: str = "sha256") -> str:
     """Of all bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def sampled(path: Path) -> str:
