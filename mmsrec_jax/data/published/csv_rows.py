@@ -80,8 +80,8 @@ def _header(chunk: Chunk, columns: Columns) -> tuple[tuple[str, ...], Chunk]:
 
 def _table(chunk: Chunk, names: tuple[str, ...], separator: str) -> pa.Table:
     if chunk.data.count(b"\r") != chunk.data.count(b"\r\n"):  # pyarrow would end a row there
-        for number, line in chunk.lines():
-            if b"\r" in line:
+        for number, raw in chunk.lines():
+            if b"\r" in raw:
                 raise UserError(f"{chunk.path}:{number}: a carriage return inside the line")
     data, one = chunk.data, separator
     if len(separator) > 1:
