@@ -51,7 +51,7 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     for name in settings:
         choose_name(name, choices, what="setting")
     record = as_dict(DataSettings()) | {"root": str(path)} | settings
-    return build.open_files(from_record(DataSettings, record, "open_dataset"))
+    return build.read(from_record(DataSettings, record, "open_dataset")).dataset
 
 
 def of_run(workdir: Path) -> Dataset:

@@ -10,7 +10,7 @@ import numpy as np
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.data.records import Catalog, Dataset
 from mmsrec_jax.methods import recorded
-from mmsrec_jax.methods.scorer import Scorer, item_indices
+from mmsrec_jax.methods.scorer import Scorer, checked_times, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import check_number
@@ -133,12 +133,12 @@ def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.nd
     """float32[items]."""
     recommender, clock = run.recommender, None
     if recommender.uses_times and run.dataset.histories.clock:
-        if times is None or len(times) != len(past):
+        if times is None:
             raise UserError(
                 f"{recommender.name} reads the clock: give times, seconds since 1970, one for each "
                 "item of the history"
             )
-        clock = np.asarray(times, np.float64)[None]
+        clock = checked_times(times, len(past))[None]
     return np.asarray(recommender.scores(past[None], clock))[0]
 
 

@@ -45,11 +45,11 @@ def read(
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of atomic files")
     report = Report(source=str(root))
-    inter_path = _find(root, "inter")
+    inter_path = find(root, "inter")
     if inter_path is None:
         raise UserError(f"{root}: neither {root.name}.inter nor {root.name}.inter.gz is here")
     inter = Table(inter_path, required=("user_id", "item_id"))
-    item_path = _find(root, "item")
+    item_path = find(root, "item")
     if item_path is None:
         ids, columns, ordered_text = [], {}, []
         named = [category_field, *attribute_fields, *(text_fields or ())]
@@ -112,7 +112,8 @@ def _histories(inter: Table, ids: list[str], report: Report) -> tuple[list[str],
     return ids + bare, histories
 
 
-def _find(root: Path, suffix: str) -> Path | None:
+def find(root: Path, suffix: str) -> Path | None:
+    """The file NAME.suffix or NAME.suffix.gz of the folder NAME; UserError when both are there."""
     names = (f"{root.name}.{suffix}", f"{root.name}.{suffix}.gz")
     found = [root / name for name in names if os.path.lexists(root / name)]
     if len(found) > 1:

@@ -97,11 +97,20 @@ class Table:
         row = next(row for row, cell in enumerate(cells) if is_bad(cell))
         self._blame_row(row, f"{name} {reading.shown(cells[row])} {problem}")
 
-    def _blame_row(self, row: int, problem: str) -> NoReturn:
+    def lines(self, rows: Sequence[int]) -> list[int]:
+        """Where in the file these rows stand, given in ascending order."""
+        found: list[int] = []
         for number, (line, _) in enumerate(_lines(self._path, len(self.names))):
-            if number == row:
-                raise UserError(f"{self._path}:{line}: {problem}")
-        raise UserError(f"{self._path}: row {row + 1}: {problem}")
+            if len(found) == len(rows):
+                break
+            if number == rows[len(found)]:
+                found.append(line)
+        return found
+
+    def _blame_row(self, row: int, problem: str) -> NoReturn:
+        line = next(iter(self.lines([row])), None)
+        where = f"{self._path}:{line}" if line else f"{self._path}: row {row + 1}"
+        raise UserError(f"{where}: {problem}")
 
 
 def _header(path: Path) -> list[str]:

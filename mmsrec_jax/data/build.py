@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -147,17 +147,35 @@ def build(settings: DataSettings, directory: Path) -> None:
         logging.info("%s", line)
 
 
+class Prepared(NamedTuple):
+    """What `build` would store, in memory and not on disk. Pictures are read when they are asked
+    for, and a corrupt one is found then."""
+
+    dataset: Dataset
+    items: list[Item] | ColumnItems
+    report: Report
+
+
+def read(settings: DataSettings) -> Prepared:
+    """The data set that the settings name, read or generated, filtered and split.
+
+    Raises:
+      UserError: as `build`.
+    """
+    if settings.source == "toyshop":
+        generated, histories, _ = toyshop.generate(settings.toyshop)
+        report = Report(source="toyshop, generated")
+        report.read = describe(histories, len(generated))
+        dataset = Dataset(Catalog.from_items(generated), histories, split(settings, histories))
+        return Prepared(dataset, generated, report)
+    items, histories, report = _read_files(settings)
+    catalog = Catalog(items, np.asarray(items.ids), items.has_image)
+    return Prepared(Dataset(catalog, histories, split(settings, histories)), items, report)
+
+
 def open_built(settings: DataSettings, directory: Path) -> Dataset:
     """What `build` prepared."""
     catalog, histories = store.open(directory / _STORE)
-    return Dataset(catalog, histories, split(settings, histories))
-
-
-def open_files(settings: DataSettings) -> Dataset:
-    """What `build` would prepare of a folder of files, in memory and not on disk. Images are
-    read when they are asked for, and a corrupt one is found then."""
-    items, histories, _ = _read_files(settings)
-    catalog = Catalog(items, np.asarray(items.ids), items.has_image)
     return Dataset(catalog, histories, split(settings, histories))
 
 

@@ -66,6 +66,10 @@ class ColumnItems:
         """The image file of an item, for messages."""
         return str(self._images[id])
 
+    def without_images(self) -> "ColumnItems":
+        """The same items, for those who read no pictures."""
+        return ColumnItems(self.ids, self._text, self._category, self._attributes, images={})
+
     def select(self, kept: np.ndarray) -> "ColumnItems":
         """The items at the indices `kept`, in that order."""
 

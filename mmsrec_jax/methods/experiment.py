@@ -20,8 +20,10 @@ from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.pages import document, run_folder
+from mmsrec_jax.pages.run_page import FILE, RunPage
 from mmsrec_jax.prompts import TEMPLATES, Chat
-from mmsrec_jax.runtime import lock, processes, sharding, startup
+from mmsrec_jax.runtime import lock, processes, sharding, startup, trackers
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share, unfinished
@@ -76,6 +78,7 @@ class Experiment:
           UserError: anything the user can put right, see `check` and the steps.
         """
         check(config)
+        processes.from_main(lambda: trackers.check(config.tracking.sinks))
         mesh = sharding.make_mesh(**as_dict(config.mesh))
         startup.report_devices(mesh)
         experiment = cls(config, workdir, mesh)
@@ -88,8 +91,24 @@ class Experiment:
                 experiment.base.check(step.name)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
-        with lock.only_run(workdir):
-            run_steps(workdir, steps, only)
+        tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
+        with lock.only_run(workdir), tracked:
+            experiment.run_steps(steps, only)
+
+    def run_steps(self, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
+        """Runs `steps`, or those named in `only`, and writes the run's page after each of them."""
+        page = RunPage(self.workdir, lambda: self.dataset, as_dict(Settings()))
+        names = [step.name for step in steps]
+        config, machine = as_dict(self.config), run_folder.machine()
+        processes.from_main(lambda: run_folder.begin(self.workdir, config, names))
+
+        def after(step: str) -> None:
+            run_folder.ended(self.workdir, step, machine)
+            document.attempt(page.write)
+
+        run_steps(self.workdir, steps, only, after=after)
+        if processes.is_main() and not (self.workdir / FILE).exists():
+            document.attempt(page.write)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""

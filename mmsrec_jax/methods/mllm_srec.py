@@ -87,7 +87,7 @@ class MLLMSRec(MLLMExperiment):
         """SFT in each form that is asked for."""
         c = self.config
         chain = {"weight": c.chain.label_weight, "file": _file_record(c.chain.file)}
-        tuned = {**tuned, "use": as_dict(c.use), "chain": chain}
+        tuned = {**tuned, "use": c.use.record(), "chain": chain}
         tuned["preferences"] = as_dict(c.preferences)
         cached = {key: value for key, value in tuned.items() if key != "sft"}
         cached |= {"cached": as_dict(c.cached), "targets": {"rows": c.sft.rows, "seed": c.sft.seed}}

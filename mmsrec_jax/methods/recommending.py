@@ -4,6 +4,7 @@ Which items compete, and by which scores, says one `CatalogScorer`: see `Recomme
 """
 
 import dataclasses
+import hashlib
 import json
 import urllib.parse
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
+_LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
 _RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
 
@@ -321,8 +323,7 @@ class Recommending:
         """Path of the item's picture, which is written to the run's folder `pictures`."""
         if item.image is None:
             return None
-        name = urllib.parse.quote(item.id, safe="") + images.suffix(item.image)
-        path = self._workdir / "pictures" / name
+        path = self._workdir / "pictures" / (_file_name(item.id) + images.suffix(item.image))
         if not path.is_file() or path.read_bytes() != item.image:
             files.write_bytes(path, item.image)
         return str(path)
@@ -381,6 +382,12 @@ def _numbers(times: Sequence[str] | None) -> list[float] | None:
         raise UserError(
             f"--times: {error}; give seconds since 1970, separated by commas"
         ) from error
+
+
+def _file_name(id: str) -> str:
+    """Of an item's picture, without its end: the id, or a hash where that is too long a name."""
+    name = urllib.parse.quote(id, safe="")
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(id.encode()).hexdigest()
 
 
 def _line(item: Shown) -> str:

@@ -271,20 +271,23 @@ class Scorer:
     def _clock(self, times: Sequence[float] | None, count: int, is_read: bool) -> np.ndarray:
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
-            if len(times) != count:
-                raise UserError(
-                    f"times: {len(times)} for {count} items of the history; give as many"
-                )
-            found = np.asarray(times, np.float64)
-            if not np.isfinite(found).all() or (np.diff(found) < 0).any():
-                raise UserError("times: give finite numbers, oldest first, as those of the history")
-            return found
+            return checked_times(times, count)
         if is_read and self.recommender.uses_times and self.histories.clock:
             raise UserError(
                 f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
                 "for each item of the history"
             )
         return np.arange(count, dtype=np.float64)
+
+
+def checked_times(times: Sequence[float], count: int) -> np.ndarray:
+    """float64[count]. Raises UserError unless there are as many, finite and ascending."""
+    if len(times) != count:
+        raise UserError(f"times: {len(times)} for {count} items of the history; give as many")
+    found = np.asarray(times, np.float64)
+    if not np.isfinite(found).all() or (np.diff(found) < 0).any():
+        raise UserError("times: give finite numbers, oldest first, as those of the history")
+    return found
 
 
 def item_indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:

@@ -21,7 +21,7 @@ _LOOKED_INTO = 256  # of the files of a folder
 _THREADS = 8
 
 # Not a step's output but its diary, and what it needs no more once it is finished.
-_PASSING = {"step.json", "metrics.jsonl", "tensorboard", "profile", "checkpoints"}
+_PASSING = {"step.json", "metrics.jsonl", "trackers.json", "tensorboard", "profile", "checkpoints"}
 # Arrays with checksums of their own (`training.weights`), which every reader verifies.
 _ARRAYS = "weights"
 # Every chunk has a hash in this format, which every reader verifies.

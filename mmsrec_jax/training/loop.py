@@ -55,7 +55,7 @@ def run(
         and stay on the device until they are logged; `metering.amount` adds work to them.
       batches: iterator whose position is stored with every checkpoint.
       name: shown in progress lines.
-      directory: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+      directory: gets `checkpoints/`, `metrics.jsonl` and what its sinks keep beside it.
       checkpoint_every, log_every: in steps. A line of metrics is the mean since the last one.
       evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps.
       keep: how many of the latest checkpoints stay on disk.
@@ -93,7 +93,7 @@ def run(
             stopped, window = host["stopped"], host["window"]
             batches.set_state(host["batches"])
         with (
-            contextlib.closing(MetricsLog(directory, resume_step=start)) as log,
+            MetricsLog(directory, resume_step=start) as log,
             contextlib.closing(Meter(name)) as meter,
             contextlib.closing(Trace(profile, directory / "profile")) as trace,
         ):

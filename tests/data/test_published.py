@@ -278,13 +278,13 @@ def test_metadata_that_is_no_dict_literal_is_refused_and_nothing_of_it_runs(
         interactions(tmp_path, "amazon_reviews_2014/Beauty")
 
 
-def test_what_the_fast_reader_refuses_and_json_allows_is_read(tmp_path):
+def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path):
     good = made.json_lines(made.review_2014(U1, I1, 5.0, 1391040000))
-    twice = good.replace('"asin"', '"asin": "x", "asin"')  # the last one counts
-    made.write(tmp_path / "reviews_Beauty.json", f"\n{twice}{good}")
+    twice = good.replace('"asin"', '"asin": "x", "asin"')
+    made.write(tmp_path / "reviews_Beauty.json", f"\n{good}{twice}")
     made.write(tmp_path / "meta_Beauty.json", made.META_2014)
-    rows, _, _ = interactions(tmp_path, "amazon_reviews_2014/Beauty-raw")
-    assert rows == [(U1, I1, 1391040000, 5)] * 2
+    with pytest.raises(UserError, match=r"reviews_Beauty\.json:3: .*'asin' stands twice"):
+        interactions(tmp_path, "amazon_reviews_2014/Beauty-raw")
 
 
 def test_parts_of_a_file_are_joined_whatever_their_size(tmp_path, monkeypatch, no_digests):
@@ -313,7 +313,7 @@ def test_packed_and_endless_files_are_bounded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="damaged, download or copy it again"):
         list(files.chunks(path))
     path.write_bytes(gzip.compress(b"{}\n" * (128 << 20 >> 2), 9))
-    monkeypatch.setattr("mmsrec_jax.runtime.reading._ALWAYS_ALLOWED", 1 << 20)
+    monkeypatch.setattr("mmsrec_jax.runtime.reading._ALWAYS_UNPACKED", 1 << 20)
     with pytest.raises(UserError, match="unpacks to more than"):
         list(files.chunks(path))
     path.unlink()

@@ -8,6 +8,7 @@ import killed_runs
 import launched
 import pyarrow.parquet as pq
 import pytest
+from html_check import Page
 from logged_metrics import explained, logged
 from test_mmsrarec import TINY as SHARED
 from test_mmsrarec import finish, losses, under_way
@@ -84,6 +85,8 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
     for form in ("joint", "cached"):
         chains = (unbroken / "evaluation" / f"chains-{form}.jsonl").read_text().splitlines()
         assert len(chains) == 24
+    page = Page((broken / "report.html").read_text())
+    assert page.problems == [] and page.table("Claims of texts") and "Profile" in page.words
     found = logged(unbroken)
     assert {"loss/tokens", "loss/next_in_history"} <= found <= explained()
     with pytest.raises(UserError, match="this run is of mllm_srec"):

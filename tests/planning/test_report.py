@@ -17,7 +17,7 @@ from configs import beauty, quickstart
 from mmsrec_jax.hf import presets
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import trainable
-from mmsrec_jax.planning import report, steps, topologies
+from mmsrec_jax.planning import planned, report, steps, topologies
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
@@ -186,7 +186,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
 
 
 def model_of(config):
-    return steps.model_config(from_config(Settings, config))
+    return planned.model_config(from_config(Settings, config))
 
 
 def test_model_of_a_config(tmp_path):

@@ -74,8 +74,7 @@ def _columns(chunk: Chunk, types: dict[str, pa.DataType]) -> dict[str, pa.Array]
 
 
 def _slowly(chunk: Chunk, schema: pa.Schema) -> dict[str, pa.Array]:
-    """The same with Python's own reader, which says what is wrong where, or takes what the other
-    one does not."""
+    """The same with Python's own reader, which says what is wrong where."""
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for number, line in chunk.lines():
         if not line.strip():
