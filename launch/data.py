@@ -4,12 +4,15 @@
     python launch/data.py check --config=configs/base.py --config.data.root=shop
     python launch/data.py sample --config=configs/base.py --config.data.root=shop --user=u1
     python launch/data.py fetch --urls=urls.tsv --images=shop/images
+    python launch/data.py fetch --config=configs/base.py --config.data.root=DIR \
+        --config.data.source=amazon_reviews_2014/Beauty
 
 stats   how much there is of what: fields, pictures, lengths, times, the split, tokens
 check   what is wrong: one line each with file, row and remedy; status 1 when something is
 sample  histories of users, with titles and times
 fetch   pictures from a list of lines of an item id, a tab and a URL. They are made small and stored
-        as shop/images/<item_id>.jpg. The same command again goes on where it was stopped
+        as shop/images/<item_id>.jpg. With --config, the URLs are those in the files of the data's
+        publisher. The same command again goes on where it was stopped
 
 stats, check and sample read the data as the step `data` of a run would, and write nothing but
 --html: one page that needs no network, with small pictures.
@@ -22,6 +25,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
+from mmsrec_jax.data.fetching import listed
 from mmsrec_jax.data.fetching.client import Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings
 from mmsrec_jax.runtime import interruption, startup
@@ -33,7 +37,7 @@ _COMMANDS = ("stats", "check", "sample", "fetch")
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "stats, check, sample: experiment whose data it is.", lock_config=True
+    "config", None, "Experiment whose data it is.", lock_config=True
 )
 _HTML = flags.DEFINE_string("html", None, "stats, check, sample: file of a page to write.")
 _TOKENIZER = flags.DEFINE_string(
@@ -106,8 +110,14 @@ def _look(command: str) -> int:
 def _fetch() -> int:
     from mmsrec_jax.methods import data_commands
 
-    if not (_URLS.value and _IMAGES.value):
-        raise UserError("fetch needs --urls and --images; --help explains them")
+    images = Path(_IMAGES.value or "")
+    if _URLS.value and _IMAGES.value:
+        wanted = listed.read(Path(_URLS.value))
+    elif _CONFIG.value is not None and not _URLS.value:
+        wanted, folder = data_commands.published_pictures(_CONFIG.value)
+        images = Path(_IMAGES.value) if _IMAGES.value else folder
+    else:
+        raise UserError("fetch needs --urls and --images, or --config; --help explains them")
     settings = FetchSettings(
         max_side=_MAX_SIDE.value,
         rate=_RATE.value,
@@ -119,7 +129,7 @@ def _fetch() -> int:
         private_hosts=tuple(_PRIVATE.value),
         user_agent=_AGENT.value,
     )
-    found = data_commands.fetch(Path(_URLS.value), Path(_IMAGES.value), settings)
+    found = data_commands.fetch(wanted, images, settings)
     print(printable_lines(found.json() if _JSON.value else found.text()))
     return 0
 

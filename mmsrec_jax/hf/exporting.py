@@ -147,7 +147,7 @@ def write_model(
     """
     size = np.dtype(dtype).itemsize
     shards = _shards(_plan(base, parameters), size, max_shard_bytes)
-    with _arriving(directory) as partial:
+    with new_folder(directory) as partial:
         total = sum(tensor.count for shard in shards for tensor in shard) * size
         if total > (free := shutil.disk_usage(partial).free):
             raise UserError(
@@ -220,7 +220,7 @@ def write_adapters(
         "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in saved}) or None,
         "inference_mode": True,
     }
-    with _arriving(directory) as partial:
+    with new_folder(directory) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "adapter_config.json", raw)
         _copy(base, partial, _TOKENIZER_AND_PROCESSOR, max_pixels)
@@ -354,7 +354,7 @@ def _write_shard(path: Path, tensors: Sequence[_Tensor], dtype: str) -> None:
 
 
 @contextlib.contextmanager
-def _arriving(directory: Path) -> Iterator[Path]:
+def new_folder(directory: Path) -> Iterator[Path]:
     """A new folder beside `directory` that takes its name when all is written."""
     if os.path.lexists(directory) and not directory.is_dir():
         raise UserError(f"{directory} is a file; name a new folder")

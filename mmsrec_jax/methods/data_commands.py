@@ -11,22 +11,26 @@ from ml_collections import ConfigDict
 
 from mmsrec_jax.data import build
 from mmsrec_jax.data.fetching import fetch as fetching
+from mmsrec_jax.data.fetching import listed
+from mmsrec_jax.data.fetching.listed import Listed
 from mmsrec_jax.data.inspection import numbers, problems, samples
 from mmsrec_jax.data.inspection.findings import Findings
 from mmsrec_jax.data.inspection.items import ItemTexts
 from mmsrec_jax.data.inspection.samples import History
 from mmsrec_jax.data.inspection.tables import Table
+from mmsrec_jax.data.published.image_urls import image_urls
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import data_page, document
 from mmsrec_jax.runtime import lock
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 
 if TYPE_CHECKING:  # seconds of import, paid by those who use it
     from transformers import PreTrainedTokenizerBase
 
 
-def fetch(urls: Path, images: Path, settings: fetching.FetchSettings) -> fetching.Summary:
-    """Fetches the pictures that `urls` lists into `images`, a folder that is made when absent.
+def fetch(wanted: Listed, images: Path, settings: fetching.FetchSettings) -> fetching.Summary:
+    """Fetches pictures into `images`, a folder that is made when absent.
 
     Raises:
       UserError: as `fetching.fetch`; or another fetch is under way there.
@@ -34,7 +38,25 @@ def fetch(urls: Path, images: Path, settings: fetching.FetchSettings) -> fetchin
     folder = images / fetching.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with lock.only_run(folder, "--images"):
-        return fetching.fetch(urls, images, settings)
+        return fetching.fetch(wanted, images, settings)
+
+
+def published_pictures(config: ConfigDict) -> tuple[Listed, Path]:
+    """What the publisher of a config's data says of pictures, and where the config looks for them.
+
+    Raises:
+      UserError: the data is of no publisher, or its files name no pictures.
+    """
+    data = from_config(Settings, config).data
+    build.check(data)
+    if data.source in ("atomic", "toyshop"):
+        raise UserError(
+            f"config.data.source={data.source!r} names no URLs; give a list with --urls"
+        )
+    wanted = listed.of_pairs(image_urls(data.source, data.root))
+    if not len(wanted):
+        raise UserError(f"{data.root}: {data.source} names no pictures; give a list with --urls")
+    return wanted, Path(data.images_root or Path(data.root) / "images")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ has, and on which devices, by which versions and when each one ended.
 """
 
 import datetime
-import importlib.metadata
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ class RunFolder:
 def machine() -> dict[str, Any]:
     """Versions and devices of this process's run, for `run.json`."""
     return {
-        "mmsrec_jax": importlib.metadata.version("mmsrec_jax"),
+        "mmsrec_jax": sys.modules["mmsrec_jax"].__version__,  # also where it is not installed
         "jax": jax.__version__,
         "python": platform.python_version(),
         "devices": jax.device_count(),

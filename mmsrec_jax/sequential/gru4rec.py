@@ -105,5 +105,5 @@ class GRU(nnx.Module):
 
         gates, candidates = jnp.split(inputs, [2 * hidden], axis=-1)
         over_time = tuple(jnp.swapaxes(a, 0, 1) for a in (gates, candidates, first))
-        _, states = jax.lax.scan(step, jnp.zeros((len(x), hidden)), over_time)
+        _, states = jax.lax.scan(step, jnp.zeros((x.shape[0], hidden)), over_time)
         return jnp.swapaxes(states, 0, 1)

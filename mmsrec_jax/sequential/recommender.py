@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,9 +79,13 @@ class SequentialRecommender:
             self._save(Path(directory))
         processes.barrier()
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Weights and item features by name, on the host."""
+        return {**_arrays(self.params), **_arrays(self.features)}
+
     def _save(self, directory: Path) -> None:
-        arrays = {**_arrays(self.params), **_arrays(self.features)}
-        files.write(directory / "weights.safetensors", lambda partial: save_file(arrays, partial))
+        stored = self.arrays()
+        files.write(directory / "weights.safetensors", lambda partial: save_file(stored, partial))
         files.write_json(directory / "config.json", registry.to_json(self.config))
 
     @classmethod
@@ -149,6 +154,21 @@ def merge(config: SequentialConfig, params: nnx.State, features: nnx.State) -> S
     return nnx.merge(_abstract(config)[0], params, features)
 
 
+def scores_of(
+    config: SequentialConfig, stored: Mapping[str, jax.Array], ids: jax.Array, times: jax.Array
+) -> jax.Array:
+    """Scores of every item after the last one of each row: float32[B, items]; for use inside
+    compiled functions.
+
+    stored: as from `SequentialRecommender.arrays`; ids, times int32[B, config.length],
+    right-padded.
+    """
+    _, params, features = _abstract(config)
+    params, features = _filled(params, stored), _filled(features, stored)
+    last = merge(config, params, features).last(_rows(ids, times))
+    return _dot(last, *_output(config, params, features))
+
+
 def pad_rows(ids: np.ndarray, rows: int) -> np.ndarray:
     """Appends empty histories up to a static number of rows."""
     return np.pad(ids, ((0, rows - len(ids)), (0, 0)), constant_values=-1)
@@ -169,7 +189,7 @@ def _arrays(state: nnx.State) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
 
 
-def _filled(state: nnx.State, stored: Mapping[str, np.ndarray]) -> nnx.State:
+def _filled(state: nnx.State, stored: Mapping[str, Any]) -> nnx.State:
     """`state` with the arrays of its names. Raises ValueError for one that is not there, or of
     another shape or type."""
     filled = []

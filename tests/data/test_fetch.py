@@ -43,7 +43,7 @@ def run(server: ImageServer, folder: Path, names: dict[str, str], **changes) -> 
         for i, p in names.items()
     ]
     (folder / "urls.tsv").write_text("".join(lines))
-    return fetch(folder / "urls.tsv", folder / "images", settings(**changes))
+    return fetch(listed.read(folder / "urls.tsv"), folder / "images", settings(**changes))
 
 
 def lines(folder: Path, name: str) -> dict[str, dict]:

@@ -211,6 +211,8 @@ REFUSED = [
     ("user,item,timestamp\n1,1583378629552,7\n", ":2: timestamp 7 is no time"),
     ("user,item,timestamp\n\n1,,1583378629552\n", ":3: item '' is empty"),
     ("user,item,timestamp\n1,x7,1583378629552\n", ":2: item 'x7' is not a whole number"),
+    ("user,item\r,timestamp\n1,7,1583378629552\n", ":1: new-line character"),
+    ("user,item,timestamp\n1,7,15833786\r29552\n", ":2: a carriage return inside the line"),
     ("user,item,timestamp\n1,7\n", ":2: 2 columns and not 3"),
     ("user,item,timestamp\n1,7,1583378629552,9\n", ":2: 4 columns and not 3"),
     (b"user,item,timestamp\n1,\xff,1583378629552\n", ":2: not utf-8 at byte 2"),

@@ -61,10 +61,11 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
     [
         ((), "name what to do: stats, check, sample, fetch"),
         (("steal",), "name what to do: stats, check, sample, fetch"),
-        (("fetch", "--urls=nowhere.tsv"), "fetch needs --urls and --images"),
+        (("fetch", "--urls=nowhere.tsv"), "fetch needs --urls and --images, or --config"),
         (("fetch", "--urls=nowhere.tsv", "--images=@"), "nowhere.tsv: no such file"),
         (("fetch", "--urls=a", "--images=gs://a/b"), "a path of this machine is wanted"),
         (("fetch", "--urls=a", "--images=@", "--rate=0"), "--rate"),
+        (("fetch", "--config=configs/base.py", "--config.data.root=."), "names no URLs"),
         (("stats",), "stats needs --config"),
         (("check", "--config=configs/base.py", "--config.data.root=@"), "no such folder"),
     ],

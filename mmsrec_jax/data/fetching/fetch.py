@@ -101,19 +101,18 @@ class Summary:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
-def fetch(urls: Path, folder: Path, settings: FetchSettings) -> Summary:
-    """Fetches what `urls` lists (`listed.read`) and `folder` lacks.
+def fetch(wanted: listed.Listed, folder: Path, settings: FetchSettings) -> Summary:
+    """Fetches what is listed and `folder` lacks.
 
     The caller sees to it that nobody else does so in the same folder.
 
     Raises:
-      UserError: the list or the journal is damaged, no host can be reached, or a setting cannot be
+      UserError: the journal is damaged, no host can be reached, or a setting cannot be
         sent.
       OSError: the disk is full.
     """
     if not settings.user_agent.isascii():
         raise UserError(f"--user_agent={settings.user_agent!r}: give plain ASCII letters")
-    wanted = listed.read(urls)
     shutil.rmtree(folder / FOLDER / "partial", ignore_errors=True)  # of a start that was killed
     (folder / FOLDER / "partial").mkdir(parents=True)
     journal = Journal(folder / FOLDER / "journal.jsonl", settings.max_side)

@@ -1,6 +1,6 @@
 """The list of what to fetch: an item id and a URL a line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +45,24 @@ def read(path: Path) -> Listed:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; give lines of an item id, a tab and a URL")
-    pairs = _of_json(path) if path.suffix == ".jsonl" else _of_text(path)
-    chunks: list[tuple[pa.Array, pa.Array]] = []
-    lines: list[np.ndarray] = []
-    while chunk := [entry for _, entry in zip(range(_CHUNK), pairs, strict=False)]:
-        numbers, items, urls = zip(*chunk, strict=True)
-        chunks.append((pa.array(items, pa.large_string()), pa.array(urls, pa.large_string())))
-        lines.append(np.asarray(numbers))
-    if not chunks:
+    listed = _columns(_of_json(path) if path.suffix == ".jsonl" else _of_text(path))
+    if not len(listed):
         raise UserError(f"{path}: names no items; give lines of an item id, a tab and a URL")
-    items, urls = (pa.concat_arrays(column) for column in zip(*chunks, strict=True))
-    listed = Listed(items, urls, np.concatenate(lines))
     _check_unique(listed, path)
     return listed
+
+
+def of_pairs(pairs: Iterable[tuple[str, str]]) -> Listed:
+    """The same of (item id, URL), of which the first of each item counts."""
+    seen: set[str] = set()
+
+    def firsts() -> Iterator[tuple[int, str, str]]:
+        for number, (item, url) in enumerate(pairs, 1):
+            if item not in seen:
+                seen.add(item)
+                yield number, item, url
+
+    return _columns(firsts())
 
 
 def file_name(item: str) -> str:
@@ -71,6 +76,17 @@ def file_name(item: str) -> str:
     if len(item.encode()) > _LONGEST_NAME:
         raise ValueError(f"an item id of more than {_LONGEST_NAME} bytes, which can name no file")
     return f"{item}.jpg"
+
+
+def _columns(rows: Iterator[tuple[int, str, str]]) -> Listed:
+    """rows: line, item and URL."""
+    kind = pa.large_string()
+    chunks = [(pa.array([], kind), pa.array([], kind), np.zeros(0, np.int64))]
+    while chunk := [row for _, row in zip(range(_CHUNK), rows, strict=False)]:
+        numbers, items, urls = zip(*chunk, strict=True)
+        chunks.append((pa.array(items, kind), pa.array(urls, kind), np.asarray(numbers)))
+    all_items, all_urls, lines = zip(*chunks, strict=True)
+    return Listed(pa.concat_arrays(all_items), pa.concat_arrays(all_urls), np.concatenate(lines))
 
 
 def _of_text(path: Path) -> Iterator[tuple[int, str, str]]:

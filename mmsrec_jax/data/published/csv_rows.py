@@ -67,7 +67,7 @@ def _header(chunk: Chunk, columns: Columns) -> tuple[tuple[str, ...], Chunk]:
     """The names in the first line, and the other lines."""
     line, _, rest = chunk.data.partition(b"\n")
     text = decoded(line.rstrip(b"\r"), chunk.path, 1)
-    names = next(csv.reader([text], delimiter=columns.separator), [])
+    names = _cells(text, columns.separator, f"{chunk.path}:1")
     read = (columns.user, columns.item, columns.time, columns.rating, columns.history)
     for name in filter(None, read):
         if names.count(name) != 1:
@@ -79,6 +79,10 @@ def _header(chunk: Chunk, columns: Columns) -> tuple[tuple[str, ...], Chunk]:
 
 
 def _table(chunk: Chunk, names: tuple[str, ...], separator: str) -> pa.Table:
+    if chunk.data.count(b"\r") != chunk.data.count(b"\r\n"):  # pyarrow would end a row there
+        for number, raw in chunk.lines():
+            if b"\r" in raw:
+                raise UserError(f"{chunk.path}:{number}: a carriage return inside the line")
     data, one = chunk.data, separator
     if len(separator) > 1:
         data, one = data.replace(separator.encode(), _UNIT.encode()), _UNIT
@@ -94,8 +98,9 @@ def _table(chunk: Chunk, names: tuple[str, ...], separator: str) -> pa.Table:
             ),
         )
     except pa.ArrowException as error:
-        for number, line in replace_separator(chunk, separator, one):
-            cells = next(csv.reader([line], delimiter=one), [])
+        for number, raw in chunk.lines():
+            line = decoded(raw, chunk.path, number).replace(separator, one)
+            cells = _cells(line, one, f"{chunk.path}:{number}")
             if len(cells) != len(names):
                 raise UserError(
                     f"{chunk.path}:{number}: {len(cells)} columns and not {len(names)}, "
@@ -104,10 +109,11 @@ def _table(chunk: Chunk, names: tuple[str, ...], separator: str) -> pa.Table:
         raise UserError(f"{chunk.path}: {first_line(error)}") from error
 
 
-def replace_separator(chunk: Chunk, separator: str, one: str) -> Iterator[tuple[int, str]]:
-    """The lines of a chunk with a separator of one character."""
-    for number, line in chunk.lines():
-        yield number, decoded(line, chunk.path, number).replace(separator, one)
+def _cells(line: str, separator: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
 
 
 def _times(chunk: Chunk, table: pa.Table, columns: Columns, notes: Notes) -> np.ndarray:

@@ -89,8 +89,10 @@ class Chunk(NamedTuple):
                 yield number, line
 
     def line_of_row(self, row: int) -> int:
-        """The number of the line that holds row `row`, counted from 0."""
-        return next(line for i, (line, _) in enumerate(self.lines()) if i == row)
+        """The number of the line that holds row `row`, counted from 0; of the last line where
+        several rows share lines."""
+        numbers = [number for number, _ in self.lines()]
+        return numbers[min(row, len(numbers) - 1)]
 
 
 def chunks(path: Path) -> Iterator[Chunk]:

@@ -1,0 +1,119 @@
+"""Recommends from the folder that launch/export.py wrote of a sequential recommender.
+
+    python recommend.py ITEM_ID ITEM_ID ...     # a history of item ids, oldest first
+
+Needs jax, numpy and flatbuffers, and nothing of the package that wrote the folder. In a program:
+
+    recommender = Recommender("DIR")
+    recommender.top([["item 3", "item 8"], ["item 5"]])     # [(id, score), ...] of each history
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+FORMAT = "mmsrec_jax sequential recommender 1"
+ABOUT, PROGRAM, WEIGHTS, ITEMS = "recommender.json", "program.jax", "weights.npz", "items.json"
+_REMEDY = "export it again with launch/export.py"
+
+
+class ExportError(Exception):
+    """One line: which file is wrong and what to do."""
+
+
+class Recommender:
+    """An exported recommender.
+
+    Attributes:
+      ids: item ids; item i of the program is `ids[i]`.
+      length: latest items of a history that are read.
+      top_k: items that one call returns at most.
+      uses_times: it reads when the items were chosen.
+    """
+
+    def __init__(self, directory: str | Path):
+        """Raises ExportError when a file is missing, damaged or of another format."""
+        directory = Path(directory)
+        try:
+            about = json.loads((directory / ABOUT).read_bytes())
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']!r} and not {FORMAT!r}")
+            expected = about["files"]
+            self.length, self.top_k = about["length"], about["top_k"]
+            self.uses_times = about["uses_times"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error!r})"
+            raise ExportError(f"{directory / ABOUT}: {what}; {_REMEDY}") from error
+        for name in (PROGRAM, WEIGHTS, ITEMS):
+            path = directory / name
+            if not path.is_file():
+                raise ExportError(f"{path}: missing; {_REMEDY}")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected.get(name):
+                    raise ExportError(f"{path}: damaged, or of another export; {_REMEDY}")
+        self.ids: list[str] = json.loads((directory / ITEMS).read_bytes())
+        self._index = {id: i for i, id in enumerate(self.ids)}
+        with np.load(directory / WEIGHTS) as stored:
+            self._weights = {name: jax.device_put(stored[name]) for name in stored.files}
+        exported = export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
+        self._program = jax.jit(exported.call)
+
+    def top(
+        self,
+        histories: Sequence[Sequence[str]],
+        times: Sequence[Sequence[int]] | None = None,
+        *,
+        repeat: bool = False,
+    ) -> list[list[tuple[str, float]]]:
+        """The best items after each history of ids, oldest first, with their scores.
+
+        times: seconds since 1970 beside the ids, for a model that `uses_times`. repeat: items of
+        the history may come again. Raises ExportError for an id that the model does not know.
+        """
+        if not histories:
+            return []
+        rows = [[self._position(id) for id in history] for history in histories]
+        seen = np.full((len(rows), 1 if repeat else max(1, *map(len, rows), 1)), -1, np.int32)
+        ids = np.full((len(rows), self.length), -1, np.int32)
+        clock = np.zeros((len(rows), self.length), np.int32)
+        if self.uses_times and times is None:
+            raise ExportError("this model reads times: give them beside the histories")
+        for i, row in enumerate(rows):
+            latest = row[-self.length :]
+            ids[i, : len(latest)] = latest
+            if self.uses_times and times is not None and latest:
+                clock[i, : len(latest)] = times[i][-self.length :]
+            if not repeat:
+                seen[i, : len(row)] = row
+        scores, items = map(np.asarray, self._program(self._weights, ids, clock, seen))
+        return [
+            [(self.ids[i], float(s)) for i, s in zip(*row, strict=True) if np.isfinite(s)]
+            for row in zip(items, scores, strict=True)
+        ]
+
+    def _position(self, id: str) -> int:
+        if id not in self._index:
+            raise ExportError(f"item {id!r} is not among the {len(self.ids)} of {ITEMS}")
+        return self._index[id]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the best items for one history, best first."""
+    try:
+        found = Recommender(Path(__file__).resolve().parent).top([arguments])[0]
+    except ExportError as error:
+        print(f"recommend.py: {error}", file=sys.stderr)
+        return 2
+    for id, score in found:
+        print(f"{id}\t{score:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""Exported recommenders: in a process that cannot import this package, the same best items."""
+
+import json
+import subprocess
+import sys
+
+import content
+import numpy as np
+import pytest
+
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.sequential import exporting
+from mmsrec_jax.sequential.recommender import SequentialRecommender
+
+KINDS = [
+    ("sasrec", ()),
+    ("bert4rec", ()),
+    ("gru4rec", ()),
+    ("molar", ("item",)),
+    ("hm4sr", ("text",)),
+]
+TOP = 4
+_CHILD = """
+import json, sys
+for name in ("mmsrec_jax", "flax", "safetensors", "ml_collections", "absl"):
+    sys.modules[name] = None  # cannot be imported
+sys.path.insert(0, sys.argv[1])
+from recommend import Recommender
+found = Recommender(sys.argv[1])
+cases = json.load(sys.stdin)
+print(json.dumps([found.top(*case[:2], repeat=case[2]) for case in cases]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def needed():
+    pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
+
+
+def made(kind, names):
+    return SequentialRecommender(*content.weights(kind, names, layers=1))
+
+
+def ids_of(recommender):
+    return [f"id {i * 7}" for i in range(recommender.config.num_items)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_items_without_the_package(kind, tmp_path):
+    recommender = made(kind, KINDS[kind])
+    ids, length = ids_of(recommender), recommender.config.length
+    exporting.write(tmp_path / "out", recommender, ids, top_k=TOP, card="# card\n")
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(len(ids))[:n].tolist() for n in (1, 3, min(length + 2, len(ids) - TOP))]
+    times = [(1_600_000_000 + 86_400 * np.arange(len(row))).tolist() for row in rows]
+    cases = [(rows, times, False), (rows[:1], times[:1], True)]
+    told = [([[ids[i] for i in row] for row in r], t, repeat) for r, t, repeat in cases]
+    ran = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(tmp_path / "out")],
+        input=json.dumps(told), capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    for (rows, times, repeat), found in zip(cases, json.loads(ran.stdout), strict=True):
+        width = max(map(len, rows))
+        padded = np.array([row + [-1] * (width - len(row)) for row in rows])
+        clock = np.array([t + [0] * (width - len(t)) for t in times], np.float64)
+        scores = np.array(recommender.scores(padded, clock))
+        for row, all_scores, best in zip(rows, scores, found, strict=True):
+            if not repeat:
+                all_scores[row] = -np.inf
+            order = np.argsort(-all_scores, kind="stable")[:TOP]
+            assert [id for id, _ in best] == [ids[i] for i in order]
+            np.testing.assert_allclose([s for _, s in best], all_scores[order], atol=1e-5)
+
+
+def test_damaged_and_foreign_folders_are_one_line(tmp_path):
+    recommender = made("sasrec", ())
+    out = tmp_path / "out"
+    exporting.write(out, recommender, ids_of(recommender), top_k=1000, card="")
+    assert json.loads((out / "recommender.json").read_text())["top_k"] == len(ids_of(recommender))
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "items.json", "program.jax", "recommend.py", "recommender.json", "weights.npz",
+    }  # fmt: skip
+
+    def refused(*arguments):
+        ran = subprocess.run(
+            [sys.executable, str(out / "recommend.py"), *arguments], capture_output=True, text=True
+        )
+        assert ran.returncode == 2 and not ran.stdout
+        (line,) = ran.stderr.splitlines()
+        return line
+
+    assert "item 'nothing' is not among" in refused("nothing")
+    kept = (out / "program.jax").read_bytes()
+    (out / "program.jax").write_bytes(kept[: len(kept) // 2])
+    assert "program.jax: damaged" in refused("id 0")
+    (out / "weights.npz").unlink()
+    (out / "program.jax").write_bytes(kept)
+    assert "weights.npz: missing; export it again" in refused("id 0")
+    (out / "recommender.json").write_text('{"format": "another"}')
+    assert "its format is 'another'" in refused("id 0")
+
+    with pytest.raises(UserError, match="not empty"):
+        exporting.write(out, recommender, ids_of(recommender), top_k=3, card="")
+    with pytest.raises(UserError, match="2 item ids for a model of"):
+        exporting.write(tmp_path / "other", recommender, ["a", "b"], top_k=3, card="")
