@@ -44,6 +44,7 @@ TINY = {
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
+    "sft.evaluate_every": 4, "sft.validation_rows": 8,
     "forms": ("joint", "cached"), "cached.steps": 8, "cached.evaluate_every": 4,
     "cached.warmup_steps": 2, "cached.checkpoint_every": 2, "cached.log_every": 4,
     "cached.num_users": 8, "cached.num_items": 16, "cached.validation_rows": 16,
