@@ -16,7 +16,7 @@ import numpy as np
 
 from mmsrec_jax.data import images, item_lines
 from mmsrec_jax.data.ids import did_you_mean
-from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.methods import mllm_srec, recorded
 from mmsrec_jax.methods.scorer import RunScorer, Scorer, item_indices
 from mmsrec_jax.methods.taste_scorer import TasteScorer, Told
@@ -220,6 +220,11 @@ class Recommending:
         }
         self._scorer: CatalogScorer = by_form[self._run.form](self._run)
 
+    @property
+    def catalog(self) -> Catalog:
+        """Of the run, with new items behind its own."""
+        return self._run.catalog
+
     def add(self, items: Sequence[Item]) -> None:
         """New items, which compete from now on. Nothing is trained; the run's summarizer writes
         their keywords. Raises UserError for an id that the catalog has."""
@@ -357,20 +362,10 @@ def check(workdir: Path) -> None:
         )
 
 
-def answer(
-    workdir: Path,
-    *,
-    user: str | None,
-    history: Sequence[str] | None,
-    times: Sequence[str] | None,
-    now: float | None,
-    top: int,
-    added: Path | None,
-    form: str | None,
-) -> Answer:
-    """What `launch/recommend.py` prints; arguments are those of `Recommending.recommend`.
+def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommending:
+    """What `launch/recommend.py` asks.
 
-    times: as text. added: file of new items, see `data.item_lines`. form: as of `Recommending`.
+    added: file of new items, see `data.item_lines`. form: as of `Recommending`.
     """
     check(workdir)
     startup.keep_compiled_programs(workdir / "compiled")
@@ -378,12 +373,11 @@ def answer(
     recommending = Recommending(workdir, form=form)
     if items:
         recommending.add(items)
-    return recommending.recommend(
-        user=user, history=history, times=_numbers(times), now=now, top=top
-    )
+    return recommending
 
 
-def _numbers(times: Sequence[str] | None) -> list[float] | None:
+def numbers(times: Sequence[str] | None) -> list[float] | None:
+    """The values of the flag --times. Raises UserError."""
     try:
         return None if times is None else [float(time) for time in times]
     except ValueError as error:

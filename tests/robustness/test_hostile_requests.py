@@ -172,7 +172,7 @@ def test_times(times, named):
 def test_typed_times():
     for text in ("now", "1_0 0", "0x10", "2024-01-01", "1;2"):
         with hostile.refused("--times", "seconds since 1970"):
-            recommending._numbers(["1", text])
+            recommending.numbers(["1", text])
 
 
 # --- flags of launch/recommend.py -----------------------------------------------------------------
