@@ -127,7 +127,7 @@ def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_
     past = past[: len(past) // step * step]
     times = [60.0 * at for at in range(len(past))]
     typed = asked.recommend(history=past, times=times)
-    assert typed.told.profile and typed.told.chain and typed.told.windows_written > 0
+    assert typed.told.preferences and typed.told.windows_written > 0
     longer = [*past, *(id for id in ids if id not in past)][: len(past) + step]
     times += [times[-1] + 60.0 * (at + 1) for at in range(step)]
     new = asked.recommend(history=longer, times=times)
