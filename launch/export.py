@@ -2,6 +2,7 @@
 
     python launch/export.py --workdir=runs/shop --out=DIR --merge          # for transformers
     python launch/export.py --workdir=runs/shop --out=DIR --adapter_only   # for peft
+    python launch/export.py --workdir=runs/shop --out=DIR --step=sasrec    # for jax alone
 
 A run that trained every weight takes neither flag. Works on the host alone, tensor by tensor.
 """
@@ -18,7 +19,8 @@ _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
 _STEP = flags.DEFINE_enum(
     "step",
     None,
-    ["sft", "cached", "plain_sft", "text_sft", "summarizer", "warmup"],
+    ["sft", "cached", "plain_sft", "text_sft", "summarizer", "warmup"]
+    + ["sasrec", "bert4rec", "gru4rec", "molar", "hm4sr"],
     "Whose model. By default sft, or cached in a run that trains that form alone.",
 )
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "The adapters alone, in peft's format.")
@@ -29,6 +31,10 @@ _DTYPE = flags.DEFINE_enum(
 _MAX_SHARD_GIB = flags.DEFINE_float(
     "max_shard_gib", 4.0, "Size of a safetensors file.", 0.001, 1_000_000.0
 )
+_TOP_K = flags.DEFINE_integer(
+    "top_k", 100, "Items that an exported sequential recommender returns.", 1, 1_000_000
+)
+_LICENSE = flags.DEFINE_string("license", "", "License in the model card, e.g. apache-2.0.")
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +50,8 @@ def main(argv: list[str]) -> None:
         merge=_MERGE.value,
         dtype=_DTYPE.value,
         max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30),
+        top_k=_TOP_K.value,
+        license=_LICENSE.value,
     )
 
 

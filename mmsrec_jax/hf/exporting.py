@@ -127,6 +127,7 @@ def write_model(
     dtype: str,
     max_pixels: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    card: str = "",
 ) -> None:
     """Writes a directory that transformers' `from_pretrained` loads; there at once or not at all.
 
@@ -140,6 +141,7 @@ def write_model(
       dtype: one of DTYPES, of every tensor.
       max_pixels: largest area of an image in the processor's files, 0 = as in `base`.
       max_shard_bytes: of a safetensors file, unless one tensor alone is larger.
+      card: text of README.md; without any there is no such file.
 
     Raises:
       UserError: `directory` is not empty, the disk is too small, or a parameter is missing or of
@@ -167,6 +169,7 @@ def write_model(
         raw = read_json(base / "config.json")
         _write_json(partial / "config.json", _with_dtype(raw, dtype))
         _copy(base, partial, ("generation_config.json", *_TOKENIZER_AND_PROCESSOR), max_pixels)
+        _write_card(partial, card)
 
 
 def write_adapters(
@@ -178,6 +181,7 @@ def write_adapters(
     dtype: str,
     base_name: str | None,
     max_pixels: int = 0,
+    card: str = "",
 ) -> None:
     """Writes an adapter directory that peft loads on the base model, with `base`'s tokenizer.
 
@@ -188,7 +192,7 @@ def write_adapters(
         `modules_to_save`), all layers of each.
       dtype: one of DTYPES, of every tensor.
       base_name: where peft's Auto classes find the base model, None = nowhere.
-      max_pixels: as in `write_model`.
+      max_pixels, card: as in `write_model`.
 
     Raises:
       UserError: `directory` is not empty, or the adapters are not of `base`'s model.
@@ -224,6 +228,7 @@ def write_adapters(
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "adapter_config.json", raw)
         _copy(base, partial, _TOKENIZER_AND_PROCESSOR, max_pixels)
+        _write_card(partial, card)
 
 
 def _whole_modules(
@@ -376,6 +381,11 @@ def _with_dtype(raw: dict, dtype: str) -> dict:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_card(directory: Path, card: str) -> None:
+    if card:
+        (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) -> None:

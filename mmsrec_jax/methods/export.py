@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from mmsrec_jax.data import build
 from mmsrec_jax.hf import exporting
 from mmsrec_jax.hf.exporting import Adapters, Parameters
-from mmsrec_jax.hf.mapping import ParamSpec
+from mmsrec_jax.hf.mapping import ParamSpec, is_text_only
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.methods import model_card
 from mmsrec_jax.methods.base_model import (
     MODEL,
     SECTIONS,
@@ -18,9 +21,14 @@ from mmsrec_jax.methods.base_model import (
     check_unchanged,
     trained_by,
 )
+from mmsrec_jax.methods.model_card import Card
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_record
+from mmsrec_jax.sequential import exporting as sequential_exporting
+from mmsrec_jax.sequential.recommender import SequentialRecommender
+from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.training.weights import Stored
 
 
@@ -33,6 +41,8 @@ def export(
     merge: bool = False,
     dtype: str | None = None,
     max_shard_bytes: int = exporting.MAX_SHARD_BYTES,
+    top_k: int = 100,
+    license: str = "",
 ) -> None:
     """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
 
@@ -43,12 +53,23 @@ def export(
     connector) alone in peft's format. `dtype` None is the one that the run computed in, for
     adapters float32.
 
+    A sequential recommender becomes a program that gives the best `top_k` items
+    (`sequential.exporting`). `license` is named in the folder's model card, README.md.
+
     Raises:
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
     """
     if step is None:
         cached_alone = (workdir / "cached").is_dir() and not (workdir / "sft").is_dir()
         step = "cached" if cached_alone else "sft"
+    if step in MODELS:
+        if adapter_only or merge or dtype:
+            raise UserError(
+                f"step {step} of {workdir} is a sequential recommender: leave --merge, "
+                "--adapter_only and --dtype out"
+            )
+        _export_sequential(workdir, out, step, top_k, license)
+        return
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
     base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():
@@ -60,6 +81,7 @@ def export(
     max_pixels = config["model"]["max_pixels"]
     trained = _Trained(workdir, step, config)
     _check_flags(trained, merge, adapter_only)
+    card = _card(workdir, step, config, base, adapter_only, license)
     if adapter_only:
         name = str(base.resolve()) if config["model"]["path"] else None
         adapters, connector = _adapters_alone(workdir, trained)
@@ -71,6 +93,7 @@ def export(
             dtype=dtype or "float32",
             base_name=name,
             max_pixels=max_pixels,
+            card=card,
         )
     else:
         exporting.write_model(
@@ -80,8 +103,74 @@ def export(
             dtype=dtype or config["model"]["dtype"],
             max_pixels=max_pixels,
             max_shard_bytes=max_shard_bytes,
+            card=card,
         )
     logging.info("export: %s of %s is in %s", step, workdir, out)
+
+
+def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license: str) -> None:
+    workdir_lib.finished(workdir, step, same=("data",))
+    loading = (
+        "# pip install jax numpy flatbuffers\n"
+        "from recommend import Recommender\n\n"
+        'Recommender(".").top([["ITEM_ID", "ITEM_ID"]])\n'
+    )
+    card = Card(step, "jax", "", license, _data(workdir), loading)
+    catalog = build.open_built(_data_settings(workdir), workdir / "data").catalog
+    sequential_exporting.write(
+        out,
+        SequentialRecommender.load(workdir / step / "model"),
+        catalog.ids.tolist(),
+        top_k=top_k,
+        card=card.text(model_card.table_of(workdir)),
+    )
+    logging.info("export: %s of %s is in %s", step, workdir, out)
+
+
+def _data_settings(workdir: Path) -> build.DataSettings:
+    recorded = workdir_lib.finished(workdir, "data")["data"]
+    return from_record(build.DataSettings, recorded, "config.data")
+
+
+def _data(workdir: Path) -> str:
+    """Name of the run's data set: that of its folder, or the generated one's."""
+    if not (workdir / "data").is_dir():
+        return "unknown"
+    return Path(_data_settings(workdir).root).name or "toyshop"
+
+
+def _card(
+    workdir: Path,
+    step: str,
+    config: Mapping[str, Any],
+    base: Path,
+    adapter_only: bool,
+    license: str,
+) -> str:
+    text_only = is_text_only(base)
+    auto = "AutoModelForCausalLM" if text_only else "AutoModelForImageTextToText"
+    if adapter_only:
+        loading = (
+            f"from transformers import {auto}\nfrom peft import PeftModel\n\n"
+            f'base = {auto}.from_pretrained("BASE_MODEL")\n'
+            'model = PeftModel.from_pretrained(base, "DIR")\n'
+        )
+    else:
+        loading = (
+            f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("DIR")\n\n'
+            'import mmsrec_jax\n\nmodel = mmsrec_jax.load("DIR")\n'
+        )
+    name = read_json(base / "config.json").get("_name_or_path") or config["model"]["path"]
+    card = Card(
+        step,
+        "peft" if adapter_only else "transformers",
+        str(name),
+        license,
+        _data(workdir),
+        loading,
+        "text-generation" if text_only else "image-text-to-text",
+    )
+    return card.text(model_card.table_of(workdir))
 
 
 class _Trained:

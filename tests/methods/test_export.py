@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import step_records
 from flax import nnx
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
@@ -80,6 +81,32 @@ def test_the_processor_keeps_the_bound_that_the_run_had(tmp_path):
             theirs = Qwen2VLImageProcessorPil.from_pretrained(workdir / out)
             grid = theirs(Image.new("RGB", (90, 50)), return_tensors="np")["image_grid_thw"][0, 1:]
             assert found.grid(50, 90) == tuple(grid)
+
+
+def test_a_model_card_that_the_hub_reads_and_no_stray_files(adapted, tmp_path):
+    workdir = Path(shutil.copytree(adapted[0], tmp_path / "run"))
+    table = [{"system": "mmsrarec", "protocol": "full", "users": 9, "ndcg@10": 0.25}]
+    (workdir / "table.json").write_text(json.dumps(table))
+    export(workdir, tmp_path / "whole", merge=True, license="apache-2.0")
+    export(workdir, tmp_path / "adapters", adapter_only=True)
+    whole, adapters = (
+        ModelCard.load(tmp_path / name / "README.md") for name in ("whole", "adapters")
+    )
+    assert whole.data.license == "apache-2.0" and whole.data.library_name == "transformers"
+    assert whole.data.pipeline_tag == "image-text-to-text"
+    assert "| mmsrarec | full | 9 | 0.2500 |" in whole.text
+    assert 'mmsrec_jax.load("DIR")' in whole.text and str(tmp_path) not in whole.text
+    assert adapters.data.library_name == "peft" and adapters.data.license is None
+    assert "license is not set" in adapters.text and str(tmp_path) not in adapters.text
+    for name in ("whole", "adapters"):
+        known = {"README.md", "config.json", "adapter_config.json", "generation_config.json"}
+        found = {path.name for path in (tmp_path / name).iterdir()} - known
+        assert found <= {
+            "model.safetensors", "adapter_model.safetensors", "tokenizer.json",
+            "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja",
+        }  # fmt: skip
+    with pytest.raises(UserError, match="sequential recommender: leave --merge"):
+        export(workdir, tmp_path / "other", step="sasrec", merge=True)
 
 
 def test_flags_that_do_not_fit_the_step(adapted, full, tmp_path):
