@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmsrec_jax.data import atomic, atomic_table, images, item_features, item_lines, store
+from mmsrec_jax.data import atomic, images, item_features, item_lines, store
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.evaluation.comparison import external
 from mmsrec_jax.runtime import reading
@@ -237,7 +237,7 @@ def test_both_a_file_and_its_archive(tmp_path):
 
 @pytest.mark.parametrize("content", [b"u\ta\t1\n", b"x" * 1000, b"\n", b"\0"])
 def test_an_archive_that_unpacks_to_far_more(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_table, "_ALWAYS_ALLOWED", 1 << 22)
+    monkeypatch.setattr(reading, "_ALWAYS_UNPACKED", 1 << 22)
     root = shop(tmp_path)
     (root / "shop.inter").unlink()
     with gzip.open(root / "shop.inter.gz", "wb") as file:
