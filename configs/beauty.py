@@ -3,6 +3,9 @@ sequential models beside.
 
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
+    python launch/train.py --config=configs/beauty.py --config.data.root=DIR/amazon2014 \\
+        --config.data.source=amazon_reviews_2014/Beauty \\
+        --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
     python launch/train.py --config=configs/beauty.py:mllm_srec --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-srec
@@ -11,8 +14,9 @@ sequential models beside.
     python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-molar
 
-DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg (RecBole atomic files made from
-the Amazon review data of 2014: reviews, titles and descriptions of the metadata, product images).
+DIR/amazon2014 holds reviews_Beauty_5.json.gz and meta_Beauty.json.gz as they were published, and
+images/<asin>.jpg where there are any (docs/data.md); all other commands take the same two flags.
+DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg, RecBole atomic files.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,9 @@
 
     python launch/train.py --config=configs/microlens.py --config.data.root=DIR/microlens-50k \\
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/microlens
+    python launch/train.py --config=configs/microlens.py --config.data.root=DIR/MicroLens-50k \\
+        --config.data.source=microlens/50k \\
+        --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/microlens
     python launch/train.py --config=configs/microlens.py:small \\
         --config.data.root=DIR/microlens-50k --config.model.path=DIR/SmolLM2-135M-Instruct \\
         --workdir=runs/microlens-small
@@ -9,7 +12,8 @@
         --config.data.root=DIR/microlens-50k --workdir=runs/microlens-sasrec
 
 DIR/microlens-50k holds microlens-50k.inter[.gz], microlens-50k.item with the columns item_id and
-title, and images/<item_id>.jpg, the covers. The core of users and items is the paper's: 25,411
+title, and images/<item_id>.jpg, the covers. DIR/MicroLens-50k holds the published files and the
+folder of covers (docs/data.md). The core of users and items is the paper's: 25,411
 users and 11,896 items are left. `small` is for one GPU and minutes: titles without covers, 5,000
 of the test users.
 """

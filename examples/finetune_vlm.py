@@ -10,8 +10,6 @@ A line of pairs.jsonl, or a row of pairs.csv with these columns, is a pair:
 Leaves the adapters in OUT/adapters, in peft's format. Started again, it goes on where it stopped.
 """
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +24,19 @@ from mmsrec_jax.inputs.example import Example
 from mmsrec_jax.models import lora
 from mmsrec_jax.prompts import Chat
 from mmsrec_jax.prompts.templates import IMAGE
-from mmsrec_jax.runtime import sharding, startup
+from mmsrec_jax.runtime import reading, sharding, startup
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.training import sft
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder of the images.")
 _TEXTS = flags.DEFINE_string("texts", None, "Pairs, .jsonl or .csv.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
-_STEPS = flags.DEFINE_integer("steps", 500, "Updates.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Peak; a cosine to a tenth follows.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Packed rows of an update.")
-_LENGTH = flags.DEFINE_integer("length", 2048, "Tokens of a row, which holds several pairs.")
-_PATCHES = flags.DEFINE_integer("patches", 8192, "Vision patches of a row.")
+_STEPS = flags.DEFINE_integer("steps", 500, "Updates.", 1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Peak; a cosine to a tenth follows.", 0)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Packed rows of an update.", 1)
+_LENGTH = flags.DEFINE_integer("length", 2048, "Tokens of a row, of several pairs.", 1)
+_PATCHES = flags.DEFINE_integer("patches", 8192, "Vision patches of a row.", 1)
 _DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of computation and of the frozen weights.")
 
 
@@ -53,15 +52,30 @@ class Pairs:
 
     def example(self, row: int, draw: int) -> Example:
         pair, chat = self.pairs[row], self.chat
-        picture = self.processor.patchify(images.decode((self.folder / pair["image"]).read_bytes()))
+        picture = self.processor.patchify(read_image(self.folder, pair))
         question = chat.head + IMAGE + chat.clean(pair["question"]) + chat.middle
         answer = np.append(chat.ids(chat.clean(pair["answer"])), chat.stop_id)
         return example.sequence(chat.encode(question, [picture]), answer, index=row)
 
 
+def read_image(folder: Path, pair: dict[str, str]) -> np.ndarray:
+    path = folder / pair["image"]
+    try:
+        return images.decode(reading.read_bytes(path, most=images.LARGEST_FILE, within=folder))
+    except images.ImageError as error:
+        raise UserError(f"{path}: no image ({error})") from error
+
+
 def read_pairs(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file))
+    found = reading.csv_rows(path) if path.suffix == ".csv" else reading.json_lines(path)
+    names, pairs = ("image", "question", "answer"), []
+    for where, row in found:
+        if not (isinstance(row, dict) and all(isinstance(row.get(n), str) for n in names)):
+            raise UserError(f"{where}: give texts named {', '.join(names)}")
+        pairs.append({name: row[name] for name in names})
+    if not pairs:
+        raise UserError(f"{path}: holds no pairs")
+    return pairs
 
 
 def main(_: list[str]) -> None:
@@ -94,8 +108,8 @@ def main(_: list[str]) -> None:
         out / "adapters", exporting.adapters_of(model), Path(_MODEL.value),
         dtype="float32", base_name=str(Path(_MODEL.value).resolve()),
     )  # fmt: skip
-    first = images.decode((folder / pairs[0]["image"]).read_bytes())
-    print(mmsrec_jax.generate(model, tokens, [pairs[0]["question"]], [[first]])[0])
+    first = pairs[0]
+    print(mmsrec_jax.generate(model, tokens, [first["question"]], [[read_image(folder, first)]])[0])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mmsrec_jax.runtime import startup
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
 _HISTORY = flags.DEFINE_list("history", None, "Raw item ids, oldest first.")
 _CANDIDATES = flags.DEFINE_list("candidates", None, "Raw item ids; without them the catalog.")
-_TOP = flags.DEFINE_integer("top", 10, "Items to show.")
+_TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1)
 
 
 def main(_: list[str]) -> None:

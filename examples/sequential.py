@@ -16,7 +16,7 @@ from mmsrec_jax.sequential.sasrec import SASRecSettings
 
 _ROOT = flags.DEFINE_string("root", None, "Folder of NAME.inter and NAME.item.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/sequential", "Where checkpoints and weights go.")
-_STEPS = flags.DEFINE_integer("steps", 2000, "Updates at most; validation stops earlier.")
+_STEPS = flags.DEFINE_integer("steps", 2000, "Updates at most; validation stops earlier.", 1)
 
 
 def main(_: list[str]) -> None:

@@ -2,6 +2,7 @@
 
     pip install "jax[tpu]"   # the compiler; no TPU is needed
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
+    python launch/compile.py --config=configs/beauty.py:mllm_srec --topology=v5e:8x8
     python launch/compile.py --config=configs/beauty.py:cached --topology=v5e:8x8 \\
         --steps=cached,catalog --model=qwen2.5-vl-3b --config.mesh.fsdp=64 \\
         --config.cached.num_users=64   # also the memory of stored keys and values of 1M items
@@ -9,8 +10,9 @@
         --model=qwen2.5-vl-32b --config.mesh.data=2 --config.mesh.fsdp=-1 \\
         --config.sft.batch_size=128 --steps=sft --out=sft.json
 
-Only shapes are used, no weights: --model is a folder with a config.json or a published name. Exit
-status 1 when a step does not fit into the memory of a device.
+Only shapes are used, no weights: --model is a folder with a config.json or a published name. When a
+step does not fit into the memory of a device, changes of the config are compiled too (at most
+--tries), and a paragraph names the cheapest that fits; the exit status is 1.
 """
 
 import os
@@ -24,14 +26,15 @@ from mmsrec_jax.runtime import startup
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e), h100:1x1x8 or cpu:8."
+    "topology", None, "Chips: v5e:8x8 (also v4, v5p, v6e, tpu7x), h100:1x1x8 or cpu:8."
 )
 _SLICES = flags.DEFINE_integer(
     "slices", 1, "Slices of that topology, on the slower network.", 1, 1024
 )
 _STEPS = flags.DEFINE_list(
-    "steps", ["sft", "grpo", "rollout", "rank"], "Of the method; also cached, catalog."
-)
+    "steps", [], "Those to compile: sft, grpo, rollout, rank, cached, catalog, visual_answers, "
+    "item_texts, writer, preferences. By default what the method and its forms need."
+)  # fmt: skip
 _MODEL = flags.DEFINE_string("model", "", "A folder with a config.json, or a published name.")
 _HBM_GIB = flags.DEFINE_float(
     "hbm_gib", None, "Memory of a device, by default the chip's.", 0.001, 1_000_000.0
@@ -39,6 +42,10 @@ _HBM_GIB = flags.DEFINE_float(
 _QUICK = flags.DEFINE_bool(
     "quick", False, "Compile in half the time or less: the network is nearly the same, memory can "
     "be 30% less than training will need, traffic through HBM is more.",
+)  # fmt: skip
+_TRIES = flags.DEFINE_integer(
+    "tries", 6, "Changes that are compiled at most to find one by which a step fits that does not.",
+    0, 100,
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
 
@@ -59,6 +66,7 @@ def main(argv: list[str]) -> int:
         steps=_STEPS.value,
         hbm_gib=_HBM_GIB.value,
         quick=_QUICK.value,
+        tries=_TRIES.value,
         out=Path(_OUT.value) if _OUT.value else None,
     )
     return 0 if fits else 1

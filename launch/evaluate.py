@@ -1,10 +1,12 @@
-"""Compares the systems of finished runs, user by user.
+"""Compares the systems of finished runs, user by user; makes the page of a run again.
 
     python launch/evaluate.py --compare runs/a runs/b --baseline=sasrec --out=runs/comparison
     python launch/evaluate.py --compare runs/a --external=ease=ease.parquet
+    python launch/evaluate.py --page runs/a runs/b
 
-Prints every metric with paired-bootstrap intervals of the difference to the baseline, and writes
-CSV, JSON, LaTeX and a plot.
+--compare prints every metric with paired-bootstrap intervals of the difference to the baseline, and
+writes CSV, JSON, LaTeX, a plot and a page, comparison.html. --page writes report.html in each run's
+folder, as launch/train.py does after every step, from what lies there.
 """
 
 from pathlib import Path
@@ -18,6 +20,7 @@ from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
 
 _COMPARE = flags.DEFINE_bool("compare", False, "Compare the workdirs that are named.")
+_PAGE = flags.DEFINE_bool("page", False, "Make the page of each workdir that is named.")
 _BASELINE = flags.DEFINE_string("baseline", "popularity", "System that differences are taken to.")
 _K = flags.DEFINE_list("k", ["1", "5", "10", "20"], "Cut-offs of the metrics.")
 _TIES = flags.DEFINE_enum(
@@ -38,10 +41,23 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.", 0, MAX_SEED)
 
 def main(argv: list[str]) -> None:
     runs = [Path(name) for name in argv[1:]]
-    if not (_COMPARE.value and runs):
-        raise UserError("nothing to compare: say --compare RUN_A RUN_B ...")
+    if not ((_COMPARE.value or _PAGE.value) and runs):
+        raise UserError("nothing to compare: say --compare RUN_A RUN_B ..., or --page RUN ...")
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
+    if _PAGE.value:
+        from mmsrec_jax.methods import page
+
+        for run in runs:
+            print(printable_lines(str(page.write(run))))
+    if _COMPARE.value:
+        _compare(runs)
+
+
+def _compare(runs: list[Path]) -> None:
     from mmsrec_jax.evaluation.comparison import compare
+    from mmsrec_jax.pages import compare_page
+
+    out = Path(_OUT.value) if _OUT.value else runs[0] / "comparison"
 
     found = compare.run(
         runs,
@@ -51,8 +67,9 @@ def main(argv: list[str]) -> None:
         resamples=_BOOTSTRAP.value,
         seed=_SEED.value,
         external_files=_EXTERNAL.value,
-        out=Path(_OUT.value) if _OUT.value else runs[0] / "comparison",
+        out=out,
     )
+    compare_page.write(out, runs)
     print(printable_lines(found))
 
 

@@ -2,23 +2,31 @@
 
     python launch/recommend.py --workdir=runs/quickstart --user=u00012
     python launch/recommend.py --workdir=runs/quickstart --history=i0007,i0023 --top=5 --json
+    python launch/recommend.py --workdir=runs/quickstart --user=u00012 --html=u00012.html
     python launch/recommend.py --workdir=runs/quickstart --user=u00012 --add=new.jsonl
 
 It prints the history, the items of similar users that the model has read, and ranked items with
-their scores, keywords and the paths of their pictures. Items of the history are left out. --add
-names new items, which can be recommended without training: lines like
+their scores, keywords and the paths of their pictures. Items of the history are left out. A run of
+MLLM-SRec first writes the texts about the history that are not there yet, one window for a new
+interaction at most; the answer shows them.
+
+--add names new items, which a run of MMSRARec recommends without training: lines like
 {"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
 The answer goes to standard output, everything else to standard error.
 """
 
+import shlex
+import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.printable import printable_lines
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of MMSRARec.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
+)
 _USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
 _HISTORY = flags.DEFINE_list(
     "history", None, "In place of --user: raw item ids, oldest first, of a user in no data."
@@ -35,24 +43,33 @@ _FORM = flags.DEFINE_enum(
     "form", None, ["joint", "cached"], "Form of stage 3, of a run with several; else its first."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_HTML = flags.DEFINE_string("html", None, "File of a page with pictures to write too.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
 def main(argv: list[str]) -> None:
     startup.no_arguments(argv)
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
-    from mmsrec_jax.methods import recommending
+    from mmsrec_jax.methods import answer_page, recommending
+    from mmsrec_jax.pages import document
 
-    answer = recommending.answer(
+    times = recommending.numbers(_TIMES.value)
+    asked = recommending.opened(
         Path(_WORKDIR.value).resolve(),
-        user=_USER.value,
-        history=_HISTORY.value,
-        times=_TIMES.value,
-        now=_NOW.value,
-        top=_TOP.value,
         added=Path(_ADD.value) if _ADD.value else None,
         form=_FORM.value,
     )
+    answer = asked.recommend(
+        user=_USER.value,
+        history=_HISTORY.value,
+        times=times,
+        now=_NOW.value,
+        top=_TOP.value,
+    )
+    if _HTML.value:
+        page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
+        document.write(Path(_HTML.value), page)
+        logging.info("%s: the page", _HTML.value)
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
 
 

@@ -23,11 +23,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each step.")
 _STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluation.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
+_JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", processes.JOIN_SECONDS, "Of several processes: wait so long for all.", 1, 86_400
+)
 
 
 def main(argv: list[str]) -> None:
     startup.no_arguments(argv)
-    processes.initialize()
+    processes.initialize(_JOIN_SECONDS.value)
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     interruption.watch()

@@ -2,13 +2,19 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Most of the time goes into compiling programs that run once or a few times.
+# Most of the time goes into compiling programs that run once or a few times, the same ones in many
+# files: workers and the processes that tests start share them until the tests are over.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    _compiled = tempfile.TemporaryDirectory(prefix="mmsrec_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 from absl import flags

@@ -1,11 +1,11 @@
-"""What a run knows of a user when a target was chosen, as arguments of `Scorer.scores`."""
+"""What a run knows of a user when a target was chosen, as arguments of `RunScorer.scores`."""
 
 from typing import Any
 
-from mmsrec_jax.methods.scorer import Scorer
+from mmsrec_jax.methods.scorer import RunScorer
 
 
-def before(scorer: Scorer, user: int, position: int) -> dict[str, Any]:
+def before(scorer: RunScorer, user: int, position: int) -> dict[str, Any]:
     """Of the interactions before `position`, and the time of the one there, where there is one."""
     histories = scorer.histories
     times = histories.times(user).tolist()

@@ -238,6 +238,8 @@ def test_a_model_that_reads_the_clock_asks_for_times(monkeypatch):
     run = _recommend._open(Path("runs/shop"), "fingerprint")
     monkeypatch.setattr(run.recommender, "uses_times", True)
     with pytest.raises(UserError, match="sasrec reads the clock: give times"):
+        _recommend._scores(run, np.array([1, 2]), None)
+    with pytest.raises(UserError, match="times: 1 for 2 items"):
         _recommend._scores(run, np.array([1, 2]), [1.6e9])
     _recommend._open.cache_clear()
 

@@ -13,15 +13,17 @@ from mmsrec_jax.runtime.settings import as_dict, from_record
 
 
 def open_dataset(path: str | Path, **settings: Any) -> Dataset:
-    """Catalog, histories and split of a folder of RecBole atomic files, or of a run.
+    """Catalog, histories and split of a folder of raw files, or of a run.
 
-    A folder of atomic files is read, filtered and split as the step `data` of a run does it, in
-    memory; images are read when they are asked for. Of a run it is what that step stored.
+    A folder of RecBole atomic files, or of a publisher's files with `source`, is read, filtered and
+    split as the step `data` of a run does it, in memory; images are read when they are asked for.
+    Of a run it is what that step stored.
 
     Args:
-      path: folder of NAME.inter, NAME.item and images/<item_id>.jpg, or a run's workdir.
-      settings: of atomic files, fields of `data.build.DataSettings`: `user_core=5`,
-        `split="leave_one_out"`, `category_field=None`, ...
+      path: folder of NAME.inter, NAME.item and images/<item_id>.jpg, or of a publisher's files, or
+        a run's workdir.
+      settings: of raw files, fields of `data.build.DataSettings`: `user_core=5`,
+        `split="leave_one_out"`, `source="amazon_reviews_2014/Beauty"`, ...
 
     Raises:
       UserError: no such folder, a file that cannot be read, an unknown setting, or settings for a
@@ -45,11 +47,11 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
         return of_run(path)
-    choices = as_dict(DataSettings()).keys() - {"source", "root", "toyshop"}
+    choices = as_dict(DataSettings()).keys() - {"root", "toyshop"}
     for name in settings:
         choose_name(name, choices, what="setting")
     record = as_dict(DataSettings()) | {"root": str(path)} | settings
-    return build.open_atomic(from_record(DataSettings, record, "open_dataset"))
+    return build.read(from_record(DataSettings, record, "open_dataset")).dataset
 
 
 def of_run(workdir: Path) -> Dataset:

@@ -10,7 +10,8 @@ import numpy as np
 from mmsrec_jax.api import _dataset
 from mmsrec_jax.data.records import Catalog, Dataset
 from mmsrec_jax.methods import recorded
-from mmsrec_jax.methods.scorer import Scorer, item_indices
+from mmsrec_jax.methods.recommending import open_scorer
+from mmsrec_jax.methods.scorer import RunScorer, checked_times, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import check_number
@@ -37,8 +38,8 @@ def recommend(
     """The items that a finished run ranks first after a history, best first.
 
     Without candidates the whole catalog is ranked, without the items of the history: by the run's
-    MMSRARec model where items are cached (`config.forms`), else by its sequential recommender. With
-    candidates the MMSRARec model ranks them by logit(yes) - logit(no). The weights of the last run
+    MLLM where items are cached (`config.forms`), else by its sequential recommender. With
+    candidates the MLLM ranks them by logit(yes) - logit(no). The weights of the last run
     that was asked stay in memory.
 
     Args:
@@ -75,7 +76,7 @@ def recommend(
         scorer = _scorer(workdir.resolve(), fingerprint)
         catalog = scorer.catalog
         past = item_indices(catalog, history, "history")
-        typed = scorer.typed(past, times, clock_is_read=scorer.config.use.retrieval)
+        typed = scorer.typed(past, times, clock_is_read=scorer.reads_neighbors)
         scores = scorer.catalog_margins(typed, scorer.neighbors(typed))
     else:
         run = _open(workdir.resolve(), fingerprint)
@@ -123,22 +124,22 @@ def _open(workdir: Path, fingerprint: str) -> _Run:
 
 
 @functools.lru_cache(maxsize=1)
-def _scorer(workdir: Path, fingerprint: str) -> Scorer:
-    """As `_open`, of the run's MMSRARec model."""
+def _scorer(workdir: Path, fingerprint: str) -> RunScorer:
+    """As `_open`, of the run's MLLM."""
     del fingerprint
-    return Scorer(workdir)
+    return open_scorer(workdir)
 
 
 def _scores(run: _Run, past: np.ndarray, times: Sequence[float] | None) -> np.ndarray:
     """float32[items]."""
     recommender, clock = run.recommender, None
     if recommender.uses_times and run.dataset.histories.clock:
-        if times is None or len(times) != len(past):
+        if times is None:
             raise UserError(
                 f"{recommender.name} reads the clock: give times, seconds since 1970, one for each "
                 "item of the history"
             )
-        clock = np.asarray(times, np.float64)[None]
+        clock = checked_times(times, len(past))[None]
     return np.asarray(recommender.scores(past[None], clock))[0]
 
 

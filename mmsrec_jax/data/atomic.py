@@ -4,7 +4,7 @@ Tab-separated UTF-8 with a header of `name:type`, type one of token, token_seq, 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,76 +12,10 @@ import numpy as np
 
 from mmsrec_jax.data import filters
 from mmsrec_jax.data.atomic_table import Table
-from mmsrec_jax.data.images import LARGEST_FILE
-from mmsrec_jax.data.records import Histories, Item, are_positions
+from mmsrec_jax.data.column_items import ColumnItems, image_files
+from mmsrec_jax.data.records import Histories, are_positions
 from mmsrec_jax.data.report import Report, describe
-from mmsrec_jax.runtime import reading
-from mmsrec_jax.runtime.errors import UserError, first_line
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # in order of preference
-
-
-class AtomicItems:
-    """The items in file order, images read from disk one by one as they are asked for."""
-
-    def __init__(
-        self,
-        ids: list[str],
-        text: dict[str, list[str]],
-        category: list[str] | None,
-        attributes: dict[str, list[str]],
-        images: dict[str, Path],
-    ):
-        self.ids = ids
-        self._text = text
-        self._category = category
-        self._attributes = attributes
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, i: int) -> Item:
-        id = self.ids[i]
-        return Item(
-            id=id,
-            text={name: column[i] for name, column in self._text.items() if column[i]},
-            image=self._image(id),
-            category=(self._category[i] or None) if self._category else None,
-            attributes={name: column[i] for name, column in self._attributes.items() if column[i]},
-        )
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[i] for i in range(len(self)))
-
-    def _image(self, id: str) -> bytes | None:
-        path = self._images.get(id)
-        if path is None:
-            return None
-        return reading.read_bytes(path, most=LARGEST_FILE, within=path.parent)
-
-    @property
-    def has_image(self) -> np.ndarray:
-        """bool[N]: a file exists, sound or not."""
-        return np.array([id in self._images for id in self.ids], dtype=bool)
-
-    def image_name(self, id: str) -> str:
-        """The image file of an item, for messages."""
-        return str(self._images[id])
-
-    def select(self, kept: np.ndarray) -> "AtomicItems":
-        """The items at the indices `kept`, in that order."""
-
-        def take(column: list[str]) -> list[str]:
-            return [column[i] for i in kept.tolist()]
-
-        return AtomicItems(
-            take(self.ids),
-            {name: take(column) for name, column in self._text.items()},
-            take(self._category) if self._category else None,
-            {name: take(column) for name, column in self._attributes.items()},
-            self._images,
-        )
+from mmsrec_jax.runtime.errors import UserError
 
 
 def read(
@@ -92,7 +26,7 @@ def read(
     attribute_fields: Sequence[str] = (),
     text_fields: Sequence[str] | None = None,
     images_root: str | Path | None = None,
-) -> tuple[AtomicItems, Histories, Report]:
+) -> tuple[ColumnItems, Histories, Report]:
     """Reads the data set in the folder `root`, whose files are called as the folder.
 
     Without a timestamp column the order of the file is the order in time. Without an `.item` file
@@ -111,11 +45,11 @@ def read(
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of atomic files")
     report = Report(source=str(root))
-    inter_path = _find(root, "inter")
+    inter_path = find(root, "inter")
     if inter_path is None:
         raise UserError(f"{root}: neither {root.name}.inter nor {root.name}.inter.gz is here")
     inter = Table(inter_path, required=("user_id", "item_id"))
-    item_path = _find(root, "item")
+    item_path = find(root, "item")
     if item_path is None:
         ids, columns, ordered_text = [], {}, []
         named = [category_field, *attribute_fields, *(text_fields or ())]
@@ -135,13 +69,13 @@ def read(
     bare = len(items) - len(ids)
     columns = {name: column + [""] * bare for name, column in columns.items()}
     if images_root is None:
-        images = _image_files(root / "images", within=root)
+        images = image_files(root / "images", within=root)
     else:
-        images = _image_files(Path(images_root), within=None)
+        images = image_files(Path(images_root), within=None)
     if images_root is not None and not images:
         raise UserError(f"{images_root}: no images <item_id>.jpg, .jpeg, .png or .webp here")
     report.note("image files of no item, unused", len(images.keys() - set(items)))
-    catalog = AtomicItems(
+    catalog = ColumnItems(
         items,
         {name: columns[name] for name in ordered_text},
         columns[category_field] if category_field else None,
@@ -171,44 +105,17 @@ def _histories(inter: Table, ids: list[str], report: Report) -> tuple[list[str],
     histories = Histories.from_rows(users, user_of_row, items, times, ratings, clock=has_times)
     if not has_times:
         report.note("interactions without timestamp: file order is taken as time", len(items))
-        positions = np.arange(len(items)) - np.repeat(histories.offsets[:-1], histories.lengths)
-        histories = replace(histories, timestamps=positions)
+        histories = histories.by_position()
     elif are_positions(histories):
         report.note("timestamps are positions in the history, not times", len(items))
         histories = replace(histories, clock=False)
     return ids + bare, histories
 
 
-def _find(root: Path, suffix: str) -> Path | None:
+def find(root: Path, suffix: str) -> Path | None:
+    """The file NAME.suffix or NAME.suffix.gz of the folder NAME; UserError when both are there."""
     names = (f"{root.name}.{suffix}", f"{root.name}.{suffix}.gz")
     found = [root / name for name in names if os.path.lexists(root / name)]
     if len(found) > 1:
         raise UserError(f"{root}: both {names[0]} and {names[1]} are here; remove one of them")
     return found[0] if found else None
-
-
-def _image_files(folder: Path, within: Path | None) -> dict[str, Path]:
-    """item id -> file; `within` as in `reading.open_regular`."""
-    if not os.path.lexists(folder):
-        return {}
-    found: dict[str, Path] = {}
-    try:
-        if within is not None and not folder.resolve().is_relative_to(within):
-            raise UserError(
-                f"{folder}: a link that leaves the data set; give the folder that it leads to as "
-                "config.data.images_root"
-            )
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                stem, suffix = os.path.splitext(entry.name)
-                if suffix.lower() not in _IMAGE_SUFFIXES:
-                    continue
-                path = folder / entry.name
-                if not entry.is_file(follow_symlinks=False):
-                    reading.check_regular(path, within=folder)
-                rank = _IMAGE_SUFFIXES.index(suffix.lower())
-                if stem not in found or rank < _IMAGE_SUFFIXES.index(found[stem].suffix.lower()):
-                    found[stem] = path
-    except OSError as error:
-        raise UserError(f"{folder}: the images cannot be listed ({first_line(error)})") from error
-    return found

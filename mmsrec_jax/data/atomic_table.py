@@ -1,7 +1,5 @@
 """The columns of one atomic file: read at once, and what is wrong named by its line."""
 
-import gzip
-import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +16,6 @@ from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.reading import LONGEST_LINE
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
-_MOST_EXPANDED = 200  # unpacked bytes for a byte of gzip; rows of interactions have 3 to 10 ...
-_ALWAYS_ALLOWED = 1 << 28  # ... counted from so many bytes on
 
 
 class Table:
@@ -43,7 +39,7 @@ class Table:
             ),
         }
         try:
-            with _unpacked(path) as stream:
+            with _source(path) as stream:
                 self._table = pa.csv.read_csv(stream, **options)
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             for _ in _lines(path, len(self.names)):  # raises where the damage is
@@ -101,16 +97,25 @@ class Table:
         row = next(row for row, cell in enumerate(cells) if is_bad(cell))
         self._blame_row(row, f"{name} {reading.shown(cells[row])} {problem}")
 
-    def _blame_row(self, row: int, problem: str) -> NoReturn:
+    def lines(self, rows: Sequence[int]) -> list[int]:
+        """Where in the file these rows stand, given in ascending order."""
+        found: list[int] = []
         for number, (line, _) in enumerate(_lines(self._path, len(self.names))):
-            if number == row:
-                raise UserError(f"{self._path}:{line}: {problem}")
-        raise UserError(f"{self._path}: row {row + 1}: {problem}")
+            if len(found) == len(rows):
+                break
+            if number == rows[len(found)]:
+                found.append(line)
+        return found
+
+    def _blame_row(self, row: int, problem: str) -> NoReturn:
+        line = next(iter(self.lines([row])), None)
+        where = f"{self._path}:{line}" if line else f"{self._path}: row {row + 1}"
+        raise UserError(f"{where}: {problem}")
 
 
 def _header(path: Path) -> list[str]:
     try:
-        with _open_bytes(path) as stream:
+        with reading.open_unpacked(path, within=path.parent) as stream:
             raw = _line(stream, path, 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
@@ -133,7 +138,7 @@ def _header(path: Path) -> list[str]:
 def _lines(path: Path, columns: int) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every data row; the slow reader, to find what is wrong where."""
     try:
-        with _open_bytes(path) as stream:
+        with reading.open_unpacked(path, within=path.parent) as stream:
             number = 0
             while raw := _line(stream, path, number := number + 1):
                 cells = _text(raw, path, number).split("\t")
@@ -156,44 +161,10 @@ def _line(stream: BinaryIO, path: Path, number: int) -> bytes:
     return raw
 
 
-def _open_bytes(path: Path) -> BinaryIO:
+def _source(path: Path) -> "pa.NativeFile | BinaryIO":
     if path.suffix == ".gz":
-        return io.BufferedReader(_Unpacked(path))
-    return reading.open_regular(path, within=path.parent)
-
-
-def _unpacked(path: Path) -> "pa.NativeFile | _Unpacked":
-    return _Unpacked(path) if path.suffix == ".gz" else pa.input_stream(str(path))
-
-
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds. Raises UserError once it is far more than any data set's would be."""
-
-    def __init__(self, path: Path):
-        self._path, self._size, self._count = path, path.stat().st_size, 0
-        self._stream = gzip.GzipFile(fileobj=reading.open_regular(path, within=path.parent))
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._stream.read(LONGEST_LINE if size < 0 else size)
-        self._count += len(data)
-        if self._count > max(_ALWAYS_ALLOWED, _MOST_EXPANDED * self._size):
-            raise UserError(
-                f"{self._path}: unpacks to more than {self._count:,} bytes, "
-                f"{self._count // self._size} times its size; is it what it should be?"
-            )
-        return data
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
+        return reading.open_unpacked(path, within=path.parent)
+    return pa.input_stream(str(path))
 
 
 def _text(raw: bytes, path: Path, line: int) -> str:

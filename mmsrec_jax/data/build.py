@@ -1,14 +1,19 @@
 """From settings to a prepared data set: read or generate, filter, split, store, report."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
+from mmsrec_jax.data.column_items import ColumnItems
+from mmsrec_jax.data.published import catalog as published
+from mmsrec_jax.data.published import read as published_read
+from mmsrec_jax.data.published.source import Source
 from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
@@ -29,10 +34,12 @@ class DataSettings(Section):
 
     source: str = setting(
         "atomic",
-        "RecBole atomic files in the folder `root`, or the generated toyshop.",
-        choices=("atomic", "toyshop"),
+        "`atomic`: RecBole files in `root`; `toyshop`: generated; or a published data set whose "
+        "files are in `root`, such as `amazon_reviews_2014/Beauty` (docs/data.md).",
     )
-    root: str = setting("", "Folder of NAME.inter[.gz], NAME.item and images/<item_id>.jpg.")
+    root: str = setting(
+        "", "Folder of NAME.inter[.gz], NAME.item and images/<item_id>.jpg, or of published files."
+    )
     download_page: str = setting(
         "", "Web page of the raw data; the error names it when `root` is missing.", recorded=False
     )
@@ -78,6 +85,8 @@ class DataSettings(Section):
                 f"{name}.validation_quantile={self.validation_quantile:g}: must be below "
                 f"test_quantile={self.test_quantile:g}"
             )
+        if self.source not in ("atomic", "toyshop"):
+            published.find(self.source, f"{name}.source")
         if self.source != "toyshop":
             return
         for field in _OF_FILES:
@@ -92,20 +101,25 @@ def check(settings: DataSettings) -> None:
     """Stops early, with what to do, when the raw files are not there.
 
     Raises:
-      UserError: no folder is given, or it does not exist.
+      UserError: no folder is given, it does not exist, or a published file is not in it.
     """
-    if settings.source != "atomic":
+    if settings.source == "toyshop":
         return
-    files = "the folder of NAME.inter, NAME.item and images/"
-    page = f"; the raw data: {settings.download_page}" if settings.download_page else ""
+    source = _published(settings)
+    files = f"the files of {source.name}" if source else "NAME.inter, NAME.item and images/"
+    address = source.page if source else settings.download_page
+    page = f"; the raw data: {address}" if address else ""
     if not settings.root:
         raise UserError(
-            f"config.data.root is not set: give {files} with --config.data.root=DIR{page}"
+            f"config.data.root is not set: give the folder of {files} with "
+            f"--config.data.root=DIR{page}"
         )
     if not Path(settings.root).is_dir():
         raise UserError(
-            f"config.data.root={settings.root}: no such folder; it should be {files}{page}"
+            f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
+    if source:
+        published_read.check(source, Path(settings.root), with_items=_reads_items(settings))
 
 
 def build(settings: DataSettings, directory: Path) -> None:
@@ -114,7 +128,7 @@ def build(settings: DataSettings, directory: Path) -> None:
     Raises:
       UserError: bad input, see `atomic.read` and `splits`; or nothing is left after filtering.
     """
-    items: list[Item] | atomic.AtomicItems
+    items: list[Item] | ColumnItems
     image_name: Callable[[str], str] = str
     if settings.source == "toyshop":
         items, histories, world = toyshop.generate(settings.toyshop)
@@ -122,7 +136,7 @@ def build(settings: DataSettings, directory: Path) -> None:
         report = Report(source="toyshop, generated")
         report.read = describe(histories, len(items))
     else:
-        items, histories, report = _read_atomic(settings)
+        items, histories, report = _read_files(settings)
         image_name = items.image_name
     written = store.write(directory / _STORE, items, histories, image_name=image_name)
     catalog, histories = store.open(directory / _STORE)
@@ -133,17 +147,35 @@ def build(settings: DataSettings, directory: Path) -> None:
         logging.info("%s", line)
 
 
+class Prepared(NamedTuple):
+    """What `build` would store, in memory and not on disk. Pictures are read when they are asked
+    for, and a corrupt one is found then."""
+
+    dataset: Dataset
+    items: list[Item] | ColumnItems
+    report: Report
+
+
+def read(settings: DataSettings) -> Prepared:
+    """The data set that the settings name, read or generated, filtered and split.
+
+    Raises:
+      UserError: as `build`.
+    """
+    if settings.source == "toyshop":
+        generated, histories, _ = toyshop.generate(settings.toyshop)
+        report = Report(source="toyshop, generated")
+        report.read = describe(histories, len(generated))
+        dataset = Dataset(Catalog.from_items(generated), histories, split(settings, histories))
+        return Prepared(dataset, generated, report)
+    items, histories, report = _read_files(settings)
+    catalog = Catalog(items, np.asarray(items.ids), items.has_image)
+    return Prepared(Dataset(catalog, histories, split(settings, histories)), items, report)
+
+
 def open_built(settings: DataSettings, directory: Path) -> Dataset:
     """What `build` prepared."""
     catalog, histories = store.open(directory / _STORE)
-    return Dataset(catalog, histories, split(settings, histories))
-
-
-def open_atomic(settings: DataSettings) -> Dataset:
-    """What `build` would prepare of a folder of atomic files, in memory and not on disk. Images are
-    read when they are asked for, and a corrupt one is found then."""
-    items, histories, _ = _read_atomic(settings)
-    catalog = Catalog(items, np.asarray(items.ids), items.has_image)
     return Dataset(catalog, histories, split(settings, histories))
 
 
@@ -182,16 +214,35 @@ def split(settings: DataSettings, histories: Histories) -> Split:
 def source_files(settings: DataSettings) -> dict[str, Any]:
     """Digests of the raw files and of the folder of images (`runtime.digests`): the data is built
     again when one changes."""
-    if settings.source != "atomic":
+    if settings.source == "toyshop":
         return {}
-    root = Path(settings.root or ".")
-    paths = [path for pattern in ("*.inter*", "*.item*") for path in root.glob(pattern)]
-    found: dict[str, Any] = digests.of_inputs(filter(Path.is_file, paths), root)
-    return found | {"images": digests.of_folder(Path(settings.images_root or root / "images"))}
+    root, source = Path(settings.root or "."), _published(settings)
+    images_root = Path(settings.images_root or root / "images")
+    if source is None:
+        paths = [path for pattern in ("*.inter*", "*.item*") for path in root.glob(pattern)]
+        found: dict[str, Any] = {"images": digests.of_folder(images_root)}
+    else:
+        files = source.files if _reads_items(settings) else source.interactions.values()
+        paths = [path for file in files if (path := file.locate(root))]
+        folders = [images_root] if settings.images_root else source.image_folders(root)
+        found = {"images": {folder.name: digests.of_folder(folder) for folder in folders}}
+    return digests.of_inputs(filter(Path.is_file, paths), root) | found
 
 
-def _read_atomic(settings: DataSettings) -> tuple[atomic.AtomicItems, Histories, Report]:
-    items, histories, report = atomic.read(
+def _published(settings: DataSettings) -> Source | None:
+    """The published data set that is read; None for atomic files."""
+    return None if settings.source == "atomic" else published.find(settings.source)
+
+
+def _reads_items(settings: DataSettings) -> bool:
+    fields = (settings.category_field, *settings.attribute_fields)
+    return settings.text_fields != () or any(fields)
+
+
+def _read_files(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]:
+    source = _published(settings)
+    read = atomic.read if source is None else functools.partial(published_read.read, source)
+    items, histories, report = read(
         settings.root,
         rating_threshold=settings.rating_threshold,
         category_field=settings.category_field,

@@ -197,6 +197,11 @@ class Histories:
             ratings=None if self.ratings is None else self.ratings[keep],
         )
 
+    def by_position(self) -> "Histories":
+        """The same with positions 0, 1, 2, ... in place of timestamps."""
+        positions = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], self.lengths)
+        return replace(self, timestamps=positions, clock=False)
+
 
 def are_positions(histories: Histories) -> bool:
     """Whether every user's timestamps read 0, 1, 2, ...: an order, not times."""

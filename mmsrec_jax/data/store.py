@@ -59,8 +59,11 @@ class Written:
     fingerprint: str
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes a stream of examples in the order given."""
+class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes a stream of examples in the order given, as one file, in bounded memory.
+
+    The builders of TFDS that can shuffle hold a gigabyte, and need TensorFlow for what is larger.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -72,8 +75,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         features = tfds.features.FeaturesDict(self.features())
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
-        return {"train": self._generate_examples()}
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict]]]]]:
+        return {"train": [self._generate_examples]}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         yield from enumerate(self._examples)

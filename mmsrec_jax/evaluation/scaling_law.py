@@ -6,7 +6,6 @@ a single failed run changes little.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from scipy import stats
 from scipy.optimize import least_squares
 
 from mmsrec_jax.evaluation.report import aligned
-from mmsrec_jax.runtime import disk
+from mmsrec_jax.runtime import disk, reading
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import write_json
 from mmsrec_jax.runtime.workdir import finished
@@ -172,27 +171,29 @@ def read_compiled(file: Path, steps: int, law: Law) -> dict[str, Any]:
       UserError: the file is none of those, or the program did not fit and has no time.
     """
     try:
-        found = json.loads(file.read_text())
+        found = reading.read_json(file)
         step, devices = found["steps"]["sft"], math.prod(found["mesh"].values())
         required = (step["flops"] - step["flops_repeated"]) * devices * steps
-        seconds, peak = max(step["seconds"].values()), step["peak"]
-    except OSError as error:
-        raise UserError(f"--compiled={file}: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
+        seconds, peak = max(step["seconds"].values()), int(step["peak"])
+        if not (0 < required < math.inf and 0 < seconds < math.inf and peak > 0):
+            raise ValueError("no time, memory or operations")
+        return {
+            "name": file.stem,
+            "topology": str(found["topology"]),
+            "slices": int(found["slices"]),
+            "seconds": seconds,
+            "hbm": peak,
+            "hours": seconds * steps / 3600,
+            "flops": required,
+            "loss": float(law(required)),
+        }
+    except UserError as error:
+        raise UserError(f"--compiled={error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             f"--compiled={file} has no step sft that fits; write it with launch/compile.py "
             "--steps=sft --out=FILE"
         ) from error
-    return {
-        "name": file.stem,
-        "topology": found["topology"],
-        "slices": found["slices"],
-        "seconds": seconds,
-        "hbm": peak,
-        "hours": seconds * steps / 3600,
-        "flops": required,
-        "loss": float(law(required)),
-    }
 
 
 def study(

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -151,7 +150,7 @@ def _stored(path: Path) -> Iterator[Stored]:
             pass  # checks that the header is sound and the file as long as it says
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size), object_pairs_hook=_without_twins)
+            header = json.loads(file.read(size), object_pairs_hook=reading.without_twins)
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged or cut short, fetch it again ({first_line(error)})"
@@ -160,11 +159,3 @@ def _stored(path: Path) -> Iterator[Stored]:
         if name != "__metadata__":
             offset = 8 + size + entry["data_offsets"][0]
             yield Stored(path, name, tuple(entry["shape"]), entry["dtype"], offset)
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names differ: of two equal ones readers differ in which they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return found

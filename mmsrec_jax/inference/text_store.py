@@ -2,7 +2,8 @@
 
 A line names what its text is of (its key: an item, a user, a user and a window, ...), then whatever
 fields the writer adds, then `inputs`: the hash. A text whose hash is that of its present inputs is
-never written again; one whose inputs changed is, and takes the place of the old one.
+never written again; one whose inputs changed is, and takes the place of the old one. Last in a line
+is `check`, a hash of what is before it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from mmsrec_jax.runtime.files import write_text
 Key = int | str | tuple[int | str, ...]
 Row = dict[str, Any]
 
-_INPUTS = "inputs"
+_INPUTS, _CHECK = "inputs", "check"
 
 
 class TextStore:
@@ -36,7 +37,7 @@ class TextStore:
         `("user", "window")`. Keys are then single values, or tuples in this order.
 
     Raises:
-      UserError: a line is no JSON or lacks a field of the key.
+      UserError: a line is no JSON, or is not as it was written.
     """
 
     def __init__(self, path: Path, key: str | tuple[str, ...]):
@@ -90,13 +91,13 @@ class TextStore:
             self._put(rows[-1])
         if processes.is_main():
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.write("".join(map(_line, rows)))
 
     def compact(self) -> None:
         """Drops lines that later ones have replaced: the file is then that of a run which wrote
         every text once, in the same order."""
         if self._lines > len(self._rows):
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self))
+            write_text(self.path, "".join(map(_line, self)))
             self._lines = len(self._rows)
 
     def _put(self, row: Row) -> None:
@@ -117,12 +118,20 @@ class TextStore:
                 f"{self.path}, line {number}: no JSON object; delete the line, its text is then "
                 "written again"
             )
-        if missing := [n for n in self._names if not isinstance(row.get(n), int | str)]:
+        if row.pop(_CHECK, None) != _check(row) or not set(self._names) <= set(row):
             raise UserError(
-                f"{self.path}, line {number}: has no field {missing[0]!r} with an id; delete the "
-                "line, its text is then written again"
+                f"{self.path}, line {number}: was changed or damaged since it was written; delete "
+                "the line, its text is then written again"
             )
         return row
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row | {_CHECK: _check(row)}) + "\n"
+
+
+def _check(row: Row) -> str:
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
 
 
 def digest_of(*parts: Any) -> str:

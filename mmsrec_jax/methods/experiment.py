@@ -20,6 +20,8 @@ from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.pages import document, run_folder
+from mmsrec_jax.pages.run_page import FILE, RunPage
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import lock, processes, sharding, startup, trackers
 from mmsrec_jax.runtime.errors import UserError
@@ -91,7 +93,22 @@ class Experiment:
         startup.keep_compiled_programs(compiled or workdir / "compiled")
         tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
         with lock.only_run(workdir), tracked:
-            run_steps(workdir, steps, only)
+            experiment.run_steps(steps, only)
+
+    def run_steps(self, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
+        """Runs `steps`, or those named in `only`, and writes the run's page after each of them."""
+        page = RunPage(self.workdir, lambda: self.dataset, as_dict(Settings()))
+        names = [step.name for step in steps]
+        config, machine = as_dict(self.config), run_folder.machine()
+        processes.from_main(lambda: run_folder.begin(self.workdir, config, names))
+
+        def after(step: str) -> None:
+            run_folder.ended(self.workdir, step, machine)
+            document.attempt(page.write)
+
+        run_steps(self.workdir, steps, only, after=after)
+        if processes.is_main() and not (self.workdir / FILE).exists():
+            document.attempt(page.write)
 
     def steps(self) -> list[Step]:
         """Every step with the settings and the earlier steps that it depends on."""

@@ -20,7 +20,7 @@ kept: it is told in prompts and texts, and a disliked target is a negative (`inp
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from mmsrec_jax.methods.item_texts import TEXTS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.methods.user_texts import UserTexts
+from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import digests
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
@@ -72,6 +73,7 @@ class MLLMSRec(MLLMExperiment):
             "prompts": as_dict(c.prompts),
         }
         settings |= {"method": NAME, "forms": list(c.forms), "scoring": c.chain.scoring}
+        settings["sequential_model"] = c.sequential_model
         return [
             self.data_step(),
             *self.base_steps(),
@@ -87,7 +89,7 @@ class MLLMSRec(MLLMExperiment):
         """SFT in each form that is asked for."""
         c = self.config
         chain = {"weight": c.chain.label_weight, "file": _file_record(c.chain.file)}
-        tuned = {**tuned, "use": as_dict(c.use), "chain": chain}
+        tuned = {**tuned, "use": c.use.record(), "chain": chain}
         tuned["preferences"] = as_dict(c.preferences)
         cached = {key: value for key, value in tuned.items() if key != "sft"}
         cached |= {"cached": as_dict(c.cached), "targets": {"rows": c.sft.rows, "seed": c.sft.seed}}
@@ -157,33 +159,38 @@ class MLLMSRec(MLLMExperiment):
         """What training prompts of targets int32[n, 2] know: chains are those of a file, or what
         counting says of the last window."""
         if not self.config.use.chain:
-            return self._context(None, offers=False)
+            return self._context(self.user_texts, None, offers=False)
         path = self.config.chain.file
         given = chains.read(Path(path), self.dataset.histories) if path else {}
         found = chains.ComputedChains(self.user_texts.tastes, targets, given)
-        return self._context(found, offers=True)
+        return self._context(self.user_texts, found, offers=True)
 
     def scoring_context(
-        self, targets: np.ndarray, generated: Sequence[str] | None = None
+        self,
+        targets: np.ndarray,
+        generated: Sequence[str] | None = None,
+        texts: UserTexts | None = None,
     ) -> TasteContext:
         """What prompts of targets int32[n, 2] know when candidates are scored: chains are what the
-        model wrote of the last window, unless they are generated or absent."""
-        use, scoring = self.config.use, self.config.chain.scoring
+        model wrote of the last window, unless they are generated or absent.
+
+        texts: about other users than those of the run.
+        """
+        use, scoring, texts = self.config.use, self.config.chain.scoring, texts or self.user_texts
         found: Sequence[str] | None = None
         if use.chain and scoring == "none":
             found = [""] * len(targets)
         elif use.chain:
-            found = list(generated or self._stored_chains(targets))
-        return self._context(found, offers=use.chain and scoring != "none")
+            found = list(generated or _stored_chains(texts, targets))
+        return self._context(texts, found, offers=use.chain and scoring != "none")
 
-    def _context(self, found: Chains | None, *, offers: bool) -> TasteContext:
-        catalog, histories, split = self.dataset
-        texts, use = self.user_texts, self.config.use
+    def _context(self, texts: UserTexts, found: Chains | None, *, offers: bool) -> TasteContext:
+        use = self.config.use
         return TasteContext(
-            catalog,
-            histories,
+            self.dataset.catalog,
+            texts.histories,
             self.item_words,
-            train_end=split.train_end,
+            train_end=self.dataset.split.train_end if texts.asked is None else None,
             tastes=texts.tastes,
             preferences=texts.preferences,
             profiles=texts.profiles if use.profile else None,
@@ -192,43 +199,45 @@ class MLLMSRec(MLLMExperiment):
             token_weight=1.0 / self.config.chain.label_weight,
         )
 
-    def _stored_chains(self, targets: np.ndarray) -> list[str]:
-        """What was written of the last window before each target; "" where none has ended."""
-        texts, counts = self.user_texts.preferences, self.user_texts.tastes.windows.count
-        return [
-            texts[user, counts(position) - 1] if counts(position) else ""
-            for user, position in targets.tolist()
-        ]
-
     def generated_chains(
-        self, form: str, targets: np.ndarray, *, length: int
+        self,
+        form: str,
+        targets: np.ndarray,
+        *,
+        length: int,
+        texts: UserTexts | None = None,
+        make_model: Callable[[], MLLM] | None = None,
     ) -> Sequence[str] | None:
         """The chains that the trained model itself writes, where `config.chain.scoring` asks for
-        them; they are kept in the folder of step `evaluation`.
+        them; they are kept in the folder of step `evaluation`, or in that of `texts`.
 
-        length: of a prompt with its chain, in tokens, at most.
+        Args:
+          length: of a prompt with its chain, in tokens, at most.
+          texts: about other users than those of the run.
+          make_model: gives the trained model, where it is in memory.
         """
-        c = self.config
+        c, texts = self.config, texts or self.user_texts
         if not c.use.chain or c.chain.scoring != "generated":
             return None
-        store = TextStore(
-            self.workdir / "evaluation" / f"chains-{form}.jsonl", ("user", "position")
-        )
-        some = targets[self.user_texts.tastes.windows.count(targets[:, 1]) > 0]
+        asked = texts.asked
+        folder = self.workdir / "evaluation" if asked is None else asked.folder
+        store = TextStore(folder / f"chains-{form}.jsonl", ("user", "position"))
+        some = targets[texts.tastes.windows.count(targets[:, 1]) > 0]
         source = ChainTexts(
-            self.scoring_context(some), self.prompt_config, some,
+            self.scoring_context(some, texts=texts), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
         longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
         source.length = min(length, -(-longest // 16) * 16)  # with little padding
-        users = self.dataset.histories.users
+        users = texts.histories.users
         keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(
-            store, source, keys, lambda: self.base.trained(NAME, STEP_OF_FORM[form]),
-            self.tokenizer,
+            store, source, keys,
+            make_model or (lambda: self.base.trained(NAME, STEP_OF_FORM[form])), self.tokenizer,
             name=f"chains of the {form} form",
             decoding=Decoding(
-                batch_size=c.preferences.batch_size, patches=0,
+                batch_size=c.preferences.batch_size if asked is None else asked.batch_size,
+                patches=0,
                 max_new_tokens=c.preferences.max_new_tokens,
                 gather_weights=c.preferences.gather_weights,
             ),
@@ -323,6 +332,15 @@ class ChainItems(CachedItems):
     def add_rows(self, board: Leaderboard, name: str) -> None:
         self._trained = True
         super().add_rows(board, name)
+
+
+def _stored_chains(texts: UserTexts, targets: np.ndarray) -> list[str]:
+    """What was written of the last window before each target; "" where none has ended."""
+    written, counts = texts.preferences, texts.tastes.windows.count
+    return [
+        written[user, counts(position) - 1] if counts(position) else ""
+        for user, position in targets.tolist()
+    ]
 
 
 def _file_record(path: str) -> list[Any]:

@@ -92,7 +92,7 @@ class MMSRARec(MLLMExperiment):
         return [
             *steps,
             *self.baseline_steps(),
-            *self._form_steps({**tuned, "use": as_dict(use)}, [*base, *context]),
+            *self._form_steps({**tuned, "use": use.record()}, [*base, *context]),
             self.evaluation_step(settings, ["data", *trained]),
         ]
 

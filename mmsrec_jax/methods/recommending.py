@@ -1,9 +1,10 @@
-"""Ranked items for a user or a typed history, by a finished run of MMSRARec, and what they rest on.
+"""Ranked items for a user or a typed history, by a finished run, and what they rest on.
 
 Which items compete, and by which scores, says one `CatalogScorer`: see `Recommending.__init__`.
 """
 
 import dataclasses
+import hashlib
 import json
 import urllib.parse
 from collections.abc import Sequence
@@ -15,15 +16,17 @@ import numpy as np
 
 from mmsrec_jax.data import images, item_lines
 from mmsrec_jax.data.ids import did_you_mean
-from mmsrec_jax.data.records import Histories, Item
-from mmsrec_jax.methods import recorded
-from mmsrec_jax.methods.scorer import Scorer, item_indices
+from mmsrec_jax.data.records import Catalog, Histories, Item
+from mmsrec_jax.methods import mllm_srec, recorded
+from mmsrec_jax.methods.scorer import RunScorer, Scorer, item_indices
+from mmsrec_jax.methods.taste_scorer import TasteScorer, Told
 from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime import files, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
+_LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
 _RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
 
@@ -73,6 +76,7 @@ class Answer:
       neighbors: next items of similar users in the prompt, most similar first; none in a run
         without retrieval.
       items: best first.
+      told: texts about the history in the prompt of MLLM-SRec; None of MMSRARec.
     """
 
     user: str | None
@@ -80,6 +84,7 @@ class Answer:
     history: list[Shown]
     neighbors: list[Neighbor]
     items: list[Ranked]
+    told: Told | None = None
 
     def json(self) -> str:
         """One JSON object with the fields of this class and of its items."""
@@ -93,6 +98,11 @@ class Answer:
             lines += [
                 f"{_line(item)}  (similarity {item.similarity:.3f})" for item in self.neighbors
             ]
+        if self.told is not None:
+            lines += ["preferences, oldest window first:"]
+            lines += [f"     {text}" for text in self.told.preferences]
+            lines += [f"profile: {self.told.profile}", f"chain of thought: {self.told.chain}"]
+            lines += [f"texts of windows written for this answer: {self.told.windows_written}"]
         lines += [f"recommended by {self.scorer}:"]
         for item in self.items:
             new = ", new" if item.added else ""
@@ -141,10 +151,8 @@ class Reranked:
     """The best items of the run's sequential recommender and all new ones, by the margin that its
     MLLM gives each in the paper's joint form."""
 
-    name = "mmsrarec/rerank"
-
-    def __init__(self, scorer: Scorer):
-        self._scorer = scorer
+    def __init__(self, scorer: RunScorer):
+        self._scorer, self.name = scorer, f"{scorer.config.method}/rerank"
 
     def scores(self, query: Query) -> Scored:
         scorer, past = self._scorer, query.history.items
@@ -166,10 +174,8 @@ class Reranked:
 class WholeCatalog:
     """All items by the margin that the run's MLLM gives each from its stored keys and values."""
 
-    name = "mmsrarec/cached"
-
-    def __init__(self, scorer: Scorer):
-        self._scorer = scorer
+    def __init__(self, scorer: RunScorer):
+        self._scorer, self.name = scorer, f"{scorer.config.method}/cached"
 
     def scores(self, query: Query) -> Scored:
         scorer = self._scorer
@@ -180,7 +186,7 @@ class WholeCatalog:
         return Scored(items, margins[items], sequential[items])
 
 
-def _sequential(scorer: Scorer, query: Query) -> np.ndarray:
+def _sequential(scorer: RunScorer, query: Query) -> np.ndarray:
     """Scores of the run's sequential recommender, float32[items of the run]."""
     known = scorer.trained_part(query.history)
     scores = scorer.recommender.scores(known.items[None], known.timestamps[None])
@@ -207,12 +213,17 @@ class Recommending:
     ):
         self._workdir = Path(workdir)
         check(self._workdir)
-        self._run = Scorer(self._workdir, mesh, form)
+        self._run = open_scorer(self._workdir, mesh, form)
         by_form: dict[str, type[Reranked | WholeCatalog]] = {
             "joint": Reranked,
             "cached": WholeCatalog,
         }
         self._scorer: CatalogScorer = by_form[self._run.form](self._run)
+
+    @property
+    def catalog(self) -> Catalog:
+        """Of the run, with new items behind its own."""
+        return self._run.catalog
 
     def add(self, items: Sequence[Item]) -> None:
         """New items, which compete from now on. Nothing is trained; the run's summarizer writes
@@ -259,6 +270,7 @@ class Recommending:
             [Shown(**self._shown(item)) for item in shown],
             neighbors,
             [self._ranked(scored, place, rank) for rank, place in enumerate(order, 1)],
+            self._run.told if isinstance(self._run, TasteScorer) else None,
         )
 
     def _query(
@@ -321,11 +333,18 @@ class Recommending:
         """Path of the item's picture, which is written to the run's folder `pictures`."""
         if item.image is None:
             return None
-        name = urllib.parse.quote(item.id, safe="") + images.suffix(item.image)
-        path = self._workdir / "pictures" / name
+        path = self._workdir / "pictures" / (_file_name(item.id) + images.suffix(item.image))
         if not path.is_file() or path.read_bytes() != item.image:
             files.write_bytes(path, item.image)
         return str(path)
+
+
+def open_scorer(
+    workdir: Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
+) -> RunScorer:
+    """The MLLM of a finished run, of either method; arguments as of `RunScorer`."""
+    kind = TasteScorer if recorded.method(workdir) == mllm_srec.NAME else Scorer
+    return kind(workdir, mesh, form)
 
 
 def check(workdir: Path) -> None:
@@ -336,11 +355,6 @@ def check(workdir: Path) -> None:
         raise UserError(
             f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
         )
-    if method := recorded.method(workdir):
-        raise UserError(
-            f"{workdir}: this run is of {method}; mmsrec_jax.recommend gives items of runs with "
-            "method=mmsrarec"
-        )
     if not recorded.forms(workdir):
         raise UserError(
             f"{workdir}: this run has a sequential recommender alone; mmsrec_jax.recommend gives "
@@ -348,20 +362,10 @@ def check(workdir: Path) -> None:
         )
 
 
-def answer(
-    workdir: Path,
-    *,
-    user: str | None,
-    history: Sequence[str] | None,
-    times: Sequence[str] | None,
-    now: float | None,
-    top: int,
-    added: Path | None,
-    form: str | None,
-) -> Answer:
-    """What `launch/recommend.py` prints; arguments are those of `Recommending.recommend`.
+def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommending:
+    """What `launch/recommend.py` asks.
 
-    times: as text. added: file of new items, see `data.item_lines`. form: as of `Recommending`.
+    added: file of new items, see `data.item_lines`. form: as of `Recommending`.
     """
     check(workdir)
     startup.keep_compiled_programs(workdir / "compiled")
@@ -369,18 +373,23 @@ def answer(
     recommending = Recommending(workdir, form=form)
     if items:
         recommending.add(items)
-    return recommending.recommend(
-        user=user, history=history, times=_numbers(times), now=now, top=top
-    )
+    return recommending
 
 
-def _numbers(times: Sequence[str] | None) -> list[float] | None:
+def numbers(times: Sequence[str] | None) -> list[float] | None:
+    """The values of the flag --times. Raises UserError."""
     try:
         return None if times is None else [float(time) for time in times]
     except ValueError as error:
         raise UserError(
             f"--times: {error}; give seconds since 1970, separated by commas"
         ) from error
+
+
+def _file_name(id: str) -> str:
+    """Of an item's picture, without its end: the id, or a hash where that is too long a name."""
+    name = urllib.parse.quote(id, safe="")
+    return name if len(name) <= _LONGEST_NAME else hashlib.sha256(id.encode()).hexdigest()
 
 
 def _line(item: Shown) -> str:

@@ -9,9 +9,12 @@ from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
 from mmsrec_jax.hf.loading import ModelSettings
 from mmsrec_jax.inference.settings import SummariesSettings
+from mmsrec_jax.inputs.chains import ChainSettings
+from mmsrec_jax.inputs.tastes import PreferenceSettings
+from mmsrec_jax.methods import mllm_srec, mmsrarec
 from mmsrec_jax.methods.base_model import check_unchanged
-from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM
 from mmsrec_jax.methods.settings import Settings, UseSettings
+from mmsrec_jax.methods.user_texts import PREFERENCES, WRITER
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
@@ -19,9 +22,11 @@ from mmsrec_jax.runtime import workdir
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import S, from_record
 from mmsrec_jax.training.pairs import CachedSettings
-from mmsrec_jax.training.sft import SFTSettings, WarmupSettings
+from mmsrec_jax.training.sft import SFTSettings, WarmupSettings, WriterSettings
 
-_READ_BY_STAGE_3 = ("data", "model", "warmup", "summaries", "retrieval")
+_READ_BY_STAGE_3 = (
+    "data", "model", "warmup", "summaries", "retrieval", "item_texts", "preferences", "profiles",
+)  # fmt: skip
 
 
 def forms(folder: Path) -> tuple[str, ...]:
@@ -29,7 +34,7 @@ def forms(folder: Path) -> tuple[str, ...]:
     run without an MLLM. Raises UserError when the run has not finished."""
     record = workdir.finished(folder, "evaluation")
     inputs = workdir.inputs(folder, "evaluation")
-    if not any(step in inputs for step in STEP_OF_FORM.values()):
+    if not any(step in inputs for step in steps_of_forms(folder).values()):
         return ()
     if "forms" not in record:
         raise _other_version(UserError("config.forms is missing"))
@@ -40,6 +45,12 @@ def method(folder: Path) -> str:
     """The method of a finished run as its table names it; "" of runs that say none: MMSRARec, or a
     sequential recommender alone."""
     return workdir.finished(folder, "evaluation").get("method", "")
+
+
+def steps_of_forms(folder: Path) -> Mapping[str, str]:
+    """The step that trains each form of stage 3 in a finished run."""
+    of_srec = method(folder) == mllm_srec.NAME
+    return mllm_srec.STEP_OF_FORM if of_srec else mmsrarec.STEP_OF_FORM
 
 
 def settings(folder: Path, form: str | None = None) -> Settings:
@@ -58,7 +69,7 @@ def settings(folder: Path, form: str | None = None) -> Settings:
     form = form or trained[0]
     if form not in trained:
         raise UserError(f"{folder}: the run trained no form {form!r}, but {', '.join(trained)}")
-    step = STEP_OF_FORM[form]
+    step = steps_of_forms(folder)[form]
     tuned = workdir.finished(folder, step, same=_READ_BY_STAGE_3)
     found = Settings(
         sequential_model=evaluated["sequential_model"],
@@ -79,6 +90,8 @@ def settings(folder: Path, form: str | None = None) -> Settings:
         record = workdir.finished(folder, "warmup")
         found = dataclasses.replace(found, warmup=_read(WarmupSettings, record, "warmup"))
     workdir.finished(folder, evaluated["sequential_model"])
+    if method(folder) == mllm_srec.NAME:
+        return _with_texts(found, folder, tuned, evaluated)
     if found.use.retrieval:
         record = workdir.finished(folder, "retrieval")
         found = dataclasses.replace(found, retrieval=_read(RetrievalSettings, record, "retrieval"))
@@ -91,6 +104,24 @@ def settings(folder: Path, form: str | None = None) -> Settings:
             summarizer=_read(GRPOSettings, tuned, "summarizer"),
         )
     return found
+
+
+def _with_texts(
+    found: Settings, folder: Path, tuned: Mapping[str, Any], evaluated: Mapping[str, Any]
+) -> Settings:
+    """Beside it what MLLM-SRec reads to write texts about users."""
+    if "chain" not in tuned or "scoring" not in evaluated:
+        raise _other_version(UserError("config.chain is missing"))
+    found = dataclasses.replace(
+        found,
+        method=mllm_srec.NAME,
+        preferences=_read(PreferenceSettings, tuned, "preferences"),
+        chain=ChainSettings(scoring=evaluated["scoring"], label_weight=tuned["chain"]["weight"]),
+    )
+    if WRITER not in workdir.inputs(folder, PREFERENCES):
+        return found
+    record = workdir.finished(folder, WRITER)
+    return dataclasses.replace(found, writer=_read(WriterSettings, record, WRITER))
 
 
 def _read(cls: type[S], record: Mapping[str, Any], section: str) -> S:

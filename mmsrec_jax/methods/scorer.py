@@ -1,5 +1,6 @@
-"""Candidates for a history that someone typed, scored by the MMSRARec model of a finished run."""
+"""Candidates for a history that someone typed, scored by the MLLM of a finished run."""
 
+import abc
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from mmsrec_jax.inference.scoring import candidate_scores
 from mmsrec_jax.inputs.recommend import PromptContext
 from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.cached_items import CachedItems
-from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM, MMSRARec, joined_keywords
+from mmsrec_jax.methods.mllm import MLLMExperiment
+from mmsrec_jax.methods.mmsrarec import MMSRARec, joined_keywords
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
@@ -26,8 +29,9 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 
-class Scorer:
-    """The MMSRARec model of a finished run; weights and the knowledge base stay in memory.
+class RunScorer(abc.ABC):
+    """The MLLM of a finished run; weights stay in memory. What a method knows for a prompt, a
+    subclass says.
 
     Attributes:
       config: as far as the run's steps recorded it and scoring reads it.
@@ -46,15 +50,47 @@ class Scorer:
         folder = Path(folder)
         config = recorded.settings(folder, form)
         self._mesh = sharding.make_mesh() if mesh is None else mesh
-        self._run = MMSRARec(config, folder, self._mesh)
         self.config, self.form = config, config.forms[0]
-        self._step = STEP_OF_FORM[self.form]
+        self._step = recorded.steps_of_forms(folder)[self.form]
         self._cached: CachedCatalog | None = None
         self.catalog: Catalog
         self.histories: Histories
-        self.catalog, self.histories, self._split = self._run.dataset
-        self._keywords = self._run.keywords() if config.use.summaries else None
+        self._experiment = self._open(config, folder)
+        self.catalog, self.histories, self._split = self._experiment.dataset
         self._user_index = {user: u for u, user in enumerate(self.histories.users.tolist())}
+
+    @abc.abstractmethod
+    def _open(self, config: Settings, folder: Path) -> MLLMExperiment:
+        """The experiment of the run, whose steps have finished."""
+
+    @abc.abstractmethod
+    def _context(
+        self, typed: Histories, neighbors: Neighbors | None, now: float | None, rows: np.ndarray
+    ) -> PromptContext:
+        """What prompts of rows int32[n, 2], all of one user and position, know; `now` as of
+        `margins`."""
+
+    @abc.abstractmethod
+    def _cached_items(self) -> CachedItems:
+        """The form that ranks the whole catalog."""
+
+    @abc.abstractmethod
+    def neighbors(self, typed: Histories, before: float | None = None) -> Neighbors | None:
+        """The users most similar to this history and what they took next, one row; None for a run
+        without retrieval. Who took it is not similar to themselves."""
+
+    @abc.abstractmethod
+    def add(self, items: Sequence[Item]) -> None:
+        """Puts new items behind the catalog (UserError where that is not possible)."""
+
+    @abc.abstractmethod
+    def keywords(self, item: int) -> list[str]:
+        """Those that prompts show of an item; none where they show its text."""
+
+    @property
+    def reads_neighbors(self) -> bool:
+        """Whether prompts show what similar users took."""
+        return False
 
     def scores(
         self,
@@ -97,7 +133,7 @@ class Scorer:
             times,
             "" if user is None else user,
             ratings=None if ratings is None else np.asarray(ratings, np.float32),
-            clock_is_read=self.config.use.retrieval,
+            clock_is_read=self.reads_neighbors,
         )
         return self.margins(typed, wanted, self.neighbors(typed, before), now)
 
@@ -140,15 +176,13 @@ class Scorer:
         """
         if self.form == "cached":
             return self.catalog_margins(typed, neighbors, now)[wanted]
-        run, c = self._run, self.config.evaluation
+        run, c = self._experiment, self.config.evaluation
         width = c.list_width
         count = -(-len(wanted) // width)
         lists = np.full((count, width), -1, np.int32)
         lists.ravel()[: len(wanted)] = wanted
-        shown = None if neighbors is None else np.repeat(neighbors.items, count, axis=0)
-        asked = None if now is None else np.full(count, now)
-        context = PromptContext(self.catalog, typed, self._keywords, shown, now=asked)
         rows = np.tile(np.array([[0, len(typed.items)]], np.int32), (count, 1))
+        context = self._context(typed, neighbors, now, rows)
         found = candidate_scores(
             self._model,
             run.candidate_source(context, rows, lists),
@@ -167,19 +201,84 @@ class Scorer:
     ) -> np.ndarray:
         """`margins` of every item, float32[items]; only of a run that ranks by cached items, which
         are encoded once."""
-        items = None if neighbors is None else neighbors.items
-        asked = None if now is None else np.array([now])
-        context = PromptContext(self.catalog, typed, self._keywords, items, now=asked)
-        cached = CachedItems(self._run, self._step, lambda rows: context)
-        prompts = cached.prompts(np.array([[0, len(typed.items)]], np.int32))
+        rows = np.array([[0, len(typed.items)]], np.int32)
+        cached = self._cached_items()
+        prompts = cached.made(self._context(typed, neighbors, now, rows), rows)
         if self._cached is None:
-            self._cached = cached.catalog("mmsrarec", self._model, prompts)
+            self._cached = cached.catalog(self.config.method, self._model, prompts)
         return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
+
+    def trained_part(self, typed: Histories) -> Histories:
+        """A history without items that were added, which the sequential recommender does not know.
+
+        Raises:
+          UserError: nothing is left of it.
+        """
+        kept = typed.items < self.num_trained
+        if not kept.any():
+            raise UserError(
+                "history: all its items are new, and a new item has no similar users; name at "
+                "least one item that the run was trained with"
+            )
+        return typed.select(kept)
+
+    @property
+    def num_trained(self) -> int:
+        """Items of the run, which stand before those that were added."""
+        return len(self._experiment.dataset.catalog)
+
+    @functools.cached_property
+    def recommender(self) -> SequentialRecommender:
+        """The run's sequential recommender."""
+        return self._experiment.recommender()
+
+    @functools.cached_property
+    def _model(self) -> MLLM:
+        return self._experiment.base.trained(self.config.method, self._step)
+
+    def _batch_size(self, count: int, most: int) -> int:
+        """Rows at once for `count` of them: few shapes, which the mesh divides."""
+        shards = sharding.num_batch_shards(self._mesh)
+        return min(shards * power_of_two(-(-count // shards)), max(most, shards))
+
+    def _clock(self, times: Sequence[float] | None, count: int, is_read: bool) -> np.ndarray:
+        """float64[count]: `times`, or positions where nobody reads them."""
+        if times is not None:
+            return checked_times(times, count)
+        if is_read and self.recommender.uses_times and self.histories.clock:
+            raise UserError(
+                f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
+                "for each item of the history"
+            )
+        return np.arange(count, dtype=np.float64)
+
+
+class Scorer(RunScorer):
+    """The MLLM of a finished run of MMSRARec; the knowledge base stays in memory too."""
+
+    def _open(self, config: Settings, folder: Path) -> MLLMExperiment:
+        self._run = MMSRARec(config, folder, self._mesh)
+        self._keywords = self._run.keywords() if config.use.summaries else None
+        return self._run
+
+    @property
+    def reads_neighbors(self) -> bool:
+        return self.config.use.retrieval
+
+    def _context(
+        self, typed: Histories, neighbors: Neighbors | None, now: float | None, rows: np.ndarray
+    ) -> PromptContext:
+        shown = None if neighbors is None else np.repeat(neighbors.items, len(rows), axis=0)
+        asked = None if now is None else np.full(len(rows), now)
+        return PromptContext(self.catalog, typed, self._keywords, shown, now=asked)
+
+    def _cached_items(self) -> CachedItems:
+        return self._run.cached_items()
 
     def neighbors(self, typed: Histories, before: float | None = None) -> Neighbors | None:
         """The users most similar to this history and what they took next, one row; None for a run
         without retrieval. Who took it is not similar to themselves."""
-        if not self.config.use.retrieval:
+        if not self.reads_neighbors:
             return None
         known = self.trained_part(typed)
         rows = np.array([[0, len(known.items)]])
@@ -214,34 +313,6 @@ class Scorer:
         written = "" if self._keywords is None else self._keywords[item]
         return [word for word in written.split(", ") if word]
 
-    def trained_part(self, typed: Histories) -> Histories:
-        """A history without items that were added, which the sequential recommender does not know.
-
-        Raises:
-          UserError: nothing is left of it.
-        """
-        kept = typed.items < self.num_trained
-        if not kept.any():
-            raise UserError(
-                "history: all its items are new, and a new item has no similar users; name at "
-                "least one item that the run was trained with"
-            )
-        return typed.select(kept)
-
-    @property
-    def num_trained(self) -> int:
-        """Items of the run, which stand before those that were added."""
-        return len(self._run.dataset.catalog)
-
-    @functools.cached_property
-    def recommender(self) -> SequentialRecommender:
-        """The run's sequential recommender."""
-        return self._run.recommender()
-
-    @functools.cached_property
-    def _model(self) -> MLLM:
-        return self._run.base.trained("mmsrarec", self._step)
-
     @functools.cached_property
     def _knowledge_base(self) -> KnowledgeBase:
         return similar.knowledge_base(self.recommender, self.histories, self._split)
@@ -263,28 +334,15 @@ class Scorer:
                 found[row] = joined_keywords(words.image, words.text, run.keyword_counts)
         return found
 
-    def _batch_size(self, count: int, most: int) -> int:
-        """Rows at once for `count` of them: few shapes, which the mesh divides."""
-        shards = sharding.num_batch_shards(self._mesh)
-        return min(shards * power_of_two(-(-count // shards)), max(most, shards))
 
-    def _clock(self, times: Sequence[float] | None, count: int, is_read: bool) -> np.ndarray:
-        """float64[count]: `times`, or positions where nobody reads them."""
-        if times is not None:
-            if len(times) != count:
-                raise UserError(
-                    f"times: {len(times)} for {count} items of the history; give as many"
-                )
-            found = np.asarray(times, np.float64)
-            if not np.isfinite(found).all() or (np.diff(found) < 0).any():
-                raise UserError("times: give finite numbers, oldest first, as those of the history")
-            return found
-        if is_read and self.recommender.uses_times and self.histories.clock:
-            raise UserError(
-                f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
-                "for each item of the history"
-            )
-        return np.arange(count, dtype=np.float64)
+def checked_times(times: Sequence[float], count: int) -> np.ndarray:
+    """float64[count]. Raises UserError unless there are as many, finite and ascending."""
+    if len(times) != count:
+        raise UserError(f"times: {len(times)} for {count} items of the history; give as many")
+    found = np.asarray(times, np.float64)
+    if not np.isfinite(found).all() or (np.diff(found) < 0).any():
+        raise UserError("times: give finite numbers, oldest first, as those of the history")
+    return found
 
 
 def item_indices(catalog: Catalog, ids: Sequence[str], what: str) -> np.ndarray:

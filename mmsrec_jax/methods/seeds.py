@@ -11,6 +11,7 @@ from mmsrec_jax.evaluation import metrics
 from mmsrec_jax.evaluation.comparison import bootstrap, compare, presentation, several
 from mmsrec_jax.methods.experiment import Experiment
 from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.pages import compare_page, document
 from mmsrec_jax.runtime import lock, processes
 from mmsrec_jax.runtime.files import write_text
 from mmsrec_jax.runtime.settings import from_config
@@ -64,6 +65,7 @@ def _write_table(folders: Sequence[Path], settings: Settings, workdir: Path) -> 
         seed=0,
     )
     presentation.write(workdir / "comparison", rows, about)
+    document.attempt(lambda: compare_page.write(workdir / "comparison", folders))
     write_text(workdir / "table.json", several.as_json(rows))
     for line in several.screen(rows).splitlines():
         logging.info("%s", line)

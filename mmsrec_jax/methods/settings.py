@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.evaluation.settings import EvaluationSettings
@@ -15,13 +16,13 @@ from mmsrec_jax.inputs.chains import ChainSettings
 from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.inputs.understanding import IMAGE
 from mmsrec_jax.inputs.warmup import ASKING
-from mmsrec_jax.planning.steps import PlanningSettings
+from mmsrec_jax.planning.planned import PlanningSettings
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.prompts.templates import LETTERS
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import MAX_SEED, Section, group, setting
+from mmsrec_jax.runtime.settings import MAX_SEED, Section, as_dict, group, setting
 from mmsrec_jax.runtime.sharding import MeshSettings
 from mmsrec_jax.runtime.trackers import TrackingSettings
 from mmsrec_jax.sequential.base import SequentialSettings
@@ -53,6 +54,10 @@ class UseSettings(Section):
     clock: bool = setting(True, "False: MLLM-SRec tells no gaps in time.")
     profile: bool = setting(True, "False: MLLM-SRec writes no profile.")
     chain: bool = setting(True, "False: MLLM-SRec answers without a chain of thought.")
+
+    def record(self) -> dict[str, Any]:
+        """What a step of a method depends on: not which baselines are trained beside it."""
+        return as_dict(dataclasses.replace(self, plain_sft=True, text_sft=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ windows (`data.windows`), then the second, ... Published predecessors write user
 text names the hash of its inputs, so that a new interaction costs one window at most.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from mmsrec_jax.data.records import Histories
 from mmsrec_jax.inference.text_store import TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
@@ -28,12 +30,30 @@ KEY = ("user", "window")
 WRITER, PREFERENCES, PROFILES = "writer", "preferences", "profiles"  # steps
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """Histories that someone asks about when a run has finished.
+
+    Attributes:
+      histories: of the users.
+      folder: where texts about them are kept.
+      make_model: gives the model that writes about windows and histories.
+      batch_size: texts written at a time.
+    """
+
+    histories: Histories
+    folder: Path
+    make_model: Callable[[], MLLM]
+    batch_size: int
+
+
 class UserTexts:
     """The steps that write texts about users, and what they wrote.
 
     Args:
       words: gives the comma-separated words of every item.
       targets: gives int32[n, 2] (user, position), all that prompts will be written for.
+      asked: other histories than those of the run.
     """
 
     def __init__(
@@ -41,8 +61,15 @@ class UserTexts:
         run: MLLMExperiment,
         words: Callable[[], Sequence[str]],
         targets: Callable[[], np.ndarray],
+        asked: Asked | None = None,
     ):
-        self._run, self._words, self._targets = run, words, targets
+        self._run, self._words, self._targets, self.asked = run, words, targets, asked
+        self._folder = run.workdir if asked is None else asked.folder
+
+    @property
+    def histories(self) -> Histories:
+        """Those that the texts are about."""
+        return self._run.dataset.histories if self.asked is None else self.asked.histories
 
     def steps(self, inputs: Sequence[str]) -> list[Step]:
         """inputs: steps that made the base model and the items' words."""
@@ -73,8 +100,9 @@ class UserTexts:
     def tastes(self) -> Tastes:
         """Ratings, gaps and windows of the run's users."""
         run, c = self._run, self._run.config
-        catalog, histories, _ = run.dataset
-        if histories.ratings is None and c.preferences.threshold is not None:
+        catalog, histories = run.dataset.catalog, self.histories
+        told = histories.ratings is not None or self.asked is not None
+        if not told and c.preferences.threshold is not None:
             logging.warning(
                 "config.preferences.threshold=%g: the data has no ratings, all is liked",
                 c.preferences.threshold,
@@ -100,13 +128,22 @@ class UserTexts:
 
     def write_preferences(self, directory: Path) -> None:
         """`preferences.jsonl`: a text of every window that a target is told of."""
+        written, count = self.write_about_windows(directory)
+        logging.info("preferences: %d of %d texts written", written, count)
+
+    def write_about_windows(self, directory: Path) -> tuple[int, int]:
+        """Writes those that are not there yet; how many these were, of how many."""
         windows = self.tastes.windows
         rows = windows.needed(np.concatenate([self._targets(), self._profile_ends()]))
-        written = write_windows(self._store(directory), self.tastes, rows, **self._writing())
-        logging.info("preferences: %d of %d texts written", written, len(rows))
+        store = self._store(directory)
+        return write_windows(store, self.tastes, rows, **self._writing()), len(rows)
 
     def write_profiles(self, directory: Path) -> None:
         """`profiles.jsonl`: a text of every whole history that a target is told of."""
+        self.write_about_histories(directory)
+
+    def write_about_histories(self, directory: Path) -> int:
+        """Writes those that are not there yet; how many these were."""
         ends, texts = self._profile_ends(), self.preferences
         source = TasteTexts(
             self.tastes,
@@ -115,17 +152,18 @@ class UserTexts:
             profiles=True,
             length=self._run.config.preferences.prompt_length,
         )
-        _write(self._store(directory), self.tastes, source, **self._writing(), name=PROFILES)
+        store = self._store(directory)
+        return _write(store, self.tastes, source, **self._writing(), name=PROFILES)
 
     @functools.cached_property
     def preferences(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the text that step `preferences` wrote."""
-        return self._read(self._store(self._run.workdir / PREFERENCES))
+        return self._read(self._store(self._folder / PREFERENCES))
 
     @functools.cached_property
     def profiles(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the profile that step `profiles` wrote at the end of the window."""
-        return self._read(self._store(self._run.workdir / PROFILES))
+        return self._read(self._store(self._folder / PROFILES))
 
     def _profile_ends(self) -> np.ndarray:
         """int32[m, 2] (user, position): where the histories end of which there are profiles."""
@@ -135,35 +173,36 @@ class UserTexts:
 
     def _writing(self) -> dict[str, Any]:
         """Arguments of `write_windows`."""
-        run, c = self._run, self._run.config.preferences
-
-        @functools.cache
-        def make_model() -> MLLM:
-            if self.is_taught:
-                return run.base.trained(PREFERENCES, WRITER)
-            return run.base.load(PREFERENCES)
-
+        run, c, asked = self._run, self._run.config.preferences, self.asked
         decoding = Decoding(
-            batch_size=c.batch_size,
+            batch_size=c.batch_size if asked is None else asked.batch_size,
             patches=0,
             max_new_tokens=c.max_new_tokens,
             gather_weights=c.gather_weights,
         )
         return {
-            "make_model": make_model,
+            "make_model": functools.cache(self.load) if asked is None else asked.make_model,
             "tokenizer": run.tokenizer,
             "decoding": decoding,
             "mesh": run.mesh,
         }
 
+    def load(self) -> MLLM:
+        """The model that writes."""
+        base = self._run.base
+        return base.trained(PREFERENCES, WRITER) if self.is_taught else base.load(PREFERENCES)
+
     def _store(self, directory: Path) -> TextStore:
         return TextStore(directory / f"{directory.name}.jsonl", KEY)
 
     def _read(self, store: TextStore) -> dict[tuple[int, int], str]:
-        run = self._run
-        index = {user: u for u, user in enumerate(run.dataset.histories.users.tolist())}
-        clean = run.prompt_config.chat.clean
-        return {(index[row["user"]], row["window"]): clean(row["written"]) for row in store}
+        index = {user: u for u, user in enumerate(self.histories.users.tolist())}
+        clean = self._run.prompt_config.chat.clean
+        return {
+            (index[row["user"]], row["window"]): clean(row["written"])
+            for row in store
+            if row["user"] in index
+        }
 
 
 def write_windows(

@@ -13,9 +13,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mmsrec_jax.planning import item_store, roofline
+from mmsrec_jax.planning import item_store, remedy, roofline
 from mmsrec_jax.planning.hlo import Program
-from mmsrec_jax.planning.steps import STEPS, Planned, Step, Steps, model_config, model_name
+from mmsrec_jax.planning.planned import Planned, model_config, model_name, names
+from mmsrec_jax.planning.steps import STEPS, Step, Steps
 from mmsrec_jax.planning.topologies import Topology, describe
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
@@ -31,21 +32,25 @@ def run(
     *,
     topology: str,
     slices: int = 1,
-    steps: Sequence[str] = tuple(STEPS),
+    steps: Sequence[str] = (),
     hbm_gib: float | None = None,
     quick: bool = False,
+    tries: int = 0,
     out: Path | None = None,
 ) -> bool:
     """Compiles `steps` of `config`, prints what each needs, and writes it to `out`.
 
     Args:
       topology, slices: see `topologies.describe`.
+      steps: names in `STEPS`; none is what `names` gives for `config`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
       quick: compile with the least optimization, which training does not.
+      tries: for a step that does not fit, changes that are compiled at most to find one that does.
 
     Returns:
       Whether every step fits.
     """
+    steps = steps or names(config)
     for name in steps:
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)
@@ -73,6 +78,10 @@ def run(
         found = measure(STEPS[name](made), machine, mesh, limit)
         report["steps"][name] = found
         print("\n" + table(found, limit), flush=True)
+        if not found["fits"]:
+            tried = _remedies(name, config, found, machine, limit, mesh, tries)
+            found["tried"] = [dataclasses.asdict(each) for each in tried]
+            print(remedy.paragraph(name, found, limit, tried, quick=quick), flush=True)
         if name == "catalog":
             text, dtype = made.shape.text, config.model.dtype
             free = limit - (found["peak"] - found["memory"]["item store"])
@@ -82,6 +91,25 @@ def run(
         if out is not None:
             write_text(out, json.dumps(report, indent=1) + "\n")
     return all(found["fits"] for found in report["steps"].values())
+
+
+def _remedies(
+    name: str,
+    config: Planned,
+    found: dict[str, Any],
+    machine: Topology,
+    limit: float,
+    mesh: Mesh,
+    tries: int,
+) -> list[remedy.Tried]:
+    """Changes of `config` that were compiled to make the step fit, see `remedy.find`."""
+
+    def measured(changed: Planned) -> tuple[dict[str, int], dict[str, Any]]:
+        other = sharding.make_mesh(**as_dict(changed.mesh), devices=machine.devices)
+        made = Steps(changed, model_config(changed), other)
+        return dict(other.shape), measure(STEPS[name](made), machine, other, limit)
+
+    return remedy.find(name, config, found, measured, dict(mesh.shape), tries=tries)
 
 
 def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[str, Any]:
@@ -108,7 +136,7 @@ def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[st
     compiled = None
     try:
         with jax.set_mesh(mesh):
-            compiled = step.function.lower(*step.arguments).compile()
+            compiled = step.function.lower(*step.static, *step.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         found |= _refused(str(error), held_there)
     found["compile_seconds"] = time.monotonic() - start

@@ -6,8 +6,7 @@ Each is the very function that training or ranking jits, traced for shapes with 
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmsrec_jax.evaluation.settings import EvaluationSettings
-from mmsrec_jax.hf import mapping, presets, tiny_init
-from mmsrec_jax.hf.loading import ModelSettings
-from mmsrec_jax.hf.processor import ImageProcessor, read_json
+from mmsrec_jax.hf.processor import ImageProcessor
 from mmsrec_jax.inference import forward, scoring
 from mmsrec_jax.inference.cached_catalog import Chunk, programs
-from mmsrec_jax.inference.sampler import Generation, Sampling
+from mmsrec_jax.inference.sampler import Generation, Sampling, generate_compiled
+from mmsrec_jax.inference.settings import UnderstandingSettings
 from mmsrec_jax.inputs.batch import Room
+from mmsrec_jax.inputs.understanding import BOTH, IMAGE
 from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.batch import Batch
@@ -31,60 +30,24 @@ from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.late_interaction import Encoded
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.models.pair_batch import PairBatch
-from mmsrec_jax.prompts.settings import PromptSettings
+from mmsrec_jax.planning.planned import Planned, is_taught, model_name
 from mmsrec_jax.rl import grpo
 from mmsrec_jax.rl.rollout import make_rollout
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, setting
 from mmsrec_jax.training import pairs, sft
+from mmsrec_jax.training.sft import FineTuneSettings, WriterSettings
 from mmsrec_jax.training.state import TrainState, place_abstract
 
 _YES_NO_IDS = 0, 1  # which ids these are changes nothing that is compiled
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanningSettings(Section):
-    """What launch/compile.py reads beside the settings of the steps."""
-
-    model: str = setting(
-        "", "Published model, or a folder with a config.json, compiled while `model.path` is empty."
-    )
-
-
-class _Use(Protocol):
-    @property
-    def images(self) -> bool: ...
-
-
-class Planned(Protocol):
-    """The settings of an experiment, as far as planning reads them."""
-
-    @property
-    def mesh(self) -> sharding.MeshSettings: ...
-    @property
-    def model(self) -> ModelSettings: ...
-    @property
-    def planning(self) -> PlanningSettings: ...
-    @property
-    def use(self) -> _Use: ...
-    @property
-    def summarizer(self) -> GRPOSettings: ...
-    @property
-    def sft(self) -> sft.FineTuneSettings: ...
-    @property
-    def evaluation(self) -> EvaluationSettings: ...
-    @property
-    def cached(self) -> pairs.CachedSettings: ...
-    @property
-    def prompts(self) -> PromptSettings: ...
-
-
-@dataclasses.dataclass(frozen=True)
 class Step:
     """A jitted function with what it is compiled for.
 
+    static: what stands before the arguments and has no shape.
     arguments: positional, shapes with shardings.
     kinds: the same arrays by what they are: parameters, optimizer, batch.
     required, repeated: FLOPs of one call on all devices: by the model's arithmetic, and what is
@@ -98,40 +61,13 @@ class Step:
     kinds: dict[str, Any]
     required: int
     repeated: int = 0
+    static: tuple = ()
 
 
-def model_name(config: Planned) -> str:
-    """Folder or published name, "" from scratch."""
-    return config.model.path or config.planning.model
-
-
-def model_config(config: Planned) -> MLLMConfig:
-    """The model that `config` is about: config.model.path or else config.planning.model, either a
-    folder or a published name; without them the one from scratch.
-
-    Raises:
-      UserError: neither a folder with a config.json nor a published name.
-    """
-    name = model_name(config)
-    if not name:
-        raw = tiny_init.hf_config(config.model.tiny, config.model.tiny.vocab_size)
-        found = mapping.config_from_hf(raw)
-    elif (path := Path(name) / "config.json").is_file():
-        found = mapping.config_from_hf(read_json(path))
-    elif name in presets.CONFIGS:
-        found = presets.config(name)
-    else:
-        raise UserError(
-            f"model {name!r}: no folder with a config.json, and none of "
-            f"{', '.join(presets.CONFIGS)}"
-        )
-    return dataclasses.replace(found, remat=config.model.remat)
-
-
-_Trained = sft.FineTuneSettings | GRPOSettings
+_Trained = FineTuneSettings | GRPOSettings
 _Adapted = _Trained | pairs.CachedSettings
-_Updated = sft.FineTuneSettings | pairs.CachedSettings
-_Read = _Adapted | EvaluationSettings
+_Updated = FineTuneSettings | pairs.CachedSettings
+_Read = _Adapted | EvaluationSettings | UnderstandingSettings
 
 
 class Steps:
@@ -141,15 +77,97 @@ class Steps:
         self.config, self.shape, self.mesh = config, shape, mesh
 
     def sft(self) -> Step:
-        """One update of stage 3."""
+        """One update of stage 3 in the joint form."""
         c = self.config.sft
+        return self._fine_tune("sft", c, c.listwise_weight)
+
+    def writer(self) -> Step:
+        """One update of what teaches a model to write about users (MLLM-SRec)."""
+        return self._fine_tune("writer", self.config.writer, 0.0)
+
+    def visual_answers(self) -> Step:
+        """Answers to a batch of questions about images (MLLM-SRec)."""
+        c = self.config.understanding
+        return self._write(
+            "visual_answers", c.batch_size, c.prompt_length, c.answer_tokens, c.gather_weights,
+            patches=self._patches(c),
+        )  # fmt: skip
+
+    def item_texts(self) -> Step:
+        """Summaries of a batch of items (MLLM-SRec)."""
+        c = self.config.understanding
+        return self._write(
+            "item_texts", c.batch_size, c.prompt_length, c.summary_tokens, c.gather_weights,
+            patches=self._patches(c) if c.mode in (IMAGE, BOTH) else 0,
+        )  # fmt: skip
+
+    def preferences(self) -> Step:
+        """Texts about one window of a batch of users (MLLM-SRec); profiles are the same program."""
+        c = self.config.preferences
+        return self._write(
+            "preferences", c.batch_size, c.prompt_length, c.max_new_tokens, c.gather_weights,
+            taught=self.config.writer if is_taught(self.config) else None,
+        )  # fmt: skip
+
+    def _write(
+        self,
+        name: str,
+        rows: int,
+        length: int,
+        new_tokens: int,
+        gather_weights: bool,
+        *,
+        patches: int = 0,
+        taught: WriterSettings | None = None,
+    ) -> Step:
+        """Greedy texts of a batch of prompts, see `inference.texts`: prefill, and the largest
+        number of decoding steps. taught: what trained the model that writes; None: the base."""
+        _need_division(f"{name}: batch_size", rows, sharding.num_batch_shards(self.mesh))
+        adapters = None
+        if taught is not None and "lora" in trainables.parts(taught.trainable):
+            adapters = self._adapters(taught)
+        graphdef, state = nnx.split(self._model(taught.trainable if taught else "lora", taught))
+        state = sharding.abstract(state, sharding.shardings(state, self.mesh))
+        batch = self._arrays(
+            self._room_of(rows, patches, length=length, targets=0, packed=False).empty()
+        )
+        key = sharding.abstract(
+            jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh)
+        )
+        prefill = flops.forward(self.shape, self._row_of(length, 1, patches), adapters)
+        token = _total(flops.decode(self.shape, length + new_tokens, adapters))
+        return Step(
+            name,
+            generate_compiled,
+            (state, batch.model_inputs(), batch.index, key),
+            _kinds(state, None, None, batch.model_inputs()),
+            rows * (_total(prefill) + (new_tokens - 1) * token),
+            rows * self._tower_again(prefill),
+            static=(graphdef, self._sampling(1, new_tokens, gather_weights, temperature=0.0)),
+        )
+
+    def _sampling(
+        self, num_generations: int, max_new_tokens: int, gather_weights: bool, **options: Any
+    ) -> Sampling:
+        image = self.shape.image_token_id
+        return Sampling(
+            num_generations=num_generations,
+            max_new_tokens=max_new_tokens,
+            eos_ids=(0,),
+            pad_id=0,
+            gather_weights=gather_weights,
+            suppress=() if image is None else (image,),
+            **options,
+        )
+
+    def _fine_tune(self, name: str, c: FineTuneSettings, listwise_weight: float) -> Step:
         optimizer = sft.make_optimizer(c)
         graphdef, state, frozen, shardings = self._placed(c, optimizer)
         step = sft.make_step(
             graphdef,
             optimizer,
             yes_no_ids=_YES_NO_IDS,
-            listwise_weight=c.listwise_weight,
+            listwise_weight=listwise_weight,
             num_microbatches=sft.num_microbatches(c, self.mesh),
             shardings=shardings,
             offload=c.offload_optimizer,
@@ -159,7 +177,7 @@ class Steps:
         trained = trainables.parts(c.trainable)
         adapters = self._adapters(c) if "lora" in trained else None
         return Step(
-            "sft",
+            name,
             step,
             (state, frozen, batch),
             _kinds(state.params, frozen, state.opt_state, batch),
@@ -170,17 +188,10 @@ class Steps:
         """Summaries of stage 1: prefill, and the largest number of decoding steps."""
         c = self.config.summarizer
         graphdef, state, frozen, batch, index = self._grpo()
-        sampling = Sampling(
-            num_generations=c.num_generations,
-            max_new_tokens=c.max_new_tokens,
-            eos_ids=(0,),
-            pad_id=0,
-            temperature=c.temperature,
-            top_k=c.top_k,
-            top_p=c.top_p,
-            suppress=() if self.shape.image_token_id is None else (self.shape.image_token_id,),
-            gather_weights=c.gather_weights,
-        )
+        sampling = self._sampling(
+            c.num_generations, c.max_new_tokens, c.gather_weights,
+            temperature=c.temperature, top_k=c.top_k, top_p=c.top_p,
+        )  # fmt: skip
         roll = make_rollout(graphdef, sampling, c.seed)
         adapters, slots = self._adapters(c), c.prompt_length + c.max_new_tokens
         row = self._row(c, c.prompt_length, c.num_generations)
@@ -397,14 +408,14 @@ class Steps:
             offload=c.offload_optimizer,
         )  # fmt: skip
 
-    def _model(self, trainable: str, adapters: _Adapted) -> MLLM:
+    def _model(self, trainable: str, adapters: _Adapted | None) -> MLLM:
         dtype = self.config.model.dtype
         held = dtype if model_name(self.config) else "float32"
 
         def make() -> MLLM:
             model = MLLM(self.shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=dtype)
             trainables.hold_in_float32(model, trainable)
-            if "lora" in trainables.parts(trainable):
+            if adapters is not None and "lora" in trainables.parts(trainable):
                 lora.add(model, adapters.lora_rank, adapters.lora_alpha, rngs=nnx.Rngs(0))
             return model
 
@@ -415,9 +426,12 @@ class Steps:
         return self._arrays(self._room(config, config.batch_size, **sizes).empty())
 
     def _room(self, config: _Read, rows: int, **sizes: Any) -> Room:
+        return self._room_of(rows, self._patches(config), **sizes)
+
+    def _room_of(self, rows: int, patches: int, **sizes: Any) -> Room:
         vision = self.shape.vision
         width = 0 if vision is None else vision.channels * vision.patch_size**2
-        return Room(rows, patches=self._patches(config), patch_width=width, **sizes)
+        return Room(rows, patches=patches, patch_width=width, **sizes)
 
     def _arrays(self, tree: Any) -> Any:
         return sharding.abstract(tree, sharding.batch_sharding(self.mesh))
@@ -426,8 +440,10 @@ class Steps:
         return config.patches if self.config.use.images and self.shape.vision is not None else 0
 
     def _row(self, config: _Read, length: int, targets: int) -> flops.Row:
+        return self._row_of(length, targets, self._patches(config))
+
+    def _row_of(self, length: int, targets: int, patches: int) -> flops.Row:
         """A full row: as many of the largest images as its patches hold."""
-        patches = self._patches(config)
         if not patches:
             return flops.Row(length, targets)
         vision = self.shape.vision
@@ -450,6 +466,10 @@ STEPS: dict[str, Callable[[Steps], Step]] = {
     "rank": Steps.rank,
     "cached": Steps.cached,
     "catalog": Steps.catalog,
+    "visual_answers": Steps.visual_answers,
+    "item_texts": Steps.item_texts,
+    "writer": Steps.writer,
+    "preferences": Steps.preferences,
 }
 
 

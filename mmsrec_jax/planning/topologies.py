@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -29,7 +30,12 @@ class Topology:
 
     def bandwidth(self, devices: np.ndarray) -> tuple[str, float]:
         """Network ("ici" or "dcn") that a ring over these devices uses, and bytes per second that
-        each of them can send on it: over all links along the axes in which they differ."""
+        each of them can send on it: over all links along the axes in which they differ.
+
+        Of several devices on a chip, those that are all in the ring send to each other inside of
+        the chip, and one sends for them; those of other rings send at the same time and share the
+        links.
+        """
         if len({getattr(device, "slice_index", None) for device in devices.flat}) > 1:
             return "dcn", self.chip.dcn
         if self.chip.wraps is None:  # a switch
@@ -41,7 +47,11 @@ class Topology:
                 # In a line, unlike in a ring, everything passes over one link in each direction.
                 closed = len(set(axis)) == size and self._closed(size, self.chip.wraps)
                 links += 2 if closed else 1
-        return "ici", links * self.chip.link
+        on_a_chip = devices.size / len(np.unique(coords, axis=0))
+        if not links:
+            return "ici", self.chip.inside
+        shared = links * self.chip.link * on_a_chip / self.chip.devices
+        return "ici", min(shared, self.chip.inside) if on_a_chip > 1 else shared
 
     def _closed(self, size: int, wraps: int) -> bool:
         if wraps == 4 and min(self.shape) < 4:
@@ -50,7 +60,8 @@ class Topology:
 
 
 def describe(name: str, slices: int = 1) -> Topology:
-    """`v5e:8x8` (v4, v5e, v5p, v6e; in chips), `h100:1x1x8` (GPUs along the last axis) or `cpu:8`.
+    """`v5e:8x8` (v4, v5e, v5p, v6e, tpu7x; in chips), `h100:1x1x8` (GPUs along the last axis) or
+    `cpu:8`.
 
     Raises:
       UserError: an unknown name, or the compiler for it is not installed.
@@ -69,11 +80,14 @@ def describe(name: str, slices: int = 1) -> Topology:
         raise
     except Exception as error:  # what compilers raise of a name they do not know
         reason = str(error).splitlines()[0]
+        if make is _tpu:
+            version = importlib.metadata.version("libtpu")
+            reason += f" (libtpu {version}; a newer one may know it)"
         raise UserError(f"--topology={name}: {reason}; {_HINT}") from error
     return Topology(name, CHIPS[kind], devices, shape)
 
 
-_HINT = "for example v5e:8x8, v5p:4x4x4, v6e:8x8, h100:1x1x8 or cpu:8"
+_HINT = "for example v5e:8x8, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, h100:1x1x8 or cpu:8"
 
 
 def _tpu(kind: str, size: str, slices: int) -> Sequence[Any]:

@@ -28,10 +28,10 @@ _ARRAYS = "weights"
 _CHUNKED = ".array_record"
 
 
-def whole(path: Path) -> str:
+def whole(path: Path, algorithm: str = "sha256") -> str:
     """Of all bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def sampled(path: Path) -> str:

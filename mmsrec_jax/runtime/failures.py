@@ -46,7 +46,7 @@ def stop_all(reason: str, status: int) -> NoReturn:
             time.sleep(0.1)
     except Exception as error:  # the service is gone, and with it the main process
         logging.warning("the other processes could not be told: %s", type(error).__name__)
-    _leave(status)
+    leave(status)
 
 
 def _watch() -> None:
@@ -72,7 +72,7 @@ def _watch() -> None:
                 while time.monotonic() < deadline and len(_ended()) < state.num_processes:
                     time.sleep(0.1)
         finally:
-            _leave(told["status"])
+            leave(told["status"])
 
 
 def _ended() -> set[str]:
@@ -83,7 +83,7 @@ def _ended() -> set[str]:
     return {key.rpartition("/")[2] for key, _ in found}
 
 
-def _leave(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
     """Without the end that Python and JAX would make of it: that waits for the other processes."""
     logging.flush()
     for stream in (sys.stdout, sys.stderr):

@@ -26,15 +26,17 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     """Inside, no other run begins in `folder`, an existing folder. Of several processes the main
     one holds the lock for all.
+
+    flag: what names another folder on the command line.
 
     Raises:
       UserError: another run is under way there.
     """
     opened: list[int] = []
-    processes.from_main(lambda: opened.append(_lock(folder)))
+    processes.from_main(lambda: opened.append(_lock(folder, flag)))
     try:
         yield
     finally:
@@ -44,7 +46,7 @@ def only_run(folder: Path) -> Iterator[None]:
             os.close(number)
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, flag: str) -> int:
     path = folder / NAME
     with named(path):
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -57,7 +59,7 @@ def _lock(folder: Path) -> int:
             os.close(number)
             raise UserError(
                 f"{folder}: another run is under way here ({holder}); wait for its end, stop it, "
-                "or give this one another --workdir"
+                f"or give this one another {flag}"
             ) from error
         logging.warning(
             "%s: this disk has no locks (%s); see to it that no other run uses the folder",

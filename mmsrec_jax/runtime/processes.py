@@ -5,12 +5,15 @@ writes files. They tell each other host values through JAX's coordination servic
 devices, so that one may wait for another as long as it takes.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from jax._src import clusters, distributed  # neither has a public name
 
 from mmsrec_jax.runtime import failures
@@ -18,13 +21,20 @@ from mmsrec_jax.runtime.errors import UserError, of_os_error
 
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _MISSED_SECONDS = 60  # after which a process that says nothing is given up
+_SAID_AFTER = 20.0  # seconds of waiting for others before a line says so
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
+
+JOIN_SECONDS = 300
+"""How long `initialize` waits for all processes."""
 
 _exchanges = 0
 
 
-def initialize() -> None:
+def initialize(join_seconds: int = JOIN_SECONDS) -> None:
     """Joins the other processes of this run, if there are any; call it before anything else.
+
+    When they have not all come after `join_seconds`, one line says so and this process ends with
+    status 2 (JAX would abort it with a list of addresses).
 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`
     say so explicitly. Without the last two SLURM, Open MPI, TPU machines and Kubernetes are asked,
@@ -42,13 +52,44 @@ def initialize() -> None:
             raise UserError(
                 f"JAX_NUM_PROCESSES={total} and JAX_PROCESS_ID={index}: give numbers, ids from 0"
             )
-        jax.distributed.initialize(
-            address, int(total), int(index), heartbeat_timeout_seconds=_MISSED_SECONDS
-        )
+        told: tuple[str | None, int | None, int | None] = (address, int(total), int(index))
     elif _cluster_size() > 1:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_MISSED_SECONDS)
+        told = (None, None, None)  # the cluster is asked
+    else:
+        return
+    with _joining(join_seconds):
+        jax.distributed.initialize(
+            *told,
+            heartbeat_timeout_seconds=_MISSED_SECONDS,
+            initialization_timeout=join_seconds + _MISSED_SECONDS,  # ours comes first
+        )
     if count() > 1:
         failures.watch()
+
+
+@contextlib.contextmanager
+def _joining(seconds: float) -> Iterator[None]:
+    """Ends this process with one line when the block, which JAX waits in, takes longer."""
+    joined = threading.Event()
+
+    def wait() -> None:
+        if joined.wait(min(_SAID_AFTER, seconds)):
+            return
+        others = f"{count()} processes at {distributed.global_state.coordinator_address}"
+        logging.warning("waits for all of %s, up to %g s", others, seconds)
+        if not joined.wait(max(0.0, seconds - _SAID_AFTER)):
+            logging.error(
+                "not all of %s came within %g s; look at what the others say, start all of them, "
+                "or give them more time with --join_seconds",
+                others, seconds,
+            )  # fmt: skip
+            failures.leave(2)
+
+    threading.Thread(target=wait, name="joining", daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
 
 
 def _cluster_size() -> int:

@@ -4,9 +4,14 @@ Only regular files are opened: a FIFO would wait for ever, a device may never en
 followed as long as they stay in the folder that was given. What is wrong is one `UserError`.
 """
 
+import csv
+import gzip
+import io
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,14 +19,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mmsrec_jax.runtime.errors import UserError, first_line
 
 LONGEST_LINE = 1 << 20  # bytes
 _LARGEST_JSON = 256 << 20  # bytes
-_MOST_EXPANDED = 1000  # bytes of a parquet file's columns for a byte of the file ...
-_ALWAYS_ALLOWED = 256 << 20  # ... beyond this many bytes
+_MOST_UNPACKED = 200  # bytes that a byte of gzip unpacks to (rows of interactions: 3 to 10) ...
+_ALWAYS_UNPACKED = 256 << 20  # ... beyond this many bytes
+_MOST_EXPANDED = 32  # bytes of memory for a byte of a parquet file ...
+_ALWAYS_ALLOWED = 1 << 30  # ... beyond this many bytes
+_PARQUET_CHILD = Path(__file__).with_name("parquet_child.py")
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a stack each counts as memory
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -56,6 +64,17 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def open_unpacked(path: Path, within: Path | None = None) -> BinaryIO:
+    """The same of what a file ending in .gz holds, or of any other file as it is.
+
+    Reading raises UserError once a gzip file holds far more than any data set's would, and
+    EOFError, zlib.error or OSError where it is damaged.
+    """
+    if path.suffix != ".gz":
+        return open_regular(path, within)
+    return io.BufferedReader(_Unpacked(path, within))
 
 
 def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
@@ -99,13 +118,32 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, parse_json(line, where)
 
 
+def csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and row for messages, cells by the names of the header) of every row of a CSV file.
+
+    Raises UserError as `read_text`, and for a cell of more than 128 KiB.
+    """
+    number = 0
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path), newline="")), 1):
+            yield f"{path}, row {number}", row
+    except csv.Error as error:
+        raise UserError(f"{path}, row {number + 1}: {first_line(error)}; correct it") from error
+
+
 def parse_json(text: str, where: str) -> Any:
-    """The value of JSON text: finite numbers, no deep nesting, text that UTF-8 can hold.
+    """The value of JSON text: finite numbers, no deep nesting, text that UTF-8 can hold, no name
+    twice in an object.
 
     Raises UserError that begins with `where`.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            object_pairs_hook=without_twins,
+        )
         text.encode()  # a lone surrogate, raw; those written as \\ud800 are found below
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -125,21 +163,84 @@ def parse_json(text: str, where: str) -> Any:
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The columns of a parquet file; all, or those named that it has.
 
-    Raises UserError when it is none, is damaged, or would need far more memory than its size says.
+    It is decoded in a process of its own (`parquet_child.py`), which may take 1 GiB of memory and
+    `_MOST_EXPANDED` times the size of the file. Sizes that the file itself names are not trusted.
+
+    Raises UserError when it is none, is damaged, or needs more memory or time.
     """
-    check_regular(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_expansion(path, file)
-            names = file.schema_arrow.names
-            wanted = None if columns is None else [name for name in columns if name in names]
-            table = file.read(wanted)
-            table.validate(full=True)
-            return table
-    except (pa.ArrowException, OSError, ValueError, MemoryError, KeyError, TypeError) as error:
+    seconds, limit = 60, _ALWAYS_ALLOWED
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        seconds, limit = seconds + (size >> 20), limit + _MOST_EXPANDED * size
+        names = [] if columns is None else list(columns)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", str(_PARQUET_CHILD), str(limit), str(seconds), *names],
+                stdin=file,
+                env={
+                    **os.environ,
+                    **_ONE_THREAD,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
+                capture_output=True,
+                timeout=4 * seconds,
+            )
+        except (subprocess.TimeoutExpired, OSError) as error:
+            raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
+    if done.returncode == 0:
+        table = pa.ipc.open_stream(done.stdout).read_all()
+        table.validate(full=True)
+        return table
+    reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode < 0 or not reason or "alloc" in reason:
         raise UserError(
-            f"{path}: cannot be read as parquet ({first_line(error)}); write it again"
-        ) from error
+            f"{path}: its {size:,} bytes would become more than {limit:,} in memory, or they are "
+            "damaged; is it what it should be?"
+        )
+    raise UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
+
+
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two equal ones readers differ in which they take.
+
+    Raises ValueError.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shown(twin)} stands twice in an object")
+    return found
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds. Raises UserError once it is far more than any data set's would be."""
+
+    def __init__(self, path: Path, within: Path | None):
+        self._path, self._size, self._count = path, path.stat().st_size, 0
+        self._stream = gzip.GzipFile(fileobj=open_regular(path, within))
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(LONGEST_LINE if size < 0 else size)
+        self._count += len(data)
+        if self._count > max(_ALWAYS_UNPACKED, _MOST_UNPACKED * self._size):
+            raise UserError(
+                f"{self._path}: unpacks to more than {self._count:,} bytes, "
+                f"{self._count // self._size} times its size; is it what it should be?"
+            )
+        return data
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class NotANumber(ValueError):
@@ -179,19 +280,6 @@ def shown(value: object) -> str:
     """A value out of a file as a message shows it: as Python writes it, and not too long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]} ..."
-
-
-def _check_expansion(path: Path, file: pq.ParquetFile) -> None:
-    found = file.metadata
-    # The sizes of single columns are not asked for: of a damaged file that ends the process.
-    said = sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
-    # Runs of equal values are short in every encoding: rows count too.
-    needed = max(said, 4 * found.num_rows)
-    if needed > max(_ALWAYS_ALLOWED, _MOST_EXPANDED * path.stat().st_size):
-        raise UserError(
-            f"{path}: its {path.stat().st_size:,} bytes would become {needed:,} in memory; is it "
-            "what it should be?"
-        )
 
 
 def _check_kind(path: Path, found: os.stat_result) -> None:

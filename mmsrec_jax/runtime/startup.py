@@ -30,7 +30,7 @@ _ACCELERATOR_FILES = {
 _said = threading.Event()  # why this program ends
 _LATE = "Event loop is closed"
 _GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
-_PATHS = ("workdir", "out", "add")  # flags that name a file or folder
+_PATHS = ("workdir", "out", "add", "urls", "images", "html")  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
@@ -214,13 +214,25 @@ def _is_ours_or_warns(record: standard_logging.LogRecord) -> bool:
     """Libraries that log through absl say more than a user wants to read, wherever they lie."""
     path = Path(record.pathname).resolve()
     if "orbax" in path.parts and record.levelno >= standard_logging.ERROR:
-        return False  # what it could not read or write, over hundreds of lines: we say it in one
+        _shorten(record)
     program = Path(sys.argv[0]).resolve().parent
     return (
         record.levelno >= standard_logging.WARNING
         or path.is_relative_to(_PACKAGE)
         or path.parent == program
     )
+
+
+def _shorten(record: standard_logging.LogRecord) -> None:
+    """Makes one line, a warning, of what orbax could not read, write or remove: it says that over
+    hundreds. Most of it is raised too, and then ends in an error of ours; a checkpoint that cannot
+    be removed, or metadata that cannot be written, is told here alone."""
+    said = record.getMessage().strip().partition("\n")[0]
+    if record.exc_info and (error := record.exc_info[1]):
+        said = f"{said} ({first_line(error)})"
+    record.msg, record.args = shortened(f"orbax: {said}"), ()
+    record.exc_info = record.exc_text = record.stack_info = None
+    record.levelno, record.levelname = standard_logging.WARNING, "WARNING"
 
 
 class PlainFormatter(standard_logging.Formatter):

@@ -54,11 +54,19 @@ class Step:
     shown: Sequence[str] = ()
 
 
-def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
+def run_steps(
+    workdir: Path,
+    steps: Sequence[Step],
+    only: Sequence[str] | None = None,
+    *,
+    after: Callable[[str], None] | None = None,
+) -> None:
     """Runs `steps` in order, or those named in `only`.
 
     A step whose config and inputs are those it finished with is skipped. One whose config
     changed says which field, its old folder moves to `superseded/`, and it runs afresh.
+
+    after: called in the main process with the name of each step that has run.
 
     Raises:
       UserError: `only` names an unknown step, or one whose inputs are not finished; what a step
@@ -86,6 +94,7 @@ def run_steps(workdir: Path, steps: Sequence[Step], only: Sequence[str] | None =
             step,
             {name: fingerprints[name] for name in step.inputs},
             shown=[name for other in steps for name in other.shown],
+            after=after,
         )
         if step.then is not None:
             step.then()
@@ -171,6 +180,16 @@ def inputs(workdir: Path, step: str) -> tuple[str, ...]:
     return tuple(_finished(workdir, step)["inputs"])
 
 
+def records(workdir: Path) -> dict[str, dict[str, Any]]:
+    """Name -> record of every step that has begun in a folder, in no order of meaning. What the
+    steps left is not compared with its digests.
+
+    Raises:
+      UserError: a record is damaged, or of another version.
+    """
+    return {path.parent.name: _read(path.parent) for path in sorted(workdir.glob(f"*/{_RECORD}"))}
+
+
 def _finished(workdir: Path, step: str) -> dict[str, Any]:
     record = _read(workdir / step)
     if not record.get("finished"):
@@ -181,7 +200,14 @@ def _finished(workdir: Path, step: str) -> dict[str, Any]:
     return record
 
 
-def _run_step(directory: Path, step: Step, inputs: dict[str, str], *, shown: Sequence[str]) -> str:
+def _run_step(
+    directory: Path,
+    step: Step,
+    inputs: dict[str, str],
+    *,
+    shown: Sequence[str],
+    after: Callable[[str], None] | None,
+) -> str:
     interruption.stop_if_requested()
     record = processes.from_main(lambda: _begin(directory, step, inputs, shown))
     if not record["finished"]:
@@ -192,6 +218,8 @@ def _run_step(directory: Path, step: Step, inputs: dict[str, str], *, shown: Seq
             _work(directory, step)
         processes.barrier()
         processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
+        if after is not None and processes.is_main():
+            after(step.name)
     return record["fingerprint"]
 
 

@@ -57,7 +57,8 @@ def run(
       name: shown in progress lines.
       directory: gets `checkpoints/`, `metrics.jsonl` and what its sinks keep beside it.
       checkpoint_every, log_every: in steps. A line of metrics is the mean since the last one.
-      evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps.
+      evaluate: `(state, step) -> (state, metrics, stop)`, called every `evaluate_every` steps
+        and after the last one.
       keep: how many of the latest checkpoints stay on disk.
       best: a metric of `evaluate`, the higher the better; every validation leaves a checkpoint,
         and the best one stays.
@@ -115,7 +116,7 @@ def run(
                     log.write(step, {**means, **costs})
                     means |= shown
                 with meter.paused():
-                    if evaluate is not None and step % evaluate_every == 0:
+                    if evaluate is not None and (step % evaluate_every == 0 or step == steps):
                         state, measured, stopped = evaluate(state, step)
                         log.write(step, measured)
                         means = {**means, **measured}

@@ -32,6 +32,7 @@ CHIP = {  # JAX's name of a device -> ours
     "TPU v5p": "v5p",
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
     "NVIDIA H100 80GB HBM3": "h100",
 }
 

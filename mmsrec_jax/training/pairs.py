@@ -30,7 +30,6 @@ from mmsrec_jax.training import metering
 from mmsrec_jax.training.sft import (
     UpdateSettings,
     Validation,
-    check_validated,
     make_optimizer,
     run_loop,
     selected,
@@ -50,9 +49,7 @@ class TaskWeights(NamedTuple):
 class CachedSettings(UpdateSettings):
     """Stage 3 in the cached form, and the room of its prompts."""
 
-    steps: int = setting(
-        2000, "Updates; a multiple of `evaluate_every`.", low=1, high=1_000_000_000
-    )
+    steps: int = setting(2000, "Updates.", low=1, high=1_000_000_000)
     num_users: int = setting(32, "Users of an update.", low=1, high=1_000_000)
     num_items: int = setting(
         128,
@@ -109,7 +106,9 @@ class CachedSettings(UpdateSettings):
     words_length: int = setting(
         64, "Tokens of the question for them and of the answer.", low=2, high=100_000
     )
-    evaluate_every: int = setting(200, "Steps between two validations.", low=1, high=1_000_000_000)
+    evaluate_every: int = setting(
+        200, "Steps between two validations; the last step is one.", low=1, high=1_000_000_000
+    )
     validation_rows: int = setting(
         1000,
         "Size of a random subset of the validation targets. 0 is all.",
@@ -131,7 +130,6 @@ class CachedSettings(UpdateSettings):
             raise UserError(
                 f"{name}.tail={self.tail}: must be at most item_length={self.item_length}"
             )
-        check_validated(name, self.steps, self.evaluate_every)
 
     @property
     def task_weights(self) -> TaskWeights:
@@ -268,7 +266,7 @@ def train(
       tail: int32[r], of the prompts.
       yes_no_ids: ids of (yes, no).
       validate: metrics of a model, `sft.SELECTED_BY` among them; called every `evaluate_every`
-        steps.
+        steps and after the last one.
       profile: steps to trace.
 
     Raises:

@@ -42,7 +42,7 @@ SELECTED_BY = "validation/ndcg@10"
 class Validation(NamedTuple):
     """How a training is validated.
 
-    every: steps between two validations.
+    every: steps between two validations; the last step is one too.
     metrics: of a model, `SELECTED_BY` among them.
     """
 
@@ -131,15 +131,6 @@ class FineTuneSettings(UpdateSettings):
             )
 
 
-def check_validated(name: str, steps: int, evaluate_every: int) -> None:
-    """Raises UserError when the last weights of a training would not be validated."""
-    if steps % evaluate_every:
-        raise UserError(
-            f"{name}.steps={steps}: must be a multiple of evaluate_every={evaluate_every}, so that "
-            "the last weights are validated"
-        )
-
-
 def _check_shares(name: str, tasks: Mapping[str, float]) -> None:
     if not any(tasks.values()):
         raise UserError(f"{name}.tasks: all shares are 0; give one task or more a share above 0")
@@ -168,8 +159,8 @@ class SFTSettings(FineTuneSettings):
     )
     evaluate_every: int = setting(
         0,
-        "Steps between two validations among sampled candidates; the best weights are kept. 0: "
-        "there are none, and the last weights are kept.",
+        "Steps between two validations among sampled candidates, the last step is one too; the "
+        "best weights are kept. 0: there are none, and the last weights are kept.",
         low=0,
         high=1_000_000_000,
     )
@@ -183,8 +174,6 @@ class SFTSettings(FineTuneSettings):
     def check(self, name: str) -> None:
         super().check(name)
         _check_shares(name, self.tasks)
-        if self.evaluate_every:
-            check_validated(name, self.steps, self.evaluate_every)
         for room in ("answers", "targets"):
             if getattr(self, room) <= self.negatives:
                 raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, beauty, microlens, movielens, quickstart, scaling
+from configs import amazon2023, base, beauty, microlens, movielens, quickstart, scaling
 from mmsrec_jax.inputs.recommend import RECOMMEND_TASKS as ALL_TASKS
 from mmsrec_jax.methods import seeds as methods_seeds
 from mmsrec_jax.methods.settings import Settings
@@ -18,6 +18,7 @@ from mmsrec_jax.runtime.settings import as_dict, from_config, sections, to_confi
 from mmsrec_jax.sequential import registry
 
 ALL = [
+    *((amazon2023, variant) for variant in ("", "core", "small", *base.SEQUENTIAL_MODELS)),
     *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
     *((beauty, variant) for variant in ("", "small", "mllm_srec", *base.SEQUENTIAL_MODELS)),
     *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
@@ -53,7 +54,7 @@ def test_every_experiment_is_within_the_ranges_and_survives_the_way_there_and_ba
     assert config.is_locked
 
 
-@pytest.mark.parametrize("experiment", [base, beauty, microlens, movielens])
+@pytest.mark.parametrize("experiment", [amazon2023, base, beauty, microlens, movielens])
 def test_a_variant_is_a_sequential_model_by_itself(experiment):
     assert experiment.get_config().method == "mmsrarec"
     for name in base.SEQUENTIAL_MODELS:
@@ -119,6 +120,7 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
             {"data.source": "toyshop", "data.root": "shop"},
             "config.data.root='shop': .*source=atomic",
         ),
+        ({"data.source": "amazon_reviews_2014/Beautty"}, "config.data.source=.*2014/Beauty?"),
         ({"data.source": "toyshop", "data.max_users": 9}, "config.data.max_users=9: .*'toyshop'"),
         ({"model.remat": "some"}, "config.model.remat='some': must be one of 'none', 'full'"),
         ({"data.max_users": -1}, "config.data.max_users=-1: must be at least 0"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsrec_jax.data.images import ImageError, decode
+from mmsrec_jax.data.images import ImageError, decode, shrunk
 
 RAMP = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
@@ -81,3 +81,45 @@ def test_other_bytes_are_refused_in_one_line(data):
     with pytest.raises(ImageError) as error:
         decode(data)
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
+
+
+def _halves(turned: bool) -> Image.Image:
+    """900 x 300: red on the left, blue on the right; or the same stored a quarter turn back."""
+    image = Image.new("RGB", (900, 300), "red")
+    image.paste("blue", (450, 0, 900, 300))
+    return image.transpose(Image.Transpose.ROTATE_90) if turned else image
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "turned"),
+    [
+        ("JPEG", {}, False), ("JPEG", {"orientation": 6}, True), ("PNG", {}, False),
+        ("WEBP", {"orientation": 6}, True),
+    ],
+)  # fmt: skip
+def test_shrunk_is_a_small_upright_jpeg(format, options, turned):
+    exif = Image.Exif()
+    if "orientation" in options:
+        exif[0x0112] = options["orientation"]
+    data, width, height = shrunk(encoded(_halves(turned), format, exif=exif), 90)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.size) == ("JPEG", (90, 30))
+    assert (width, height) == (90, 30)
+    pixels = decode(data).astype(int)
+    np.testing.assert_allclose(pixels[:, 5:40].mean((0, 1)), [255, 0, 0], atol=12)
+    np.testing.assert_allclose(pixels[:, 50:85].mean((0, 1)), [0, 0, 255], atol=12)
+
+
+def test_shrunk_keeps_what_is_small_and_encodes_the_rest():
+    small = encoded(Image.fromarray(RAMP), "JPEG")
+    assert shrunk(small, 9) == (small, 7, 9)
+    assert shrunk(small, 8)[1:] == (6, 8)
+    deep = np.full((4, 4), 257 * 100, np.uint16)
+    gray = decode(shrunk(encoded(Image.fromarray(deep), "PNG"), 2)[0])
+    np.testing.assert_allclose(gray, 100, atol=2)
+    clear = encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")
+    np.testing.assert_allclose(decode(shrunk(clear, 8)[0]), 255, atol=2)
+    with pytest.raises(ImageError, match="truncated"):
+        shrunk(small[:-40], 9)
+    with pytest.raises(ImageError, match="truncated"):
+        shrunk(encoded(_halves(False), "JPEG")[:-40], 90)

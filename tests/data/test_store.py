@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import shuffle
 
 from mmsrec_jax.data import store
 from mmsrec_jax.data.records import Histories, Item
@@ -60,6 +61,14 @@ def test_round_trip(built):
     assert (written.items, written.images, written.categories) == (4, 3, 2)
     assert written.text == {"title": 3, "brand": 1} and written.attributes == {"colour": 1}
     assert [path.name for path in directory.parent.iterdir()] == ["data"]
+
+
+def test_what_is_larger_than_the_buffer_of_tfds_is_written_without_tensorflow(
+    built, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    written = store.write(tmp_path / "store", ITEMS, HISTORIES)
+    assert written.fingerprint == built[1].fingerprint
 
 
 def test_tfds_reads_the_same_files(built):

@@ -203,11 +203,24 @@ def test_a_store_drops_half_a_line_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("nonsense", "line 2: no JSON"), ('{"x": 1}', "line 2: has no field")]
+    ("damage", "message"),
+    [
+        (lambda line: "nonsense", "line 2: no JSON"),
+        (lambda line: "[1]", "line 2: no JSON object"),
+        (lambda line: '{"x": 1}', "line 2: was changed"),
+        (lambda line: line.replace("oak", "elm"), "line 2: was changed"),
+        (lambda line: line.replace('"item": 1', '"item": -1'), "line 2: was changed"),
+        (lambda line: line.replace('"written": "oak", ', ""), "line 2: was changed"),
+    ],
 )
-def test_a_damaged_line_is_named(tmp_path, line, message):
+def test_a_damaged_line_is_named(tmp_path, damage, message):
     path = tmp_path / "texts.jsonl"
-    path.write_text(f'{{"item": 0}}\n{line}\n')
+    store = TextStore(path, key="item")
+    store.append([(i, {"written": word}, "1") for i, word in enumerate(("fir", "oak"))])
+    assert list(TextStore(path, key="item")) == list(store)
+    first, second = path.read_text().splitlines()
+    assert damage(second) != second
+    path.write_text(f"{first}\n{damage(second)}\n")
     with pytest.raises(UserError, match=message):
         TextStore(path, key="item")
 

@@ -169,7 +169,7 @@ PLAIN = dict(zip(processes._EXPLICIT, ("10.0.0.1:1234", "2", "1"), strict=True))
     ("environment", "call"),
     [
         ({}, None),
-        (SLURM | {"SLURM_NTASKS": "16", "SLURM_PROCID": "9"}, ()),
+        (SLURM | {"SLURM_NTASKS": "16", "SLURM_PROCID": "9"}, (None, None, None)),
         (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),  # all GPUs stay visible
         (PLAIN, ("10.0.0.1:1234", 2, 1)),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, None),
@@ -178,7 +178,8 @@ PLAIN = dict(zip(processes._EXPLICIT, ("10.0.0.1:1234", "2", "1"), strict=True))
 def test_processes_find_each_other(monkeypatch, environment, call):
     calls = []
 
-    def initialize(*arguments, heartbeat_timeout_seconds):
+    def initialize(*arguments, heartbeat_timeout_seconds, initialization_timeout):
+        assert initialization_timeout > processes.JOIN_SECONDS > heartbeat_timeout_seconds
         calls.append(arguments)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)

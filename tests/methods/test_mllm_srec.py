@@ -1,18 +1,23 @@
 """MLLM-SRec on a tiny shop, in real processes: killed in every step of its own, and once unbroken;
 what ablations leave out."""
 
+import dataclasses
 import json
 
 import jax
 import killed_runs
+import known_users
 import launched
 import pyarrow.parquet as pq
 import pytest
+from html_check import Page
 from logged_metrics import explained, logged
 from test_mmsrarec import TINY as SHARED
 from test_mmsrarec import finish, losses, under_way
 
 from configs import quickstart
+from mmsrec_jax.data.records import Item
+from mmsrec_jax.evaluation.ranking import read_ranks
 from mmsrec_jax.methods import recommending
 from mmsrec_jax.methods.mllm_srec import MLLMSRec
 from mmsrec_jax.methods.settings import Settings
@@ -84,10 +89,51 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
     for form in ("joint", "cached"):
         chains = (unbroken / "evaluation" / f"chains-{form}.jsonl").read_text().splitlines()
         assert len(chains) == 24
+    page = Page((broken / "report.html").read_text())
+    assert page.problems == [] and page.table("Claims of texts") and "Profile" in page.words
     found = logged(unbroken)
     assert {"loss/tokens", "loss/next_in_history"} <= found <= explained()
-    with pytest.raises(UserError, match="this run is of mllm_srec"):
-        recommending.check(unbroken)
+
+
+@pytest.mark.processes
+def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_window(runs):
+    """Beside it: what a finished run says of a typed history, and by which texts."""
+    unbroken, mesh = runs[0], make_mesh(devices=jax.devices()[:1])
+    name = "ranks-mllm_srec.cached-full.parquet"
+    ranks, _ = read_ranks(unbroken / "evaluation" / name)
+    scorer = recommending.open_scorer(unbroken, mesh, "cached")
+    ids, histories = scorer.catalog.ids.tolist(), scorer.histories
+    for row in range(3):
+        user = int(ranks.users[row])
+        position = int(histories.lengths[user]) - 1  # leave-one-out
+        assert histories.of(user)[position] == ranks.targets[row]
+        past = [ids[item] for item in histories.of(user)[:position]]
+        target = ids[histories.of(user)[position]]
+        others = [id for id in ids if id not in past and id != target]
+        known = known_users.before(scorer, user, position)
+        scores = scorer.scores(past, [target, *others], **known)
+        assert ranks.ranks[row] == 1 + (scores[1:] > scores[0]).sum()
+        assert scorer.told.windows_written == 0 and scorer.told.preferences
+    for form in ("joint", "cached"):
+        asked = recommending.Recommending(unbroken, mesh, form)
+        user, step = str(histories.users[1]), asked._run.config.preferences.step
+        answer = asked.recommend(user=user, top=5)
+        assert answer.scorer.startswith("mllm_srec/") and len(answer.items) == 5
+        assert answer.told.windows_written <= 1
+        assert asked.recommend(user=user, top=5).told == dataclasses.replace(
+            answer.told, windows_written=0
+        )
+    past = [ids[item] for item in histories.of(1)]
+    past = past[: len(past) // step * step]
+    times = [60.0 * at for at in range(len(past))]
+    typed = asked.recommend(history=past, times=times)
+    assert typed.told.preferences and typed.told.windows_written > 0
+    longer = [*past, *(id for id in ids if id not in past)][: len(past) + step]
+    times += [times[-1] + 60.0 * (at + 1) for at in range(step)]
+    new = asked.recommend(history=longer, times=times)
+    assert new.told.windows_written == 1 and new.told.preferences[-1] in new.text()
+    with pytest.raises(UserError, match="recommends the items of its data alone"):
+        asked.add([Item("new", {"title": "new"})])
 
 
 @pytest.mark.parametrize(

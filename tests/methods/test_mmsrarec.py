@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from html_check import Page
 from logged_metrics import explained, logged
 
 import mmsrec_jax
@@ -43,6 +44,7 @@ TINY = {
     "summarizer.max_new_tokens": 8, "summarizer.checkpoint_every": 1, "summaries.batch_size": 8,
     "sasrec.steps": 30, "sasrec.evaluate_every": 10, "sasrec.batch_size": 8, "sasrec.dim": 16,
     "sft.steps": 8, "sft.warmup_steps": 2, "sft.checkpoint_every": 2, "sft.batch_size": 4,
+    "sft.evaluate_every": 4, "sft.validation_rows": 8,
     "forms": ("joint", "cached"), "cached.steps": 8, "cached.evaluate_every": 4,
     "cached.warmup_steps": 2, "cached.checkpoint_every": 2, "cached.log_every": 4,
     "cached.num_users": 8, "cached.num_items": 16, "cached.validation_rows": 16,
@@ -128,6 +130,26 @@ def test_the_table_has_every_system_under_its_protocols(runs):
         assert all(0 <= row[name] <= 1 for name in ("hr@5", "ndcg@5", "mrr@5", "auc", "recall@10"))
     score = {row["system"]: row["auc"] for row in rows if row["protocol"] == "full"}
     assert score["oracle"] > score["bayes_optimal"] > score["random"]
+
+
+def test_both_runs_have_the_same_page_of_results(runs):
+    tables = []
+    for run in runs[:2]:
+        found = Page((run / "report.html").read_text())
+        assert found.problems == [] and "steps are done." in found.words
+        rows = {
+            (row["protocol"], row["system"]): row
+            for row in json.loads((run / "table.json").read_text())
+        }
+        for protocol in ("full", "sampled@20", "sampled@30"):
+            head, *lines = found.table(f"Every metric, protocol {protocol}")
+            for system, *values in lines:
+                own = rows.pop((protocol, system))
+                assert values == [f"{own[name.lower()]:.4f}" for name in head[1:]]
+        assert not rows
+        assert "What similar users took next" in found.words and "Mean rewards" in found.words
+        tables.append([lines for caption, lines in found.tables if "Time is" not in caption])
+    assert tables[0] == tables[1]
 
 
 def test_every_logged_metric_is_explained(runs):

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import html_check
 import jax
 import known_users
 import launched
@@ -22,7 +23,7 @@ from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Item
 from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.evaluation.ranking import read_ranks
-from mmsrec_jax.methods import recommending
+from mmsrec_jax.methods import answer_page, recommending
 from mmsrec_jax.methods.mmsrarec import MMSRARec
 from mmsrec_jax.methods.recommending import Recommending
 from mmsrec_jax.methods.scorer import Scorer
@@ -231,6 +232,25 @@ def test_a_run_that_ranks_by_cached_items_offers_the_whole_catalog(
         assert item.keywords == written[item.id] and item.sequential_score is not None
 
 
+def test_the_page_of_an_answer_shows_it_and_hostile_text_stays_text(workdir):
+    asked = Recommending(workdir, one_device())
+    hostile = "<script>alert(1)</script>"
+    asked.add([Item("n&1", {"title": hostile}, asked.catalog[12].image)])
+    answer = asked.recommend(history=HISTORY, top=ITEMS)
+    found = html_check.Page(answer_page.page(answer, asked.catalog, "the command"))
+    assert not found.problems
+    places = [found.words.index(f"{item.id}, score {item.score:.3f}") for item in answer.items]
+    assert places == sorted(places)
+    assert hostile in found.words and "n&1" in found.words and "the command" in found.words
+    shown = [*answer.items, *answer.history, *answer.neighbors]
+    assert len(found.pictures) == len(shown)  # every item of the shop has one
+    titles = [asked.catalog[asked.catalog.index[item.id]].title for item in shown]
+    assert [picture["alt"] for picture in found.pictures] == titles
+    before = Counter(word for item in answer.history for word in item.keywords)
+    word = next(word for item in answer.items for word in item.keywords if before[word])
+    assert f"{word} × {before[word]}" in found.words
+
+
 class Backwards:
     """Another scorer of the whole catalog."""
 
@@ -335,12 +355,15 @@ def test_the_command_prints_one_json_object_with_a_new_item(workdir, scorer, tmp
     (tmp_path / "new.jsonl").write_text(json.dumps(new) + "\n")
     done = subprocess.run(
         [sys.executable, "launch/recommend.py", f"--workdir={workdir}", f"--top={ITEMS}",
+         f"--html={tmp_path / 'answer.html'}",
          f"--history={','.join(HISTORY)}", f"--add={tmp_path / 'new.jsonl'}", "--json"],
         cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)
-    assert set(answer) == {"user", "scorer", "history", "neighbors", "items"}
+    assert not html_check.Page((tmp_path / "answer.html").read_text()).problems
+    assert set(answer) == {"user", "scorer", "history", "neighbors", "items", "told"}
+    assert answer["told"] is None
     assert answer["user"] is None and len(answer["items"]) == ITEMS - len(HISTORY) + 1
     for part, fields in (
         ("history", OF_AN_ITEM), ("neighbors", OF_A_NEIGHBOR), ("items", OF_A_RANKED_ITEM),

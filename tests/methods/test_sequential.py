@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from html_check import Page
 
 from configs import base, quickstart
 from mmsrec_jax import methods
@@ -59,6 +60,27 @@ def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir)
         assert np.min(full["candidates"]) > 40
 
 
+def test_the_page_of_the_run_has_its_numbers_users_and_curves(workdir):
+    found = Page((workdir / "report.html").read_text())
+    assert found.problems == [] and "All 3 steps are done." in found.words
+    rows = {row["system"]: row for row in json.loads((workdir / "table.json").read_text())[:7]}
+    head, *lines = found.table("Every metric, protocol full")
+    for line in lines:
+        own = [f"{rows[line[0]][name.lower()]:.4f}" for name in head[1:]]
+        assert line[1:] == own
+    assert [line[0] for line in lines] == [*SYSTEMS, *TRUTH] and len(lines) == 7
+    compared = found.table("40 users, protocol full")
+    differences = {line[0].partition(" ")[0]: line[2] for line in compared[1:]}
+    assert differences["popularity"] == "–" and " to " in differences["sasrec"]
+    assert ["config.sasrec.dim", "64", "16"] in found.table("settings of the last start")[1:]
+    assert {"users", "failures", "slices", "items", "data", "training"} <= set(found.ids)
+    drawn = [given["aria-label"] for tag, given in found.seen if tag == "svg"]
+    assert any(label.startswith("Validation") and "ndcg@10: " in label for label in drawn)
+    machines = json.loads((workdir / "run.json").read_text())["machines"]
+    assert set(machines) == {"data", "sasrec", "evaluation"}
+    assert all(one["devices"] == 8 and one["device"] == "cpu" for one in machines.values())
+
+
 def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, caplog):
     caplog.set_level("INFO")
     methods.run(config, workdir)
@@ -94,6 +116,10 @@ def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog
         else:
             assert values[0] == values[1] and row["baseline"] == "sasrec"
             assert row["auc"]["low"] <= row["auc"]["difference"] <= row["auc"]["high"]
+    page = Page((tmp_path / "comparison" / "comparison.html").read_text())
+    assert page.problems == [] and "sasrec" in [
+        row[0] for row in page.table("40 users, protocol full")[1:]
+    ]
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("sasrec ") and " ± " in line for line in said)
     fields = [json.loads((tmp_path / f"seed-{n}/sasrec/step.json").read_text()) for n in (3, 1)]

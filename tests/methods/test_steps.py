@@ -11,6 +11,7 @@ from mmsrec_jax.hf.mapping import config_from_hf
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.methods import base_model
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
+from mmsrec_jax.methods.mllm_srec import MLLMSRec
 from mmsrec_jax.methods.mmsrarec import MMSRARec
 from mmsrec_jax.methods.scaling_point import ScalingPoint
 from mmsrec_jax.methods.sequential import Sequential
@@ -77,6 +78,21 @@ def test_an_ablation_leaves_out_its_steps_and_nothing_reads_them(mesh, tmp_path,
             "cached",
         } - left_out
         assert all("warmup" in reads[name] for name in start_from_it)
+
+
+@pytest.mark.parametrize("method", [MMSRARec, MLLMSRec])
+def test_baselines_beside_a_method_change_nothing_of_it(mesh, tmp_path, method):
+    def records(**use):
+        config = settings_of(quickstart.get_config("mllm_srec"), **BOTH | use)
+        return {
+            step.name: (step.config, step.inputs) for step in method(config, tmp_path, mesh).steps()
+        }
+
+    with_both, with_none = records(), records(**{"use.plain_sft": False, "use.text_sft": False})
+    alone = {"plain_sft", "text_sft"}
+    assert set(with_both) - set(with_none) <= alone
+    same = set(with_none) - {"evaluation"}
+    assert {name: with_both[name] for name in same} == {name: with_none[name] for name in same}
 
 
 @pytest.mark.parametrize("method", [MMSRARec, ScalingPoint])

@@ -17,7 +17,7 @@ from configs import beauty, quickstart
 from mmsrec_jax.hf import presets
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models import trainable
-from mmsrec_jax.planning import report, steps, topologies
+from mmsrec_jax.planning import planned, report, steps, topologies
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
@@ -119,13 +119,17 @@ def test_command_on_cpu(tmp_path):
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
 
-    done = run("--hbm_gib=0.002")
+    done = run("--hbm_gib=0.002", "--tries=1")
     assert done.returncode == 1, done.stderr
     assert "DOES NOT FIT" in done.stdout and "largest buffers" in done.stdout
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     rank = written["steps"]["rank"]
     assert rank["peak"] > 0.002 * 2**30 and rank["flops"] > 0 and rank["collectives"]
+    (tried,) = rank["tried"]
+    assert tried["fields"] == {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    assert tried["compiled"] and 0 < tried["peak"] != rank["peak"]
+    assert "--config.mesh.fsdp=4 --config.mesh.tensor=2" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,11 @@ def test_links_of_a_torus():
     assert bandwidth("v5p", (2, 4, 4), row) == ("ici", 100e9)
     assert bandwidth("v5p", (4, 4, 4), plane) == ("ici", 400e9)
     assert bandwidth("v5e", (4, 4), [Device((0, 0, 0), i) for i in range(2)]) == ("dcn", 3.125e9)
+    # Two devices a chip: they differ in no coordinate, and share the links of their chip.
+    assert bandwidth("tpu7x", (4, 4, 4), [Device((0, 0, 0))] * 2) == ("ici", 600e9)
+    assert bandwidth("tpu7x", (4, 4, 4), row) == ("ici", 100e9)
+    assert bandwidth("tpu7x", (4, 4, 4), [each for each in row for _ in range(2)]) == ("ici", 200e9)
+    assert bandwidth("tpu7x", (2, 2, 1), [Device((i, 0, 0)) for i in range(2)]) == ("ici", 50e9)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-8b"])
@@ -185,8 +194,38 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
         assert moments == pytest.approx(2 * report.held(state.params), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "variant, forms, changes, expected",
+    [
+        ("", ("joint",), {}, ["rollout", "grpo", "sft", "rank"]),
+        ("", ("joint",), {"use.rewards": False}, ["sft", "rank"]),
+        ("cached", ("cached",), {}, ["cached", "catalog"]),
+        (
+            "mllm_srec", ("joint", "cached"), {},
+            ["visual_answers", "item_texts", "preferences", "sft", "rank", "cached", "catalog"],
+        ),
+        (
+            "mllm_srec", ("joint",), {"understanding.mode": "both", "writer.pretrained": True},
+            ["item_texts", "writer", "preferences", "sft", "rank"],
+        ),
+    ],
+)  # fmt: skip
+def test_steps_of_a_method(variant, forms, changes, expected):
+    config = beauty.get_config(variant)
+    with config.unlocked():
+        config.forms = forms
+        config.update_from_flattened_dict(changes)
+        config.planning.model = "qwen2.5-vl-7b"
+    assert planned.names(from_config(Settings, config)) == expected
+
+
+def test_a_sequential_recommender_has_no_step_to_compile():
+    with pytest.raises(UserError, match="alone has no step"):
+        planned.names(from_config(Settings, beauty.get_config("sasrec")))
+
+
 def model_of(config):
-    return steps.model_config(from_config(Settings, config))
+    return planned.model_config(from_config(Settings, config))
 
 
 def test_model_of_a_config(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from configs import quickstart
 from mmsrec_jax.methods.settings import Settings
-from mmsrec_jax.planning import hlo, report, roofline, steps
+from mmsrec_jax.planning import hlo, planned, report, roofline, steps
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.settings import from_config
 
@@ -34,7 +34,7 @@ def make(sizes, trainable, *, gather_weights=True):
     )
     config.model.remat = "full"
     settings = from_config(Settings, config)
-    return steps.Steps(settings, steps.model_config(settings), sharding.make_mesh(*sizes))
+    return steps.Steps(settings, planned.model_config(settings), sharding.make_mesh(*sizes))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from mmsrec_jax.runtime import processes, startup
 from mmsrec_jax.runtime.errors import UserError
 
 _HOW = flags.DEFINE_enum("how", "fault", ["fault", "user", "disk", "kill", "main", "well"], "")
+_JOIN_SECONDS = flags.DEFINE_integer("join_seconds", processes.JOIN_SECONDS, "")
 _WHO = flags.DEFINE_integer("who", 1, "Process that fails.")
 
 
 def main(_: list[str]) -> None:
-    processes.initialize()
+    processes.initialize(_JOIN_SECONDS.value)
     processes.barrier()
     if jax.process_index() == _WHO.value:
         if _HOW.value == "fault":

@@ -342,7 +342,7 @@ TARGETS = {
     ),
     "ranks": Target(_make_ranks, _read_ranks, {".parquet": damaged_bytes}, 100),
     "external": Target(
-        _make_external, _read_external, {".parquet": damaged_bytes, ".csv": damaged_bytes}, 100
+        _make_external, _read_external, {".parquet": damaged_bytes, ".csv": damaged_bytes}, 8
     ),
 }  # fmt: skip
 

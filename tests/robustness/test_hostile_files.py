@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmsrec_jax.data import atomic, atomic_table, images, item_features, item_lines, store
+from mmsrec_jax.data import atomic, images, item_features, item_lines, store
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.evaluation.comparison import external
 from mmsrec_jax.runtime import reading
@@ -237,7 +237,7 @@ def test_both_a_file_and_its_archive(tmp_path):
 
 @pytest.mark.parametrize("content", [b"u\ta\t1\n", b"x" * 1000, b"\n", b"\0"])
 def test_an_archive_that_unpacks_to_far_more(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_table, "_ALWAYS_ALLOWED", 1 << 22)
+    monkeypatch.setattr(reading, "_ALWAYS_UNPACKED", 1 << 22)
     root = shop(tmp_path)
     (root / "shop.inter").unlink()
     with gzip.open(root / "shop.inter.gz", "wb") as file:
@@ -310,12 +310,25 @@ def test_scores_of_others(tmp_path):
         external.read(path, *known)
 
 
-def test_a_parquet_file_of_far_more_rows_than_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_ALWAYS_ALLOWED", 1 << 20)
-    path = tmp_path / "bomb.parquet"
-    pq.write_table(pa.table({"score": pa.array(np.zeros(20_000_000, np.float32))}), path)
-    assert path.stat().st_size < 100_000
-    with hostile.refused(str(path), "in memory"):
+def test_parquet_files_that_become_far_more_than_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_ALWAYS_ALLOWED", 256 << 20)
+    zeros = pa.array(np.zeros(40_000_000, np.float64))
+    many = pa.DictionaryArray.from_arrays(np.zeros(2_000, np.int32), ["x" * 1_000_000])
+    for name, column in (("zeros", zeros), ("many", many)):  # 0.3 and 2 GB
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"score": column}), path, store_schema=False)
+        assert path.stat().st_size < 1 << 20
+        with hostile.refused(str(path), "in memory"):
+            reading.read_parquet(path)
+
+
+def test_a_parquet_file_that_ends_its_decoder_ends_nothing_else(tmp_path, monkeypatch):
+    path, decoder = tmp_path / "x.parquet", tmp_path / "decoder.py"
+    pq.write_table(pa.table({"user": ["u"], "more": [1]}), path)
+    assert reading.read_parquet(path, ["user", "item"]).to_pydict() == {"user": ["u"]}
+    monkeypatch.setattr(reading, "_PARQUET_CHILD", decoder)
+    decoder.write_text("import os\nos.abort()\n")
+    with hostile.refused(str(path), "damaged"):
         reading.read_parquet(path)
 
 

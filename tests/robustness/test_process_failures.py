@@ -12,24 +12,30 @@ import pytest
 SCRIPT = Path(__file__).with_name("failing_process.py")
 
 
-def run(how, who, timeout):
-    """(status, standard error, seconds after which it ended) of each of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
+def start(index, *arguments, port):
+    """Process `index` of two."""
+    environment = os.environ | {
         "PYTHONPATH": str(SCRIPT.parents[2]),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index),
     }
-    pair = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, f"--how={how}", f"--who={who}"],
-            env=shared | {"JAX_PROCESS_ID": str(index)}, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments], env=environment, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run(how, who, timeout):
+    """(status, standard error, seconds after which it ended) of each of two processes."""
+    port = free_port()
+    pair = [start(index, f"--how={how}", f"--who={who}", port=port) for index in range(2)]
     try:
         begun, ended = time.monotonic(), [0.0, 0.0]
         while not all(ended):
@@ -83,3 +89,17 @@ def test_the_watch_is_over_with_the_run():
 def test_the_others_of_one_that_is_killed_stop_too(who):
     found = run("kill", who, timeout=150)
     assert found[who][0] == -9 and found[1 - who][0] != 0
+
+
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.robustness)])
+def test_a_process_that_the_others_never_join_says_so(index):
+    port = free_port()
+    process = start(index, "--how=well", "--join_seconds=2", port=port)
+    try:
+        said = process.communicate(timeout=90)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    *_, error = said.splitlines()
+    assert f"not all of 2 processes at 127.0.0.1:{port} came within 2 s" in error
+    assert error.count("ERROR: ") == said.count("ERROR: ") == 1 and "F1" not in said

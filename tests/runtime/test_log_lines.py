@@ -25,3 +25,20 @@ def test_lines_of_libraries_are_shown_from_a_warning_on(monkeypatch, path, level
     monkeypatch.setattr(sys, "argv", [str(ROOT / "launch" / "train.py")])
     record = logging.LogRecord("absl", level, str(path), 1, "said", None, None)
     assert startup._is_ours_or_warns(record) == shown
+
+
+def test_what_orbax_cannot_do_is_one_warning(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "launch" / "train.py")])
+    try:
+        raise OSError(39, "Directory not empty", "/runs/a/checkpoints/2")
+    except OSError:
+        failed = sys.exc_info()
+    record = logging.LogRecord(
+        "absl", logging.ERROR, "/env/orbax/checkpoint/storage.py", 1,
+        "Failed to remove checkpoint (%s)\nand more", ("/runs/a/checkpoints/2",), failed,
+    )  # fmt: skip
+    assert startup._is_ours_or_warns(record)
+    line = startup.PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S").format(record)
+    assert line[8:] == (
+        " WARNING: orbax: Failed to remove checkpoint (/runs/a/checkpoints/2) (Directory not empty)"
+    )

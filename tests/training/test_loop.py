@@ -127,3 +127,12 @@ def test_evaluation_can_stop_and_change_the_state(tmp_path):
     assert [row["validation"] for row in lines(tmp_path) if "validation" in row] == [2.0, 4.0]
     again = run(tmp_path, stop_at=1, evaluate=evaluate, evaluate_every=2)
     np.testing.assert_array_equal(again["w"], np.zeros(4))
+
+
+def test_the_last_step_is_validated_too(tmp_path):
+    def evaluate(state, at):
+        return state, {"validation": float(at)}, False
+
+    run(tmp_path, evaluate=evaluate, evaluate_every=4)
+    found = [row["validation"] for row in lines(tmp_path) if "validation" in row]
+    assert found == [*range(4, STEPS, 4), STEPS] and STEPS % 4

@@ -41,10 +41,18 @@ def ids(prompts):
     return prompts.renderer.prompt_config.chat.yes_no_ids
 
 
+def compiled(model, function):
+    """`function(model, batch)` as one program of the batch: run bare it is hundreds of them."""
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, batch: function(nnx.merge(graphdef, state), batch))
+    return lambda batch: run(state, batch)
+
+
 def last_states(model, rows):
     """Unit vectors of the last hidden states, by a plain forward: float64[rows, hidden]."""
     last = np.asarray(rows.segment_ids).sum(1) - 1
-    hidden = np.asarray(model(rows), np.float64)[np.arange(len(last)), last]
+    hidden = compiled(model, lambda model, rows: model(rows))(rows)
+    hidden = np.asarray(hidden, np.float64)[np.arange(len(last)), last]
     return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
 
 
@@ -52,34 +60,54 @@ def cosines(model, users, items):
     return last_states(model, users) @ last_states(model, items).T
 
 
-def test_the_loss_by_hand(made):
+def metrics_of(model, batch, prompts):
+    """What the loss says of a batch."""
+    return compiled(
+        model,
+        lambda model, batch: pairs.loss(
+            model, batch, prompts.tail,
+            start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
+        ),
+    )(batch)[1]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(made):
+    """(model, batch, what the loss says of it)."""
     tokenizer, prompts = made
     model = toy_model.make(tokenizer, rank=0)
     batch, _ = batches(prompts)[2]
-    users, items = encode(model, batch.users), encode(model, batch.items)
-    hidden = read_pairs(model, users, items, Tail(prompts.tail, batch.tails))
-    margins = np.asarray(margins_after(model, hidden, ids(prompts)), np.float64)
+    return model, batch, metrics_of(model, batch, prompts)
+
+
+def test_the_loss_by_hand(made, measured):
+    _, prompts = made
+    model, batch, metrics = measured
+
+    def margins_of_pairs(model, batch):
+        users, items = encode(model, batch.users), encode(model, batch.items)
+        hidden = read_pairs(model, users, items, Tail(prompts.tail, batch.tails))
+        return margins_after(model, hidden, ids(prompts))
+
+    margins = np.asarray(compiled(model, margins_of_pairs)(batch), np.float64)
     margins += 3.0 * cosines(model, batch.users, batch.items)
     listwise = 0.0
     for at, target in enumerate(batch.targets):
         among = np.flatnonzero(batch.competes[at])
         logits = margins[at] - batch.log_frequency
         listwise += np.log(np.exp(logits[among]).sum()) - logits[target]
-    _, metrics = pairs.loss(
-        model, batch, prompts.tail,
-        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
-    )  # fmt: skip
     assert float(metrics["loss/listwise"]) == pytest.approx(listwise / 8, rel=1e-4)
+    plain_logits = compiled(model, lambda model, rows: model.unembed(model(rows)))
     told, count = 0.0, 0
     for at in range(8):  # the answers, by a plain forward of prompt and answer
         n = int(batch.users.segment_ids[at].sum())
-        tokens = np.concatenate([batch.users.tokens[at, :n], batch.words[at]])[None]
+        tokens, there = (np.zeros((1, ROOM.prompt + ROOM.words), np.int32) for _ in range(2))
+        tokens[0, : n + ROOM.words] = [*batch.users.tokens[at, :n], *batch.words[at]]
+        there[0, : n + ROOM.words] = 1
         weights = np.concatenate([np.zeros(n), batch.word_weights[at]])
-        positions = np.arange(ROOM.prompt - n, ROOM.prompt + ROOM.words, dtype=np.int32)
-        plain = type(batch.users)(
-            tokens, np.broadcast_to(positions, (1, 3, len(positions))), np.ones_like(tokens)
-        )
-        logprobs = np.asarray(jax.nn.log_softmax(model.unembed(model(plain)), axis=-1))[0]
+        positions = np.arange(tokens.size, dtype=np.int32) + ROOM.prompt - n
+        plain = type(batch.users)(tokens, np.broadcast_to(positions, (1, 3, tokens.size)), there)
+        logprobs = np.asarray(jax.nn.log_softmax(plain_logits(plain), axis=-1))[0]
         for place_ in np.flatnonzero(weights):
             told -= logprobs[place_ - 1, tokens[0, place_]]
             count += 1
@@ -93,12 +121,10 @@ def test_the_loss_by_hand(made):
     )
 
 
-def test_the_loss_of_finding_later_items_of_a_history_by_hand(made):
+def test_the_loss_of_finding_later_items_of_a_history_by_hand(measured):
     """By a plain forward of the prompts, read where an item ends."""
-    tokenizer, prompts = made
-    model = toy_model.make(tokenizer, rank=0)
-    batch, _ = batches(prompts)[2]
-    hidden = np.asarray(model(batch.users), np.float64)
+    model, batch, metrics = measured
+    hidden = np.asarray(compiled(model, lambda model, rows: model(rows))(batch.users), np.float64)
     items = last_states(model, batch.items)
     total, count = 0.0, 0
     for at, places in enumerate(batch.history_nexts):
@@ -111,10 +137,6 @@ def test_the_loss_of_finding_later_items_of_a_history_by_hand(made):
             total += np.log(np.exp(logits[among]).sum()) - logits[place_]
             count += 1
     assert count > 8
-    _, metrics = pairs.loss(
-        model, batch, prompts.tail,
-        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
-    )  # fmt: skip
     assert float(metrics["loss/close_in_history"]) == pytest.approx(total / count, rel=1e-4)
 
 
@@ -156,10 +178,7 @@ def test_without_a_tail_the_loss_is_of_the_cosines(made):
             for at, target in enumerate(batch.targets)
         ]
     )
-    _, metrics = pairs.loss(
-        model, batch, prompts.tail,
-        start=ROOM.prompt, yes_no_ids=ids(prompts), closeness=3.0, weights=WEIGHTS,
-    )  # fmt: skip
+    metrics = metrics_of(model, batch, prompts)
     assert float(metrics["loss/listwise"]) == pytest.approx(expected, rel=1e-4)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from html_check import Page
 
 from configs import quickstart
 from mmsrec_jax.data import build
@@ -246,3 +247,5 @@ def test_the_command(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "difference to popularity, 95% paired bootstrap" in done.stdout
     assert (tmp_path / "comparison.csv").is_file()
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert page.problems == [] and "run.json: it is missing" in page.words  # settings, curves

@@ -1,0 +1,58 @@
+"""Items out of separated text with quotes, a row each."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmsrec_jax.data.published.files import lines
+from mmsrec_jax.data.published.rows import Ids
+from mmsrec_jax.runtime import reading
+from mmsrec_jax.runtime.errors import UserError, first_line
+
+
+def read(
+    path: Path, columns: Sequence[str], *, separator: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(file and line for messages, column -> cell) of each row of a file with a header.
+
+    columns: those that the header must have; it may have more, in any order.
+
+    Raises:
+      UserError: a column is missing, or a row has another number of cells.
+    """
+    header: list[str] = []
+    for where, cells in _records(path, separator):
+        if not header:
+            header = cells
+            for name in columns:
+                if header.count(name) != 1:
+                    raise UserError(
+                        f"{where}: no column {name}, or two: the header reads "
+                        f"{reading.shown(separator.join(header))}"
+                    )
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} columns, the header has {len(header)}")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _records(path: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
+    reader = csv.reader((f"{line}\n" for _, line in lines(path)), delimiter=separator)
+    try:
+        for cells in reader:
+            yield f"{path}:{reader.line_num}", cells
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{reader.line_num}: {first_line(error)}; is a quote open?"
+        ) from None
+
+
+def checked_id(where: str, id: str, ids: Ids) -> str:
+    """`id` if it is of the publisher's form, else UserError."""
+    if not re.fullmatch(ids.pattern.removeprefix("^").removesuffix("$"), id):
+        raise UserError(
+            f"{where}: item {reading.shown(id)} is not {ids.form}; are columns swapped, or has a "
+            "program changed the ids?"
+        )
+    return id

@@ -1,0 +1,55 @@
+"""H&M Personalized Fashion Recommendations (Kaggle): purchases of clothes. One config, `all`."""
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from mmsrec_jax.data.published import csv_items, csv_rows, texts
+from mmsrec_jax.data.published.files import File
+from mmsrec_jax.data.published.rows import Ids, Layout, Notes
+from mmsrec_jax.data.published.source import ItemRow, Source
+
+PUBLISHER = "hm"
+PAGE = "https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations/data"
+CONFIGS = ("all",)
+
+_ROWS = csv_rows.Columns(
+    ("t_dat", "customer_id", "article_id", "price", "sales_channel_id"),
+    "customer_id", "article_id", "t_dat", dates=True,
+)  # fmt: skip
+_ITEMS = Ids("^0[0-9]{9}$", "ten digits, the first of them 0")
+_LAYOUT = Layout(Ids("^[0-9a-f]{64}$", "64 hexadecimal digits"), _ITEMS)
+_FIELDS = {  # name of the text -> column
+    "title": "prod_name", "description": "detail_desc", "product_type": "product_type_name",
+    "product_group": "product_group_name", "color": "colour_group_name",
+    "appearance": "graphical_appearance_name", "department": "department_name",
+    "section": "section_name", "garment_group": "garment_group_name",
+}  # fmt: skip
+
+
+def source(config: str) -> Source:
+    """The data set."""
+    return Source(
+        PUBLISHER, config, PAGE, {"interactions": File(("transactions_train.csv",))},
+        rows=partial(csv_rows.read, columns=_ROWS, layout=_LAYOUT),
+        item_files=(File(("articles.csv",)),),
+        items=_items,
+        fields=tuple(_FIELDS),
+        image_folders=_image_folders,
+    )  # fmt: skip
+
+
+def _items(
+    paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
+) -> Iterator[ItemRow]:
+    for where, row in csv_items.read(paths[0], ("article_id", *_FIELDS.values())):
+        id = csv_items.checked_id(where, row["article_id"], _ITEMS)
+        if wanted is None or id in wanted:
+            found = {name: texts.plain(row[column]) for name, column in _FIELDS.items()}
+            yield ItemRow(id, texts.given(**found))
+
+
+def _image_folders(root: Path) -> list[Path]:
+    """images/<first three digits of article_id>/."""
+    folder = root / "images"
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

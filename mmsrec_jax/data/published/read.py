@@ -1,0 +1,173 @@
+"""A publisher's files as items and histories, as `atomic.read` gives those of atomic files."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mmsrec_jax.data import filters
+from mmsrec_jax.data.column_items import ColumnItems, image_files
+from mmsrec_jax.data.published.rows import Notes, Rows
+from mmsrec_jax.data.published.source import Source
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.runtime.errors import UserError
+
+_BARE = "; or set config.data.text_fields='()' for items without text"
+
+
+def check(source: Source, root: Path, *, with_items: bool) -> None:
+    """Stops early when a file of the source is not below `root`.
+
+    with_items: whether the files that describe items are read too.
+
+    Raises:
+      UserError: a file is missing; names it, the page that has it and its checksum.
+    """
+    archive = source.archive
+    if archive is not None and all(file.locate(root) is None for file in source.files):
+        path = archive.required(root, source.page, f", and unpack it in {root}")
+        raise UserError(f"{path}: unpack it where it is")
+    for file in source.interactions.values():
+        file.required(root, source.page)
+    for file in source.item_files if with_items else ():
+        file.required(root, source.page, _BARE)
+
+
+def read(
+    source: Source,
+    root: str | Path,
+    *,
+    rating_threshold: float | None = None,
+    category_field: str | None = None,
+    attribute_fields: Sequence[str] = (),
+    text_fields: Sequence[str] | None = None,
+    images_root: str | Path | None = None,
+) -> tuple[ColumnItems, Histories, Report]:
+    """Reads a published data set out of the folder `root`; arguments as of `atomic.read`.
+
+    Items are those with an interaction: first those that the publisher describes, in the order of
+    its file, then bare ids. With no field asked for, the files that describe items are not read.
+    Of a benchmark with splits all interactions are read.
+
+    Raises:
+      UserError: a file is missing, not the published one, or something in it is wrong.
+    """
+    root = Path(root).resolve()
+    report = Report(source=f"{source.name} in {root}")
+    texts = _text_fields(source, category_field, attribute_fields, text_fields)
+    wanted = [*texts, *attribute_fields, *([category_field] if category_field else [])]
+    check(source, root, with_items=bool(wanted))
+    notes: Notes = Counter()
+    users, user_of_row, seen, seen_of_row, times, ratings = _collected(_rows(source, root, notes))
+    ids, columns = _described(source, root, seen if wanted else [], wanted, notes)
+    index = {id: i for i, id in enumerate(ids)}
+    bare = [id for id in seen if id not in index]
+    index |= {id: len(ids) + i for i, id in enumerate(bare)}
+    if wanted:
+        notes["interacted items that the publisher does not describe, kept as bare ids"] += len(
+            bare
+        )
+    items = np.array([index[id] for id in seen], np.int32)[seen_of_row]
+    del seen_of_row
+    if times is None:
+        notes["interactions without timestamp: file order is taken as time"] += len(items)
+    seconds = np.zeros(len(items)) if times is None else times / 1000
+    histories = Histories.from_rows(users, user_of_row, items, seconds, ratings)
+    if times is None:
+        histories = histories.by_position()
+    images = _images(source, root, images_root)
+    notes["image files of no item, unused"] += len(images.keys() - index.keys())
+    for what, count in notes.items():
+        report.note(what, count)
+    report.read = describe(histories, len(index))
+    if rating_threshold is not None:
+        kept = filters.at_least(histories, rating_threshold)
+        histories = report.step(f"rated below {rating_threshold:g}", histories, kept)
+    columns = {name: column + [""] * len(bare) for name, column in columns.items()}
+    catalog = ColumnItems(
+        ids + bare,
+        {name: columns[name] for name in texts},
+        columns[category_field] if category_field else None,
+        {name: columns[name] for name in attribute_fields},
+        images,
+    )
+    return catalog, histories, report
+
+
+def _text_fields(
+    source: Source,
+    category_field: str | None,
+    attribute_fields: Sequence[str],
+    text_fields: Sequence[str] | None,
+) -> list[str]:
+    for name in (category_field, *attribute_fields, *(text_fields or ())):
+        if name is not None and name not in source.fields:
+            raise UserError(f"{source.name} has no field {name}; it has {', '.join(source.fields)}")
+    if text_fields is not None:
+        return list(text_fields)
+    special = {category_field, *attribute_fields}
+    return [name for name in source.fields if name not in special]
+
+
+def _rows(source: Source, root: Path, notes: Notes) -> Iterable[Rows]:
+    for file in source.interactions.values():
+        path = file.required(root, source.page)
+        file.check_digest(path, source.page)
+        yield from source.rows(path, notes=notes)
+
+
+def _collected(
+    parts: Iterable[Rows],
+) -> tuple[list[str], np.ndarray, list[str], np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """User ids, int32[T] indices into them, the same of items, times and ratings."""
+    users, items, times, ratings = [], [], [], []
+    for part in parts:
+        users.append(part.users)
+        items.append(part.items)
+        times.append(part.times)
+        ratings.append(part.ratings)
+    if not users:
+        raise UserError("the files hold no interactions; download them again")
+    return (*_codes(users), *_codes(items), _joined(times), _joined(ratings))
+
+
+def _codes(parts: list[pa.DictionaryArray]) -> tuple[list[str], np.ndarray]:
+    """The distinct ids in order of appearance, and int32[T] indices into them."""
+    unified = pa.chunked_array(parts).unify_dictionaries()
+    codes = np.concatenate([part.indices.to_numpy() for part in unified.chunks])
+    return unified.chunk(unified.num_chunks - 1).dictionary.to_pylist(), codes
+
+
+def _joined(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
+
+
+def _described(
+    source: Source, root: Path, seen: list[str], wanted: list[str], notes: Notes
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Ids and columns of those of the items `seen` that the publisher describes."""
+    ids: list[str] = []
+    columns: dict[str, list[str]] = {name: [] for name in wanted}
+    if not wanted:
+        return ids, columns
+    paths = [file.required(root, source.page) for file in source.item_files]
+    for file, path in zip(source.item_files, paths, strict=True):
+        file.check_digest(path, source.page)
+    for item in source.items(paths, set(seen), notes):
+        ids.append(item.id)
+        for name in wanted:
+            columns[name].append(item.text.get(name, ""))
+    return ids, columns
+
+
+def _images(source: Source, root: Path, images_root: str | Path | None) -> dict[str, Path]:
+    if images_root is None:
+        return source.images(root)
+    images = image_files(Path(images_root), within=None)
+    if not images:
+        raise UserError(f"{images_root}: no images <item_id>.jpg, .jpeg, .png or .webp here")
+    return images

@@ -1,0 +1,112 @@
+"""What models wrote of items and users, for the few that a page shows.
+
+The files have a line for every item or user, millions perhaps. A line is parsed when the number or
+name that it begins with is wanted, and no more than `MOST_BYTES` of a file are read.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 28
+_MARKS = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")  # how tokenizers write where a text ends
+_ITEM = re.compile(rb'\{"item": (\d{1,10})[,}]')
+_USER = re.compile(rb'\{"user": ("(?:[^"\\]|\\.)*")')
+
+
+@dataclass
+class About:
+    """What was written of one item.
+
+    Attributes:
+      image, text: keywords of MMSRARec, of the picture and of the text.
+      summary: keywords of MLLM-SRec.
+      answers: (what was asked, answer) of MLLM-SRec.
+      claims: (words, outcome), where claims were checked and the item is among the examples.
+    """
+
+    image: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    answers: list[tuple[str, str]] = field(default_factory=list)
+    claims: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def keywords(self) -> list[str]:
+        """All keywords, each once."""
+        return list(dict.fromkeys([*self.image, *self.text, *self.summary]))
+
+
+def of_items(workdir: Path, wanted: Collection[int]) -> dict[int, About]:
+    """Item -> what was written of it, for those of `wanted` of which something was."""
+    found: dict[int, About] = {}
+
+    def lines(step: str, file: str) -> Iterator[tuple[About, Mapping[str, Any]]]:
+        for row in _item_rows(workdir / step / file, wanted):
+            yield found.setdefault(row["item"], About()), row
+
+    for about, row in lines("summaries", "summaries.jsonl"):
+        about.image, about.text = _words(row.get("image")), _words(row.get("text"))
+    for about, row in lines("item_texts", "summaries.jsonl"):
+        about.summary = _words(clean(str(row.get("summary", ""))).split(","))
+    for about, row in lines("visual_answers", "answers.jsonl"):
+        about.answers.append((str(row.get("question", "")), clean(str(row.get("answer", "")))))
+    for about, row in lines("claims", "examples.jsonl"):
+        about.claims = [(str(c["words"]), str(c["outcome"])) for c in row.get("claims", [])]
+    return found
+
+
+def examples_of_claims(workdir: Path, most: int) -> list[int]:
+    """Items of which step `claims` kept an example, the first `most`."""
+    path = workdir / "claims" / "examples.jsonl"
+    return [int(found[1]) for line in _lines(path) if (found := _ITEM.match(line))][:most]
+
+
+def of_users(workdir: Path, wanted: Collection[str]) -> dict[str, dict[str, str]]:
+    """Raw id -> {"profile": ..., "preference": ...}, the latest that was written of each user."""
+    found: dict[str, dict[str, str]] = {}
+    for kind, path in (
+        ("profile", workdir / "profiles" / "profiles.jsonl"),
+        ("preference", workdir / "preferences" / "preferences.jsonl"),
+    ):
+        latest: dict[str, int] = {}
+        for line in _lines(path):
+            begins = _USER.match(line)
+            if begins is None or json.loads(begins[1]) not in wanted:
+                continue
+            row = json.loads(line)
+            user, window = row["user"], int(row.get("window", 0))
+            if window >= latest.get(user, 0):
+                latest[user] = window
+                found.setdefault(user, {})[kind] = clean(str(row.get("written", "")))
+    return found
+
+
+def clean(text: str) -> str:
+    """A model's text on one line, without the marks of where it ended."""
+    return " ".join(_MARKS.sub(" ", text).split())
+
+
+def _item_rows(path: Path, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
+    for line in _lines(path):
+        if (begins := _ITEM.match(line)) and int(begins[1]) in wanted:
+            yield json.loads(line)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file within its first `MOST_BYTES`; none where there is no file."""
+    if not path.is_file():
+        return
+    left = MOST_BYTES
+    with path.open("rb") as file:
+        while left > 0 and (line := file.readline(left)).endswith(b"\n"):
+            left -= len(line)
+            yield line
+
+
+def _words(found: Any) -> list[str]:
+    words = found if isinstance(found, list) else []
+    return [word for word in (str(word).strip() for word in words) if word]

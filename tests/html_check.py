@@ -1,0 +1,92 @@
+"""What must hold of every page, found by an HTML parser."""
+
+from html.parser import HTMLParser
+
+VOID = {"br", "hr", "img", "link", "meta"}
+FORBIDDEN = {"script", "iframe", "object", "embed", "form", "base", "input"}
+
+
+class Page(HTMLParser):
+    """A parsed page; `problems` is empty when it is sound."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.problems: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.headings: list[int] = []
+        self.tables: list[tuple[str, list[list[str]]]] = []
+        self.pictures: list[dict] = []
+        self.seen: list[tuple[str, dict]] = []
+        self._open: list[str] = []
+        self._text: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        self._finish()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.seen.append((tag, given))
+        if tag in FORBIDDEN:
+            self.problems.append(f"<{tag}> at {self.getpos()}")
+        for name, value in given.items():
+            if name.startswith("on") or (name in ("href", "src") and not _stays(value)):
+                self.problems.append(f"{name}={value[:40]} of <{tag}>")
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag == "a":
+            self.links.append(given["href"])
+        if tag == "img":
+            self.pictures.append(given)
+            if not given.get("alt"):
+                self.problems.append("a picture without alt")
+        if given.get("role") == "img" and not given.get("aria-label"):
+            self.problems.append("a drawing without a label")
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.headings.append(int(tag[1]))
+        if tag == "table":
+            self.tables.append(("", []))
+        if tag == "tr":
+            self.tables[-1][1].append([])
+        if tag in ("th", "td", "caption"):
+            self._text = []
+        if tag == "th" and given.get("scope") not in ("col", "row"):
+            self.problems.append("a table header without scope")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self._open or self._open.pop() != tag:
+            self.problems.append(f"</{tag}> closes another element, at {self.getpos()}")
+        text = "".join(self._text).strip()
+        if tag in ("th", "td"):
+            self.tables[-1][1][-1].append(text)
+        if tag == "caption":
+            self.tables[-1] = (text, self.tables[-1][1])
+
+    def handle_data(self, data):
+        self._text.append(data)
+        if self._open and self._open[-1] != "style":
+            self.words += data
+
+    def table(self, words: str) -> list[list[str]]:
+        """The one table whose caption has these words."""
+        (found,) = [rows for caption, rows in self.tables if words in caption]
+        return found
+
+    def _finish(self):
+        self.problems += [f"<{tag}> stays open" for tag in self._open]
+        self.problems += [f"id {name} twice" for name in set(self.ids) if self.ids.count(name) > 1]
+        self.problems += [
+            f"link to {link}, which is not there" for link in self.links if link[1:] not in self.ids
+        ]
+        if self.headings[:1] != [1] or self.headings.count(1) != 1:
+            self.problems.append("not one h1 first")
+        for before, after in zip(self.headings, self.headings[1:], strict=False):
+            if after > before + 1:
+                self.problems.append(f"h{after} below h{before}")
+
+
+def _stays(address: str) -> bool:
+    return address.startswith(("#", "data:"))
