@@ -10,7 +10,13 @@ from html_check import Page
 
 from configs import base, quickstart
 from mmsrec_jax import methods
+from mmsrec_jax.data import build
+from mmsrec_jax.methods.export import export
+from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
+from mmsrec_jax.sequential import standalone
+from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 SYSTEMS = ("random", "popularity", "cooccurrence", "sasrec")
 PROTOCOLS = ("full", "sampled@5", "sampled@9")
@@ -143,3 +149,20 @@ def test_gru4rec_retrieves_for_mmsrarec(tmp_path):
 def test_a_method_that_does_not_exist():
     with pytest.raises(UserError, match="config.method='model' is not known"):
         methods.find("model")
+
+
+def test_the_trained_model_is_exported_with_the_ids_and_the_metrics(config, workdir, tmp_path):
+    pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers")
+    export(workdir, tmp_path / "out", step="sasrec", top_k=7)
+    found = standalone.Recommender(tmp_path / "out")
+    settings = from_config(Settings, config).data
+    catalog = build.open_built(settings, workdir / "data").catalog
+    assert found.ids == catalog.ids.tolist()
+    ((first, *_),) = found.top([found.ids[:3]])
+    scores = np.array(
+        SequentialRecommender.load(workdir / "sasrec" / "model").scores(np.array([[0, 1, 2]]))
+    )
+    scores[0, :3] = -np.inf
+    assert first[0] == found.ids[scores[0].argmax()]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "on the data `toyshop`" in card and "| sasrec | full | 40 |" in card

@@ -12,13 +12,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import exporting
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
-KINDS = [
-    ("sasrec", ()),
-    ("bert4rec", ()),
-    ("gru4rec", ()),
-    ("molar", ("item",)),
-    ("hm4sr", ("text",)),
-]
+KINDS = {"sasrec": (), "bert4rec": (), "gru4rec": (), "molar": ("item",), "hm4sr": ("text",)}
 TOP = 4
 _CHILD = """
 import json, sys
