@@ -104,9 +104,10 @@ def _titles(config: ConfigDict) -> None:
         for name in base.SEQUENTIAL_MODELS:
             config[name].update(length=50, steps=4000, evaluate_every=250)
         config.cached.update(
-            steps=1000, num_items=320, prompt_length=224, item_patches=0, evaluate_every=250,
+            steps=800, num_items=320, prompt_length=224, item_patches=0, evaluate_every=200,
             validation_rows=1000, each_user_once=False, align=0.0,
         )  # fmt: skip
+        config.sft.rows = 50_000  # of a million targets; a prompt's history has more of them
         config.evaluation.users = 2000
 
 
