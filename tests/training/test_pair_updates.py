@@ -196,8 +196,6 @@ def test_settings_that_do_not_fit_are_refused():
         pairs.CachedSettings(num_users=16, num_items=8).check("config.cached")
     with pytest.raises(UserError, match="tail=0 and config.cached.closeness=0"):
         pairs.CachedSettings(tail=0, closeness=0.0).check("config.cached")
-    with pytest.raises(UserError, match="evaluate_every=300"):
-        pairs.CachedSettings(steps=1000, evaluate_every=300).check("config.cached")
 
 
 def test_weights_of_the_best_validation_are_returned(made, tmp_path):
