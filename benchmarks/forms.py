@@ -3,8 +3,7 @@
     python launch/train.py --config=configs/quickstart.py:full --workdir=runs/quickstart-full
     python benchmarks/forms.py --workdir=runs/quickstart-full
 
-One row for the sequential recommender, for each form of stage 3 that the run trained, and for the
-paper's joint form with lists of 1 + 20 candidates.
+One row for the sequential recommender and one for each form of stage 3 that the run trained.
 
     FLOPs      of one request, counted from the config as models/flops.py does: the user's prompt
                and each candidate that is read after it. Items that are encoded once are not in it.
@@ -88,13 +87,12 @@ def cached_flops(run: MMSRARec, config: MLLMConfig, rows: np.ndarray) -> float:
     return total(flops.read(config, length, 0)) + of_items
 
 
-def accuracy(table: Sequence[dict[str, Any]], system: str) -> dict[str, float]:
-    """Both protocols, NaN where the run has no such row."""
+def accuracy(table: Sequence[dict[str, Any]], system: str) -> dict[str, float | None]:
+    """Both protocols, None where the run has no such row."""
     found = {(row["system"], row["protocol"]): row for row in table}
-    nothing = {"hr@5": np.nan, "ndcg@10": np.nan}
     return {
-        "hr@5 of 1+20": found.get((system, "sampled@20"), nothing)["hr@5"],
-        "ndcg@10 full catalog": found.get((system, "full"), nothing)["ndcg@10"],
+        "hr@5 of 1+20": found.get((system, "sampled@20"), {}).get("hr@5"),
+        "ndcg@10 full catalog": found.get((system, "full"), {}).get("ndcg@10"),
     }
 
 
@@ -111,16 +109,16 @@ def main() -> None:
     scorer = Scorer(asked.workdir, mesh)
     histories = scorer.histories
     rows = MMSRARec(scorer.config, asked.workdir, mesh).test_targets()[: asked.users + _WARM]
-    users = [str(histories.users[user]) for user, _ in rows]
+    users, timed = [str(histories.users[user]) for user, _ in rows], len(rows) - _WARM
 
     def sequential(at: int) -> np.ndarray:
         past, times = (x(int(rows[at][0]))[None] for x in (histories.of, histories.times))
         return np.argsort(-np.asarray(scorer.recommender.scores(past, times))[0])[:10]
 
     recommender = scorer.recommender.name
-    found = [
-        {"system": recommender, "scored": len(scorer.catalog), "flops": np.nan}
-        | latency(sequential, asked.users)
+    found: list[dict[str, Any]] = [
+        {"system": recommender, "scored": len(scorer.catalog), "flops": None}
+        | latency(sequential, timed)
         | accuracy(table, recommender)
     ]
     for form in names:
@@ -133,7 +131,7 @@ def main() -> None:
         def recommend(at: int, answering: Recommending = answering) -> object:
             return answering.recommend(user=users[at])
 
-        row = {"system": name, **accuracy(table, name), **latency(recommend, asked.users)}
+        row = {"system": name, **accuracy(table, name), **latency(recommend, timed)}
         if form == "cached":
             row |= {"scored": len(scorer.catalog), "flops": cached_flops(run, shape, rows)}
         else:
@@ -145,7 +143,7 @@ def main() -> None:
             row |= {"scored": depth, "flops": joint_flops(run, shape, rows, lists, depth)}
         found.append(row)
     for row in [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *found]:
-        cells = (row[name] for name in _COLUMNS)
+        cells = ("-" if row[name] is None else row[name] for name in _COLUMNS)
         print("  ".join(f"{x:>14.4g}" if isinstance(x, float) else f"{x:>14}" for x in cells))
     print(json.dumps(found))
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -329,6 +330,22 @@ def test_the_table_has_a_row_of_generated_keywords(workdir, scorer):
     assert ((ranks.ranks >= 1) & (ranks.ranks <= ranks.candidates)).all()
     table = json.loads((workdir / "table.json").read_text())
     assert ("mmsrarec/generate", "full") in {(row["system"], row["protocol"]) for row in table}
+
+
+def test_the_benchmark_of_forms_has_a_row_for_each(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["forms.py", f"--workdir={workdir}", "--users=3"])
+    runpy.run_path(str(ROOT / "benchmarks" / "forms.py"), run_name="__main__")
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["system"] for row in rows] == ["sasrec", "mmsrarec", "mmsrarec/cached"]
+    table = {
+        (row["system"], row["protocol"]): row
+        for row in json.loads((workdir / "table.json").read_text())
+    }
+    for row in rows:
+        assert row["hr@5 of 1+20"] == table[row["system"], "sampled@20"]["hr@5"]
+        assert 0 < row["ms_p50"] <= row["ms_p95"]
+    joint, cached = (row["flops"] for row in rows[1:])
+    assert joint > 10 * cached > 0  # it reads every candidate after the prompt
 
 
 # --- the command ----------------------------------------------------------------------------------
