@@ -9,7 +9,8 @@ One row for the sequential recommender and one for each form of stage 3 that the
                and each candidate that is read after it. Items that are encoded once are not in it.
     ms p50/p95 of one request, alone on the devices: similar users, prompt, scores and the best ten.
                The joint form reorders the items that the sequential recommender ranks first.
-    accuracy   of the run's table.json.
+               Pictures of these are read and, the first time, written to the run's folder.
+    accuracy   of the run's table.json; sampled: by its first number of negatives.
 
 Requests are those of `--users` test users, everything compiled before. Prints the table, then one
 line of JSON.
@@ -20,7 +21,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.mmsrarec import STEP_OF_FORM, MMSRARec
-from mmsrec_jax.methods.recommending import Recommending
+from mmsrec_jax.methods.recommending import RERANKED, Recommending
 from mmsrec_jax.methods.scorer import Scorer
 from mmsrec_jax.models import flops
 from mmsrec_jax.models.config import MLLMConfig
@@ -39,7 +40,7 @@ from mmsrec_jax.runtime import sharding
 
 _WARM = 3  # requests before those that are timed: programs of a few shapes
 _COLUMNS = (
-    "system", "scored", "flops", "ms_p50", "ms_p95", "hr@5 of 1+20", "ndcg@10 full catalog",
+    "system", "scored", "flops", "ms_p50", "ms_p95", "hr@5 sampled", "ndcg@10 full catalog",
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def latency(ask: Callable[[int], object], users: int) -> dict[str, float]:
     return {"ms_p50": float(np.percentile(took, 50)), "ms_p95": float(np.percentile(took, 95))}
 
 
-def total(parts: dict[str, float] | Any) -> float:
+def total(parts: Mapping[str, float]) -> float:
     return float(sum(parts.values()))
 
 
@@ -87,11 +88,14 @@ def cached_flops(run: MMSRARec, config: MLLMConfig, rows: np.ndarray) -> float:
     return total(flops.read(config, length, 0)) + of_items
 
 
-def accuracy(table: Sequence[dict[str, Any]], system: str) -> dict[str, float | None]:
-    """Both protocols, None where the run has no such row."""
+def accuracy(
+    table: Sequence[dict[str, Any]], system: str, protocol: str
+) -> dict[str, float | None]:
+    """In the whole catalog, and by a protocol of sampled candidates; None where the run has no such
+    row."""
     found = {(row["system"], row["protocol"]): row for row in table}
     return {
-        "hr@5 of 1+20": found.get((system, "sampled@20"), {}).get("hr@5"),
+        "hr@5 sampled": found.get((system, protocol), {}).get("hr@5"),
         "ndcg@10 full catalog": found.get((system, "full"), {}).get("ndcg@10"),
     }
 
@@ -107,7 +111,7 @@ def main() -> None:
     table = json.loads((asked.workdir / "table.json").read_text())
     names = recorded.forms(asked.workdir)
     scorer = Scorer(asked.workdir, mesh)
-    histories = scorer.histories
+    histories, protocol = scorer.histories, f"sampled@{scorer.config.evaluation.negatives[0]}"
     rows = MMSRARec(scorer.config, asked.workdir, mesh).test_targets()[: asked.users + _WARM]
     users, timed = [str(histories.users[user]) for user, _ in rows], len(rows) - _WARM
 
@@ -119,7 +123,7 @@ def main() -> None:
     found: list[dict[str, Any]] = [
         {"system": recommender, "scored": len(scorer.catalog), "flops": None}
         | latency(sequential, timed)
-        | accuracy(table, recommender)
+        | accuracy(table, recommender, protocol)
     ]
     for form in names:
         config = recorded.settings(asked.workdir, form)
@@ -131,7 +135,7 @@ def main() -> None:
         def recommend(at: int, answering: Recommending = answering) -> object:
             return answering.recommend(user=users[at])
 
-        row = {"system": name, **accuracy(table, name), **latency(recommend, timed)}
+        row = {"system": name, **accuracy(table, name, protocol), **latency(recommend, timed)}
         if form == "cached":
             row |= {"scored": len(scorer.catalog), "flops": cached_flops(run, shape, rows)}
         else:
@@ -139,7 +143,7 @@ def main() -> None:
             lists = protocols.sampled(
                 histories, rows, n=c.negatives[0], seed=c.seed, num_items=len(scorer.catalog)
             ).items
-            depth = c.rerank or 100
+            depth = c.rerank or RERANKED
             row |= {"scored": depth, "flops": joint_flops(run, shape, rows, lists, depth)}
         found.append(row)
     for row in [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *found]:

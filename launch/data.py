@@ -34,6 +34,15 @@ from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
 
 _COMMANDS = ("stats", "check", "sample", "fetch")
+_READ_BY = {  # flag -> commands; the others are of all
+    "html": ("stats", "check", "sample"), "tokenizer": ("stats",), "users": ("stats", "sample"),
+    "seed": ("stats", "sample"), "user": ("sample",),
+    **dict.fromkeys(
+        ("urls", "images", "max_side", "rate", "parallel", "per_host", "attempts", "max_bytes",
+         "connect_timeout", "read_timeout", "whole_timeout", "retry_failures", "private_hosts",
+         "user_agent"), ("fetch",),
+    ),
+}  # fmt: skip
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -81,8 +90,17 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2 or argv[1] not in _COMMANDS:
         raise UserError(f"name what to do: {', '.join(_COMMANDS)}; --help explains them")
     startup.no_arguments(argv[1:])
+    _check_flags(argv[1])
     interruption.watch()
     return _fetch() if argv[1] == "fetch" else _look(argv[1])
+
+
+def _check_flags(command: str) -> None:
+    """Raises UserError for a flag that the command does not read."""
+    for name, commands in _READ_BY.items():
+        if flags.FLAGS[name].present and command not in commands:
+            readers = ", ".join(commands)
+            raise UserError(f"{command} reads no --{name}, which is of {readers}; leave it out")
 
 
 def _look(command: str) -> int:
@@ -111,13 +129,13 @@ def _fetch() -> int:
     from mmsrec_jax.methods import data_commands
 
     images = Path(_IMAGES.value or "")
-    if _URLS.value and _IMAGES.value:
+    if _URLS.value and _IMAGES.value and _CONFIG.value is None:
         wanted = listed.read(Path(_URLS.value))
     elif _CONFIG.value is not None and not _URLS.value:
         wanted, folder = data_commands.published_pictures(_CONFIG.value)
         images = Path(_IMAGES.value) if _IMAGES.value else folder
     else:
-        raise UserError("fetch needs --urls and --images, or --config; --help explains them")
+        raise UserError("fetch needs either --urls and --images, or --config; --help explains them")
     settings = FetchSettings(
         max_side=_MAX_SIDE.value,
         rate=_RATE.value,

@@ -29,10 +29,10 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["bfloat16", "float32"], "Of the tensors; by default the run's."
 )
 _MAX_SHARD_GIB = flags.DEFINE_float(
-    "max_shard_gib", 4.0, "Size of a safetensors file.", 0.001, 1_000_000.0
+    "max_shard_gib", None, "Size of a safetensors file; 4 if not set.", 0.001, 1_000_000.0
 )
 _TOP_K = flags.DEFINE_integer(
-    "top_k", 100, "Items that an exported sequential recommender returns.", 1, 1_000_000
+    "top_k", None, "Items that an exported sequential model returns; 100 if not set.", 1, 1_000_000
 )
 _LICENSE = flags.DEFINE_string("license", "", "License in the model card, e.g. apache-2.0.")
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         adapter_only=_ADAPTER_ONLY.value,
         merge=_MERGE.value,
         dtype=_DTYPE.value,
-        max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30),
+        max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30) if _MAX_SHARD_GIB.value else None,
         top_k=_TOP_K.value,
         license=_LICENSE.value,
     )

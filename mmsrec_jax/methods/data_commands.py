@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class Seen:
     source: str
     tables: Sequence[Table] = ()
     findings: Findings | None = None
-    histories: Sequence[History] = field(default_factory=tuple)
+    histories: Sequence[History] = ()
 
     @property
     def is_sound(self) -> bool:

@@ -31,6 +31,8 @@ from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.training.weights import Stored
 
+_TOP_K = 100
+
 
 def export(
     workdir: Path,
@@ -40,8 +42,8 @@ def export(
     adapter_only: bool = False,
     merge: bool = False,
     dtype: str | None = None,
-    max_shard_bytes: int = exporting.MAX_SHARD_BYTES,
-    top_k: int = 100,
+    max_shard_bytes: int | None = None,
+    top_k: int | None = None,
     license: str = "",
 ) -> None:
     """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
@@ -53,8 +55,8 @@ def export(
     connector) alone in peft's format. `dtype` None is the one that the run computed in, for
     adapters float32.
 
-    A sequential recommender becomes a program that gives the best `top_k` items
-    (`sequential.exporting`). `license` is named in the folder's model card, README.md.
+    A sequential recommender becomes a program that gives the best `top_k` items, 100 if that is
+    None (`sequential.exporting`). `license` is named in the folder's model card, README.md.
 
     Raises:
       UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
@@ -63,13 +65,15 @@ def export(
         cached_alone = (workdir / "cached").is_dir() and not (workdir / "sft").is_dir()
         step = "cached" if cached_alone else "sft"
     if step in MODELS:
-        if adapter_only or merge or dtype:
+        if adapter_only or merge or dtype or max_shard_bytes:
             raise UserError(
                 f"step {step} of {workdir} is a sequential recommender: leave --merge, "
-                "--adapter_only and --dtype out"
+                "--adapter_only, --dtype and --max_shard_gib out"
             )
-        _export_sequential(workdir, out, step, top_k, license)
+        _export_sequential(workdir, out, step, _TOP_K if top_k is None else top_k, license)
         return
+    if top_k is not None:
+        raise UserError(f"step {step} of {workdir} is an MLLM: leave --top_k out")
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
     base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():
@@ -102,7 +106,7 @@ def export(
             base,
             dtype=dtype or config["model"]["dtype"],
             max_pixels=max_pixels,
-            max_shard_bytes=max_shard_bytes,
+            max_shard_bytes=max_shard_bytes or exporting.MAX_SHARD_BYTES,
             card=card,
         )
     logging.info("export: %s of %s is in %s", step, workdir, out)
@@ -110,16 +114,18 @@ def export(
 
 def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license: str) -> None:
     workdir_lib.finished(workdir, step, same=("data",))
+    recommender = SequentialRecommender.load(workdir / step / "model")
+    times = ", times=[[1700000000, 1700086400]]" if recommender.uses_times else ""
     loading = (
         "# pip install jax numpy flatbuffers\n"
         "from recommend import Recommender\n\n"
-        'Recommender(".").top([["ITEM_ID", "ITEM_ID"]])\n'
+        f'Recommender(".").top([["ITEM_ID", "ITEM_ID"]]{times})\n'
     )
     card = Card(step, "jax", "", license, _data(workdir), loading)
     catalog = build.open_built(_data_settings(workdir), workdir / "data").catalog
     sequential_exporting.write(
         out,
-        SequentialRecommender.load(workdir / step / "model"),
+        recommender,
         catalog.ids.tolist(),
         top_k=top_k,
         card=card.text(model_card.table_of(workdir)),
@@ -133,10 +139,11 @@ def _data_settings(workdir: Path) -> build.DataSettings:
 
 
 def _data(workdir: Path) -> str:
-    """Name of the run's data set: that of its folder, or the generated one's."""
+    """Name of the run's data set: that of its folder, or of what is no atomic files."""
     if not (workdir / "data").is_dir():
         return "unknown"
-    return Path(_data_settings(workdir).root).name or "toyshop"
+    settings = _data_settings(workdir)
+    return Path(settings.root).resolve().name if settings.source == "atomic" else settings.source
 
 
 def _card(

@@ -160,6 +160,15 @@ class MLLMExperiment(Experiment):
         log_counts(step, counts, self.mesh)
         self.base.save(step, model)
 
+    def validation_record(self) -> dict[str, Any]:
+        """What the choice of the weights depends on beside `config.sft`, for the record of a step
+        that is validated; empty where none is."""
+        if not self.config.sft.evaluate_every:
+            return {}
+        e = self.config.evaluation
+        scored = {"negatives": e.negatives[0], "length": e.length, "patches": e.patches}
+        return {"validation": scored}
+
     def sampled_validation(self, context: Context) -> sft.Validation | None:
         """NDCG and hit rate of validation targets among as many sampled items as in the table; None
         where `config.sft` asks for none."""
@@ -316,6 +325,7 @@ class MLLMExperiment(Experiment):
         settings = {**self.base.record(), "prompts": as_dict(c.prompts), "sft": as_dict(c.sft)}
         use = c.use
         settings["use"] = {"images": use.images, "multitask": use.multitask, "clock": use.clock}
+        settings |= self.validation_record()
         return [
             Step(name, functools.partial(self.baseline, name), settings, self.base_inputs())
             for name in self.baselines

@@ -94,7 +94,9 @@ class MLLMSRec(MLLMExperiment):
         cached = {key: value for key, value in tuned.items() if key != "sft"}
         cached |= {"cached": as_dict(c.cached), "targets": {"rows": c.sft.rows, "seed": c.sft.seed}}
         made = {
-            "joint": Step(STEP_OF_FORM["joint"], self.chain_sft, tuned, inputs),
+            "joint": Step(
+                STEP_OF_FORM["joint"], self.chain_sft, tuned | self.validation_record(), inputs
+            ),
             "cached": Step(STEP_OF_FORM["cached"], self.train_cached, cached, inputs),
         }
         return [made[form] for form in c.forms]

@@ -104,7 +104,7 @@ class MMSRARec(MLLMExperiment):
         draws = self.config.sft.retriever_negatives > 0
         retriever = [self.config.sequential_model] if draws else []
         made = {
-            "joint": Step("sft", self.sft, tuned, [*inputs, *retriever]),
+            "joint": Step("sft", self.sft, tuned | self.validation_record(), [*inputs, *retriever]),
             "cached": Step("cached", self.train_cached, cached, inputs),
         }
         return [made[form] for form in self.config.forms]

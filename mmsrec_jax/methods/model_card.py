@@ -20,7 +20,7 @@ class Card:
 
     Attributes:
       step: of the run, that trained the model.
-      library: transformers, peft or mmsrec_jax, which loads the folder.
+      library: transformers, peft or jax, which loads the folder.
       base: Hugging Face name or folder of the base model; empty for none.
       license: as the Hub spells it; empty leaves the field out.
       data: name of the data set.

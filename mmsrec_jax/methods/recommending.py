@@ -27,7 +27,7 @@ from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
 _LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
-_RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
+RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,11 @@ class Answer:
         if self.told is not None:
             lines += ["preferences, oldest window first:"]
             lines += [f"     {text}" for text in self.told.preferences]
-            lines += [f"profile: {self.told.profile}", f"chain of thought: {self.told.chain}"]
+            for name, text in (
+                ("profile", self.told.profile),
+                ("chain of thought", self.told.chain),
+            ):
+                lines += [f"{name}: {text}"] if text else []
             lines += [f"texts of windows written for this answer: {self.told.windows_written}"]
         lines += [f"recommended by {self.scorer}:"]
         for item in self.items:
@@ -158,7 +162,7 @@ class Reranked:
         scorer, past = self._scorer, query.history.items
         scores = _sequential(scorer, query)
         scores[past[past < len(scores)]] = -np.inf
-        depth = scorer.config.evaluation.rerank or _RERANKED
+        depth = scorer.config.evaluation.rerank or RERANKED
         best = np.argsort(-scores, kind="stable")[:depth]
         best = best[scores[best] > -np.inf]
         added = np.setdiff1d(np.arange(len(scores), len(scorer.catalog)), past)

@@ -44,7 +44,7 @@ class ScalingPoint(MLLMExperiment):
         return [
             self.data_step(),
             *self.base_steps(),
-            Step("sft", self.sft, tuned, base),
+            Step("sft", self.sft, tuned | self.validation_record(), base),
             Step("validation", self.validation, evaluation, [*base, "sft"]),
         ]
 

@@ -64,10 +64,10 @@ class TasteScorer(RunScorer):
         del neighbors  # its prompts show none
         run, c, target = self._run, self.config, rows[:1]
         texts = self._asked(typed, target)
-        folder = texts.asked.folder if texts.asked else run.workdir
+        folder = run.workdir / FOLDER
         written, _ = texts.write_about_windows(folder / PREFERENCES)
         if c.use.profile:
-            texts.write_about_histories(folder / PROFILES)
+            texts.write_profiles(folder / PROFILES)
         length = c.evaluation.length if self.form == "joint" else c.cached.prompt_length
         generated = run.generated_chains(
             self.form, target, length=length, texts=texts, make_model=lambda: self._model

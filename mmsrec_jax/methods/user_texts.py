@@ -139,11 +139,8 @@ class UserTexts:
         return write_windows(store, self.tastes, rows, **self._writing()), len(rows)
 
     def write_profiles(self, directory: Path) -> None:
-        """`profiles.jsonl`: a text of every whole history that a target is told of."""
-        self.write_about_histories(directory)
-
-    def write_about_histories(self, directory: Path) -> int:
-        """Writes those that are not there yet; how many these were."""
+        """`profiles.jsonl`: a text of every whole history that a target is told of; those that
+        are there are not written again."""
         ends, texts = self._profile_ends(), self.preferences
         source = TasteTexts(
             self.tastes,
@@ -153,7 +150,7 @@ class UserTexts:
             length=self._run.config.preferences.prompt_length,
         )
         store = self._store(directory)
-        return _write(store, self.tastes, source, **self._writing(), name=PROFILES)
+        _write(store, self.tastes, source, **self._writing(), name=PROFILES)
 
     @functools.cached_property
     def preferences(self) -> dict[tuple[int, int], str]:

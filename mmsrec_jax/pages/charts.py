@@ -30,7 +30,7 @@ class Line:
     color: int = 0
 
 
-def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "step") -> Html:
+def line_chart(title: str, lines: Sequence[Line]) -> Html:
     """A figure with a legend. Its text for screen readers says where each line begins and ends."""
     drawn = [_finite(line) for line in lines]
     drawn = [line for line in drawn if len(line.x)]
@@ -45,7 +45,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "step") -> Ht
     y_range = _range(np.concatenate([line.y for line in drawn]))
     picture = element(
         "svg",
-        _axes(x_range, y_range, x_name),
+        _axes(x_range, y_range),
         [_path(line, x_range, y_range) for line in drawn],
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",
@@ -70,12 +70,13 @@ def line_chart(title: str, lines: Sequence[Line], *, x_name: str = "step") -> Ht
     )
 
 
-def thinned(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points of float[n] each, which keep the first, the last and every extreme that
-    a screen could show: the lowest and the highest of each of `most` / 2 - 1 equal parts."""
-    if len(x) <= most:
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MOST_POINTS` points of float[n] each, which keep the first, the last and every
+    extreme that a screen could show: the lowest and the highest of each of `MOST_POINTS` / 2 - 1
+    equal parts."""
+    if len(x) <= MOST_POINTS:
         return x, y
-    parts = np.array_split(np.arange(1, len(x) - 1), max(most // 2 - 1, 1))
+    parts = np.array_split(np.arange(1, len(x) - 1), max(MOST_POINTS // 2 - 1, 1))
     extremes = [part[[y[part].argmin(), y[part].argmax()]] for part in parts]
     kept = np.unique(np.concatenate([[0], *extremes, [len(x) - 1]]))
     return x[kept], y[kept]
@@ -123,7 +124,7 @@ def _place(values: np.ndarray, bounds: tuple[float, float], start: int, end: int
     return start + (values - low) / (high - low) * (end - start)
 
 
-def _axes(x_range: tuple[float, float], y_range: tuple[float, float], x_name: str) -> list[Html]:
+def _axes(x_range: tuple[float, float], y_range: tuple[float, float]) -> list[Html]:
     found = []
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     for value in ticks(*y_range):
@@ -136,7 +137,7 @@ def _axes(x_range: tuple[float, float], y_range: tuple[float, float], x_name: st
         at = round(float(_place(np.array(value), x_range, _LEFT, right)), 1)
         found.append(element("text", short(value), x=at, y=bottom + 14, class_="middle"))
     found.append(element("line", x1=_LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    found.append(element("text", x_name, x=right, y=_HEIGHT - 3, class_="end"))
+    found.append(element("text", "step", x=right, y=_HEIGHT - 3, class_="end"))
     return found
 
 

@@ -27,10 +27,11 @@ def read(path: Path) -> Series:
         try:
             row = json.loads(line)
             step = float(row.pop("step"))
-            for name, value in row.items():
-                values.setdefault(name, []).append((step, float(value)))
+            pairs = [(name, (step, float(value))) for name, value in row.items()]
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
+        for name, pair in pairs:
+            values.setdefault(name, []).append(pair)
     values.pop("time/compilations", None)
     kept = list(values.items())[:_MOST_METRICS]
     return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in kept}

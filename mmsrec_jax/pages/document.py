@@ -126,9 +126,9 @@ def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
     )
 
 
-def folded(summary: Content, *content: Content, open_: bool = False) -> Html:
+def folded(summary: Content, *content: Content) -> Html:
     """What is shown when its summary is clicked."""
-    return element("details", element("summary", summary), content, open=open_)
+    return element("details", element("summary", summary), content)
 
 
 def note(*content: Content) -> Html:

@@ -1,6 +1,6 @@
 """Sections about the data and its items: what was read and kept, pictures, item cards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from mmsrec_jax.data.records import Catalog, Item
 from mmsrec_jax.evaluation.claims import CONTRADICTED, SUPPORTED
-from mmsrec_jax.pages import written
+from mmsrec_jax.pages import curves, written
 from mmsrec_jax.pages.charts import short
 from mmsrec_jax.pages.curves import Series
 from mmsrec_jax.pages.document import facts, folded, table
@@ -46,18 +46,20 @@ def data_section(data: Path, catalog: Catalog, pictures: Pictures) -> Html:
 
 
 def cards_section(
-    workdir: Path, catalog: Catalog, pictures: Pictures, rewards: Series | None
+    workdir: Path, catalog: Catalog, pictures: Pictures, done: Collection[str]
 ) -> Html:
-    """Cards of a few items with all that was written of them.
-
-    rewards: metrics of step `summarizer`, None of a run without.
-    """
-    items = written.examples_of_claims(workdir, CARDS) or sample(catalog, CARDS, seed=1)
-    about = written.of_items(workdir, items)
+    """Cards of a few items with all that was written of them; done: as of `written.of_items`."""
+    claims = "claims" in done
+    rewards = None
+    if "summarizer" in done:
+        rewards = curves.read(workdir / "summarizer" / "metrics.jsonl")
+    items = written.examples_of_claims(workdir, CARDS) if claims else []
+    items = items or sample(catalog, CARDS, seed=1)
+    about = written.of_items(workdir, items, done)
     cards = [_card(pictures.item(i), about.get(i, About()), pictures.picture(i)) for i in items]
     return joined(
         _rewards(rewards) if rewards else None,
-        _claims(workdir),
+        _claims(workdir) if claims else None,
         element("ul", cards, class_="cards"),
     )
 

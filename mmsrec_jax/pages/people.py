@@ -1,7 +1,7 @@
 """Sections about users: what each had, what was recommended and why, and the worst failures."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +53,14 @@ class Person:
 
 
 def users_section(
-    workdir: Path, results: Results, dataset: Dataset, pictures: Pictures, *, retrieval: bool
+    workdir: Path,
+    results: Results,
+    dataset: Dataset,
+    pictures: Pictures,
+    done: Collection[str],
 ) -> Html:
-    """Ten test users drawn at random, with all that led to their lists.
-
-    retrieval: whether step `retrieval` is done, so that similar users are shown.
-    """
+    """Ten test users drawn at random, with all that led to their lists; done: names of the steps
+    that are done, what others left is not shown."""
     system, protocol, ranks = _shown(results)
     if ranks is None:
         return note("The run ranked nothing for single users.")
@@ -68,10 +70,11 @@ def users_section(
         for of, name in ((protocol, results.baseline), (_sampled(results), results.headline))
         if (found := results.ranks.get((of, name))) is not None and name != system
     }
+    retrieval = "retrieval" in done
     people = _people(workdir, ranks, np.sort(drawn), dataset, others=others, retrieval=retrieval)
-    about = written.of_items(workdir, {item for person in people for item in person.items})
+    about = written.of_items(workdir, {item for person in people for item in person.items}, done)
     names = [str(dataset.histories.users[person.user]) for person in people]
-    texts = written.of_users(workdir, names)
+    texts = written.of_users(workdir, names, done)
     people_html = [
         _person(person, name, texts.get(name, {}), about, pictures, is_open=number == 0)
         for number, (person, name) in enumerate(zip(people, names, strict=True))
@@ -88,14 +91,20 @@ def users_section(
     )
 
 
-def failures_section(workdir: Path, results: Results, dataset: Dataset, pictures: Pictures) -> Html:
-    """The targets that stood worst among their candidates."""
+def failures_section(
+    workdir: Path,
+    results: Results,
+    dataset: Dataset,
+    pictures: Pictures,
+    done: Collection[str],
+) -> Html:
+    """The targets that stood worst among their candidates; done: as of `users_section`."""
     system, protocol, ranks = _shown(results, lists=False)
     if ranks is None:
         return note("The run ranked nothing for single users.")
     worst = np.argsort(-(ranks.ranks / ranks.candidates), kind="stable")[:FAILURES]
     people = _people(workdir, ranks, worst, dataset)
-    about = written.of_items(workdir, {item for person in people for item in person.items})
+    about = written.of_items(workdir, {item for person in people for item in person.items}, done)
     histories = dataset.histories
     targets = np.array([person.target for person in people])
     seen = _training_count(dataset, targets)

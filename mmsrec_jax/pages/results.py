@@ -127,8 +127,7 @@ def section(results: Results) -> Html:
     """For every protocol the table that counts, best first; all metrics folded."""
     parts: list[Content] = [
         note(
-            f"Differences are to {results.baseline}, with 95% intervals over users "
-            "(paired bootstrap). ",
+            f"Differences are to {results.baseline}, of the same users, with 95% intervals. ",
             element("b", "▲"),
             " and ",
             element("b", "▼"),

@@ -69,10 +69,10 @@ class RunFolder:
         """Of all steps that are done."""
         return sum(step.seconds or 0.0 for step in self.steps)
 
-    def is_done(self, *names: str) -> bool:
-        """Whether all these steps are there and done."""
-        done = {step.name for step in self.steps if step.state == DONE}
-        return done.issuperset(names)
+    @property
+    def done(self) -> frozenset[str]:
+        """Names of the steps that are done, by what there is now."""
+        return frozenset(step.name for step in self.steps if step.state == DONE)
 
 
 def machine() -> dict[str, Any]:

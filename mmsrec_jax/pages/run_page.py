@@ -49,7 +49,7 @@ class RunPage:
         run = run_folder.read(self._workdir)
         sections: list[Section] = []
         head: list[Content] = [_state(run)]
-        if run.is_done("data"):
+        if "data" in run.done:
             found = self._read_results(run)
             if found is not None:
                 head.append(results.figures(found))
@@ -65,7 +65,7 @@ class RunPage:
         return path
 
     def _read_results(self, run: RunFolder) -> Results | None:
-        if not run.is_done("evaluation"):
+        if "evaluation" not in run.done:
             return None
         folder = self._workdir / "evaluation"
         path = folder / "table.json"
@@ -89,18 +89,15 @@ class RunPage:
         pictures.begin()
         workdir, made = self._workdir, []
         if found is not None:
-            retrieval = run.is_done("retrieval")
-            users = people.users_section(workdir, found, dataset, pictures, retrieval=retrieval)
-            failures = people.failures_section(workdir, found, dataset, pictures)
+            users = people.users_section(workdir, found, dataset, pictures, run.done)
+            failures = people.failures_section(workdir, found, dataset, pictures, run.done)
             made += [
                 Section("results", "Results", results.section(found)),
                 Section("slices", "Slices", results.slices_section(found, dataset)),
                 Section("users", "Users", users),
                 Section("failures", "Failures", failures),
             ]
-        log = workdir / "summarizer" / "metrics.jsonl"
-        rewards = curves.read(log) if run.is_done("summarizer") else None
-        cards = items.cards_section(workdir, dataset.catalog, pictures, rewards)
+        cards = items.cards_section(workdir, dataset.catalog, pictures, run.done)
         of_data = items.data_section(workdir / "data", dataset.catalog, pictures)
         return [
             *made,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmsrec_jax.runtime import reading
+
 MOST_BYTES = 1 << 28
 _MARKS = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")  # how tokenizers write where a text ends
 _ITEM = re.compile(rb'\{"item": (\d{1,10})[,}]')
@@ -40,12 +42,18 @@ class About:
         return list(dict.fromkeys([*self.image, *self.text, *self.summary]))
 
 
-def of_items(workdir: Path, wanted: Collection[int]) -> dict[int, About]:
-    """Item -> what was written of it, for those of `wanted` of which something was."""
+def of_items(workdir: Path, wanted: Collection[int], done: Collection[str]) -> dict[int, About]:
+    """Item -> what was written of it, for those of `wanted` of which something was.
+
+    done: steps whose files are read: those of others may be of other data.
+
+    Raises:
+      UserError: a line is damaged.
+    """
     found: dict[int, About] = {}
 
     def lines(step: str, file: str) -> Iterator[tuple[About, Mapping[str, Any]]]:
-        for row in _item_rows(workdir / step / file, wanted):
+        for row in _item_rows(workdir / step / file, wanted) if step in done else ():
             yield found.setdefault(row["item"], About()), row
 
     for about, row in lines("summaries", "summaries.jsonl"):
@@ -65,19 +73,24 @@ def examples_of_claims(workdir: Path, most: int) -> list[int]:
     return [int(found[1]) for line in _lines(path) if (found := _ITEM.match(line))][:most]
 
 
-def of_users(workdir: Path, wanted: Collection[str]) -> dict[str, dict[str, str]]:
-    """Raw id -> {"profile": ..., "preference": ...}, the latest that was written of each user."""
+def of_users(
+    workdir: Path, wanted: Collection[str], done: Collection[str]
+) -> dict[str, dict[str, str]]:
+    """Raw id -> {"profile": ..., "preference": ...}, the latest that was written of each user.
+
+    done: as of `of_items`, which says what is raised too.
+    """
     found: dict[str, dict[str, str]] = {}
-    for kind, path in (
-        ("profile", workdir / "profiles" / "profiles.jsonl"),
-        ("preference", workdir / "preferences" / "preferences.jsonl"),
-    ):
+    for kind, step in (("profile", "profiles"), ("preference", "preferences")):
+        if step not in done:
+            continue
+        path = workdir / step / f"{step}.jsonl"
         latest: dict[str, int] = {}
         for line in _lines(path):
             begins = _USER.match(line)
             if begins is None or json.loads(begins[1]) not in wanted:
                 continue
-            row = json.loads(line)
+            row = _parsed(path, line)
             user, window = row["user"], int(row.get("window", 0))
             if window >= latest.get(user, 0):
                 latest[user] = window
@@ -93,7 +106,11 @@ def clean(text: str) -> str:
 def _item_rows(path: Path, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
     for line in _lines(path):
         if (begins := _ITEM.match(line)) and int(begins[1]) in wanted:
-            yield json.loads(line)
+            yield _parsed(path, line)
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    return reading.parse_json(line.decode(errors="replace"), str(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -84,8 +84,10 @@ def candidates(step: str, config: Planned, mesh: Mapping[str, int]) -> Iterator[
     if step in ("sft", "grpo", "rollout", "writer"):
         yield from _halved(name, section, ("batch_size",), mesh, "an update learns from half")
     if step == "cached":
-        sizes = ("num_items", "num_users")
-        yield from _halved(name, section, sizes, mesh, "an update learns from fewer pairs")
+        cost = "an update learns from fewer pairs"
+        if section.num_items // 2 >= section.num_users:  # each user has an item of its own
+            yield from _halved(name, section, ("num_items",), mesh, cost)
+        yield from _halved(name, section, ("num_users",), mesh, cost)
     if step in _TRAINS and getattr(section, "trainable", "lora") == "full":
         yield Change({f"{name}.trainable": "lora"}, "adapters alone are trained")
 

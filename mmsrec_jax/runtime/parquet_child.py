@@ -5,7 +5,8 @@ The file, of somebody else, is the standard input. A decoder that it overflows o
 else along. Imported by nothing; imports nothing of this package.
 
 MEMORY: bytes. SECONDS: of computing. COLUMN: of these those that the file has; none means all.
-Out: an Arrow stream; or status 3 and one line on standard error that says why there is none.
+Out: an Arrow stream; or one line on standard error that says why there is none, and status 4 where
+MEMORY was not enough, else 3.
 """
 
 import resource
@@ -41,7 +42,8 @@ def main() -> None:
     except Exception as error:  # readers raise whatever the damage leads to
         said = str(error).strip().partition("\n")[0][:300]
         print(f"{type(error).__name__}: {said}" if said else type(error).__name__, file=sys.stderr)
-        sys.exit(3)
+        too_little = isinstance(error, MemoryError | pa.ArrowMemoryError) or "bad_alloc" in said
+        sys.exit(4 if too_little else 3)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ _MOST_UNPACKED = 200  # bytes that a byte of gzip unpacks to (rows of interactio
 _ALWAYS_UNPACKED = 256 << 20  # ... beyond this many bytes
 _MOST_EXPANDED = 32  # bytes of memory for a byte of a parquet file ...
 _ALWAYS_ALLOWED = 1 << 30  # ... beyond this many bytes
+_NO_MEMORY = 4  # status of parquet_child.py
 _PARQUET_CHILD = Path(__file__).with_name("parquet_child.py")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a stack each counts as memory
 
@@ -192,7 +193,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         table.validate(full=True)
         return table
     reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    if done.returncode < 0 or not reason or "alloc" in reason:
+    if done.returncode < 0 or not reason or done.returncode == _NO_MEMORY:
         raise UserError(
             f"{path}: its {size:,} bytes would become more than {limit:,} in memory, or they are "
             "damaged; is it what it should be?"
@@ -217,8 +218,9 @@ class _Unpacked(io.RawIOBase):
     """What a gzip file holds. Raises UserError once it is far more than any data set's would be."""
 
     def __init__(self, path: Path, within: Path | None):
-        self._path, self._size, self._count = path, path.stat().st_size, 0
-        self._stream = gzip.GzipFile(fileobj=open_regular(path, within))
+        self._path, self._count, self._file = path, 0, open_regular(path, within)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._stream = gzip.GzipFile(fileobj=self._file)
 
     def readable(self) -> bool:
         return True
@@ -240,6 +242,7 @@ class _Unpacked(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self._file.close()
         super().close()
 
 

@@ -1,6 +1,7 @@
 """Recommends from the folder that launch/export.py wrote of a sequential recommender.
 
     python recommend.py ITEM_ID ITEM_ID ...     # a history of item ids, oldest first
+    python recommend.py ITEM_ID@SECONDS ...     # for a model that reads times, since 1970
 
 Needs jax, numpy and flatbuffers, and nothing of the package that wrote the folder. In a program:
 
@@ -74,27 +75,35 @@ class Recommender:
         """The best items after each history of ids, oldest first, with their scores.
 
         times: seconds since 1970 beside the ids, for a model that `uses_times`. repeat: items of
-        the history may come again. Raises ExportError for an id that the model does not know.
+        the history may come again. Raises ExportError for an id that the model does not know, an
+        empty history, and times that are missing or not as many as ids.
         """
         if not histories:
             return []
         rows = [[self._position(id) for id in history] for history in histories]
-        seen = np.full((len(rows), 1 if repeat else max(1, *map(len, rows), 1)), -1, np.int32)
-        ids = np.full((len(rows), self.length), -1, np.int32)
-        clock = np.zeros((len(rows), self.length), np.int32)
+        if not all(rows):
+            raise ExportError("a history is empty: give one item id or more")
         if self.uses_times and times is None:
             raise ExportError("this model reads times: give them beside the histories")
+        if times is not None and [len(each) for each in times] != [len(row) for row in rows]:
+            raise ExportError("times: give as many as there are ids in each history")
+        # Sizes are powers of two, so that few programs are compiled.
+        size = 1 << (len(rows) - 1).bit_length()
+        longest = 1 if repeat else 1 << (max(map(len, rows)) - 1).bit_length()
+        seen = np.full((size, longest), -1, np.int32)
+        ids = np.full((size, self.length), -1, np.int32)
+        clock = np.zeros((size, self.length), np.int32)
         for i, row in enumerate(rows):
             latest = row[-self.length :]
             ids[i, : len(latest)] = latest
-            if self.uses_times and times is not None and latest:
+            if self.uses_times and times is not None:
                 clock[i, : len(latest)] = times[i][-self.length :]
             if not repeat:
                 seen[i, : len(row)] = row
         scores, items = map(np.asarray, self._program(self._weights, ids, clock, seen))
         return [
             [(self.ids[i], float(s)) for i, s in zip(*row, strict=True) if np.isfinite(s)]
-            for row in zip(items, scores, strict=True)
+            for row in zip(items[: len(rows)], scores[: len(rows)], strict=True)
         ]
 
     def _position(self, id: str) -> int:
@@ -106,13 +115,24 @@ class Recommender:
 def main(arguments: Sequence[str]) -> int:
     """Prints the best items for one history, best first."""
     try:
-        found = Recommender(Path(__file__).resolve().parent).top([arguments])[0]
+        recommender = Recommender(Path(__file__).resolve().parent)
+        ids, times = list(arguments), None
+        if recommender.uses_times:
+            parts = [argument.rpartition("@") for argument in arguments]
+            ids, times = [id for id, _, _ in parts], [[_seconds(time) for _, _, time in parts]]
+        found = recommender.top([ids], times)[0]
     except ExportError as error:
         print(f"recommend.py: {error}", file=sys.stderr)
         return 2
     for id, score in found:
         print(f"{id}\t{score:.4f}")
     return 0
+
+
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ExportError(f"{text!r} is no time: give ITEM_ID@SECONDS, seconds since 1970")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -248,8 +248,7 @@ def test_a_name_that_leads_to_a_private_address_is_refused(monkeypatch):
     assert asked == ["pictures.example"]
 
 
-def test_a_certificate_of_another_name_is_refused(server):
-    """A plain server does not speak TLS: the request is not sent."""
+def test_a_server_that_speaks_no_tls_gets_no_request(server):
     link = links.parse(server.url.replace("http", "https") + "/good")
     with pytest.raises(client.Failure, match="no answer") as failure:
         Client(QUICK, user_agent="test", private_hosts=("127.0.0.1",)).get(link)

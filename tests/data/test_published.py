@@ -50,7 +50,7 @@ def test_amazon_2014_reviews_and_dict_literals(tmp_path):
     assert items[I2].text == {"categories": "Beauty", "price": "9.50"} and items[I3].text == {}
     assert list(items) == [I1, I2, I3]
     assert notes == {
-        "items described twice in the metadata, the first one kept": 1,
+        "items described twice, the first one kept": 1,
         "interacted items that the publisher does not describe, kept as bare ids": 1,
     }
     assert dict(image_urls("amazon_reviews_2014/Beauty", tmp_path)) == {
@@ -405,3 +405,17 @@ def test_the_core_of_the_paper_on_the_real_microlens(shared_data):
     items, histories, _ = atomic.read(shared_data / "microlens-50k")
     core = filters.k_core(histories, users=6, items=5)
     assert (len(core), len(np.unique(core.items)), len(core.items)) == (25_411, 11_896, 220_472)
+
+
+def test_a_column_may_have_two_uses_and_an_item_two_lines(tmp_path, no_digests):
+    made.microlens_50k(tmp_path)
+    path = tmp_path / "MicroLens-50k_titles.csv"
+    header, first, *rest = path.read_text().splitlines()
+    path.write_text("\r\n".join([header, first, *rest, first]) + "\r\n")
+    items, _, report = read.read(
+        catalog.find("microlens/50k"), tmp_path, text_fields=("title",), category_field="title"
+    )
+    described = [item for item in items if item.text]
+    assert described and all(item.category == item.text["title"] for item in described)
+    assert len(set(items.ids)) == len(items.ids)
+    assert report.notes["items described twice, the first one kept"] == 1

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -81,8 +82,9 @@ def test_the_page_of_the_run_has_its_numbers_users_and_curves(workdir):
     assert all(one["devices"] == 8 and one["device"] == "cpu" for one in machines.values())
 
 
-def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, caplog):
+def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, tmp_path, caplog):
     caplog.set_level("INFO")
+    workdir = shutil.copytree(workdir, tmp_path / "run")
     methods.run(config, workdir)
     done = [record.getMessage() for record in caplog.records]
     for step in ("data", "sasrec", "evaluation"):

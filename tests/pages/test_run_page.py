@@ -203,6 +203,10 @@ def test_what_an_outdated_step_left_is_not_shown(done, tmp_path):
     assert found["sasrec"] == "not begun" and found["data"] == "done"
     assert found["evaluation"] == found["retrieval"] == "to run again"
     assert "results" not in Page(page.write(again.folder).read_text()).ids
+    heading = "keywords of the text"
+    assert heading in Page(page.write(again.folder).read_text()).words
+    (again.folder / "summaries" / "step.json").unlink()
+    assert heading not in Page(page.write(again.folder).read_text()).words
 
 
 def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):
@@ -217,7 +221,7 @@ def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == 2 and all(line.startswith("no page of this run: ") for line in warned)
     assert "first line" in warned[0] and "\n" not in warned[0]
-    assert run_folder.read(run.folder).is_done("data", "summarizer")
+    assert run_folder.read(run.folder).done >= {"data", "summarizer"}
     monkeypatch.undo()
     (run.folder / "data" / "report.json").write_text("{")
     with pytest.raises(UserError, match="report.json"):

@@ -49,7 +49,7 @@ def test_a_killed_step_goes_on_in_its_folder(tmp_path):
 def test_a_changed_config_names_the_field_and_keeps_the_old_folder(tmp_path, caplog):
     calls = []
     run_steps(tmp_path, make(calls))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         run_steps(tmp_path, make(calls, rate=0.2))
     assert calls == ["data", "train", "rank", "train", "rank"]
     assert any("rate: 0.1 -> 0.2" in r.getMessage() for r in caplog.records)

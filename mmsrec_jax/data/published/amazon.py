@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsrec_jax.data.published.files import lines
-from mmsrec_jax.data.published.rows import Ids, Layout, Notes
+from mmsrec_jax.data.published.rows import Ids, Layout
 from mmsrec_jax.data.published.source import ItemRow
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
@@ -15,7 +15,6 @@ USERS = Ids("^A[0-9A-Z]{9,}$", "an Amazon reviewer id, A and capitals or digits"
 ITEMS = Ids("^[0-9A-Z]{10}$", "an ASIN, ten capitals or digits", strict=False)
 IN_SECONDS = Layout(USERS, ITEMS, ratings=(0, 5))
 IN_MILLISECONDS = Layout(USERS, ITEMS, ratings=(0, 5), milliseconds=True)
-NAMED_TWICE = "items described twice in the metadata, the first one kept"
 
 
 def items(
@@ -24,9 +23,8 @@ def items(
     parse: Callable[[str, str], Any],
     convert: Callable[[dict[str, Any]], ItemRow],
     wanted: Collection[str] | None,
-    notes: Notes,
 ) -> Iterator[ItemRow]:
-    """The items of a metadata file, a line each; of one that occurs again the first.
+    """The items of a metadata file, a line each.
 
     Args:
       key: field that holds the id.
@@ -39,7 +37,6 @@ def items(
     """
     # As writers of JSON and of Python literals write the key and a plain id.
     found_ids = re.compile(rf"""["']{key}["']\s*:\s*["']([^"'\\]*)["']""").findall
-    seen: set[str] = set()
     for number, line in lines(path):
         if wanted is not None:
             # Texts may hold what looks like an id: a line is passed over when none is wanted.
@@ -55,8 +52,4 @@ def items(
             raise UserError(f"{where}: {key} {reading.shown(id)} is no id in quotes")
         if wanted is not None and id not in wanted:
             continue
-        if id in seen:
-            notes[NAMED_TWICE] += 1
-            continue
-        seen.add(id)
         yield convert(value)

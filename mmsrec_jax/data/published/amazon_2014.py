@@ -52,7 +52,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": file},
         rows=rows,
         item_files=(File((meta,), url=f"{_FILES}{meta}.gz"),),
-        items=_items,
+        described=_items,
         fields=("title", "description", "brand", "categories", "price"),
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def source(config: str) -> Source:
 def _items(
     paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
 ) -> Iterator[ItemRow]:
-    yield from amazon.items(paths[0], "asin", texts.literal, _item, wanted, notes)
+    yield from amazon.items(paths[0], "asin", texts.literal, _item, wanted)
 
 
 def _item(value: dict[str, Any]) -> ItemRow:

@@ -57,7 +57,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": file},
         rows=rows,
         item_files=(File((meta, f"metaFiles2/{meta}"), f"{PAGE}metaFiles2/{meta}.gz"),),
-        items=_items,
+        described=_items,
         fields=("title", "description", "features", "brand", "categories", "price"),
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ def source(config: str) -> Source:
 def _items(
     paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
 ) -> Iterator[ItemRow]:
-    yield from amazon.items(paths[0], "asin", texts.json_or_literal, _item, wanted, notes)
+    yield from amazon.items(paths[0], "asin", texts.json_or_literal, _item, wanted)
 
 
 def _item(value: dict[str, Any]) -> ItemRow:

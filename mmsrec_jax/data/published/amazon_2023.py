@@ -78,7 +78,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, files,
         rows=rows,
         item_files=(File((meta, f"meta_{category}.jsonl"), _FILES + meta),),
-        items=_items,
+        described=_items,
         fields=("title", "description", "features", "store", "categories", "price"),
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def _items(
     paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
 ) -> Iterator[ItemRow]:
     parse = reading.parse_json
-    yield from amazon.items(paths[0], "parent_asin", parse, _item, wanted, notes)
+    yield from amazon.items(paths[0], "parent_asin", parse, _item, wanted)
 
 
 def _item(value: dict[str, Any]) -> ItemRow:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mmsrec_jax.data.images import LARGEST_FILE
 from mmsrec_jax.data.published import catalog
@@ -141,6 +142,7 @@ def _interactions(source: Source, path: Path) -> _Examples:
                     example["history"] = histories[i].split()
                 yield count + i, example
             count += len(rows)
+        _log(source, notes)
 
     return examples
 
@@ -160,8 +162,14 @@ def _items(source: Source, paths: Sequence[Path], images: Mapping[str, Path]) ->
                     "image_url": item.image_url,
                 },
             )
+        _log(source, notes)
 
     return examples
+
+
+def _log(source: Source, notes: Notes) -> None:
+    for what, count in notes.items():
+        logging.info("%s: %s %s", source.name, f"{count:,}", what)
 
 
 def _content(path: Path) -> bytes:

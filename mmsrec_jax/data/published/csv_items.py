@@ -38,14 +38,18 @@ def read(
 
 
 def _records(path: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader((f"{line}\n" for _, line in lines(path)), delimiter=separator)
+    number = 0  # of the line read last: blank ones are passed over
+
+    def text() -> Iterator[str]:
+        nonlocal number
+        for number, line in lines(path):  # noqa: B007
+            yield f"{line}\n"
+
     try:
-        for cells in reader:
-            yield f"{path}:{reader.line_num}", cells
+        for cells in csv.reader(text(), delimiter=separator):
+            yield f"{path}:{number}", cells
     except csv.Error as error:
-        raise UserError(
-            f"{path}:{reader.line_num}: {first_line(error)}; is a quote open?"
-        ) from None
+        raise UserError(f"{path}:{number}: {first_line(error)}; is a quote open?") from None
 
 
 def checked_id(where: str, id: str, ids: Ids) -> str:

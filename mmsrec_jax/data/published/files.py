@@ -99,7 +99,8 @@ def chunks(path: Path) -> Iterator[Chunk]:
     """The text of a file, plain or .gz, in parts of bounded size.
 
     Raises:
-      UserError: it cannot be read or unpacked, or a line is longer than `LONGEST_LINE`.
+      UserError: it cannot be read or unpacked, or a line that goes on into the next part is longer
+        than `LONGEST_LINE`.
     """
     first, rest = 1, b""
     with reading.open_unpacked(path, within=path.parent) as stream:

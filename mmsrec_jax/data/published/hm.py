@@ -33,7 +33,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": File(("transactions_train.csv",))},
         rows=partial(csv_rows.read, columns=_ROWS, layout=_LAYOUT),
         item_files=(File(("articles.csv",)),),
-        items=_items,
+        described=_items,
         fields=tuple(_FIELDS),
         image_folders=_image_folders,
     )  # fmt: skip
@@ -50,6 +50,8 @@ def _items(
 
 
 def _image_folders(root: Path) -> list[Path]:
-    """images/<first three digits of article_id>/."""
+    """images/<first three digits of article_id>/, as published, and images/ itself."""
     folder = root / "images"
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return [*sorted(path for path in folder.iterdir() if path.is_dir()), folder]

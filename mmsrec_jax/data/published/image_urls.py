@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmsrec_jax.data.published import catalog
+from mmsrec_jax.data.published import catalog, read
 from mmsrec_jax.data.published.rows import Notes
 
 
@@ -22,10 +22,8 @@ def image_urls(name: str, root: str | Path) -> Iterator[tuple[str, str]]:
     root = Path(root)
     notes: Notes = Counter()
     wanted: set[str] = set()
-    for file in source.interactions.values():
-        for rows in source.rows(file.required(root, source.page), notes=notes):
-            wanted.update(rows.items.dictionary.to_pylist())
-    paths = [file.required(root, source.page) for file in source.item_files]
-    for item in source.items(paths, wanted, notes):
+    for rows in read.interactions(source, root, notes):
+        wanted.update(rows.items.dictionary.to_pylist())
+    for item in read.described(source, root, wanted, notes):
         if item.image_url:
             yield item.id, item.image_url

@@ -28,7 +28,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": File((f"{config}.inter.json",))},
         rows=_rows,
         item_files=(File((f"{config}.item.json",)),),
-        items=_items,
+        described=_items,
         fields=("title", "description", "brand", "categories"),
     )  # fmt: skip
 

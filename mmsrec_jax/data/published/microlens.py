@@ -38,7 +38,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": _file(f"{name}_pairs.csv")},
         rows=partial(csv_rows.read, columns=_PAIRS, layout=layout),
         item_files=(_file(titles),),
-        items=items,
+        described=items,
         fields=("title",),
         image_folders=first_folder(f"{name}_covers", "images"),
     )  # fmt: skip

@@ -30,7 +30,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": File((f"{config}_u_i_pairs.tsv",))},
         rows=partial(csv_rows.read, columns=_PAIRS, layout=layout),
         item_files=(File((f"{config}_item_desc.tsv",)),),
-        items=_items,
+        described=_items,
         fields=("title",),
     )  # fmt: skip
 

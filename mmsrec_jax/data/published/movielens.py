@@ -47,7 +47,7 @@ _TITLE_AND_YEAR = re.compile(r"^(.*\S)\s*\(([0-9]{4})\)$")
 
 def source(config: str) -> Source:
     """The data set of one of `CONFIGS`."""
-    ratings, movies, columns, items = _FORMS.get(config, _FORMS["20m"])
+    ratings, movies, columns, items = _FORMS[config]
     folder = f"ml-{config}"
     archive = f"{folder}.zip"
     return Source(
@@ -55,7 +55,7 @@ def source(config: str) -> Source:
         {"interactions": File((ratings, f"{folder}/{ratings}"))},
         rows=partial(csv_rows.read, columns=columns, layout=_LAYOUT),
         item_files=(File((movies, f"{folder}/{movies}")),),
-        items=items,
+        described=items,
         fields=("title", "year", "genres"),
         image_folders=first_folder("posters", "images"),
         archive=File((archive,), _ZIPS + archive, digest=_ZIP_DIGESTS.get(archive, "")),
@@ -112,4 +112,5 @@ _FORMS: dict[str, _Form] = {  # config -> ratings, films, columns of the first, 
     "100k": ("u.data", "u.item", _PLAIN, _of_100k),
     "1m": ("ratings.dat", "movies.dat", _COLONS, _of_1m),
     "20m": ("ratings.csv", "movies.csv", _CSV, _of_csv),
+    "latest-small": ("ratings.csv", "movies.csv", _CSV, _of_csv),
 }

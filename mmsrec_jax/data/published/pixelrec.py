@@ -30,7 +30,7 @@ def source(config: str) -> Source:
         PUBLISHER, config, PAGE, {"interactions": File((name, f"dataset/{name}"))},
         rows=partial(csv_rows.read, columns=_ROWS, layout=_LAYOUT),
         item_files=(File((f"information/{name}",)),),
-        items=_items,
+        described=_items,
         fields=_FIELDS,
         image_folders=first_folder("cover", "images"),
     )  # fmt: skip

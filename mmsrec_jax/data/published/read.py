@@ -1,7 +1,7 @@
 """A publisher's files as items and histories, as `atomic.read` gives those of atomic files."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 from mmsrec_jax.data import filters
 from mmsrec_jax.data.column_items import ColumnItems, image_files
 from mmsrec_jax.data.published.rows import Notes, Rows
-from mmsrec_jax.data.published.source import Source
+from mmsrec_jax.data.published.source import ItemRow, Source
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.runtime.errors import UserError
@@ -58,10 +58,13 @@ def read(
     root = Path(root).resolve()
     report = Report(source=f"{source.name} in {root}")
     texts = _text_fields(source, category_field, attribute_fields, text_fields)
-    wanted = [*texts, *attribute_fields, *([category_field] if category_field else [])]
+    named = [*texts, *attribute_fields, *([category_field] if category_field else [])]
+    wanted = list(dict.fromkeys(named))  # a column may have two uses
     check(source, root, with_items=bool(wanted))
     notes: Notes = Counter()
-    users, user_of_row, seen, seen_of_row, times, ratings = _collected(_rows(source, root, notes))
+    users, user_of_row, seen, seen_of_row, times, ratings = _collected(
+        interactions(source, root, notes)
+    )
     ids, columns = _described(source, root, seen if wanted else [], wanted, notes)
     index = {id: i for i, id in enumerate(ids)}
     bare = [id for id in seen if id not in index]
@@ -112,7 +115,8 @@ def _text_fields(
     return [name for name in source.fields if name not in special]
 
 
-def _rows(source: Source, root: Path, notes: Notes) -> Iterable[Rows]:
+def interactions(source: Source, root: Path, notes: Notes) -> Iterable[Rows]:
+    """The rows of all files of interactions in `root`. Raises UserError as `read`."""
     for file in source.interactions.values():
         path = file.required(root, source.page)
         file.check_digest(path, source.page)
@@ -154,14 +158,21 @@ def _described(
     columns: dict[str, list[str]] = {name: [] for name in wanted}
     if not wanted:
         return ids, columns
-    paths = [file.required(root, source.page) for file in source.item_files]
-    for file, path in zip(source.item_files, paths, strict=True):
-        file.check_digest(path, source.page)
-    for item in source.items(paths, set(seen), notes):
+    for item in described(source, root, set(seen), notes):
         ids.append(item.id)
         for name in wanted:
             columns[name].append(item.text.get(name, ""))
     return ids, columns
+
+
+def described(
+    source: Source, root: Path, wanted: Collection[str], notes: Notes
+) -> Iterator[ItemRow]:
+    """Those of the wanted items that the files in `root` describe. Raises UserError as `read`."""
+    paths = [file.required(root, source.page) for file in source.item_files]
+    for file, path in zip(source.item_files, paths, strict=True):
+        file.check_digest(path, source.page)
+    return source.items(paths, wanted, notes)
 
 
 def _images(source: Source, root: Path, images_root: str | Path | None) -> dict[str, Path]:

@@ -141,7 +141,7 @@ def _checked_ids(
         count = int(np.isin(encoded.indices.to_numpy(), codes).sum())
         notes[f"interactions whose {name} is not {ids.form}, kept"] += count
     if ids.largest:
-        too_large = pc.greater(pc.cast(values, pa.int64()), ids.largest)
+        too_large = pc.greater(pc.cast(values, pa.float64()), ids.largest)
         if pc.any(too_large).as_py():
             _blame_id(chunk, name, column, row_of(too_large), f"is above {ids.largest:,}, the "
                       "largest there is; are columns swapped, or is the file another?")  # fmt: skip

@@ -44,7 +44,8 @@ class Source:
     publisher, config: of its name, such as "amazon_reviews_2014/Beauty". page: where people get
       it. interactions: split -> file; one split "interactions", or those of a published benchmark.
     rows: reads one of them. item_files: those that describe items, none where only ids exist.
-    items: reads them, each item once. fields: names of the text fields, in order.
+    described: reads them, an item as often as it is there. fields: names of the text fields, in
+      order.
     image_folders: folder of the data set -> those in it that hold <item_id>.jpg. archive: the zip
       that holds all files, where it is one.
     """
@@ -55,7 +56,7 @@ class Source:
     interactions: Mapping[str, File]
     rows: RowReader
     item_files: tuple[File, ...]
-    items: ItemReader
+    described: ItemReader
     fields: tuple[str, ...]
     image_folders: Callable[[Path], list[Path]] = first_folder("images")
     archive: File | None = None
@@ -68,6 +69,18 @@ class Source:
     def files(self) -> tuple[File, ...]:
         """All files that are read, but images."""
         return (*self.interactions.values(), *self.item_files)
+
+    def items(
+        self, paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
+    ) -> Iterator[ItemRow]:
+        """The items in the order of the files, each once; arguments as of `ItemReader`."""
+        seen: set[str] = set()
+        for item in self.described(paths, wanted, notes):
+            if item.id in seen:
+                notes["items described twice, the first one kept"] += 1
+                continue
+            seen.add(item.id)
+            yield item
 
     def images(self, root: Path) -> dict[str, Path]:
         """item id -> image file below `root`. Raises UserError for what is no regular file."""
