@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.sequential import exporting
+from mmsrec_jax.sequential import exporting, standalone
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 KINDS = {"sasrec": (), "bert4rec": (), "gru4rec": (), "molar": ("item",), "hm4sr": ("text",)}
@@ -85,6 +85,7 @@ def test_damaged_and_foreign_folders_are_one_line(tmp_path):
         return line
 
     assert "item 'nothing' is not among" in refused("nothing")
+    assert "a history is empty" in refused()
     kept = (out / "program.jax").read_bytes()
     (out / "program.jax").write_bytes(kept[: len(kept) // 2])
     assert "program.jax: damaged" in refused("id 0")
@@ -98,3 +99,23 @@ def test_damaged_and_foreign_folders_are_one_line(tmp_path):
         exporting.write(out, recommender, ids_of(recommender), top_k=3, card="")
     with pytest.raises(UserError, match="2 item ids for a model of"):
         exporting.write(tmp_path / "other", recommender, ["a", "b"], top_k=3, card="")
+
+
+def test_times_belong_to_the_ids_and_few_programs_are_compiled(tmp_path, capsys, monkeypatch):
+    recommender = made("hm4sr", KINDS["hm4sr"])
+    ids = ids_of(recommender)
+    exporting.write(tmp_path / "out", recommender, ids, top_k=3, card="")
+    found = standalone.Recommender(tmp_path / "out")
+    for times in (None, [[5]], [[5, 6, 7]]):
+        with pytest.raises(standalone.ExportError, match="times"):
+            found.top([ids[:2]], times)
+    both = found.top([ids[:2], ids[:1]], [[5, 9], [5]])
+    assert dict(both[0]) == pytest.approx(dict(found.top([ids[:2]], [[5, 9]])[0]))
+    for rows in (3, 4):
+        found.top([ids[:3]] * rows, [[1, 2, 3]] * rows)
+    assert found._program._cache_size() == 3  # of 2, 1 and 4 rows
+    monkeypatch.setattr(standalone, "__file__", str(tmp_path / "out" / "recommend.py"))
+    assert standalone.main([f"{ids[0]}@5", f"{ids[1]}@9"]) == 0
+    said = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == [id for id, _ in both[0]]
+    assert standalone.main([ids[0]]) == 2 and "is no time" in capsys.readouterr().err
