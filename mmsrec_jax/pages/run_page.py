@@ -1,7 +1,7 @@
 """The page of a run, `report.html` in its folder: made again after every step.
 
 It holds samples, so that its size and the time to make it do not grow with the catalog: at most
-about 4 MB, of which pictures take 3.
+5 MB, of which pictures take 3.
 """
 
 import json
