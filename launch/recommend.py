@@ -37,6 +37,9 @@ _TIMES = flags.DEFINE_list(
 _NOW = flags.DEFINE_float(
     "now", None, "When this is asked, seconds since 1970; else right after the last choice."
 )
+_ABOUT = flags.DEFINE_list(
+    "about", None, "What the user of --history states, of a run that reads it: age=35,gender=F."
+)
 _TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1, 1_000_000)
 _ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
 _FORM = flags.DEFINE_enum(
@@ -64,6 +67,7 @@ def main(argv: list[str]) -> None:
         history=_HISTORY.value,
         times=times,
         now=_NOW.value,
+        about=recommending.attributes(_ABOUT.value),
         top=_TOP.value,
     )
     if _HTML.value:

@@ -7,6 +7,7 @@ from mmsrec_jax.data.inspection.samples import LONGEST, Choice, History
 from mmsrec_jax.data.inspection.tables import Share, Table, shown
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.pages.document import Section, document, note, table
+from mmsrec_jax.pages.items import stated
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 
@@ -96,7 +97,8 @@ def _history(found: History, pictures: Pictures, *, is_open: bool) -> Html:
         element("span", f"{found.count:,} interactions"),
     )
     strip = element("ul", [_choice(c, pictures) for c in found.choices], class_="strip", tabindex=0)
-    return element("details", summary, element("div", strip), class_="person", open=is_open)
+    told = stated(found.stated) if found.stated else None
+    return element("details", summary, element("div", told, strip), class_="person", open=is_open)
 
 
 def _choice(choice: Choice, pictures: Pictures) -> Html:

@@ -73,6 +73,12 @@ def tags(words: Sequence[str], kind: str = "") -> list[Html]:
     return found
 
 
+def stated(attributes: Mapping[str, str]) -> Html:
+    """What a user states of themselves, on one line."""
+    told = (f"{clipped(name, 40)}: {clipped(value, 80)}" for name, value in attributes.items())
+    return element("p", "; ".join(told))
+
+
 def title_of(item: Item) -> str:
     """The title of an item, or its id, of bounded length."""
     return clipped(item.title, _LONGEST_TITLE) or clipped(item.id, _LONGEST_TITLE)
