@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mmsrec_jax.runtime import disk, files
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
 
 FILE = "users.parquet"
@@ -109,6 +109,8 @@ def join(rows: Iterable[UserRow], users: np.ndarray, fields: Sequence[str], name
 
 def write(directory: Path, users: np.ndarray, attributes: UserAttributes) -> None:
     """Writes `users.parquet`: a row for each of users str[U]."""
+    from mmsrec_jax.runtime import files  # it imports jax
+
     columns = {f"{_STATED}{n}": c.cast(pa.string()) for n, c in attributes.columns.items()}
     table = pa.table({_USER: pa.array(users.tolist(), pa.string()), **columns})
     files.write_parquet(directory / FILE, table)
