@@ -10,7 +10,7 @@ their scores, keywords and the paths of their pictures. Items of the history are
 MLLM-SRec first writes the texts about the history that are not there yet, one window for a new
 interaction at most; the answer shows them.
 
---about tells what the user of --history states of themselves, where the run reads it (docs/data.md).
+--about tells what the user of --history states, of a run that reads it (docs/data.md).
 --add names new items, which a run of MMSRARec recommends without training: lines like
 {"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
 The answer goes to standard output, everything else to standard error.

@@ -90,12 +90,14 @@ class TasteScorer(RunScorer):
             return super()._stated(user, about)
         if user in self._user_index:
             return attributes.take(np.array([self._user_index[user]]))
-        for name in about:
+        for name, value in about.items():
             if name not in attributes.fields:
                 raise UserError(
                     f"about: the run reads no {name!r} of users; it reads "
                     f"{', '.join(attributes.fields)}"
                 )
+            if not isinstance(value, str):
+                raise UserError(f"about: {name} is {value!r}; give text")
         return UserAttributes.of({name: [about.get(name)] for name in attributes.fields})
 
     def _cached_items(self) -> CachedItems:
