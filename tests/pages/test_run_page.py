@@ -136,7 +136,7 @@ def test_users_are_shown_with_history_neighbors_lists_and_truth(done):
         in found.words
     )
     assert found.words.count("What the user states") == 10
-    assert f"motto: motto {user} </title></style><script>alert(1)" in found.words
+    assert f"motto: motto {user} </title></style><script>alert" in found.words
     in_list = [ranks.targets[row] in ranks.top[row] for row in range(30)]
     assert sum(in_list) > 15
     assert (
