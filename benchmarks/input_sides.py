@@ -216,8 +216,8 @@ def theirs(world: World, job: str) -> Iterator[Counter]:
 
     rows = 2 * world.case.rows * (1 if job == "summarizer" else 4)
     loader = DataLoader(
-        Conversations(world, job), rows, shuffle=job != "summarizer", num_workers=world.case.workers,
-        collate_fn=filled_up,
+        Conversations(world, job), rows, shuffle=job != "summarizer",
+        num_workers=world.case.workers, collate_fn=filled_up,
     )  # fmt: skip
     for batch in loader:
         yield Counter(
