@@ -54,6 +54,8 @@ PARTS = {  # part -> (files and folders of the package, what pytest runs, the fa
 # Of `|`, which is most often a type here, and of constants of settings, which have ranges of their
 # own in tests/configs.
 _PASSED_OVER = ("BitOr", "RemoveDecorator", "ExceptionReplacer")
+# Of lines with these; of the mark of keyword arguments too, which reads as a product.
+_OF_NO_ACCOUNT = ("setting(", "low=", "UserError(", "lru_cache(")
 
 
 def files(paths: Sequence[str]) -> list[Path]:
@@ -66,7 +68,7 @@ def files(paths: Sequence[str]) -> list[Path]:
 
 
 def mutants(path: Path) -> Iterator[MutationSpec]:
-    """Every mutant of a module, but of a setting's number and of what stands in a message."""
+    """Every mutant of a module, but those that change no result: see `_OF_NO_ACCOUNT`."""
     tree, lines = get_ast_from_path(path), path.read_text().splitlines()
     for name in sorted(plugins.operator_names()):
         operator = plugins.get_operator(name)
@@ -77,7 +79,7 @@ def mutants(path: Path) -> Iterator[MutationSpec]:
             for start, end in made.mutation_positions(node):
                 at += 1
                 line = lines[start[0] - 1]
-                if "setting(" in line or "low=" in line or "UserError(" in line:
+                if line.strip() == "*," or any(word in line for word in _OF_NO_ACCOUNT):
                     continue
                 yield MutationSpec(
                     module_path=str(path), operator_name=name, operator_args={}, occurrence=at,
