@@ -48,14 +48,15 @@ PARTS = {  # part -> (files and folders of the package, what pytest runs, the fa
     "sft": (
         ["training/sft.py", "training/pairs.py"],
         ["tests/training/test_schedules.py", "tests/training/test_pair_updates.py",
-         "tests/training/test_sft.py"],
+         "tests/training/test_sft.py", "tests/training/test_metering.py",
+         "tests/configs/test_configs.py"],
     ),
 }  # fmt: skip
 # Of `|`, which is most often a type here, and of constants of settings, which have ranges of their
 # own in tests/configs.
 _PASSED_OVER = ("BitOr", "RemoveDecorator", "ExceptionReplacer")
 # Of lines with these; of the mark of keyword arguments too, which reads as a product.
-_OF_NO_ACCOUNT = ("setting(", "low=", "UserError(", "lru_cache(")
+_OF_NO_ACCOUNT = ("setting(", "low=", "UserError(", "lru_cache(", "assert ")
 
 
 def files(paths: Sequence[str]) -> list[Path]:
