@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.methods.recommending import Answer, Ranked, Shown
+from mmsrec_jax.methods.recommending import Answer, Shown
 from mmsrec_jax.pages.document import Section, document, note
-from mmsrec_jax.pages.items import tags, title_of
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
+from mmsrec_jax.pages.shown_items import marked, ranked_line, small, strip
 
 _LONGEST_NAME, _LONGEST_TEXT, _LONGEST_LINE = 60, 400, 300
 
@@ -22,8 +22,8 @@ def page(answer: Answer, catalog: Catalog, command: str) -> str:
     sections = [Section("recommended", "Recommended", _ranked(answer, catalog, pictures))]
     sections.append(Section("history", "History", _history(answer, catalog, pictures)))
     if answer.neighbors:
-        labels = [f"similarity {item.similarity:.2f}" for item in answer.neighbors]
-        shown = _strip(answer.neighbors, labels, catalog, pictures)
+        labels = [small(f"similarity {item.similarity:.2f}") for item in answer.neighbors]
+        shown = strip(_numbers(answer.neighbors, catalog), pictures, labels)
         sections.append(Section("similar", "What similar users took next", shown))
     if answer.told is not None:
         sections.append(Section("told", "What the model is told of the history", _told(answer)))
@@ -35,8 +35,22 @@ def page(answer: Answer, catalog: Catalog, command: str) -> str:
 
 def _ranked(answer: Answer, catalog: Catalog, pictures: Pictures) -> Html:
     before = Counter(word for item in answer.history for word in item.keywords)
-    beside = Counter(word for item in answer.neighbors for word in item.keywords)
-    lines = [_line(item, before, beside, catalog, pictures) for item in answer.items]
+    beside = {word for item in answer.neighbors for word in item.keywords}
+    lines = []
+    for item in answer.items:
+        said = [clipped(item.id, _LONGEST_NAME), f"score {item.score:.3f}"]
+        if item.sequential_score is not None:
+            said.append(f"sequential model {item.sequential_score:.3f}")
+        lines.append(
+            ranked_line(
+                item.rank,
+                catalog.index[item.id],
+                pictures,
+                marked(item.keywords, before, beside),
+                said=", ".join(said),
+                below=element("span", "new item", class_="tag yes") if item.added else None,
+            )
+        )
     return joined(
         note(
             "Marked words are shared with the history (× how often) or with the next items of "
@@ -46,58 +60,16 @@ def _ranked(answer: Answer, catalog: Catalog, pictures: Pictures) -> Html:
     )
 
 
-def _line(
-    item: Ranked,
-    before: Counter[str],
-    beside: Counter[str],
-    catalog: Catalog,
-    pictures: Pictures,
-) -> Html:
-    number = catalog.index[item.id]
-    shared = [word for word in item.keywords if before[word] or beside[word]]
-    labels = [f"{word} × {before[word]}" if before[word] else word for word in shared]
-    others = [word for word in item.keywords if word not in shared]
-    said = [f"score {item.score:.3f}"]
-    if item.sequential_score is not None:
-        said.append(f"sequential model {item.sequential_score:.3f}")
-    return element(
-        "li",
-        element("span", f"{item.rank:,}", class_="place"),
-        pictures.picture(number),
-        element(
-            "div",
-            element("div", title_of(pictures.item(number))),
-            element("div", [*tags(labels, "shared"), *tags(others)]),
-            element("div", clipped(item.id, _LONGEST_NAME), ", ", ", ".join(said), class_="id"),
-            element("span", "new item", class_="tag yes") if item.added else None,
-            class_="what",
-        ),
-    )
-
-
 def _history(answer: Answer, catalog: Catalog, pictures: Pictures) -> Html:
-    labels = [", ".join(item.keywords) for item in answer.history]
+    labels = [small(", ".join(item.keywords)) for item in answer.history]
     return joined(
         note(f"The latest {len(answer.history)}, as many as a prompt shows, oldest first."),
-        _strip(answer.history, labels, catalog, pictures),
+        strip(_numbers(answer.history, catalog), pictures, labels),
     )
 
 
-def _strip(
-    items: Sequence[Shown], labels: Sequence[str], catalog: Catalog, pictures: Pictures
-) -> Html:
-    entries = []
-    for item, label in zip(items, labels, strict=True):
-        number = catalog.index[item.id]
-        entries.append(
-            element(
-                "li",
-                pictures.picture(number),
-                element("span", title_of(pictures.item(number))),
-                element("span", clipped(label, _LONGEST_NAME), class_="id"),
-            )
-        )
-    return element("ul", entries, class_="strip", tabindex=0, aria_label="Items in a row")
+def _numbers(items: Sequence[Shown], catalog: Catalog) -> list[int]:
+    return [catalog.index[item.id] for item in items]
 
 
 def _told(answer: Answer) -> Html:

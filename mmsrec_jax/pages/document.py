@@ -131,6 +131,12 @@ def folded(summary: Content, *content: Content) -> Html:
     return element("details", element("summary", summary), content)
 
 
+def bar(share: float) -> Html:
+    """A bar of a share from 0 to 1, for the eye alone."""
+    inside = element("span", style=f"width:{min(max(share, 0.0), 1.0):.1%}")
+    return element("span", inside, class_="bar", aria_hidden="true")
+
+
 def note(*content: Content) -> Html:
     """A line that explains what stands around it."""
     return element("p", content, class_="note")
