@@ -209,6 +209,8 @@ class RunScorer(abc.ABC):
         prompts = cached.made(self._context(typed, neighbors, now, rows), rows)
         if self._cached is None:
             self._cached = cached.catalog(self.config.method, self._model, prompts)
+        elif self._cached.num_items < len(self.catalog):
+            self._cached = self._cached.extended(prompts)
         return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
 
     def trained_part(self, typed: Histories) -> Histories:
@@ -316,7 +318,6 @@ class Scorer(RunScorer):
         if self._keywords is not None:
             self._keywords = [*self._keywords, *self._write_keywords(items)]
         self.catalog = self.catalog.extended(items)
-        self._cached = None
 
     def keywords(self, item: int) -> list[str]:
         """Those of an item; none in a run without summaries."""

@@ -172,9 +172,8 @@ def _history(run: Run, pictures: Pictures, question: Question, answer: Answer | 
             element("p", element("a", "Go on from these items", href=typed.address())),
         ]
     else:
-        parts.append(
-            element("p", "Nothing is chosen. ", element("a", "Find items", href="#find"), " or:")
-        )
+        find = element("a", "find items", href="#find")
+        parts.append(element("p", "Nothing is chosen yet: ", find, ", or name a user."))
     parts += [element("h3", "A user of the data"), _user(run, question)]
     return joined(parts)
 
