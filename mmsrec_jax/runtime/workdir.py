@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,13 +61,16 @@ def run_steps(
     only: Sequence[str] | None = None,
     *,
     after: Callable[[str], None] | None = None,
+    reuse: Sequence[Path] = (),
 ) -> None:
     """Runs `steps` in order, or those named in `only`.
 
     A step whose config and inputs are those it finished with is skipped. One whose config
     changed says which field, its old folder moves to `superseded/`, and it runs afresh.
 
-    after: called in the main process with the name of each step that has run.
+    after: called in the main process with the name of each step that has run. reuse: folders of
+    other runs; a step that finished there with the same config and inputs is taken from the first
+    of them, by hard links, and does not run.
 
     Raises:
       UserError: `only` names an unknown step, or one whose inputs are not finished; what a step
@@ -95,6 +99,7 @@ def run_steps(
             {name: fingerprints[name] for name in step.inputs},
             shown=[name for other in steps for name in other.shown],
             after=after,
+            reuse=reuse,
         )
         if step.then is not None:
             step.then()
@@ -207,9 +212,10 @@ def _run_step(
     *,
     shown: Sequence[str],
     after: Callable[[str], None] | None,
+    reuse: Sequence[Path],
 ) -> str:
     interruption.stop_if_requested()
-    record = processes.from_main(lambda: _begin(directory, step, inputs, shown))
+    record = processes.from_main(lambda: _begin(directory, step, inputs, shown, reuse))
     if not record["finished"]:
         began = time.monotonic()
         if step.alone:
@@ -229,7 +235,11 @@ def _work(directory: Path, step: Step) -> None:
 
 
 def _begin(
-    directory: Path, step: Step, inputs: dict[str, str], shown: Sequence[str]
+    directory: Path,
+    step: Step,
+    inputs: dict[str, str],
+    shown: Sequence[str],
+    reuse: Sequence[Path],
 ) -> dict[str, Any]:
     """The record of the step: finished with this config and these inputs, or about to run."""
     config = json.loads(json.dumps(step.config))  # tuples become lists, as in the stored form
@@ -253,6 +263,10 @@ def _begin(
             step.name, "; ".join(changed), old,
         )  # fmt: skip
         record = {}
+    if not record and (source := _same(reuse, step.name, fingerprint)):
+        _take(source, directory)
+        record = _read(directory)
+        logging.info("step %s is taken from %s", step.name, source.parent)
     if record.get("finished"):
         logging.info("step %s is finished (%s)", step.name, clock(record["seconds"]))
         _show(directory, step)
@@ -274,6 +288,39 @@ def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float)
     _verified[directory] = (record["fingerprint"], digests.stamps(directory))
     _show(directory, step, again=True)
     logging.info("step %s is finished (%s)", step.name, clock(seconds))
+
+
+def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
+    """The folder of the first other run's step that is finished and has this fingerprint."""
+    for folder in reuse:
+        record = _read(folder / step)
+        if not record.get("finished") or record["fingerprint"] != fingerprint:
+            continue
+        if problem := digests.difference(folder / step, record["outputs"]):
+            logging.warning("%s, so step %s is not taken from there", problem, step)
+            continue
+        return folder / step
+    return None
+
+
+def _take(source: Path, directory: Path) -> None:
+    """Links what a finished step left into the folder of a step that has not begun. No program
+    changes such a file in place."""
+    with disk.arriving(directory) as partial:
+        shutil.copytree(
+            source,
+            partial,
+            ignore=lambda _, names: [name for name in names if digests.is_needless(name)],
+            copy_function=_link,
+            dirs_exist_ok=True,
+        )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of another disk, or of one without links
+        shutil.copy2(source, target)
 
 
 def _show(directory: Path, step: Step, *, again: bool = False) -> None:
