@@ -86,7 +86,7 @@ class Experiment:
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         check_names(steps, only)
-        to_run = processes.from_main(lambda: unfinished(workdir, steps, only))
+        to_run = processes.from_main(lambda: unfinished(workdir, steps, only, reuse))
         checks.check_machine(config, to_run, mesh)
         for step in steps:
             if step.name in SECTIONS:

@@ -187,6 +187,6 @@ def _check_shared(first: Point, other: Point) -> None:
 
     if changed := differences(shared(first.settings), shared(other.settings), "config"):
         raise UserError(
-            f"{changed[0]}, other than point {first.name}: points are compared user by user, so all "
-            "need the same data and candidates"
+            f"{changed[0]}, other than point {first.name}: points are compared user by user, so "
+            "all need the same data and candidates"
         )
