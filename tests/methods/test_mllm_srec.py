@@ -160,6 +160,7 @@ def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_
     stated = UserAttributes.of({"age": ["24", "35"] + [None] * (len(histories) - 2)})
     asked._run._run.user_texts.attributes = stated
     assert asked.recommend(user=user, top=5).told.stated == {"age": "35"}
+    assert asked.recommend(history=longer, times=times).told.stated == {}
     path = unbroken / "asked" / "profiles" / "profiles.jsonl"
     before = list(TextStore(path, KEY))
     told = asked.recommend(history=longer, times=times, about={"age": "77"})
