@@ -137,7 +137,7 @@ def test_the_loss_of_finding_later_items_of_a_history_by_hand(measured):
             total += np.log(np.exp(logits[among]).sum()) - logits[place_]
             count += 1
     assert count > 8
-    assert float(metrics["loss/close_in_history"]) == pytest.approx(total / count, rel=1e-4)
+    assert float(metrics["loss/close_in_history"]) == pytest.approx(total / count, rel=1e-5)
 
 
 def updates(made, devices, **mesh):
