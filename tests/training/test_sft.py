@@ -191,6 +191,15 @@ def test_micro_batches_that_do_not_divide_are_refused(source, prompt_config, tmp
         train(source, prompt_config, tmp_path, micro_batch=micro_batch)
 
 
+def test_a_batch_has_as_many_micro_batches_as_fit():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=1, devices=jax.devices()[:4])
+    sizes = {0: 1, 4: 6, 12: 2, 24: 1}
+    settings = {
+        size: dataclasses.replace(SETTINGS, batch_size=24, micro_batch=size) for size in sizes
+    }
+    assert {size: sft.num_microbatches(one, mesh) for size, one in settings.items()} == sizes
+
+
 def train(source, prompt_config, directory, model=None, **changes):
     return sft.train(
         dataclasses.replace(SETTINGS, **changes), model or make_model(), batches(source, **SHAPE),
