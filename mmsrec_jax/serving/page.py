@@ -153,7 +153,7 @@ def _answer(
             element("h3", "New items further down"),
             answer_page.ranked_list(answer, new, run.catalog, pictures, after),
         ]
-    if behind := _behind(run, answer):
+    if behind := _behind(run, question, answer):
         lists.append(note(f"New items behind place {len(answer.items):,}: {', '.join(behind)}."))
     who = "" if answer.user is None else f" for user {clipped(answer.user, _LONGEST_NAME)}"
     return joined(
@@ -163,9 +163,9 @@ def _answer(
     )
 
 
-def _behind(run: Run, answer: Answer) -> list[str]:
+def _behind(run: Run, question: Question, answer: Answer) -> list[str]:
     """Ids of new items that compete and are not among the items of the answer."""
-    shown = {item.id for item in (*answer.items, *answer.history)}
+    shown = {*question.items, *(item.id for item in answer.items)}
     new = run.catalog.ids[len(run.catalog) - (run.num_added or 0) :].tolist()
     return [clipped(id, _LONGEST_NAME) for id in new if id not in shown]
 
