@@ -124,6 +124,7 @@ def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog
     ]
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("sasrec ") and " ± " in line for line in said)
+    assert f"step data is taken from {tmp_path / 'seed-3'}" in said
     fields = [json.loads((tmp_path / f"seed-{n}/sasrec/step.json").read_text()) for n in (3, 1)]
     assert [record["config"]["sasrec"]["seed"] for record in fields] == [3, 1]
     caplog.clear()
