@@ -133,7 +133,7 @@ def _collected(
         items.append(part.items)
         times.append(part.times)
         ratings.append(part.ratings)
-    if not users:
+    if not sum(map(len, users)):
         raise UserError("the files hold no interactions; download them again")
     return (*_codes(users), *_codes(items), _joined(times), _joined(ratings))
 
