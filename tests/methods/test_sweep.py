@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import launched
 import pytest
 from html_check import Page
 
@@ -165,3 +166,18 @@ def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     with pytest.raises(UserError, match="stopped at point bad"):
         run.run()
     assert len(started) == 1
+
+
+def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
+    flags = ["--sweep=configs/sweeps/neighbors.py", f"--workdir={tmp_path / 's'}", "--list"]
+    given = ["--config=configs/base.py", "--set=data.root=some where"]
+    (tmp_path / "some where").mkdir()
+    status, said = launched.run("launch/sweep.py", *flags, "--set=sft.steps=0", log=tmp_path / "a")
+    (line,) = said.splitlines()
+    assert status == 2 and "neighbors.py: point similar-5: config.sft.steps=0: must be" in line
+    status, said = launched.run("launch/sweep.py", *flags, "--set=sft.steps=30", log=tmp_path / "b")
+    commands = said.splitlines()
+    assert status == 0 and len(commands) == 5 and not (tmp_path / "s").exists()
+    assert all(" --config.sft.steps=30 --config." in command for command in commands)
+    status, said = launched.run("launch/sweep.py", *flags, *given, log=tmp_path / "c")
+    assert status == 2 and "some where" in said
