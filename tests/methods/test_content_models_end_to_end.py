@@ -56,7 +56,7 @@ def model_path(tmp_path, monkeypatch):
 
 
 def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     config = tiny("molar")
     config.model.update(path=str(model_path), dtype="float32")
     config.features.update(length=64, patches=256, batch_size=8, workers=0)
@@ -80,7 +80,7 @@ def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_p
 
 
 def test_given_features_and_categories_are_what_the_recommender_gets(tmp_path, caplog, monkeypatch):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     config = tiny("hm4sr")
     rows = np.random.default_rng(0).normal(3, 2, size=(40, 5))
     np.save(tmp_path / "text.npy", rows)

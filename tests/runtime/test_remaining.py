@@ -71,7 +71,7 @@ def test_a_finished_step_tells_of_those_of_its_kind_alone():
 
 
 def test_the_rate_of_the_step_counts_and_no_other(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     run, clock = made(Timed("sft", STEPS["sft"], 100.0), to_run=["sft"])
     run.begin("sft", resumed=False)
     run.progressed(shown("grpo", 150, 10, 700.0))  # counts the training steps of this one
@@ -87,7 +87,7 @@ def test_the_rate_of_the_step_counts_and_no_other(caplog):
 
 @pytest.mark.parametrize("long", [0.0, 60.0])
 def test_a_long_compilation_is_told_once_of_every_program(long, caplog, monkeypatch):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     events = compiling.Compilations(long)
     jax.monitoring.register_event_duration_secs_listener(events)
     try:
