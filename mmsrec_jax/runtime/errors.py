@@ -77,6 +77,10 @@ def first_line(error: BaseException) -> str:
     nothing: printable, of a length that is read, without the path, which the message around it
     names, and the arguments that tensorstore repeats."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "set_int_max_str_digits" in said:
+        return "a number of thousands of digits"
+    if said.startswith("new-line character seen in unquoted field"):
+        return "a carriage return inside the line"
     lines = said.partition(" [tensorstore_spec")[0].splitlines()
     line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
     line = re.sub(r"\\([\"'])", r"\1", line)  # of a text quoted in a text
