@@ -105,11 +105,14 @@ def _check_flags(command: str) -> None:
 
 def _look(command: str) -> int:
     from mmsrec_jax.methods import data_commands
+    from mmsrec_jax.pages import document
 
     if _CONFIG.value is None:
         raise UserError(
             f"{command} needs --config, such as --config=configs/base.py --config.data.root=DIR"
         )
+    if _HTML.value:
+        document.check_path(Path(_HTML.value))
     look = data_commands.Look(_CONFIG.value)
     if command == "stats":
         tokenizer = _TOKENIZER.value or ""

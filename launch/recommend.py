@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
     from mmsrec_jax.methods import answer_page, recommending
     from mmsrec_jax.pages import document
 
+    if _HTML.value:
+        document.check_path(Path(_HTML.value))
     times = recommending.numbers(_TIMES.value)
     asked = recommending.opened(
         Path(_WORKDIR.value).resolve(),

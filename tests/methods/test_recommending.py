@@ -406,7 +406,7 @@ def test_the_command_for_people_and_its_mistakes(workdir, tmp_path):
         ("user", [f"--workdir={workdir}", "--user=u0003"], "did you mean 'u00003'"),
         ("none", ["--user=u00003"], "--workdir must be given"),
         ("where", [f"--workdir={tmp_path}", "--user=u00003"], "no run has begun in this folder"),
-        ("times", [f"--workdir={workdir}", "--history=i0007", "--times=now"], "--times: could not"),
+        ("times", [f"--workdir={workdir}", "--history=i0007", "--times=now"], "'now' is no number"),
         (
             "add",
             [f"--workdir={workdir}", "--user=u00003", "--add=x.jsonl"],

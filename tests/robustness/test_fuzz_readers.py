@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import published_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,8 @@ from PIL import Image
 
 import mmsrec_jax
 from mmsrec_jax.data import atomic, images, item_features, item_lines, store
+from mmsrec_jax.data.published import catalog
+from mmsrec_jax.data.published import read as published_read
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import results
 from mmsrec_jax.evaluation.comparison import external
@@ -140,6 +143,27 @@ def _make_images(folder: Path) -> None:
 def _read_images(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         _read_image(path.read_bytes())
+
+
+def _make_published(folder: Path) -> None:
+    published_files.amazon_2014(folder)
+    published_files.movielens_small(folder)
+    published_files.lc_rec(folder)
+    published_files.hm(folder)
+    for path in sorted(folder.rglob("*.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+
+
+def _read_published(folder: Path) -> None:
+    for name in ("amazon_reviews_2014/Beauty", "amazon_reviews_2014/Beauty-ratings",
+                 "movielens/latest-small", "lc_rec/Games", "hm/all"):  # fmt: skip
+        try:
+            items, histories, _ = published_read.read(catalog.find(name), folder)
+        except UserError as error:
+            hostile.check_line(str(error))
+        else:
+            assert len(list(items)) == len(items) and len(histories)
 
 
 def _make_store(folder: Path) -> None:
@@ -304,6 +328,13 @@ TARGETS = {
         {"manifest.json": _json, ".parquet": damaged_bytes, "features.json": _json,
          "dataset_info.json": _json, "00000-of-00001": damaged_bytes},
         20,
+    ),
+    "published": Target(
+        _make_published,
+        _read_published,
+        {"reviews_Beauty_5.json": _either(_json_lines, damaged_bytes), ".csv": damaged_bytes,
+         "meta_Beauty.json": damaged_bytes, ".inter.json": _json, ".item.json": _json},
+        60,
     ),
     "features": Target(
         _make_features,

@@ -121,7 +121,7 @@ def _checked_ids(
 
     for wrong, problem in (
         (pc.equal(values, ""), "is empty"),
-        (pc.match_substring(values, "\0"), "holds a NUL character"),
+        (pc.match_substring_regex(values, r"[\x00\r\n]"), "holds a NUL character or a line end"),
         (pc.greater(pc.utf8_length(values), LONGEST_ID), f"is longer than {LONGEST_ID} characters"),
         (
             pc.match_substring_regex(values, _FLOAT_ID),
