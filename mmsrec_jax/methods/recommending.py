@@ -6,7 +6,6 @@ Which items compete, and by which scores, says one `CatalogScorer`: see `Recomme
 import dataclasses
 import hashlib
 import json
-import re
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +21,11 @@ from mmsrec_jax.methods import mllm_srec, recorded
 from mmsrec_jax.methods.scorer import RunScorer, Scorer, item_indices
 from mmsrec_jax.methods.taste_scorer import TasteScorer, Told
 from mmsrec_jax.retrieval.similar import Neighbors
-from mmsrec_jax.runtime import files, startup
+from mmsrec_jax.runtime import files, reading, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
 RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
@@ -384,14 +382,12 @@ def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommendi
 
 def numbers(times: Sequence[str] | None) -> list[float] | None:
     """The values of the flag --times. Raises UserError."""
-    if times is None:
-        return None
-    for time in times:
-        if not _NUMBER.fullmatch(time.strip()):
-            raise UserError(
-                f"--times: {time!r} is no number; give seconds since 1970, separated by commas"
-            )
-    return [float(time) for time in times]
+    try:
+        return None if times is None else list(map(reading.number, times))
+    except ValueError as error:
+        raise UserError(
+            f"--times: {error}; give seconds since 1970, separated by commas"
+        ) from error
 
 
 def _file_name(id: str) -> str:

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -32,6 +33,7 @@ _NO_MEMORY = 4  # status of parquet_child.py
 _PARQUET_CHILD = Path(__file__).with_name("parquet_child.py")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a stack each counts as memory
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _IN_JSON = {None: "null", True: "true", False: "false"}
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -207,6 +209,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"{path}: its {size:,} bytes would become more than {limit:,} in memory, or they are "
             "damaged; is it what it should be?"
         )
+    reason = re.sub(r"^\w+: ", "", reason)  # the name of the error's class
     raise UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
 
 
@@ -253,6 +256,13 @@ class _Unpacked(io.RawIOBase):
         self._stream.close()
         self._file.close()
         super().close()
+
+
+def number(text: str) -> float:
+    """The number that a text is: plain ASCII digits, without underscores; raises ValueError."""
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{shown(text)} is no number")
+    return float(text)
 
 
 class NotANumber(ValueError):
