@@ -101,6 +101,11 @@ def _check_flags(command: str) -> None:
         if flags.FLAGS[name].present and command not in commands:
             readers = ", ".join(commands)
             raise UserError(f"{command} reads no --{name}, which is of {readers}; leave it out")
+    for name in ("users", "seed"):
+        if _USER.value and flags.FLAGS[name].present:
+            raise UserError(
+                f"--user names one user, and --{name} draws some: leave one of them out"
+            )
 
 
 def _look(command: str) -> int:

@@ -306,7 +306,7 @@ class Recommending:
             rated = None if whole.ratings is None else whole.ratings[mine]
             typed = run.typed(whole.of(at), whole.times(at).tolist(), user, ratings=rated)
         if now is not None:
-            check_number("now", float(now), float)
+            check_number("now", now, float)
             if typed.clock and now < typed.timestamps[-1]:
                 raise UserError(
                     f"now={now:g}: the last choice was at {typed.timestamps[-1]:.0f} (seconds "

@@ -118,6 +118,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
       UserError: it is missing, or no JSON object.
     """
     with readable(path, remedy):
+        _check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
@@ -131,6 +132,7 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
       UserError: it is missing or damaged, or lacks a column.
     """
     with readable(path, remedy):
+        _check_regular(path)
         # Not mapped: a page that is damaged or cut off would end the process.
         table = pq.read_table(path, memory_map=False)
         names = table.column_names  # no UTF-8 when damaged
