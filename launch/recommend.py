@@ -4,6 +4,7 @@
     python launch/recommend.py --workdir=runs/quickstart --history=i0007,i0023 --top=5 --json
     python launch/recommend.py --workdir=runs/quickstart --user=u00012 --html=u00012.html
     python launch/recommend.py --workdir=runs/quickstart --user=u00012 --add=new.jsonl
+    python launch/recommend.py --workdir=runs/quickstart --serve
 
 It prints the history, the items of similar users that the model has read, and ranked items with
 their scores, keywords and the paths of their pictures. Items of the history are left out. A run of
@@ -13,6 +14,11 @@ interaction at most; the answer shows them.
 --add names new items, which a run of MMSRARec recommends without training: lines like
 {"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
 The answer goes to standard output, everything else to standard error.
+
+--serve loads the model once and answers on a page of this machine, http://127.0.0.1:8000/ (--port):
+search items, choose a history or name a user, add an item with a picture, ask again. New items last
+until Ctrl-C. Other machines cannot open the page; from your laptop to a machine that you log in to:
+ssh -L 8000:127.0.0.1:8000 HOST. Everyone who is logged in to the same machine can open it.
 """
 
 import shlex
@@ -22,7 +28,10 @@ from pathlib import Path
 from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
+
+_OF_A_QUESTION = ("user", "history", "times", "now", "top", "json", "html")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
@@ -44,23 +53,29 @@ _FORM = flags.DEFINE_enum(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _HTML = flags.DEFINE_string("html", None, "File of a page with pictures to write too.")
+_SERVE = flags.DEFINE_bool("serve", False, "Answer on a page of this machine until Ctrl-C.")
+_PORT = flags.DEFINE_integer("port", 8000, "Of the page of --serve; 0 takes a free one.", 0, 65535)
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 
 
 def main(argv: list[str]) -> None:
     startup.no_arguments(argv)
+    _check_flags()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
+    workdir = Path(_WORKDIR.value).resolve()
+    added = Path(_ADD.value) if _ADD.value else None
+    if _SERVE.value:
+        from mmsrec_jax.serving import command
+
+        command.serve(_PORT.value, workdir, added=added, form=_FORM.value)
+        return
     from mmsrec_jax.methods import answer_page, recommending
     from mmsrec_jax.pages import document
 
     if _HTML.value:
         document.check_path(Path(_HTML.value))
-    times = recommending.numbers(_TIMES.value)
-    asked = recommending.opened(
-        Path(_WORKDIR.value).resolve(),
-        added=Path(_ADD.value) if _ADD.value else None,
-        form=_FORM.value,
-    )
+    times = None if _TIMES.value is None else recommending.numbers(_TIMES.value)
+    asked = recommending.opened(workdir, added=added, form=_FORM.value)
     answer = asked.recommend(
         user=_USER.value,
         history=_HISTORY.value,
@@ -73,6 +88,14 @@ def main(argv: list[str]) -> None:
         document.write(Path(_HTML.value), page)
         logging.info("%s: the page", _HTML.value)
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
+
+
+def _check_flags() -> None:
+    """Refuses flags that nothing would read."""
+    for name in _OF_A_QUESTION if _SERVE.value else ("port",):
+        if flags.FLAGS[name].present:
+            remedy = "with --serve, ask on the page" if _SERVE.value else "it belongs to --serve"
+            raise UserError(f"--{name}: {remedy}; leave it out")
 
 
 if __name__ == "__main__":

@@ -69,10 +69,12 @@ class Experiment:
         only: Sequence[str] | None = None,
         *,
         compiled: Path | None = None,
+        reuse: Sequence[Path] = (),
     ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
 
-        compiled: folder of compiled programs; None is one in `workdir`.
+        compiled: folder of compiled programs; None is one in `workdir`. reuse: see
+        `runtime.workdir.run_steps`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
@@ -84,7 +86,7 @@ class Experiment:
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         check_names(steps, only)
-        to_run = processes.from_main(lambda: unfinished(workdir, steps, only))
+        to_run = processes.from_main(lambda: unfinished(workdir, steps, only, reuse))
         checks.check_machine(config, to_run, mesh)
         for step in steps:
             if step.name in SECTIONS:
@@ -93,9 +95,14 @@ class Experiment:
         startup.keep_compiled_programs(compiled or workdir / "compiled")
         tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
         with lock.only_run(workdir), tracked:
-            experiment.run_steps(steps, only)
+            experiment.run_steps(steps, only, reuse)
 
-    def run_steps(self, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
+    def run_steps(
+        self,
+        steps: Sequence[Step],
+        only: Sequence[str] | None = None,
+        reuse: Sequence[Path] = (),
+    ) -> None:
         """Runs `steps`, or those named in `only`, and writes the run's page after each of them."""
         page = RunPage(self.workdir, lambda: self.dataset, as_dict(Settings()))
         names = [step.name for step in steps]
@@ -106,7 +113,7 @@ class Experiment:
             run_folder.ended(self.workdir, step, machine)
             document.attempt(page.write)
 
-        run_steps(self.workdir, steps, only, after=after)
+        run_steps(self.workdir, steps, only, after=after, reuse=reuse)
         if processes.is_main() and not (self.workdir / FILE).exists():
             document.attempt(page.write)
 

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
-from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import chains
 from mmsrec_jax.inputs.item_renderer import PromptConfig
@@ -222,15 +221,16 @@ class MLLMSRec(MLLMExperiment):
         if not c.use.chain or c.chain.scoring != "generated":
             return None
         asked = texts.asked
-        folder = self.workdir / "evaluation" if asked is None else asked.folder
-        store = TextStore(folder / f"chains-{form}.jsonl", ("user", "position"))
+        folder = self.workdir / "evaluation" if asked is None else texts.folder
+        store = texts.open(folder / f"chains-{form}.jsonl", ("user", "position"))
         some = targets[texts.tastes.windows.count(targets[:, 1]) > 0]
         source = ChainTexts(
             self.scoring_context(some, texts=texts), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
-        longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
-        source.length = min(length, -(-longest // 16) * 16)  # with little padding
+        if asked is None:  # with little padding; one question after another has one shape
+            longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
+            source.length = min(length, -(-longest // 16) * 16)
         users = texts.histories.users
         keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(

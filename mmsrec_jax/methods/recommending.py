@@ -27,6 +27,7 @@ from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
 _LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
+_PREPARED = 8  # items of a history that also have texts about windows
 RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
 
@@ -229,6 +230,51 @@ class Recommending:
         """Of the run, with new items behind its own."""
         return self._run.catalog
 
+    @property
+    def num_added(self) -> int:
+        """Items of the catalog that are new to the run."""
+        return len(self.catalog) - self._run.num_trained
+
+    @property
+    def takes_new_items(self) -> bool:
+        """Whether `add` can."""
+        return self._run.takes_new_items
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether a typed history needs the times of its items."""
+        return self._run.needs_times
+
+    @property
+    def users(self) -> np.ndarray:
+        """Raw ids of the users in the data: str[U]."""
+        return self._run.histories.users
+
+    @property
+    def scorer_name(self) -> str:
+        """What gives the scores."""
+        return self._scorer.name
+
+    def keywords(self, item: int) -> list[str]:
+        """Those that prompts show of an item of the catalog."""
+        return self._run.keywords(item)
+
+    def prepare(self) -> None:
+        """Loads the weights and asks once for histories of every length that is compiled apart, so
+        that later questions only run."""
+        run, length, is_scored = self._run, 1, False
+        while True:
+            items = (np.arange(length) % run.num_trained).astype(np.int32)
+            typed = run.typed(items, list(range(length)))
+            query = Query(typed, run.neighbors(typed), None)
+            _sequential(run, query)
+            if not is_scored and length >= _PREPARED:
+                self._scorer.scores(query)
+                is_scored = True
+            if is_scored and length >= run.recommender.config.length:
+                return
+            length *= 2
+
     def add(self, items: Sequence[Item]) -> None:
         """New items, which compete from now on. Nothing is trained; the run's summarizer writes
         their keywords. Raises UserError for an id that the catalog has."""
@@ -242,6 +288,7 @@ class Recommending:
         times: Sequence[float] | None = None,
         now: float | None = None,
         top: int = 10,
+        pictures: bool = True,
     ) -> Answer:
         """The best items that the history does not hold.
 
@@ -252,6 +299,7 @@ class Recommending:
           now: when this is asked, seconds since 1970, for prompts that tell pauses; None: right
             after the last choice.
           top: how many items at most.
+          pictures: write those of the items to the run's folder and name their paths.
 
         Raises:
           UserError: an id that the run does not know, an empty history, both a user and a history,
@@ -273,7 +321,7 @@ class Recommending:
             self._scorer.name,
             [Shown(**self._shown(item)) for item in shown],
             neighbors,
-            [self._ranked(scored, place, rank) for rank, place in enumerate(order, 1)],
+            [self._ranked(scored, place, rank, pictures) for rank, place in enumerate(order, 1)],
             self._run.told if isinstance(self._run, TasteScorer) else None,
         )
 
@@ -322,14 +370,14 @@ class Recommending:
             "keywords": run.keywords(item),
         }
 
-    def _ranked(self, scored: Scored, place: int, rank: int) -> Ranked:
+    def _ranked(self, scored: Scored, place: int, rank: int, pictures: bool) -> Ranked:
         item, sequential = int(scored.items[place]), float(scored.sequential[place])
         return Ranked(
             **self._shown(item),
             rank=rank,
             score=float(scored.scores[place]),
             sequential_score=None if np.isnan(sequential) else sequential,
-            picture=self._picture(self._run.catalog[item]),
+            picture=self._picture(self._run.catalog[item]) if pictures else None,
             added=item >= self._run.num_trained,
         )
 
@@ -380,14 +428,12 @@ def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommendi
     return recommending
 
 
-def numbers(times: Sequence[str] | None) -> list[float] | None:
-    """The values of the flag --times. Raises UserError."""
+def numbers(times: Sequence[str], name: str = "--times") -> list[float]:
+    """The values of a list of times. name: of the flag or field, for errors. Raises UserError."""
     try:
-        return None if times is None else list(map(reading.number, times))
+        return list(map(reading.number, times))
     except ValueError as error:
-        raise UserError(
-            f"--times: {error}; give seconds since 1970, separated by commas"
-        ) from error
+        raise UserError(f"{name}: {error}; give seconds since 1970, separated by commas") from error
 
 
 def _file_name(id: str) -> str:

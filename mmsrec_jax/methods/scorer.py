@@ -34,6 +34,7 @@ class RunScorer(abc.ABC):
     subclass says.
 
     Attributes:
+      takes_new_items: whether `add` can.
       config: as far as the run's steps recorded it and scoring reads it.
       form: of stage 3, the one that scores: "joint" or "cached".
       catalog, histories: of the run. Ids are those of the raw files.
@@ -42,6 +43,8 @@ class RunScorer(abc.ABC):
       UserError: the run has not finished or did not train `form`, or an input of what trained its
         MLLM ran again since.
     """
+
+    takes_new_items = False
 
     def __init__(
         self, folder: str | Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
@@ -206,6 +209,8 @@ class RunScorer(abc.ABC):
         prompts = cached.made(self._context(typed, neighbors, now, rows), rows)
         if self._cached is None:
             self._cached = cached.catalog(self.config.method, self._model, prompts)
+        elif self._cached.num_items < len(self.catalog):
+            self._cached = self._cached.extended(prompts)
         return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
 
     def trained_part(self, typed: Histories) -> Histories:
@@ -227,6 +232,11 @@ class RunScorer(abc.ABC):
         """Items of the run, which stand before those that were added."""
         return len(self._experiment.dataset.catalog)
 
+    @property
+    def needs_times(self) -> bool:
+        """Whether the sequential recommender reads the clock of the data."""
+        return self.recommender.uses_times and self.histories.clock
+
     @functools.cached_property
     def recommender(self) -> SequentialRecommender:
         """The run's sequential recommender."""
@@ -245,7 +255,7 @@ class RunScorer(abc.ABC):
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
             return checked_times(times, count)
-        if is_read and self.recommender.uses_times and self.histories.clock:
+        if is_read and self.needs_times:
             raise UserError(
                 f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
                 "for each item of the history"
@@ -255,6 +265,8 @@ class RunScorer(abc.ABC):
 
 class Scorer(RunScorer):
     """The MLLM of a finished run of MMSRARec; the knowledge base stays in memory too."""
+
+    takes_new_items = True
 
     def _open(self, config: Settings, folder: Path) -> MLLMExperiment:
         self._run = MMSRARec(config, folder, self._mesh)
@@ -306,7 +318,6 @@ class Scorer(RunScorer):
         if self._keywords is not None:
             self._keywords = [*self._keywords, *self._write_keywords(items)]
         self.catalog = self.catalog.extended(items)
-        self._cached = None
 
     def keywords(self, item: int) -> list[str]:
         """Those of an item; none in a run without summaries."""
@@ -317,12 +328,16 @@ class Scorer(RunScorer):
     def _knowledge_base(self) -> KnowledgeBase:
         return similar.knowledge_base(self.recommender, self.histories, self._split)
 
+    @functools.cached_property
+    def _summarizer(self) -> MLLM:
+        return self._run.summary_model()
+
     def _write_keywords(self, items: Sequence[Item]) -> list[str]:
         """Of each new item, comma-separated."""
         run, found = self._run, [""] * len(items)
         size = self._batch_size(len(items), self.config.summaries.batch_size)
         for batch in texts.generate(
-            run.summary_model(),
+            self._summarizer,
             run.tokenizer,
             run.summary_source(Catalog.from_items(items)),
             range(len(items)),

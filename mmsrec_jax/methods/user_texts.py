@@ -16,7 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.inference.text_store import TextStore, digest_of
+from mmsrec_jax.inference.text_store import SharedStores, TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.taste_texts import ComputedTexts, TasteTexts
@@ -36,13 +36,13 @@ class Asked:
 
     Attributes:
       histories: of the users.
-      folder: where texts about them are kept.
+      stores: where texts about them are kept.
       make_model: gives the model that writes about windows and histories.
       batch_size: texts written at a time.
     """
 
     histories: Histories
-    folder: Path
+    stores: SharedStores
     make_model: Callable[[], MLLM]
     batch_size: int
 
@@ -54,6 +54,9 @@ class UserTexts:
       words: gives the comma-separated words of every item.
       targets: gives int32[n, 2] (user, position), all that prompts will be written for.
       asked: other histories than those of the run.
+
+    Attributes:
+      folder: of the folders that hold the texts.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class UserTexts:
         asked: Asked | None = None,
     ):
         self._run, self._words, self._targets, self.asked = run, words, targets, asked
-        self._folder = run.workdir if asked is None else asked.folder
+        self.folder = run.workdir if asked is None else asked.stores.folder
 
     @property
     def histories(self) -> Histories:
@@ -155,12 +158,12 @@ class UserTexts:
     @functools.cached_property
     def preferences(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the text that step `preferences` wrote."""
-        return self._read(self._store(self._folder / PREFERENCES))
+        return self._read(self._store(self.folder / PREFERENCES))
 
     @functools.cached_property
     def profiles(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the profile that step `profiles` wrote at the end of the window."""
-        return self._read(self._store(self._folder / PROFILES))
+        return self._read(self._store(self.folder / PROFILES))
 
     def _profile_ends(self) -> np.ndarray:
         """int32[m, 2] (user, position): where the histories end of which there are profiles."""
@@ -190,7 +193,11 @@ class UserTexts:
         return base.trained(PREFERENCES, WRITER) if self.is_taught else base.load(PREFERENCES)
 
     def _store(self, directory: Path) -> TextStore:
-        return TextStore(directory / f"{directory.name}.jsonl", KEY)
+        return self.open(directory / f"{directory.name}.jsonl", KEY)
+
+    def open(self, path: Path, key: tuple[str, ...]) -> TextStore:
+        """The texts in a file, about the users that these are about."""
+        return TextStore(path, key) if self.asked is None else self.asked.stores.open(path, key)
 
     def _read(self, store: TextStore) -> dict[tuple[int, int], str]:
         index = {user: u for u, user in enumerate(self.histories.users.tolist())}

@@ -15,10 +15,8 @@ from mmsrec_jax.runtime.errors import first_line
 _BEGINS = "<!DOCTYPE html>"
 # No script, no network: what a page shows is in the page. A title of an item that became markup by
 # a mistake of ours could still load and run nothing.
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+FORM_POLICY = _POLICY + "form-action 'self'"  # of a page with forms, which a server answers
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,14 @@ class Section:
     body: Html
 
 
-def document(title: str, head: Content, sections: Sequence[Section], foot: Content = None) -> str:
+def document(
+    title: str,
+    head: Content,
+    sections: Sequence[Section],
+    foot: Content = None,
+    *,
+    has_forms: bool = False,
+) -> str:
     """A whole page.
 
     Args:
@@ -38,7 +43,11 @@ def document(title: str, head: Content, sections: Sequence[Section], foot: Conte
       head: what stands below the title.
       sections: in their order; the page begins with links to them.
       foot: the last lines.
+      has_forms: it may send them to the server that it is from, and to no other.
     """
+    policy = FORM_POLICY if has_forms else _POLICY + "form-action 'none'"
+    # A form of a page without a referrer does not say either which server it is from.
+    referrer = "same-origin" if has_forms else "no-referrer"
     links = [
         element("li", element("a", section.title, href=f"#{section.name}")) for section in sections
     ]
@@ -51,10 +60,10 @@ def document(title: str, head: Content, sections: Sequence[Section], foot: Conte
     ]
     named = [
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
+        element("meta", name="referrer", content=referrer),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", _style()),
@@ -137,6 +146,12 @@ def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
 def folded(summary: Content, *content: Content) -> Html:
     """What is shown when its summary is clicked."""
     return element("details", element("summary", summary), content)
+
+
+def bar(share: float) -> Html:
+    """A bar of a share from 0 to 1, for the eye alone."""
+    inside = element("span", style=f"width:{min(max(share, 0.0), 1.0):.1%}")
+    return element("span", inside, class_="bar", aria_hidden="true")
 
 
 def note(*content: Content) -> Html:

@@ -1,7 +1,7 @@
 """Sections about users: what each had, what was recommended and why, and the worst failures."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,22 @@ from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.pages import written
 from mmsrec_jax.pages.document import note
-from mmsrec_jax.pages.items import tags, title_of
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.results import Results
+from mmsrec_jax.pages.shown_items import (
+    bare_strip,
+    marked,
+    ranked_line,
+    small,
+    strip,
+    title_of,
+)
 from mmsrec_jax.pages.written import About
 from mmsrec_jax.runtime import disk
 
 USERS, LISTED, FAILURES = 10, 10, 10
+_TRUTH = "true item"
 _HISTORY = 12  # latest items of a history that are shown
 
 
@@ -128,7 +136,7 @@ def failures_section(
                 element(
                     "div",
                     element("h4", "The user's latest items"),
-                    _strip(person.history[-4:], pictures),
+                    bare_strip(person.history[-4:], pictures),
                     class_="wide",
                 ),
                 class_="card",
@@ -250,20 +258,17 @@ def _person(
             class_="tag yes" if is_hit else "tag",
         ),
     )
-    target = pictures.item(person.target)
     words, why = _reasons(person.target, person, about, pictures)
     parts: list[Content] = [
         element("h4", "History, oldest first"),
-        _strip(person.history, pictures, [title_of(pictures.item(i)) for i in person.history]),
+        strip(person.history, pictures),
     ]
     if person.neighbors:
-        labels = [
-            f"{title_of(pictures.item(item))} ({similarity:.2f})"
-            for item, similarity in person.neighbors
-        ]
+        items = [item for item, _ in person.neighbors]
+        labels = [small(f"similarity {similarity:.2f}") for _, similarity in person.neighbors]
         parts += [
-            element("h4", "What similar users took next (similarity of histories)"),
-            _strip([item for item, _ in person.neighbors], pictures, labels),
+            element("h4", "What similar users took next"),
+            strip(items, pictures, labels),
         ]
     for kind, title in (("profile", "Profile"), ("preference", "Latest preference")):
         if text := texts.get(kind):
@@ -271,46 +276,24 @@ def _person(
     parts += [
         element("h4", "What the user took in truth"),
         element(
-            "ul", _ranked(person.rank, person.target, title_of(target), words, why, pictures, True),
+            "ul",
+            ranked_line(
+                person.rank, person.target, pictures, words, mark=_TRUTH, said=why, kind="truth"
+            ),
             class_="ranked",
         ),
-    ]  # fmt: skip
+    ]
     if person.top:
         lines = []
         for rank, item in enumerate(person.top, 1):
             words, why = _reasons(item, person, about, pictures)
-            title = title_of(pictures.item(item))
-            is_truth = item == person.target
-            lines.append(_ranked(rank, item, title, words, why, pictures, is_truth))
+            truth = {"mark": _TRUTH, "kind": "truth"} if item == person.target else {}
+            lines.append(ranked_line(rank, item, pictures, words, said=why, **truth))
         parts += [
             element("h4", f"First {len(person.top)} of the list"),
             element("ol", lines, class_="ranked"),
         ]
     return element("details", summary, element("div", parts), class_="person", open=is_open)
-
-
-def _ranked(
-    rank: int,
-    item: int,
-    title: str,
-    words: Sequence[Html],
-    why: str,
-    pictures: Pictures,
-    is_truth: bool,
-) -> Html:
-    return element(
-        "li",
-        element("span", f"{rank:,}", class_="place"),
-        pictures.picture(item),
-        element(
-            "div",
-            element("div", title, [" ", element("b", "true item")] if is_truth else None),
-            element("div", words),
-            element("div", why, class_="id") if why else None,
-            class_="what",
-        ),
-        class_="truth" if is_truth else None,
-    )
 
 
 def _reasons(
@@ -323,17 +306,12 @@ def _reasons(
         word for past in person.history for word in dict.fromkeys(_words(past, about, pictures))
     )
     near = [other for other, _ in person.neighbors]
-    beside = Counter(
-        word for other in near for word in dict.fromkeys(_words(other, about, pictures))
-    )
-    shared = [word for word in words if before[word] or beside[word]]
-    labels = [f"{word} × {before[word]}" if before[word] else word for word in shared]
-    found = [*tags(labels, "shared"), *tags([word for word in words if word not in shared])]
+    beside = {word for other in near for word in _words(other, about, pictures)}
     taken = near.count(item)
     why = ""
     if taken:
         why = "a similar user took it next" if taken == 1 else f"{taken} similar users took it next"
-    return found, why
+    return marked(words, before, beside), why
 
 
 def _words(item: int, about: dict[int, About], pictures: Pictures) -> list[str]:
@@ -343,16 +321,3 @@ def _words(item: int, about: dict[int, About], pictures: Pictures) -> list[str]:
     found = pictures.item(item)
     return list(dict.fromkeys([*([found.category] if found.category else []),
                                *found.attributes.values()]))  # fmt: skip
-
-
-def _strip(items: Sequence[int], pictures: Pictures, labels: Sequence[str] = ()) -> Html:
-    """Pictures in a row that scrolls, with a label each or none."""
-    shown = [pictures.picture(item) for item in items]
-    if not labels:
-        entries = [element("li", picture) for picture in shown]
-        return element("ul", entries, class_="strip bare")
-    entries = [
-        element("li", picture, element("span", label))
-        for picture, label in zip(shown, labels, strict=True)
-    ]
-    return element("ul", entries, class_="strip", tabindex=0, aria_label="Items in a row")

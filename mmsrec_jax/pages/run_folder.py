@@ -17,7 +17,7 @@ import jax
 from mmsrec_jax.runtime import disk, files, processes, workdir
 from mmsrec_jax.runtime.errors import UserError
 
-_FILE = "run.json"
+FILE = "run.json"
 DONE, PARTIAL, OUTDATED, WAITING = "done", "not finished", "to run again", "not begun"
 _REMEDY = "run launch/train.py with this --workdir again, which writes it"
 
@@ -91,7 +91,7 @@ def begin(path: Path, config: Mapping[str, Any], steps: Sequence[str]) -> None:
     """Records a start in `run.json`; what it says of steps that the run still has stays."""
     known = _read(path, "delete it and run the same command again") if _exists(path) else {}
     kept = {name: told for name, told in known.get("machines", {}).items() if name in steps}
-    files.write_json(path / _FILE, {"config": config, "steps": list(steps), "machines": kept})
+    files.write_json(path / FILE, {"config": config, "steps": list(steps), "machines": kept})
 
 
 def ended(path: Path, step: str, found: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ def ended(path: Path, step: str, found: Mapping[str, Any]) -> None:
     record = _read(path, _REMEDY)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record["machines"][step] = {**found, "ended": now}
-    files.write_json(path / _FILE, record)
+    files.write_json(path / FILE, record)
 
 
 def read(path: Path) -> RunFolder:
@@ -126,17 +126,17 @@ def read(path: Path) -> RunFolder:
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:
     """What `run.json` holds; raises UserError where it is damaged."""
-    record = disk.read_json(path / _FILE, remedy)
+    record = disk.read_json(path / FILE, remedy)
     for name, kind in (("config", dict), ("steps", list), ("machines", dict)):
         if not isinstance(record.get(name), kind):
-            raise UserError(f"{path / _FILE}: {name} is missing or damaged; {remedy}")
+            raise UserError(f"{path / FILE}: {name} is missing or damaged; {remedy}")
     if not all(isinstance(told, dict) for told in record["machines"].values()):
-        raise UserError(f"{path / _FILE}: machines is damaged; {remedy}")
+        raise UserError(f"{path / FILE}: machines is damaged; {remedy}")
     return record
 
 
 def _exists(path: Path) -> bool:
-    return (path / _FILE).exists()
+    return (path / FILE).exists()
 
 
 def _state(

@@ -45,7 +45,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     _compile_without_triton()
     flags.mark_flags_as_required(required)
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=parse_flags)
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
@@ -127,7 +127,7 @@ def _compile_without_triton() -> None:
         os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
 
 
-def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
     for arg, after in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = arg.partition("=")

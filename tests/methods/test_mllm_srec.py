@@ -8,6 +8,7 @@ import jax
 import killed_runs
 import known_users
 import launched
+import local_page
 import pyarrow.parquet as pq
 import pytest
 from html_check import Page
@@ -24,6 +25,7 @@ from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.sharding import make_mesh
+from mmsrec_jax.serving.site import RecommendSite
 
 OWN = ("item_texts", "writer", "preferences", "profiles", "chain_sft", "chain_cached", "evaluation")
 ALL = [
@@ -96,7 +98,9 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
 
 
 @pytest.mark.processes
-def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_window(runs):
+def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_window(
+    runs, monkeypatch
+):
     """Beside it: what a finished run says of a typed history, and by which texts."""
     unbroken, mesh = runs[0], make_mesh(devices=jax.devices()[:1])
     name = "ranks-mllm_srec.cached-full.parquet"
@@ -123,6 +127,8 @@ def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_
         assert asked.recommend(user=user, top=5).told == dataclasses.replace(
             answer.told, windows_written=0
         )
+    for store in asked._run._stores._opened.values():  # each file is read once a process
+        monkeypatch.setattr(store, "_read", lambda: pytest.fail("a file is read again"))
     past = [ids[item] for item in histories.of(1)]
     past = past[: len(past) // step * step]
     times = [60.0 * at for at in range(len(past))]
@@ -134,6 +140,14 @@ def test_a_history_is_scored_as_in_the_evaluation_and_a_new_interaction_costs_a_
     assert new.told.windows_written == 1 and new.told.preferences[-1] in new.text()
     with pytest.raises(UserError, match="recommends the items of its data alone"):
         asked.add([Item("new", {"title": "new"})])
+    asked.prepare()
+    with local_page.serving(RecommendSite(asked, unbroken)) as server:
+        status, found = local_page.page(server, f"/?user={user}&ask=1")
+        assert status == 200 and "Preferences, oldest window first" in found.words
+        assert "Add an item" not in found.words
+        assert f"{answer.items[0].id}, score {answer.items[0].score:.3f}" in found.words
+        status, text, _ = local_page.post(server, "/add", [("title", "new")])
+        assert status == 400 and "takes no new items" in text
 
 
 @pytest.mark.parametrize(
