@@ -415,10 +415,10 @@ def _read(directory: Path, name: str = "") -> dict[str, Any]:
     wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool}
     if record.get("finished"):
         wanted |= {"seconds": float, "outputs": dict}
-    for name, kind in wanted.items():
-        if not isinstance(record.get(name), kind):
+    for field, kind in wanted.items():
+        if not isinstance(record.get(field), kind):
             raise UserError(
-                f"{path}: {name} is missing or damaged, or another version wrote it; {remedy}"
+                f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
     step = name or directory.name
     if record["fingerprint"] != _fingerprint(step, record["config"], record["inputs"]):
