@@ -11,6 +11,7 @@ their scores, keywords and the paths of their pictures. Items of the history are
 MLLM-SRec first writes the texts about the history that are not there yet, one window for a new
 interaction at most; the answer shows them.
 
+--about tells what the user of --history states, of a run that reads it (docs/data.md).
 --add names new items, which a run of MMSRARec recommends without training: lines like
 {"id": "n1", "title": "oak lamp", "description": "for the desk", "image": "n1.jpg"}
 The answer goes to standard output, everything else to standard error.
@@ -31,7 +32,7 @@ from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 
-_OF_A_QUESTION = ("user", "history", "times", "now", "top", "json", "html")
+_OF_A_QUESTION = ("user", "history", "times", "now", "about", "top", "json", "html")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
@@ -45,6 +46,9 @@ _TIMES = flags.DEFINE_list(
 )
 _NOW = flags.DEFINE_float(
     "now", None, "When this is asked, seconds since 1970; else right after the last choice."
+)
+_ABOUT = flags.DEFINE_list(
+    "about", None, "What the user of --history states, of a run that reads it: age=35,gender=F."
 )
 _TOP = flags.DEFINE_integer("top", 10, "Items to show.", 1, 1_000_000)
 _ADD = flags.DEFINE_string("add", None, "File of new items, one JSON object a line.")
@@ -75,12 +79,14 @@ def main(argv: list[str]) -> None:
     if _HTML.value:
         document.check_path(Path(_HTML.value))
     times = None if _TIMES.value is None else recommending.numbers(_TIMES.value)
+    about = recommending.attributes(_ABOUT.value)
     asked = recommending.opened(workdir, added=added, form=_FORM.value)
     answer = asked.recommend(
         user=_USER.value,
         history=_HISTORY.value,
         times=times,
         now=_NOW.value,
+        about=about,
         top=_TOP.value,
     )
     if _HTML.value:

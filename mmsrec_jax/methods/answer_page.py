@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.methods.recommending import Answer, Ranked, Shown
-from mmsrec_jax.pages.document import Section, document, note
+from mmsrec_jax.pages.document import Section, document, note, stated
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.shown_items import marked, ranked_line, small, strip
@@ -93,7 +93,10 @@ def _told(answer: Answer) -> Html:
     told = answer.told
     assert told is not None
     windows = [element("li", clipped(text, _LONGEST_TEXT)) for text in told.preferences]
-    parts: list[Content] = [element("h3", "Preferences, oldest window first")]
+    parts: list[Content] = []
+    if told.stated:
+        parts += [element("h3", "What the user states"), stated(told.stated)]
+    parts.append(element("h3", "Preferences, oldest window first"))
     parts.append(element("ol", windows) if windows else element("p", "No window has ended."))
     for title, text in (("Profile", told.profile), ("Chain of thought", told.chain)):
         if text:

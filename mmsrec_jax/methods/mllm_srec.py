@@ -8,7 +8,8 @@
     `writer`        teaches a model from scratch to write such texts (*ours*)
     `preferences`   writes them, for all users at once, window by window
 (d) Profile, dynamic preference and the target joined in SFT with a multi-step chain of thought:
-    `profiles`      writes what each user usually likes
+    `users`         reads what users state of themselves, where `config.data.user_fields` asks
+    `profiles`      writes what each user usually likes, and states
     `chain_sft`     trains the joint form (paper): recent preference -> how it moved -> what the
                     target offers -> yes or no
     `chain_cached`  trains the form that ranks the whole catalog (*ours*, `methods.cached_items`)
@@ -75,6 +76,7 @@ class MLLMSRec(MLLMExperiment):
         settings["sequential_model"] = c.sequential_model
         return [
             self.data_step(),
+            *self.user_texts.users_steps(),
             *self.base_steps(),
             *about_items,
             *self.sequential_steps(),

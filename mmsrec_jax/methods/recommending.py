@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -100,6 +100,9 @@ class Answer:
                 f"{_line(item)}  (similarity {item.similarity:.3f})" for item in self.neighbors
             ]
         if self.told is not None:
+            if self.told.stated:
+                states = (f"{name} {value}" for name, value in self.told.stated.items())
+                lines += [f"the user states: {', '.join(states)}"]
             lines += ["preferences, oldest window first:"]
             lines += [f"     {text}" for text in self.told.preferences]
             for name, text in (
@@ -287,6 +290,7 @@ class Recommending:
         history: Sequence[str] | None = None,
         times: Sequence[float] | None = None,
         now: float | None = None,
+        about: Mapping[str, str] | None = None,
         top: int = 10,
         pictures: bool = True,
     ) -> Answer:
@@ -298,16 +302,18 @@ class Recommending:
           times: seconds since 1970 of the items of `history`, for a run that reads the clock.
           now: when this is asked, seconds since 1970, for prompts that tell pauses; None: right
             after the last choice.
+          about: field -> what the user of `history` states of themselves, for a run that reads it.
           top: how many items at most.
           pictures: write those of the items to the run's folder and name their paths.
 
         Raises:
           UserError: an id that the run does not know, an empty history, both a user and a history,
-            or neither; times that are not finite and ascending, or `now` before the last of them.
+            or neither; times that are not finite and ascending, or `now` before the last of them;
+            a field of `about` that the run does not read.
         """
         run = self._run
         check_number("top", top, low=1)
-        query = self._query(user, history, times, now)
+        query = self._query(user, history, times, now, about)
         scored = self._scorer.scores(query)
         order = np.argsort(-scored.scores, kind="stable")[:top]
         shown = query.history.items[-run.config.prompts.history :]
@@ -331,16 +337,20 @@ class Recommending:
         history: Sequence[str] | None,
         times: Sequence[float] | None,
         now: float | None,
+        about: Mapping[str, str] | None,
     ) -> Query:
         run = self._run
         if (user is None) == (history is None):
             raise UserError("give --user=ID or --history=ID,ID,...: one of them, and not both")
         if history is not None:
-            typed = run.typed(item_indices(run.catalog, history, "history"), times)
+            past = item_indices(run.catalog, history, "history")
+            typed = run.typed(past, times, about=about)
         else:
             assert user is not None
             if times is not None:
                 raise UserError("--times belong to --history; those of a user are in the data")
+            if about:
+                raise UserError("--about belongs to --history; what a user states is in the data")
             of_user = np.flatnonzero(run.histories.users == user)
             if not len(of_user):
                 remedy = did_you_mean(user, run.histories.users) or (
@@ -434,6 +444,19 @@ def numbers(times: Sequence[str], name: str = "--times") -> list[float]:
         return list(map(reading.number, times))
     except ValueError as error:
         raise UserError(f"{name}: {error}; give seconds since 1970, separated by commas") from error
+
+
+def attributes(flag: Sequence[str] | None) -> dict[str, str]:
+    """The values of the flag --about, FIELD=VALUE each, by field. Raises UserError."""
+    found: dict[str, str] = {}
+    for part in flag or ():
+        name, equals, value = (text.strip() for text in part.partition("="))
+        if not (name and equals and value):
+            raise UserError(f"--about: {part!r} is not FIELD=VALUE, as in --about=age=35,gender=F")
+        if name in found:
+            raise UserError(f"--about: {name} stands twice; name each field once")
+        found[name] = value
+    return found
 
 
 def _file_name(id: str) -> str:

@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.data.sequences import power_of_two
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.inference import texts
 from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inference.scoring import candidate_scores
@@ -148,14 +149,17 @@ class RunScorer(abc.ABC):
         *,
         ratings: np.ndarray | None = None,
         clock_is_read: bool = True,
+        about: Mapping[str, str] | None = None,
     ) -> Histories:
         """A history of items int32[n], oldest first, of a user of the run or of nobody in it ("").
 
         ratings: float32[n], where they are known. clock_is_read: the sequential recommender will
-        read it.
+        read it. about: what nobody in the run states of themselves; of a user of the run it is
+        known.
 
         Raises:
-          UserError: times that the recommender needs are missing, or not as many as items.
+          UserError: times that the recommender needs are missing, or not as many as items; the run
+            does not read what `about` tells.
         """
         return Histories(
             users=np.array([user]),
@@ -164,7 +168,18 @@ class RunScorer(abc.ABC):
             timestamps=self._clock(times, len(past), clock_is_read),
             ratings=ratings,
             clock=self.histories.clock and times is not None,
+            stated=self._stated(user, about or {}),
         )
+
+    def _stated(self, user: str, about: Mapping[str, str]) -> UserAttributes | None:
+        """What prompts shall know of one user, see `typed`."""
+        del user
+        if about:
+            raise UserError(
+                "about: the run reads nothing that users state (config.data.user_fields of "
+                "mllm_srec); leave it out"
+            )
+        return None
 
     def margins(
         self,

@@ -8,12 +8,13 @@ at the same time: each question waits for its turn there.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmsrec_jax.data.records import Histories, Item
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.inference.text_store import Row, SharedStores, TextStore
 from mmsrec_jax.inputs.taste_prompts import TasteContext
 from mmsrec_jax.methods.cached_items import CachedItems
@@ -37,12 +38,14 @@ class Told:
       preferences: texts of its last windows, oldest first.
       profile: text of the whole history; "" where there is none.
       chain: the first two steps of the chain of thought; "" where there is none.
+      stated: what the user states of themselves, as far as the run reads it.
       windows_written: texts of windows that were written for this answer.
     """
 
     preferences: list[str]
     profile: str
     chain: str
+    stated: dict[str, str]
     windows_written: int
 
 
@@ -86,8 +89,25 @@ class TasteScorer(RunScorer):
             self.form, target, length=length, texts=texts, make_model=lambda: self._model
         )
         context = run.scoring_context(target, generated, texts)
-        self.told = _told(context, written)
+        stated = {} if typed.stated is None else typed.stated.stated(0)
+        self.told = _told(context, written, stated)
         return context
+
+    def _stated(self, user: str, about: Mapping[str, str]) -> UserAttributes | None:
+        attributes = self._run.user_texts.attributes
+        if attributes is None:
+            return super()._stated(user, about)
+        if user in self._user_index:
+            return attributes.take(np.array([self._user_index[user]]))
+        for name, value in about.items():
+            if name not in attributes.fields:
+                raise UserError(
+                    f"about: the run reads no {name!r} of users; it reads "
+                    f"{', '.join(attributes.fields)}"
+                )
+            if not isinstance(value, str):
+                raise UserError(f"about: {name} is {value!r}; give text")
+        return UserAttributes.of({name: [about.get(name)] for name in attributes.fields})
 
     def _cached_items(self) -> CachedItems:
         return self._run.chain_items()
@@ -143,11 +163,12 @@ class TasteScorer(RunScorer):
         return self._run.user_texts.load()
 
 
-def _told(context: TasteContext, written: int) -> Told:
+def _told(context: TasteContext, written: int, stated: dict[str, str]) -> Told:
     position, windows = len(context.histories.items), context.tastes.windows
     profiled = windows.profiled(position)
     told = [context.preferences[0, window] for window in windows.told(position)]
     profile = ""
     if context.profiles is not None and profiled is not None:
         profile = context.profiles[0, profiled]
-    return Told(told, profile, "" if context.chains is None else context.chains[0], written)
+    chain = "" if context.chains is None else context.chains[0]
+    return Told(told, profile, chain, stated, written)

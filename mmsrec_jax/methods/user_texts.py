@@ -15,7 +15,9 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from mmsrec_jax.data import build, user_attributes
 from mmsrec_jax.data.records import Histories
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.inference.text_store import SharedStores, TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
@@ -27,7 +29,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 
 KEY = ("user", "window")
-WRITER, PREFERENCES, PROFILES = "writer", "preferences", "profiles"  # steps
+USERS, WRITER, PREFERENCES, PROFILES = "users", "writer", "preferences", "profiles"  # steps
+FIELDS = "user_fields"  # in the record of step `users`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +77,41 @@ class UserTexts:
         """Those that the texts are about."""
         return self._run.dataset.histories if self.asked is None else self.asked.histories
 
+    @functools.cached_property
+    def attributes(self) -> UserAttributes | None:
+        """What their users state, as far as profiles read it."""
+        if self.asked is not None:
+            return self.asked.histories.stated
+        if not self.reads_attributes:
+            return None
+        return user_attributes.read(self._run.workdir / USERS, self.histories.users)
+
+    @property
+    def reads_attributes(self) -> bool:
+        """Whether profiles read what users state of themselves."""
+        c = self._run.config
+        return bool(c.data.user_fields) and c.use.profile
+
+    def users_steps(self) -> list[Step]:
+        """Reads what users state, where profiles shall know it. Nothing but profiles, and what
+        reads these, depends on it."""
+        data = self._run.config.data
+        if not self.reads_attributes:
+            return []
+        settings = {FIELDS: list(data.user_fields), "files": build.user_files(data)}
+        return [Step(USERS, self.read_users, settings, ["data"], alone=True)]
+
+    def read_users(self, directory: Path) -> None:
+        """`users.parquet`: what each user states."""
+        users = self._run.dataset.histories.users
+        attributes, notes = build.read_users(self._run.config.data, users)
+        user_attributes.write(directory, users, attributes)
+        for name, count in attributes.coverage.items():
+            share = count / len(users)
+            logging.info("users: %s stated by %s (%s)", name, f"{count:,}", f"{share:.1%}")
+        for what, count in notes.items():
+            logging.info("users: note: %s %s", f"{count:,}", what)
+
     def steps(self, inputs: Sequence[str]) -> list[Step]:
         """inputs: steps that made the base model and the items' words."""
         run, c = self._run, self._run.config
@@ -84,13 +122,14 @@ class UserTexts:
             "windows": c.use.windows,
         }
         steps, read = [], list(inputs)
+        attributes = [USERS] if self.reads_attributes else []
         if self.is_taught:
             taught = {**settings, WRITER: as_dict(c.writer)}
-            steps.append(Step(WRITER, self.train_writer, taught, inputs))
+            steps.append(Step(WRITER, self.train_writer, taught, [*inputs, *attributes]))
             read.append(WRITER)
         steps.append(Step(PREFERENCES, self.write_preferences, {**settings, **rows}, read))
         if c.use.profile:
-            read = [*read, PREFERENCES]
+            read = [*read, *attributes, PREFERENCES]
             steps.append(Step(PROFILES, self.write_profiles, {**settings, **rows}, read))
         return steps
 
@@ -113,9 +152,14 @@ class UserTexts:
         renderer = ItemRenderer(catalog, run.prompt_config, self._words())
         return Tastes(histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows)
 
+    @functools.cached_property
+    def profiled(self) -> Tastes:
+        """The same with what users state: what profiles are written from."""
+        return self.tastes.with_stated(self.attributes)
+
     def train_writer(self, directory: Path) -> None:
         """Teaches the base model to write, by texts that counting gives."""
-        run, c, tastes = self._run, self._run.config, self.tastes
+        run, c, tastes = self._run, self._run.config, self.profiled
         ends = run.dataset.split.train_end
         users = np.flatnonzero(ends >= tastes.windows.step)
         rows = [(u, k) for u in users for k in range(tastes.windows.count(int(ends[u])))]
@@ -146,14 +190,14 @@ class UserTexts:
         are there are not written again."""
         ends, texts = self._profile_ends(), self.preferences
         source = TasteTexts(
-            self.tastes,
+            self.profiled,
             np.stack([ends[:, 0], self.tastes.windows.count(ends[:, 1]) - 1], axis=1),
             lambda user, window: texts[user, window],
             profiles=True,
             length=self._run.config.preferences.prompt_length,
         )
         store = self._store(directory)
-        _write(store, self.tastes, source, **self._writing(), name=PROFILES)
+        _write(store, self.profiled, source, **self._writing(), name=PROFILES)
 
     @functools.cached_property
     def preferences(self) -> dict[tuple[int, int], str]:

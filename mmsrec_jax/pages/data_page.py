@@ -6,7 +6,7 @@ from mmsrec_jax.data.inspection.findings import Finding, Findings
 from mmsrec_jax.data.inspection.samples import LONGEST, Choice, History
 from mmsrec_jax.data.inspection.tables import Share, Table, shown
 from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.pages.document import Section, bar, document, note, table
+from mmsrec_jax.pages.document import Section, bar, document, note, stated, table
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.shown_items import small, strip
@@ -94,7 +94,8 @@ def _history(found: History, pictures: Pictures, *, is_open: bool) -> Html:
     )
     items = [choice.item for choice in found.choices]
     row = strip(items, pictures, list(map(_below, found.choices)))
-    return element("details", summary, element("div", row), class_="person", open=is_open)
+    told = stated(found.stated) if found.stated else None
+    return element("details", summary, element("div", told, row), class_="person", open=is_open)
 
 
 def _below(choice: Choice) -> Content:

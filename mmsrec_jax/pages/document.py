@@ -1,14 +1,14 @@
 """The frame of every page: head, style, headline, links to the sections, sections."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from absl import logging
 
-from mmsrec_jax.pages.markup import Content, Html, element, joined
+from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.runtime import files
 from mmsrec_jax.runtime.errors import first_line
 
@@ -141,6 +141,12 @@ def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
         [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
         class_="facts",
     )
+
+
+def stated(attributes: Mapping[str, str]) -> Html:
+    """What a user states of themselves, on one line."""
+    told = (f"{clipped(name, 40)}: {clipped(value, 80)}" for name, value in attributes.items())
+    return element("p", "; ".join(told))
 
 
 def folded(summary: Content, *content: Content) -> Html:

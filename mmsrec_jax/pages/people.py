@@ -1,18 +1,19 @@
 """Sections about users: what each had, what was recommended and why, and the worst failures."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from mmsrec_jax.data import user_attributes
 from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.pages import written
-from mmsrec_jax.pages.document import note
+from mmsrec_jax.pages.document import note, stated
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.results import Results
@@ -83,10 +84,14 @@ def users_section(
     about = written.of_items(workdir, {item for person in people for item in person.items}, done)
     names = [str(dataset.histories.users[person.user]) for person in people]
     texts = written.of_users(workdir, names, done)
+    told = _stated(workdir, names) if "users" in done else {}
     people_html = [
-        _person(person, name, texts.get(name, {}), about, pictures, is_open=number == 0)
+        _person(
+            person, name, told.get(name, {}), texts.get(name, {}), about, pictures,
+            is_open=number == 0,
+        )
         for number, (person, name) in enumerate(zip(people, names, strict=True))
-    ]
+    ]  # fmt: skip
     return joined(
         note(
             f"{len(people)} test users drawn at random. Ranks and lists are those of {system}, "
@@ -224,6 +229,12 @@ def _neighbors(workdir: Path, users: np.ndarray) -> dict[tuple[int, int], list[t
     }
 
 
+def _stated(workdir: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Raw id -> what the user states of themselves, where step `users` read it."""
+    attributes = user_attributes.read(workdir / "users", np.array(names))
+    return {name: attributes.stated(at) for at, name in enumerate(names)}
+
+
 def _training_count(dataset: Dataset, items: np.ndarray) -> list[int]:
     """How many training interactions have each of a few items."""
     histories, split = dataset.histories, dataset.split
@@ -237,6 +248,7 @@ def _training_count(dataset: Dataset, items: np.ndarray) -> list[int]:
 def _person(
     person: Person,
     name: str,
+    told: Mapping[str, str],
     texts: dict[str, str],
     about: dict[int, About],
     pictures: Pictures,
@@ -270,6 +282,8 @@ def _person(
             element("h4", "What similar users took next"),
             strip(items, pictures, labels),
         ]
+    if told:
+        parts += [element("h4", "What the user states"), stated(told)]
     for kind, title in (("profile", "Profile"), ("preference", "Latest preference")):
         if text := texts.get(kind):
             parts += [element("h4", title), element("p", clipped(text, 400))]

@@ -153,12 +153,21 @@ def _answer(
             element("h3", "New items further down"),
             answer_page.ranked_list(answer, new, run.catalog, pictures, after),
         ]
+    if behind := _behind(run, question, answer):
+        lists.append(note(f"New items behind place {len(answer.items):,}: {', '.join(behind)}."))
     who = "" if answer.user is None else f" for user {clipped(answer.user, _LONGEST_NAME)}"
     return joined(
         element("p", f"Answered in {seconds:.2f} s by {answer.scorer}{who}.", class_="lead"),
         answer_page.MARKS,
         _form(lists, hidden=[*question.fields(), ("ask", "1")]) if can_go_on else lists,
     )
+
+
+def _behind(run: Run, question: Question, answer: Answer) -> list[str]:
+    """Ids of new items that compete and are not among the items of the answer."""
+    shown = {*question.items, *(item.id for item in answer.items)}
+    new = run.catalog.ids[len(run.catalog) - (run.num_added or 0) :].tolist()
+    return [clipped(id, _LONGEST_NAME) for id in new if id not in shown]
 
 
 def _history(run: Run, pictures: Pictures, question: Question, answer: Answer | None) -> Html:

@@ -42,6 +42,7 @@ class RecommendSite:
         self._asked, self._workdir = asked, workdir
         self._search = ItemSearch(asked.catalog, asked.keywords)
         self._pictures = Pictures(asked.catalog)
+        self._drawn = sample(asked.catalog, _CHOICES // 2, seed=0)
         users = asked.users
         at = np.linspace(0, len(users) - 1, min(_EXAMPLES, len(users))).astype(int)
         self._users = [str(user) for user in users[at]]
@@ -169,8 +170,7 @@ class RecommendSite:
     def _found(self, words: str) -> Found:
         catalog, left = self._asked.catalog, self._search.num_left
         if not words:
-            shown = sample(catalog, _CHOICES // 2, seed=0)
-            return Found(shown, len(catalog), 0)
+            return Found(self._drawn, len(catalog), 0)
         items, count = self._search.find(catalog, words, _CHOICES)
         return Found(items, count, left)
 

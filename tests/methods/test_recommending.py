@@ -318,7 +318,7 @@ def test_items_are_found_chosen_and_taken_back_by_the_address_alone(server, aske
     assert "0 of 0 items" in found.words
 
 
-def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_path):
+def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_path, monkeypatch):
     old, hostile = asked.catalog[12], "<script>alert(1)</script>"
     fields = [("item", "i0007"), ("title", hostile), ("id", 'n"&1'), ("description", "for\r\nyou")]
     status, _, headers = local_page.post(server, "/add", fields, {"picture": old.image})
@@ -334,6 +334,9 @@ def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_pa
     assert status == 303 and local_page.page(server, headers["Location"])[0] == 200
     _, found = local_page.page(server, "/?q=new-2")
     assert "1 of 1 items" in found.words and "oak lamp" in found.words
+    monkeypatch.setattr("mmsrec_jax.serving.site._DEEP", 1)
+    _, found = local_page.page(server, "/?item=i0007&top=1&ask=1")
+    assert "New items behind place 1: " in found.words
     for wrong, files, line in (
         ([("title", "a"), ("id", 'n"&1')], {}, "is in the catalog; a new item needs a new id"),
         ([("title", " ")], {}, "the item has no title; give it one"),
