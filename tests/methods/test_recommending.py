@@ -363,7 +363,7 @@ def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_pa
         ("/?top=0", 400, "a number from 1 to 100"),
         ("/?top=1&top=2", 400, "'top' is given 2 times"),
         ("/?item=i0007&drop=1", 400, "the history has no such place"),
-        ("/?item=i0007&times=now&ask=1", 400, "times: could not convert"),
+        ("/?item=i0007&times=now&ask=1", 400, "times: 'now' is no number"),
         ("/?item=i0007&times=1,2&ask=1", 400, "times: 2 for 1 items"),
         ("/?item=i0007&now=nan&ask=1", 400, "now"),
         ("/?" + "&item=i0007" * 501, 400, "more than 500 items"),
