@@ -101,15 +101,23 @@ def _check_flags(command: str) -> None:
         if flags.FLAGS[name].present and command not in commands:
             readers = ", ".join(commands)
             raise UserError(f"{command} reads no --{name}, which is of {readers}; leave it out")
+    for name in ("users", "seed"):
+        if _USER.value and flags.FLAGS[name].present:
+            raise UserError(
+                f"--user names one user, and --{name} draws some: leave one of them out"
+            )
 
 
 def _look(command: str) -> int:
     from mmsrec_jax.methods import data_commands
+    from mmsrec_jax.pages import document
 
     if _CONFIG.value is None:
         raise UserError(
             f"{command} needs --config, such as --config=configs/base.py --config.data.root=DIR"
         )
+    if _HTML.value:
+        document.check_path(Path(_HTML.value))
     look = data_commands.Look(_CONFIG.value)
     if command == "stats":
         tokenizer = _TOKENIZER.value or ""

@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
     from mmsrec_jax.methods import answer_page, recommending
     from mmsrec_jax.pages import document
 
+    if _HTML.value:
+        document.check_path(Path(_HTML.value))
     times = None if _TIMES.value is None else recommending.numbers(_TIMES.value)
     about = recommending.attributes(_ABOUT.value)
     asked = recommending.opened(workdir, added=added, form=_FORM.value)

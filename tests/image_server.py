@@ -134,6 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(b"", Content_Length=str(1 << 40))
         self.close_connection = True
 
+    def answer_nonsense(self, count: int) -> None:
+        """A chunk of a negative size."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"-5\r\nabc")
+        self.close_connection = True
+
     def answer_moved(self, count: int) -> None:
         """To what follows in the query."""
         self.send(b"", 302, Location=self.path.partition("?")[2])

@@ -302,9 +302,10 @@ def _read_files(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]
         f"core of {settings.user_core} a user, {settings.item_core} an item", histories, core
     )
     if not len(histories.items):
+        took = "; ".join(f"{step.why}: {step.interactions:,}" for step in report.dropped)
         raise UserError(
-            f"{settings.root}: no interactions are left after filtering; lower "
-            "config.data.user_core and config.data.item_core"
+            f"{settings.root}: no interactions are left after filtering ({took}); lower "
+            "config.data.rating_threshold, config.data.user_core or config.data.item_core"
         )
     histories = filters.break_ties(histories, settings.seed)
     histories, kept_items = filters.reindex(histories)

@@ -19,7 +19,7 @@ def nearest(id: str, known: np.ndarray, *, most: int = 3) -> list[str]:
 
     Capitals do not count. Less than half of a short id may differ.
     """
-    if not len(known) or len(id) > LONGEST_ID:
+    if not (isinstance(id, str) and len(known) and len(id) <= LONGEST_ID):  # callers may be wrong
         return []
     id = id.lower()
     lowered = np.char.lower(known)

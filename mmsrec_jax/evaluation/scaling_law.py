@@ -96,7 +96,7 @@ def read(runs: Sequence[Path]) -> list[Point]:
 def parse_flops(texts: Sequence[str]) -> list[float]:
     """Amounts of compute as given on the command line. Raises UserError for what is none."""
     try:
-        amounts = [float(text) for text in texts]
+        amounts = list(map(reading.number, texts))
     except ValueError as error:
         raise UserError(f"--predict: {error}; give FLOPs such as 1e18") from error
     if bad := [amount for amount in amounts if not 0 < amount < math.inf]:
@@ -281,7 +281,9 @@ def _plot(path: Path, points: Sequence[Point], law: Law, laws: Sequence[Law]) ->
     x = np.geomspace(flops.min() / 2, flops.max() * 10, 100)
     low, high = np.quantile([one(x) for one in laws], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
     # Text as text and no random ids: equal numbers give equal files.
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": path.name, "svg.fonttype": "none", "text.parse_math": False}
+    ):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axis = figure.subplots()
         axis.fill_between(x, low, high, color="lightgray")
@@ -291,6 +293,6 @@ def _plot(path: Path, points: Sequence[Point], law: Law, laws: Sequence[Law]) ->
             axis.annotate(point.name, (point.flops, point.loss), (4, 4), textcoords="offset points")
         axis.set(xscale="log", xlabel="training FLOPs", ylabel="held-out loss, nats a token")
         for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-            partial = path.with_name(f".{path.name}{suffix}")
+            partial = disk.temporary(path.with_name(path.name + suffix))
             figure.savefig(partial, dpi=150, format=suffix[1:], metadata=metadata)
             partial.replace(path.with_name(path.name + suffix))

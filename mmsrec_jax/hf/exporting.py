@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from mmsrec_jax.hf import mapping
 from mmsrec_jax.hf.mapping import ParamSpec
-from mmsrec_jax.hf.processor import ImageProcessor, model_root, read_json
+from mmsrec_jax.hf.processor import ImageProcessor, read_json
 from mmsrec_jax.hf.tensors import FLOATING, INDEX, SINGLE, Tensors, has_tensors
 from mmsrec_jax.models import lora
 from mmsrec_jax.models.config import MLLMConfig
@@ -391,7 +391,7 @@ def _write_card(directory: Path, card: str) -> None:
 def _copy(base: Path, directory: Path, files: Sequence[str], max_pixels: int) -> None:
     for name in files:
         if (base / name).exists():
-            reading.check_regular(base / name, within=model_root(base))
+            reading.check_regular(base / name, within=reading.home(base))
             shutil.copyfile(base / name, directory / name)
     if max_pixels and mapping.processor_of(base) is not None:
         path = directory / "preprocessor_config.json"

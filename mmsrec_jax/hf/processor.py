@@ -230,17 +230,10 @@ def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises UserError when it is missing or is not an object."""
     if not path.exists():
         raise UserError(f"{path}: no such file; is this a Hugging Face model directory?")
-    raw = reading.read_json(path, within=model_root(path.parent))
+    raw = reading.read_json(path, within=reading.home(path.parent))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a JSON object is expected")
     return raw
-
-
-def model_root(directory: Path) -> Path:
-    """The folder that no link of a model's directory may leave: the directory, or all that belongs
-    to the model where it is a snapshot in the cache of huggingface_hub, which links to blobs."""
-    directory = directory.resolve()
-    return directory.parents[1] if directory.parent.name == "snapshots" else directory
 
 
 def _first(*values: Any) -> Any:

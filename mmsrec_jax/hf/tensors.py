@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mmsrec_jax.hf import mapping
-from mmsrec_jax.hf.processor import model_root, read_json
+from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 
@@ -144,7 +144,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _stored(path: Path) -> Iterator[Stored]:
     """All tensors of a file. Raises UserError when it is damaged."""
-    reading.check_regular(path, within=model_root(path.parent))
+    reading.check_regular(path, within=reading.home(path.parent))
     try:
         with safe_open(path, framework="numpy"):
             pass  # checks that the header is sound and the file as long as it says

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsrec_jax.hf.processor import model_root, read_json
+from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 
@@ -103,7 +103,7 @@ def _check_files(directory: Path) -> None:
         raise UserError(f"{directory}: cannot be read ({first_line(error)})") from error
     for path in paths:
         if path.suffix in _READ_BY_TRANSFORMERS:
-            with reading.open_regular(path, within=model_root(directory)) as file:
+            with reading.open_regular(path, within=reading.home(directory)) as file:
                 if (size := os.fstat(file.fileno()).st_size) > _LARGEST_FILE:
                     raise UserError(
                         f"{path}: has {size:,} bytes; at most {_LARGEST_FILE:,} are read"

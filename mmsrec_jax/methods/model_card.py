@@ -5,11 +5,13 @@ Its head is the metadata that the Hugging Face Hub reads.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmsrec_jax.runtime import disk
+from mmsrec_jax.runtime.printable import printable
 
 _SHOWN = ("recall@10", "ndcg@10", "hr@10")
 
@@ -48,11 +50,12 @@ class Card:
         head["tags"] = ["recommendation", "mmsrec_jax"]
         yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items())
         name = self.base if _is_hub_name(self.base) else Path(self.base).name
-        base = f"\nBase model: `{name}`.\n" if name else ""
+        base = f"\nBase model: {_code(name)}.\n" if name else ""
         missing = "" if self.license else "\nThe license is not set: set it before you publish.\n"
         return (
             f"---\n{yaml}---\n\n# {self.step}\n\n"
-            f"Trained by step `{self.step}` of a run of mmsrec_jax on the data `{self.data}`.\n"
+            f"Trained by step `{self.step}` of a run of mmsrec_jax on the data "
+            f"{_code(self.data)}.\n"
             f"{base}{missing}\n## Loading\n\n```python\n{self.loading}```\n"
             f"{_metrics(table)}"
         )
@@ -68,7 +71,13 @@ def table_of(workdir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with disk.readable(path, "delete it; launch/train.py writes it again"):
-        return [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        for row in rows:
+            if not all(isinstance(row[name], str) for name in ("system", "protocol")):
+                raise ValueError("a system or a protocol is no text")
+            if not all(isinstance(row.get(name, 0.0), int | float) for name in _SHOWN):
+                raise ValueError("a metric is no number")
+        return list(rows)
 
 
 def _metrics(table: Sequence[Mapping[str, Any]]) -> str:
@@ -79,9 +88,20 @@ def _metrics(table: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for row in table:
         numbers = [f"{row[name]:.4f}" if name in row else "" for name in names]
-        cells = [str(row["system"]), str(row["protocol"]), str(row.get("users", "")), *numbers]
+        texts = [row["system"], row["protocol"], str(row.get("users", ""))]
+        cells = [*map(_plain, texts), *numbers]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n## Metrics of the run\n\n" + "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>|!#])", r"\\\1", printable(text))
+
+
+def _code(text: str) -> str:
+    """The same in the font of code."""
+    return f"`{printable(text).replace('`', '')}`"
 
 
 def _is_hub_name(base: str) -> bool:

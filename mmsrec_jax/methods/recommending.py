@@ -21,7 +21,7 @@ from mmsrec_jax.methods import mllm_srec, recorded
 from mmsrec_jax.methods.scorer import RunScorer, Scorer, item_indices
 from mmsrec_jax.methods.taste_scorer import TasteScorer, Told
 from mmsrec_jax.retrieval.similar import Neighbors
-from mmsrec_jax.runtime import files, startup
+from mmsrec_jax.runtime import files, reading, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
@@ -364,7 +364,7 @@ class Recommending:
             rated = None if whole.ratings is None else whole.ratings[mine]
             typed = run.typed(whole.of(at), whole.times(at).tolist(), user, ratings=rated)
         if now is not None:
-            check_number("now", float(now), float)
+            check_number("now", now, float)
             if typed.clock and now < typed.timestamps[-1]:
                 raise UserError(
                     f"now={now:g}: the last choice was at {typed.timestamps[-1]:.0f} (seconds "
@@ -441,7 +441,7 @@ def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommendi
 def numbers(times: Sequence[str], name: str = "--times") -> list[float]:
     """The values of a list of times. name: of the flag or field, for errors. Raises UserError."""
     try:
-        return [float(time) for time in times]
+        return list(map(reading.number, times))
     except ValueError as error:
         raise UserError(f"{name}: {error}; give seconds since 1970, separated by commas") from error
 

@@ -26,7 +26,7 @@ from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval.similar import KnowledgeBase, Neighbors
 from mmsrec_jax.runtime import arrays, sharding
-from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 
 
@@ -369,7 +369,10 @@ def checked_times(times: Sequence[float], count: int) -> np.ndarray:
     """float64[count]. Raises UserError unless there are as many, finite and ascending."""
     if len(times) != count:
         raise UserError(f"times: {len(times)} for {count} items of the history; give as many")
-    found = np.asarray(times, np.float64)
+    try:
+        found = np.asarray(times, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"times: {first_line(error)}; give seconds since 1970") from error
     if not np.isfinite(found).all() or (np.diff(found) < 0).any():
         raise UserError("times: give finite numbers, oldest first, as those of the history")
     return found

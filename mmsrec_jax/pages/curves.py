@@ -28,7 +28,7 @@ def read(path: Path) -> Series:
             row = json.loads(line)
             step = float(row.pop("step"))
             pairs = [(name, (step, float(value))) for name, value in row.items()]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         for name, pair in pairs:
             values.setdefault(name, []).append(pair)

@@ -12,6 +12,7 @@ from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.runtime import files
 from mmsrec_jax.runtime.errors import first_line
 
+_BEGINS = "<!DOCTYPE html>"
 # No script, no network: what a page shows is in the page. A title of an item that became markup by
 # a mistake of ours could still load and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -68,12 +69,19 @@ def document(
         element("style", _style()),
     ]
     page = element("html", element("head", named), element("body", body), lang="en")
-    return f"<!DOCTYPE html>\n{page}\n"
+    return f"{_BEGINS}\n{page}\n"
 
 
 def write(path: Path, page: str) -> None:
-    """Writes a page atomically; of several processes the main one writes."""
+    """Writes a page atomically; of several processes the main one writes. Raises UserError as
+    `check_path`."""
+    check_path(path)
     files.write_text(path, page)
+
+
+def check_path(path: Path) -> None:
+    """Raises UserError when something that is no page stands at `path`."""
+    files.check_replaces(path, _BEGINS, "page")
 
 
 def attempt(make: Callable[[], object]) -> None:

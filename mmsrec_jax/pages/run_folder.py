@@ -89,14 +89,14 @@ def machine() -> dict[str, Any]:
 
 def begin(path: Path, config: Mapping[str, Any], steps: Sequence[str]) -> None:
     """Records a start in `run.json`; what it says of steps that the run still has stays."""
-    known = disk.read_json(path / FILE, f"delete it; {_REMEDY}") if _exists(path) else {}
+    known = _read(path, "delete it and run the same command again") if _exists(path) else {}
     kept = {name: told for name, told in known.get("machines", {}).items() if name in steps}
     files.write_json(path / FILE, {"config": config, "steps": list(steps), "machines": kept})
 
 
 def ended(path: Path, step: str, found: Mapping[str, Any]) -> None:
     """Records that a step has ended, by the machine `found`."""
-    record = disk.read_json(path / FILE, _REMEDY)
+    record = _read(path, _REMEDY)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record["machines"][step] = {**found, "ended": now}
     files.write_json(path / FILE, record)
@@ -110,10 +110,7 @@ def read(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name the --workdir of launch/train.py")
-    record = disk.read_json(path / FILE, _REMEDY)
-    for name, kind in (("config", dict), ("steps", list), ("machines", dict)):
-        if not isinstance(record.get(name), kind):
-            raise UserError(f"{path / FILE}: {name} is missing or damaged; {_REMEDY}")
+    record = _read(path, _REMEDY)
     records = workdir.records(path)
     steps, outdated = [], set[str]()
     for name in map(str, record["steps"]):
@@ -125,6 +122,17 @@ def read(path: Path) -> RunFolder:
         seconds = own["seconds"] if state == DONE else None
         steps.append(StepState(name, state, seconds, told))
     return RunFolder(path, record["config"], tuple(steps))
+
+
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    """What `run.json` holds; raises UserError where it is damaged."""
+    record = disk.read_json(path / FILE, remedy)
+    for name, kind in (("config", dict), ("steps", list), ("machines", dict)):
+        if not isinstance(record.get(name), kind):
+            raise UserError(f"{path / FILE}: {name} is missing or damaged; {remedy}")
+    if not all(isinstance(told, dict) for told in record["machines"].values()):
+        raise UserError(f"{path / FILE}: machines is damaged; {remedy}")
+    return record
 
 
 def _exists(path: Path) -> bool:

@@ -21,10 +21,11 @@ from mmsrec_jax.planning.topologies import Topology, describe
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
 from mmsrec_jax.runtime.config_utils import choose_name
-from mmsrec_jax.runtime.files import write_text
+from mmsrec_jax.runtime.files import check_replaces, write_text
 from mmsrec_jax.runtime.settings import as_dict
 
 _LARGEST = 8
+_BEGINS = '{\n "topology": '
 
 
 def run(
@@ -51,6 +52,8 @@ def run(
       Whether every step fits.
     """
     steps = steps or names(config)
+    if out is not None:
+        check_replaces(out, _BEGINS, "report")
     for name in steps:
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)

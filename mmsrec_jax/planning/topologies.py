@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -68,11 +69,13 @@ def describe(name: str, slices: int = 1) -> Topology:
     """
     kind, _, size = name.partition(":")
     choose_name(kind, CHIPS, what="--topology")
-    if not re.fullmatch(r"\d+(x\d+)*", size):
+    if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){0,2}", size):
         raise UserError(f"--topology={name}: write {kind} and the chips along each axis, {_HINT}")
     if kind in ("cpu", "h100") and slices > 1:
         raise UserError(f"--slices={slices}: only TPUs have slices")
     shape = tuple(map(int, size.split("x")))
+    if math.prod(shape) > (most := _MOST_ON_CPU if kind == "cpu" else _MOST_CHIPS):
+        raise UserError(f"--topology={name}: {math.prod(shape):,} devices; at most {most:,}")
     make = {"cpu": _cpu, "h100": _h100}.get(kind, _tpu)
     try:
         devices = make(kind, size, slices)
@@ -87,6 +90,8 @@ def describe(name: str, slices: int = 1) -> Topology:
     return Topology(name, CHIPS[kind], devices, shape)
 
 
+_MOST_CHIPS = 16_384  # above the largest slice there is
+_MOST_ON_CPU = 1024  # each has threads of its own
 _HINT = "for example v5e:8x8, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, h100:1x1x8 or cpu:8"
 
 
@@ -127,7 +132,7 @@ def _h100(kind: str, size: str, slices: int) -> Sequence[Any]:
 
 def _cpu(kind: str, size: str, slices: int) -> Sequence[Any]:
     del kind, slices
-    count = int(np.prod([int(n) for n in size.split("x")]))
+    count = math.prod(int(n) for n in size.split("x"))
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has its devices already
             jax.config.update("jax_num_cpu_devices", count)

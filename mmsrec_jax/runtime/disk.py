@@ -93,6 +93,8 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
       UserError: instead of any other error.
     """
     try:
+        if not path.is_dir():
+            _check_regular(path)
         yield
     except UserError as error:
         if str(path) in str(error):
@@ -119,7 +121,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         _check_regular(path)
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} and no JSON object")
+            raise ValueError("no JSON object")
     return found
 
 
@@ -142,7 +144,7 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
 
 def _check_regular(path: Path) -> None:
     """Reading a pipe would wait for ever, a device might never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("no regular file")
 
 

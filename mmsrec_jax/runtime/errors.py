@@ -76,7 +76,19 @@ def first_line(error: BaseException) -> str:
     """The first line of what an error of the system or a library says, or its kind when it says
     nothing: printable, of a length that is read, without the path, which the message around it
     names, and the arguments that tensorstore repeats."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not {error.encoding.upper()} at byte {error.start:,}"
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return f"{error.args[0]!r} is missing"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "set_int_max_str_digits" in said:
+        return "a number of thousands of digits"
+    if "straddl" in said:  # pyarrow's word for it
+        return "a row that is too long"
+    if said.startswith("new-line character seen in unquoted field"):
+        return "a carriage return inside the line"
     lines = said.partition(" [tensorstore_spec")[0].splitlines()
     line = next((line.strip() for line in lines if line.strip()), type(error).__name__)
     line = re.sub(r"\\([\"'])", r"\1", line)  # of a text quoted in a text

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsrec_jax.runtime import disk, processes
+from mmsrec_jax.runtime.errors import UserError
 
 
 def write_parquet(path: str | Path, table: pa.Table) -> None:
@@ -31,6 +32,20 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """The same for what JSON can hold."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def check_replaces(path: str | Path, begins: str, kind: str) -> None:
+    """Raises UserError when a folder stands at `path`, or a file that does not begin as this `kind`
+    of file, which the user may have named by a mistake."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder stands there; name a file")
+    if not processes.is_main() or not path.is_file():
+        return
+    with path.open("rb") as file:
+        found = file.read(len(begins))
+    if found and found != begins.encode():
+        raise UserError(f"{path}: a file that is no {kind} of ours stands there; name another")
 
 
 def write(path: str | Path, make: Callable[[Path], object]) -> None:

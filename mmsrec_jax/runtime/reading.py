@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -32,6 +33,8 @@ _NO_MEMORY = 4  # status of parquet_child.py
 _PARQUET_CHILD = Path(__file__).with_name("parquet_child.py")
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a stack each counts as memory
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_IN_JSON = {None: "null", True: "true", False: "false"}
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -39,6 +42,14 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+
+def home(directory: Path) -> Path:
+    """The folder that no link of a model or data set in `directory` may leave: the directory, or
+    all that belongs to it where it is a snapshot in the cache of huggingface_hub, which links to
+    blobs."""
+    directory = directory.resolve()
+    return directory.parents[1] if directory.parent.name == "snapshots" else directory
 
 
 def check_regular(path: Path, within: Path | None = None) -> None:
@@ -198,6 +209,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"{path}: its {size:,} bytes would become more than {limit:,} in memory, or they are "
             "damaged; is it what it should be?"
         )
+    reason = re.sub(r"^\w+: ", "", reason)  # the name of the error's class
     raise UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
 
 
@@ -246,6 +258,13 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
+def number(text: str) -> float:
+    """The number that a text is: plain ASCII digits, without underscores; raises ValueError."""
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{shown(text)} is no number")
+    return float(text)
+
+
 class NotANumber(ValueError):
     """A cell of a column is no number; `row` counts from 0."""
 
@@ -280,8 +299,8 @@ def _cast(column: pa.ChunkedArray, finite: bool) -> np.ndarray | None:
 
 
 def shown(value: object) -> str:
-    """A value out of a file as a message shows it: as Python writes it, and not too long."""
-    text = repr(value)
+    """A value out of a file as a message shows it, and not too long."""
+    text = _IN_JSON[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else f"{text[:80]} ..."
 
 

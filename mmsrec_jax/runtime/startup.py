@@ -20,13 +20,14 @@ from absl import app, flags, logging
 from flax import nnx
 
 from mmsrec_jax.runtime import failures, processes
-from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error
+from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error, root
 from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
 _ACCELERATOR_FILES = {
     "TPU": ("/dev/accel0", "/dev/vfio/0"),
     "GPU": ("/dev/nvidia0", "/dev/nvidiactl"),
 }
+_SAVES = "async_save"  # orbax's thread that waits until a checkpoint is on disk
 _said = threading.Event()  # why this program ends
 _LATE = "Event loop is closed"
 _GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
@@ -93,11 +94,27 @@ def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
         return
     if _said.is_set():
         return  # the main thread ends the program already
-    line = _say(_of_os_error(failed.exc_value))
+    _end_from_thread(_of_os_error(failed.exc_value))
+
+
+def _end_from_thread(problem: str) -> NoReturn:
+    line = _say(problem)
     if processes.count() > 1:
         failures.stop_all(line, 2)
-    logging.flush()
-    os._exit(2)
+    failures.leave(2)
+
+
+class _FailedSaves(standard_logging.Handler):
+    """A checkpoint that orbax's thread could not write ends the program. Orbax raises it at the
+    next one; of several processes it first waits 20 minutes for those that do not know."""
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if record.threadName != _SAVES or error is None or _said.is_set():
+            return
+        refused = of_disguised(error)
+        reason = str(refused) if refused else f"{first_line(root(error))}; look at the disk"
+        _end_from_thread(f"a checkpoint cannot be written: {reason}")
 
 
 def _compile_without_triton() -> None:
@@ -191,6 +208,7 @@ def plain_log_lines() -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_ours_or_warns)
+    logging.get_absl_logger().addHandler(_FailedSaves())
     logging.set_verbosity(logging.INFO)
     _silence_leftovers()
 

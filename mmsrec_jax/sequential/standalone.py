@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,16 +42,10 @@ class Recommender:
     def __init__(self, directory: str | Path):
         """Raises ExportError when a file is missing, damaged or of another format."""
         directory = Path(directory)
-        try:
-            about = json.loads((directory / ABOUT).read_bytes())
-            if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']!r} and not {FORMAT!r}")
-            expected = about["files"]
-            self.length, self.top_k = about["length"], about["top_k"]
-            self.uses_times = about["uses_times"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error!r})"
-            raise ExportError(f"{directory / ABOUT}: {what}; {_REMEDY}") from error
+        about = _about(directory / ABOUT)
+        expected = about["files"]
+        self.length, self.top_k = about["length"], about["top_k"]
+        self.uses_times = about["uses_times"]
         for name in (PROGRAM, WEIGHTS, ITEMS):
             path = directory / name
             if not path.is_file():
@@ -87,6 +82,9 @@ class Recommender:
             raise ExportError("this model reads times: give them beside the histories")
         if times is not None and [len(each) for each in times] != [len(row) for row in rows]:
             raise ExportError("times: give as many as there are ids in each history")
+        for each in times or ():
+            if not all(0 <= time < 2**31 for time in each) or sorted(each) != list(each):
+                raise ExportError("times: give seconds since 1970, oldest first")
         # Sizes are powers of two, so that few programs are compiled.
         size = 1 << (len(rows) - 1).bit_length()
         longest = 1 if repeat else 1 << (max(map(len, rows)) - 1).bit_length()
@@ -112,6 +110,23 @@ class Recommender:
         return self._index[id]
 
 
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ExportError(f"{path}: missing; {_REMEDY}")
+    try:
+        about = json.loads(path.read_bytes())
+        found = about["format"]
+        kinds = {"files": dict, "length": int, "top_k": int, "uses_times": bool}
+        sound = found != FORMAT or all(isinstance(about[name], kinds[name]) for name in kinds)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ExportError(f"{path}: damaged; {_REMEDY}") from error
+    if found != FORMAT:
+        raise ExportError(f"{path}: its format is {found!r} and not {FORMAT!r}; {_REMEDY}")
+    if not sound:
+        raise ExportError(f"{path}: damaged; {_REMEDY}")
+    return about
+
+
 def main(arguments: Sequence[str]) -> int:
     """Prints the best items for one history, best first."""
     try:
@@ -125,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"recommend.py: {error}", file=sys.stderr)
         return 2
     for id, score in found:
-        print(f"{id}\t{score:.4f}")
+        print(f"{id if id.isprintable() else repr(id)}\t{score:.4f}")
     return 0
 
 

@@ -83,6 +83,7 @@ def test_every_wrong_answer_is_a_failure_with_its_reason(server, tmp_path):
         "endless": "larger than 100,000 bytes",
         "huge": "larger than 100,000 bytes",
         "circle": "more than 5 redirects",
+        "nonsense": "not HTTP",
         "moved?file:///etc/passwd": "redirected to not a URL that begins with http",
         "moved?http://me:secret@127.0.0.1/": "redirected to a URL with a user name or password",
         "moved?http://169.254.169.254/latest/": "refused: 169.254.169.254 is at the private",
@@ -93,12 +94,12 @@ def test_every_wrong_answer_is_a_failure_with_its_reason(server, tmp_path):
         "ftp://127.0.0.1/a.jpg": "not a URL that begins with http",
     }  # fmt: skip
     names = {f"i{n}": path for n, path in enumerate(wrong)}
-    found = run(server, tmp_path, {**names, "good": "good", "a/b": "good"}, attempts=2)
+    found = run(server, tmp_path, {**names, "good": "good", "a/b": "good", ".": "good"}, attempts=2)
     told = reasons(tmp_path)
     for item, path in names.items():
         assert told[item].startswith(wrong[path]), (path, told[item])
     assert told["a/b"] == "an item id with a slash, which can name no file"
-    assert (found.stored, found.missing) == (1, len(wrong) + 1)
+    assert (found.stored, found.missing) == (1, len(wrong) + 2)
     assert [path.name for path in (tmp_path / "images").glob("*.jpg")] == ["good.jpg"]
     assert sum(found.reasons.values()) == found.missing
     # What may pass is tried again, the rest is not.
@@ -173,6 +174,26 @@ def test_pictures_of_another_size_are_not_mixed(server, tmp_path):
     run(server, tmp_path, {"a": "good"})
     with pytest.raises(UserError, match="give --max_side=64"):
         run(server, tmp_path, {"a": "good"}, max_side=128)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['["a"]', '{"item": "a", "reason": 5, "url": "x"}', '{"item": "a", "reason": "x"}',
+     '{"item": ["a"], "url": "x", "bytes": 1}', "[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_journal_is_one_line(tmp_path, line):
+    (tmp_path / "images" / "fetch").mkdir(parents=True)
+    (tmp_path / "urls.tsv").write_text("a\tftp://x/\n")
+    journal = tmp_path / "images" / "fetch" / "journal.jsonl"
+    journal.write_text(f'{{"max_side": 64}}\n{line}\n')
+    with pytest.raises(UserError, match=r"journal\.jsonl, line 2: damaged; remove the line"):
+        fetch(listed.read(tmp_path / "urls.tsv"), tmp_path / "images", settings())
+
+
+def test_a_name_that_no_header_can_hold(tmp_path):
+    (tmp_path / "urls.tsv").write_text("a\tftp://x/\n")
+    with pytest.raises(UserError, match="give plain ASCII letters"):
+        fetch(listed.read(tmp_path / "urls.tsv"), tmp_path, settings(user_agent="a\r\nHost: b"))
 
 
 def test_without_a_way_out_it_stops(server, tmp_path):

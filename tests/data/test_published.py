@@ -211,14 +211,16 @@ REFUSED = [
     ("user,item,timestamp\n1,1583378629552,7\n", ":2: timestamp 7 is no time"),
     ("user,item,timestamp\n\n1,,1583378629552\n", ":3: item '' is empty"),
     ("user,item,timestamp\n1,x7,1583378629552\n", ":2: item 'x7' is not a whole number"),
-    ("user,item\r,timestamp\n1,7,1583378629552\n", ":1: new-line character"),
+    ("user,item\r,timestamp\n1,7,1583378629552\n", ":1: a carriage return inside"),
     ("user,item,timestamp\n1,7,15833786\r29552\n", ":2: a carriage return inside the line"),
     ("user,item,timestamp\n1,7\n", ":2: 2 columns and not 3"),
     ("user,item,timestamp\n1,7,1583378629552,9\n", ":2: 4 columns and not 3"),
     (b"user,item,timestamp\n1,\xff,1583378629552\n", ":2: not utf-8 at byte 2"),
     (b"user,item,timestamp\n1,7\x00,1583378629552\n", ":2: item .* holds a NUL"),
-    ("user,item,timestamp\n", "the files hold no interactions"),
-    ("", "the files hold no interactions"),
+    ("user,item,timestamp\n1,7," + "0" * (1 << 20) + "\n1,7,1583378629552\n", ":2: longer than"),
+    ("user,item,timestamp\n1,7,1e308\n", ":2: timestamp 1e.308 is no time"),
+    ("user,item,timestamp\n", "pairs.csv: no interactions"),
+    ("", "pairs.csv: no interactions"),
 ]  # fmt: skip
 
 
@@ -243,7 +245,7 @@ def test_interactions_that_are_not_the_publishers_are_refused(
         ({"unixReviewTime": 1391040000000}, ":2: timestamp 1391040000000 is no time .* seconds"),
         ({"overall": 1391040000}, ":2: rating 1.39104e.09 is not from 0 to 5"),
         ({"reviewerID": None}, ":2: no field reviewerID"),
-        ({"overall": True}, ":2: overall True is not a number"),
+        ({"overall": True}, ":2: overall true is not a number"),
         ({"overall": 10**400}, ":2: rating inf is not from 0 to 5"),
         ({"unixReviewTime": 2**63}, ":2: timestamp .* is no time of 1990"),
     ],
@@ -265,7 +267,8 @@ def test_reviews_that_are_not_the_publishers_are_refused(tmp_path, change, messa
         ("[1]", "is no dict of an item"),
         ("{'asin': 31852}", "asin 31852 is no id in quotes"),
         ("(" * 100_000, "no Python literal"),
-        ("-" * 100_000 + "1", "no Python literal"),
+        ("-" * 100_000 + "1", "nested too deeply"),
+        (f"{{'asin': {'9' * 5000}}}", "a number of thousands of digits"),
     ],
 )
 def test_metadata_that_is_no_dict_literal_is_refused_and_nothing_of_it_runs(
@@ -276,6 +279,77 @@ def test_metadata_that_is_no_dict_literal_is_refused_and_nothing_of_it_runs(
     made.write(tmp_path / "meta_Beauty.json", f"{made.META_2014}{line}\n")
     with pytest.raises(UserError, match=f"meta_Beauty.json:5: .*{message}"):
         interactions(tmp_path, "amazon_reviews_2014/Beauty")
+
+
+def test_lines_of_null_alone_are_refused(tmp_path):
+    """pyarrow ends the process at them."""
+    made.amazon_2014(tmp_path)
+    (tmp_path / "reviews_Beauty_5.json.gz").unlink()
+    for text in (
+        "null\n",
+        "null\nnull",
+        "null\n" + made.json_lines(made.review_2014(U1, I1, 5, 1)),
+    ):
+        (tmp_path / "reviews_Beauty_5.json").write_text(text)
+        with pytest.raises(UserError, match="5.json:1: null is no JSON object"):
+            interactions(tmp_path, "amazon_reviews_2014/Beauty")
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (f"'price': {'9' * 400}", {}),
+        ("'price': 1e999", {}),
+        ("'price': True", {}),
+        (f"'price': 0x{'f' * 5000}, 'brand': 'a'", {"brand": "a"}),
+        (f"'title': 'a&#{'9' * 5000};b &#x41;'", {"title": "a b A"}),
+    ],
+)
+def test_values_that_mean_nothing_are_passed_over(tmp_path, fields, text):
+    made.amazon_2014(tmp_path)
+    made.write(tmp_path / "meta_Beauty.json.gz", f"{{'asin': '{I1}', {fields}}}\n")
+    assert interactions(tmp_path, "amazon_reviews_2014/Beauty")[1][I1].text == text
+
+
+@pytest.mark.parametrize("date", ["2018-02-31", "2018-9-20", " 2018-09-20", "2018-09-20 ", ""])
+def test_a_date_is_one_of_the_calendar(tmp_path, date):
+    made.hm(tmp_path)
+    path = tmp_path / "transactions_train.csv"
+    path.write_text(path.read_text().replace("2018-09-20", date, 1))
+    with pytest.raises(UserError, match=f"csv:2: t_dat '{date}' is no date YYYY-MM-DD"):
+        interactions(tmp_path, "hm/all")
+
+
+@pytest.mark.parametrize("id", ["\u0663", "9" * 300, "", "1 "])
+def test_numbers_of_lc_rec_are_short_and_plain(tmp_path, id):
+    made.lc_rec(tmp_path)
+    (tmp_path / "Games.inter.json").write_text(f'{{"0": ["{id}"]}}')
+    with pytest.raises(UserError, match="is no whole number of at most 256 digits"):
+        interactions(tmp_path, "lc_rec/Games")
+
+
+def test_links_out_of_the_folder(tmp_path):
+    """Of a folder too; the cache of huggingface_hub counts as one folder."""
+    made.movielens_100k(tmp_path / "elsewhere")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "ml-100k").symlink_to(tmp_path / "elsewhere" / "ml-100k")
+    with pytest.raises(UserError, match="u.data: leads out of the folder"):
+        interactions(tmp_path / "root", "movielens/100k")
+    made.movielens_100k(snapshot := tmp_path / "hub" / "snapshots" / "abc")
+    (tmp_path / "hub" / "blobs").mkdir()
+    (snapshot / "ml-100k" / "u.data").rename(tmp_path / "hub" / "blobs" / "1")
+    (snapshot / "ml-100k" / "u.data").symlink_to("../../../blobs/1")
+    assert len(interactions(snapshot, "movielens/100k")[0]) == 2
+
+
+def test_something_else_in_the_place_of_the_images(tmp_path):
+    for number, make in enumerate((Path.touch, lambda path: path.symlink_to("nowhere"))):
+        made.hm(root := tmp_path / str(number))
+        made.amazon_2014(root)
+        make(root / "images")
+        for name in ("hm/all", "amazon_reviews_2014/Beauty"):
+            with pytest.raises(UserError, match="images: "):
+                interactions(root, name)
 
 
 def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path):

@@ -201,7 +201,7 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
         ("{", "line 2: not valid JSON"),
         ("[1]", "line 2: no object"),
         ({"user": 3, "position": 1, "chain": "x"}, "line 2: user is 3; it must be str"),
-        ({"user": "u1", "chain": "x"}, "line 2: position is None; it must be int"),
+        ({"user": "u1", "chain": "x"}, "line 2: position is null; it must be int"),
         ({"user": "u11", "position": 1, "chain": "x"}, "line 2: no user 'u11'; did you mean"),
         ({"user": "u1", "position": 6, "chain": "x"}, "position 6: user 'u1' has 6 interactions"),
         ({"user": "u1", "position": -1, "chain": "x"}, "position -1: user 'u1' has 6 interactio"),

@@ -138,7 +138,7 @@ def test_command_on_cpu(tmp_path):
         ("v5x:8x8", 1, "did you mean 'v5"),
         ("v5e", 1, "chips along each axis"),
         ("cpu:8", 2, "only TPUs have slices"),
-        ("cpu:4096", 1, "JAX shows"),
+        ("cpu:1024", 1, "JAX shows"),
     ],
 )
 def test_topologies_that_are_not(name, slices, problem):

@@ -45,12 +45,12 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ('{"id": "", "title": "oak lamp"}', "has no id"),
         ('{"id": " \\t ", "title": "oak lamp"}', "has no id"),
         ('{"id": 7, "title": "oak lamp"}', "'id' is 7; write text in quotes"),
-        ('{"id": null, "title": "oak lamp"}', "'id' is None; write text in quotes"),
+        ('{"id": null, "title": "oak lamp"}', "'id' is null; write text in quotes"),
         ('{"id": "n1"}', "'n1' has no text"),
         ('{"id": "n1", "title": "  "}', "'n1' has no text"),
         ('{"id": "n1", "title": ["oak", "lamp"]}', "'title' is ['oak', 'lamp']"),
         ('{"id": "n1", "title": {"en": "lamp"}}', "'title' is {'en': 'lamp'}"),
-        ('{"id": "n1", "title": true}', "'title' is True"),
+        ('{"id": "n1", "title": true}', "'title' is true"),
         ('{"id": "n1", "title": 1e999}', "not valid JSON"),
         ('{"id": "n1", "title": "a", "id": "n2"}', "the name 'id' stands twice"),
         ('{"id": "n1", "title": "a", "title": "b"}', "the name 'title' stands twice"),
@@ -124,16 +124,16 @@ def test_a_picture_of_any_id_is_one_file_of_its_folder(tmp_path, id):
     ("change", "named"),
     [
         ({"user": 7}, "user is 7"),
-        ({"user": None}, "user is None"),
+        ({"user": None}, "user is null"),
         ({"user": "nobody"}, "no user 'nobody'"),
         ({"user": "\x1b[2J"}, "no user '\\x1b[2J'"),
         ({"user": "u" * 5000}, "no user"),
         ({"position": -1}, "position -1"),
         ({"position": 10**30}, f"position {10**30}"),
         ({"position": 1.0}, "position is 1.0"),
-        ({"position": True}, "position is True"),
+        ({"position": True}, "position is true"),
         ({"position": "1"}, "position is '1'"),
-        ({"position": None}, "position is None"),
+        ({"position": None}, "position is null"),
         ({"chain": ""}, "chain is empty"),
         ({"chain": " \n\t "}, "chain is empty"),
         ({"chain": ["Prefers oak."]}, "chain is ['Prefers oak.']"),
@@ -170,7 +170,7 @@ def test_times(times, named):
 
 
 def test_typed_times():
-    for text in ("now", "1_0 0", "0x10", "2024-01-01", "1;2"):
+    for text in ("now", "1_0", "\u0663", "nan", "1_0 0", "0x10", "2024-01-01", "1;2"):
         with hostile.refused("--times", "seconds since 1970"):
             recommending.numbers(["1", text])
 

@@ -27,6 +27,21 @@ def test_lines_of_libraries_are_shown_from_a_warning_on(monkeypatch, path, level
     assert startup._is_ours_or_warns(record) == shown
 
 
+def test_a_checkpoint_that_a_thread_cannot_write_ends_the_program(monkeypatch):
+    ends = []
+    monkeypatch.setattr(startup, "_end_from_thread", ends.append)
+    for error in (OSError(28, "No space left on device", "/runs/a/5"), ValueError("of orbax")):
+        for thread in ("async_save", "MainThread"):
+            record = logging.LogRecord(
+                "absl", logging.ERROR, "/env/orbax/checkpoint/async.py", 1, "Failed", (),
+                (type(error), error, None),
+            )  # fmt: skip
+            record.threadName = thread
+            startup._FailedSaves().emit(record)
+    assert len(ends) == 2 and all(line.startswith("a checkpoint cannot be writ") for line in ends)
+    assert "/runs/a/5: No space left on device; free some space" in ends[0] and "orbax" in ends[1]
+
+
 def test_what_orbax_cannot_do_is_one_warning(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "launch" / "train.py")])
     try:

@@ -129,6 +129,10 @@ class Client:
                 reason = f"took longer than {self._limits.whole:g} s"
                 raise Failure(reason, again=False) from error
             raise Failure(f"broken off: {first_line(root(error))}", again=True) from error
+        except (Failure, _NoAnswer):
+            raise
+        except Exception as error:  # of an answer that is none the libraries raise what they like
+            raise Failure(f"not HTTP: {first_line(error)}", again=False) from error
         finally:
             timer.cancel()
             if not complete:

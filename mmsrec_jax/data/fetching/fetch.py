@@ -111,7 +111,7 @@ def fetch(wanted: listed.Listed, folder: Path, settings: FetchSettings) -> Summa
         sent.
       OSError: the disk is full.
     """
-    if not settings.user_agent.isascii():
+    if not (settings.user_agent.isascii() and settings.user_agent.isprintable()):
         raise UserError(f"--user_agent={settings.user_agent!r}: give plain ASCII letters")
     shutil.rmtree(folder / FOLDER / "partial", ignore_errors=True)  # of a start that was killed
     (folder / FOLDER / "partial").mkdir(parents=True)

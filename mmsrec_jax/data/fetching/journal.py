@@ -66,7 +66,7 @@ class Journal:
                         self._keep(line)
                         continue
                     known = line["max_side"]
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     thing = "line" if number > 1 else "file"
                     raise UserError(f"{where}: damaged; remove the {thing}") from None
                 if known != max_side:
@@ -77,12 +77,16 @@ class Journal:
         return length
 
     def _keep(self, line: dict[str, Any]) -> None:
-        item = line["item"]
+        item, url = line["item"], line["url"]
+        if not (isinstance(item, str) and isinstance(url, str)):
+            raise TypeError
         if "reason" in line:
+            if not isinstance(line["reason"], str):
+                raise TypeError
             self.failed[item] = line
             self.stored.pop(item, None)
         else:
-            self.stored[item] = (line["url"], line["bytes"])
+            self.stored[item] = (url, int(line["bytes"]))
             self.failed.pop(item, None)
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -71,6 +71,8 @@ def file_name(item: str) -> str:
     Raises:
       ValueError: the id can name no file.
     """
+    if not item.strip("."):
+        raise ValueError("an item id of dots alone, which can name no file")
     if "/" in item or "\0" in item:
         raise ValueError("an item id with a slash, which can name no file")
     if len(item.encode()) > _LONGEST_NAME:

@@ -10,6 +10,7 @@ from mmsrec_jax.data.build import Prepared
 from mmsrec_jax.data.inspection.numbers import day
 from mmsrec_jax.data.windows import gap_words
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.printable import printable
 
 LONGEST = 20  # latest choices of a history that are shown
 
@@ -63,7 +64,7 @@ class History:
                 f"<- {choice.part}" if choice.part in ("validation", "test") else "",
             ]
             lines.append("  " + "  ".join(filter(None, cells)))
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def draw(prepared: Prepared, count: int, seed: int) -> list[History]:

@@ -64,14 +64,14 @@ def _items(
 
 
 def _item(value: dict[str, Any]) -> ItemRow:
-    price, paths = value.get("price"), value.get("categories")
+    paths = value.get("categories")
     path_lists = [path for path in paths if isinstance(path, list)] if _is_list(paths) else []
     text = texts.given(
         title=texts.plain(value.get("title")),
         description=texts.plain(value.get("description")),
         brand=texts.plain(value.get("brand")),
         categories=texts.joined(name for path in path_lists for name in path),
-        price=f"{price:.2f}" if isinstance(price, int | float) else "",
+        price=texts.amount(value.get("price")),
     )
     return ItemRow(value["asin"], text, _image_url(value.get("imUrl")))
 

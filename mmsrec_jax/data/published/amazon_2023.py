@@ -110,9 +110,7 @@ def _item(value: dict[str, Any]) -> ItemRow:
 
 def _price(price: Any) -> str:
     """A number, or text such as "from 9.99"; "None" and dashes are no price."""
-    if isinstance(price, int | float) and not isinstance(price, bool):
-        return f"{price:.2f}"
-    return price if isinstance(price, str) and _PRICE.match(price) else ""
+    return price if isinstance(price, str) and _PRICE.match(price) else texts.amount(price)
 
 
 def _image_url(images: Any) -> str:

@@ -122,14 +122,18 @@ def _times(chunk: Chunk, table: pa.Table, columns: Columns, notes: Notes) -> np.
         if floats := pc.sum(pc.match_substring_regex(column, "[.eE]")).as_py():
             notes[_FLOAT_TIMES] += floats
         return _numbers(chunk, table, columns.time)
-    days = pc.strptime(table[columns.time], "%Y-%m-%d", "s", error_is_null=True)
-    if days.null_count:
-        row = int(days.is_null().to_numpy().argmax())
-        cell = reading.shown(table[columns.time][row].as_py())
+    encoded = _column(table, columns.time).dictionary_encode()
+    codes, texts = encoded.indices.to_numpy(), encoded.dictionary
+    days = pc.strptime(texts, "%Y-%m-%d", "s", error_is_null=True)
+    # strptime takes 2018-9-2, blanks, and the 31st of every month.
+    wrong = pc.invert(pc.fill_null(pc.equal(pc.strftime(days, "%Y-%m-%d"), texts), False))
+    if pc.any(wrong).as_py():
+        row = int(wrong.to_numpy(zero_copy_only=False)[codes].argmax())
+        cell = reading.shown(texts[codes[row]].as_py())
         raise UserError(
-            f"{chunk.path}:{chunk.line_of_row(row)}: {columns.time} {cell} is not YYYY-MM-DD"
+            f"{chunk.path}:{chunk.line_of_row(row)}: {columns.time} {cell} is no date YYYY-MM-DD"
         )
-    return pc.cast(days, pa.int64()).to_numpy().astype(np.float64)
+    return pc.cast(days, pa.int64()).to_numpy()[codes].astype(np.float64)
 
 
 def _numbers(chunk: Chunk, table: pa.Table, name: str) -> np.ndarray:

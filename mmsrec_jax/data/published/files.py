@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from mmsrec_jax.runtime import digests, reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.reading import LONGEST_LINE
@@ -40,7 +42,7 @@ class File:
         if len(found) > 1:
             raise UserError(f"{found[0]} and {found[1]} are both here; remove one of them")
         for path in found:
-            reading.check_regular(path, within=path.parent)
+            reading.check_regular(path, within=reading.home(root))
         return found[0] if found else None
 
     def required(self, root: Path, page: str, hint: str = "") -> Path:
@@ -99,25 +101,24 @@ def chunks(path: Path) -> Iterator[Chunk]:
     """The text of a file, plain or .gz, in parts of bounded size.
 
     Raises:
-      UserError: it cannot be read or unpacked, or a line that goes on into the next part is longer
-        than `LONGEST_LINE`.
+      UserError: it cannot be read or unpacked, or a line is longer than `LONGEST_LINE`.
     """
     first, rest = 1, b""
-    with reading.open_unpacked(path, within=path.parent) as stream:
+    with reading.open_unpacked(path) as stream:
         while data := _more(stream, path):
             text = rest + data
             if first == 1 and not rest:
                 text = text.removeprefix(b"\xef\xbb\xbf")
             end = text.rfind(b"\n") + 1
             whole, rest = text[:end], text[end:]
-            count = whole.count(b"\n")
-            if len(rest) > LONGEST_LINE:
-                raise UserError(
-                    f"{path}:{first + count}: longer than {LONGEST_LINE:,} bytes; shorten it"
-                )
+            ends = np.flatnonzero(np.frombuffer(whole, np.uint8) == ord("\n"))
+            lengths = np.diff(ends, prepend=-1, append=len(text)) - 1
+            if lengths.max() > LONGEST_LINE:
+                number = first + int(lengths.argmax())
+                raise UserError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; shorten it")
             if whole:
                 yield Chunk(path, first, whole)
-                first += count
+                first += len(ends)
     if rest:
         yield Chunk(path, first, rest)
 
@@ -136,8 +137,6 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     not of the encoding."""
     for chunk in chunks(path):
         for number, line in chunk.lines():
-            if len(line) > LONGEST_LINE:
-                raise UserError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; shorten it")
             yield number, decoded(line, path, number, encoding)
 
 

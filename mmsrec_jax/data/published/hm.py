@@ -72,5 +72,5 @@ def _image_folders(root: Path) -> list[Path]:
     """images/<first three digits of article_id>/, as published, and images/ itself."""
     folder = root / "images"
     if not folder.is_dir():
-        return []
+        return [folder]
     return [*sorted(path for path in folder.iterdir() if path.is_dir()), folder]

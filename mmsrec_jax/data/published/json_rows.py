@@ -59,6 +59,8 @@ def read(path: Path, fields: Fields, layout: Layout, notes: Notes) -> Iterator[R
 
 def _columns(chunk: Chunk, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:
     schema = pa.schema(list(types.items()))
+    if chunk.data.strip() and not _are_objects(chunk.data):
+        return _slowly(chunk, schema)
     try:
         chunk.data.decode()  # pyarrow takes any bytes
         table = pa.json.read_json(
@@ -71,6 +73,12 @@ def _columns(chunk: Chunk, types: dict[str, pa.DataType]) -> dict[str, pa.Array]
     except (pa.ArrowException, UnicodeDecodeError):
         return _slowly(chunk, schema)
     return {name: table[name].combine_chunks() for name in types}
+
+
+def _are_objects(data: bytes) -> bool:
+    """Whether every line begins an object: of lines of `null` alone pyarrow ends the process."""
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    return data.startswith(b"{") and data.count(b"\n{") + 1 == lines
 
 
 def _slowly(chunk: Chunk, schema: pa.Schema) -> dict[str, pa.Array]:

@@ -14,12 +14,15 @@ from mmsrec_jax.data.published import texts
 from mmsrec_jax.data.published.files import File
 from mmsrec_jax.data.published.rows import Notes, Rows
 from mmsrec_jax.data.published.source import ItemRow, Source
+from mmsrec_jax.data.records import LONGEST_ID
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 PUBLISHER = "lc_rec"
 PAGE = "https://github.com/RUCAIBox/LC-Rec"
 CONFIGS = re.compile(r"[A-Za-z0-9_-]+")
+
+_ID = re.compile(f"[0-9]{{1,{LONGEST_ID}}}")
 
 
 def source(config: str) -> Source:
@@ -51,8 +54,10 @@ def _encoded(ids: list[str]) -> pa.DictionaryArray:
 def _id(path: Path, value: Any) -> str:
     """A user or an item is a whole number, or the same as text."""
     text = str(value) if type(value) is int else value
-    if not isinstance(text, str) or not text.isdecimal():
-        raise UserError(f"{path}: id {reading.shown(value)} is no whole number")
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise UserError(
+            f"{path}: id {reading.shown(value)} is no whole number of at most {LONGEST_ID} digits"
+        )
     return text
 
 
@@ -73,7 +78,7 @@ def _items(
 
 
 def _object(path: Path) -> dict[str, Any]:
-    found = reading.read_json(path, within=path.parent)
+    found = reading.read_json(path)
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: no JSON object, or an empty one")
     return found

@@ -68,8 +68,9 @@ def read(
     wanted = list(dict.fromkeys(named))  # a column may have two uses
     check(source, root, with_items=bool(wanted))
     notes: Notes = Counter()
+    where = ", ".join(str(file.locate(root)) for file in source.interactions.values())
     users, user_of_row, seen, seen_of_row, times, ratings = _collected(
-        interactions(source, root, notes)
+        interactions(source, root, notes), where
     )
     ids, columns = _described(source, root, seen if wanted else [], wanted, notes)
     index = {id: i for i, id in enumerate(ids)}
@@ -154,7 +155,7 @@ def interactions(source: Source, root: Path, notes: Notes) -> Iterable[Rows]:
 
 
 def _collected(
-    parts: Iterable[Rows],
+    parts: Iterable[Rows], where: str
 ) -> tuple[list[str], np.ndarray, list[str], np.ndarray, np.ndarray | None, np.ndarray | None]:
     """User ids, int32[T] indices into them, the same of items, times and ratings."""
     users, items, times, ratings = [], [], [], []
@@ -164,7 +165,7 @@ def _collected(
         times.append(part.times)
         ratings.append(part.ratings)
     if not sum(map(len, users)):
-        raise UserError("the files hold no interactions; download them again")
+        raise UserError(f"{where}: no interactions; download or copy it again")
     return (*_codes(users), *_codes(items), _joined(times), _joined(ratings))
 
 

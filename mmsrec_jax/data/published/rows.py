@@ -85,11 +85,11 @@ def checked(
         is none; names file and line.
     """
     scale = 1 if layout.milliseconds else 1000
-    outside = (times * scale < _EARLIEST) | (times * scale > _LATEST) | np.isnan(times)
+    outside = ~((times >= _EARLIEST / scale) & (times <= _LATEST / scale))
     if outside.any():
         row, unit = int(outside.argmax()), "milliseconds" if scale == 1 else "seconds"
         _blame(
-            chunk, row, f"timestamp {times[row]:.0f} is no time of 1990 to 2100 in {unit} since "
+            chunk, row, f"timestamp {times[row]:.15g} is no time of 1990 to 2100 in {unit} since "
             "1970; are columns swapped, or is the file another?",
         )  # fmt: skip
     if ratings is not None and layout.ratings:
@@ -121,7 +121,7 @@ def _checked_ids(
 
     for wrong, problem in (
         (pc.equal(values, ""), "is empty"),
-        (pc.match_substring(values, "\0"), "holds a NUL character"),
+        (pc.match_substring_regex(values, r"[\x00\r\n]"), "holds a NUL character or a line end"),
         (pc.greater(pc.utf8_length(values), LONGEST_ID), f"is longer than {LONGEST_ID} characters"),
         (
             pc.match_substring_regex(values, _FLOAT_ID),

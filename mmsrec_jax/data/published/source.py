@@ -1,5 +1,6 @@
 """What a published data set is made of: the description that each publisher's module gives."""
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +44,11 @@ class Users:
 
 
 def first_folder(*names: str) -> Callable[[Path], list[Path]]:
-    """A function: folder of a data set -> the first folder of these names in it, if any."""
+    """A function: folder of a data set -> the first of these names in it, if any; what is no
+    folder is refused by whoever lists it."""
 
     def found(root: Path) -> list[Path]:
-        return [root / name for name in names if (root / name).is_dir()][:1]
+        return [root / name for name in names if os.path.lexists(root / name)][:1]
 
     return found
 

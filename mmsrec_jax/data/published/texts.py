@@ -10,6 +10,8 @@ from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
 
 _TAG = re.compile(r"<[/!a-zA-Z][^<>]{0,2000}>")
+_LONG_REFERENCE = re.compile(r"&#[xX]?[0-9a-fA-F]{20,};?")  # of no character
+_LARGEST_AMOUNT = 1e12
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -20,6 +22,7 @@ def plain(value: Any) -> str:
         return " ".join(filter(None, map(plain, value)))
     if not isinstance(value, str):
         return ""
+    value = _LONG_REFERENCE.sub(" ", value)  # int() refuses thousands of digits
     text = _TAG.sub(" ", html.unescape(value))
     return " ".join(_CONTROL.sub(" ", text).split())
 
@@ -28,6 +31,12 @@ def joined(names: Iterable[Any]) -> str:
     """Names separated by ", ", each once; commas inside a name are dropped."""
     texts = (" ".join(plain(name).replace(",", " ").split()) for name in names)
     return ", ".join(dict.fromkeys(filter(None, texts)))
+
+
+def amount(value: Any) -> str:
+    """A price with two decimals; empty for what is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.2f}" if is_number and 0 <= value <= _LARGEST_AMOUNT else ""
 
 
 def given(**fields: str) -> dict[str, str]:
@@ -40,8 +49,13 @@ def literal(text: str, where: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        reason = "not texts and numbers alone"
+        if isinstance(error, SyntaxError):
+            reason = first_line(ValueError(error.msg))
+        elif isinstance(error, RecursionError | MemoryError):
+            reason = "nested too deeply"
         raise UserError(
-            f"{where}: no Python literal ({first_line(error)}); download or copy the file again"
+            f"{where}: no Python literal ({reason}); download or copy the file again"
         ) from None
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from mmsrec_jax.evaluation.report import aligned, is_shown
 from mmsrec_jax.evaluation.results import Setting
 from mmsrec_jax.evaluation.slices import WHOLE
+from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.files import write_text
 
 _HEADLINE = 10  # the cut-off of slices and plots, or the largest there is
@@ -181,7 +182,9 @@ def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
     rows = [row for row in rows if row.slice == WHOLE and row.low is not None]
     systems = list(dict.fromkeys(row.system for row in rows))
     # Text as text and no random ids: equal numbers give equal files.
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": path.name, "svg.fonttype": "none", "text.parse_math": False}
+    ):
         figure = Figure(figsize=(9, 1.4 + 0.35 * len(systems)), layout="constrained")
         for axis, metric in zip(figure.subplots(1, 2, sharey=True), shown, strict=True):
             own = {row.system: row for row in rows if row.metric == metric}
@@ -197,7 +200,7 @@ def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
             f"{path.name}, {rows[0].users:,} users, 95% paired-bootstrap intervals", fontsize=10
         )
         for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-            partial = path.with_name(f".{path.name}{suffix}")
+            partial = disk.temporary(path.with_name(path.name + suffix))
             figure.savefig(partial, dpi=150, format=suffix[1:], metadata=metadata)
             partial.replace(path.with_name(path.name + suffix))
 
