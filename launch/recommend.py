@@ -22,11 +22,13 @@ from pathlib import Path
 from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.printable import printable_lines
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
+    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec, or gs://BUCKET/FOLDER."
 )
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
 _HISTORY = flags.DEFINE_list(
     "history", None, "In place of --user: raw item ids, oldest first, of a user in no data."
@@ -54,22 +56,23 @@ def main(argv: list[str]) -> None:
     from mmsrec_jax.pages import document
 
     times = recommending.numbers(_TIMES.value)
-    asked = recommending.opened(
-        Path(_WORKDIR.value).resolve(),
-        added=Path(_ADD.value) if _ADD.value else None,
-        form=_FORM.value,
-    )
-    answer = asked.recommend(
-        user=_USER.value,
-        history=_HISTORY.value,
-        times=times,
-        now=_NOW.value,
-        top=_TOP.value,
-    )
-    if _HTML.value:
-        page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
-        document.write(Path(_HTML.value), page)
-        logging.info("%s: the page", _HTML.value)
+    with buckets.reading(_WORKDIR.value) as workdir:
+        asked = recommending.opened(
+            workdir.resolve(),
+            added=Path(_ADD.value) if _ADD.value else None,
+            form=_FORM.value,
+        )
+        answer = asked.recommend(
+            user=_USER.value,
+            history=_HISTORY.value,
+            times=times,
+            now=_NOW.value,
+            top=_TOP.value,
+        )
+        if _HTML.value:
+            page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
+            document.write(Path(_HTML.value), page)
+            logging.info("%s: the page", _HTML.value)
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
 
 

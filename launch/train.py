@@ -10,7 +10,6 @@ SIGTERM saves, logs the command that continues the run, and ends with status 0.
 
 import shlex
 import sys
-from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -20,7 +19,10 @@ from mmsrec_jax.runtime import interruption, processes, startup
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each step.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://BUCKET/FOLDER: a sub-folder for each step."
+)
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluation.")
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 _JOIN_SECONDS = flags.DEFINE_integer(
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
 
-    methods.run(_CONFIG.value, Path(_WORKDIR.value).resolve(), only=_STEPS.value)
+    methods.run(_CONFIG.value, _WORKDIR.value, only=_STEPS.value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.settings import from_config
 
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from mmsrec_jax.methods.experiment import Experiment
 
 
-def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) -> None:
-    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`; with
-    `config.seeds` under each of them.
+def run(config: ConfigDict, workdir: str | Path, only: Sequence[str] | None = None) -> None:
+    """Runs an experiment in `workdir`, a folder or `gs://BUCKET/FOLDER`: the steps of its method,
+    or those named in `only`; with `config.seeds` under each of them.
 
     Raises:
       UserError: a setting that is out of its range, or anything else the user can put right.
@@ -24,12 +25,13 @@ def run(config: ConfigDict, workdir: Path, only: Sequence[str] | None = None) ->
 
     settings = from_config(Settings, config)
     method = find(settings.method)
-    if settings.seeds:
-        from mmsrec_jax.methods import seeds
+    with buckets.opened(workdir) as folder:
+        if settings.seeds:
+            from mmsrec_jax.methods import seeds
 
-        seeds.run(method, config, workdir, only)
-    else:
-        method.run(settings, workdir, only)
+            seeds.run(method, config, folder, only)
+        else:
+            method.run(settings, folder, only)
 
 
 def find(name: str) -> type["Experiment"]:

@@ -1,8 +1,9 @@
 """One run at a time in a folder.
 
 The lock is one of the operating system on the file `run.lock`, so that it ends with the process
-that holds it, however that ends. On NFS the server keeps it, for all machines. A bucket that is
-mounted as a folder has none between machines: see docs/reliability.md.
+that holds it, however that ends. On NFS the server keeps it, for all machines. A workdir in a
+bucket has a lock of another kind (`runtime.buckets.lock`). A bucket that is mounted as a folder has
+none between machines: see docs/reliability.md.
 """
 
 import contextlib
@@ -55,10 +56,10 @@ def _lock(folder: Path, flag: str) -> int:
         fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
-            holder = _holder(number)
+            told = holder(os.pread(number, 4096, 0))
             os.close(number)
             raise UserError(
-                f"{folder}: another run is under way here ({holder}); wait for its end, stop it, "
+                f"{folder}: another run is under way here ({told}); wait for its end, stop it, "
                 f"or give this one another {flag}"
             ) from error
         logging.warning(
@@ -72,10 +73,11 @@ def _lock(folder: Path, flag: str) -> int:
     return number
 
 
-def _holder(number: int) -> str:
+def holder(content: bytes) -> str:
+    """Who holds a lock, by what it says."""
     try:
-        told = json.loads(os.pread(number, 4096, 0))
+        told = json.loads(content)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
         return f"process {int(told['process'])} on {str(told['host'])[:100]!r} since {since}"
-    except (ValueError, KeyError, TypeError, OverflowError, OSError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return "it does not say which"
