@@ -10,6 +10,7 @@ import email.parser
 import email.policy
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,14 +43,16 @@ class BucketServer:
     Attributes:
       objects: (bucket, name) -> what is stored.
       requests: "METHOD path" of each request, in order.
-      fault: (method, path) -> status that is answered in place of the true one, or None; asked
-        before a request is carried out.
+      fault: (method, path, for uploads with the object's name) -> status that is answered in place of the true one, 0 to break off, or
+        None; asked before a request is carried out.
+      sent: bytes of contents.
     """
 
     def __init__(self, *buckets: str):
         self.buckets = set(buckets)
         self.objects: dict[tuple[str, str], Stored] = {}
         self.requests: list[str] = []
+        self.sent = 0
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
         self.sessions: dict[str, tuple[str, str, dict[str, list[str]], bytes]] = {}
         self.lock = threading.RLock()
@@ -59,8 +62,7 @@ class BucketServer:
         class Handler(_Handler):
             server_of = outer
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> "BucketServer":
@@ -82,6 +84,14 @@ class BucketServer:
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks a server of its own
         }
 
+    def clear(self) -> None:
+        """Empties the buckets, and answers well again."""
+        with self.lock:
+            self.fault = lambda method, path: None
+            self.objects.clear()
+            self.requests.clear()
+            self.sent = 0
+
     def names(self, bucket: str, prefix: str = "") -> list[str]:
         """Of the objects, sorted."""
         with self.lock:
@@ -92,6 +102,13 @@ class BucketServer:
             self._generation += 1
             stored = self.objects[bucket, name] = Stored(data, self._generation)
             return stored
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:  # a client that was killed
+        pass
 
 
 class _RefusedError(Exception):
@@ -125,8 +142,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if "chunked" in (self.headers.get("Transfer-Encoding") or ""):
             body = b"".join(self._chunks())
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError):  # of a client that was killed
             status, headers, data = self._of(method, self.path, body, dict(self.headers))
+            if not status:
+                self.close_connection = True
+                return
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -146,11 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server_of
         parts = urlsplit(target)
         path = unquote(parts.path)
+        if named := re.search(r'[?&]name=([^&]+)|"name": ?"([^"]+)"', f"{target}{body[:999]!r}"):
+            path += "/" + unquote(named[1] or named[2])
         server.requests.append(f"{method} {path}")
         headers = {name.lower(): value for name, value in headers.items()}
         query = parse_qs(parts.query, keep_blank_values=True)
         try:
-            if status := server.fault(method, path):
+            if (status := server.fault(method, path)) is not None:
                 raise _RefusedError(status)
             with server.lock:
                 return self._carried_out(method, parts.path, query, body, headers)
@@ -188,7 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
             del self.server_of.objects[bucket, name]
             return 204, {}, b""
         if query.get("alt") == ["media"]:
-            return self._media(found, headers)
+            answer = self._media(found, headers)
+            self.server_of.sent += len(answer[2])
+            return answer
         return _json(self._metadata(bucket, name))
 
     def _media(self, found: Stored, headers: Any) -> tuple[int, dict[str, str], bytes]:

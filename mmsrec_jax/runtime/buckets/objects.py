@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.errors import UserError, first_line, root
 
 if TYPE_CHECKING:  # of the extra [gcs]
     from google.cloud import storage
@@ -274,5 +274,7 @@ def _retry() -> Any:
 
 def _said(error: Exception) -> str:
     """What a server said, without the address that was asked."""
-    cause = error.__cause__ or getattr(error, "cause", None) or error
-    return first_line(Exception(getattr(cause, "message", "") or str(cause)))
+    last = getattr(error, "cause", None) or error  # of several tries
+    if said := getattr(last, "message", ""):
+        return first_line(Exception(re.sub(r"^[A-Z]+ https?://\S+ ?", "", said)))
+    return first_line(root(last))

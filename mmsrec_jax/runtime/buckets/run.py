@@ -92,7 +92,12 @@ def reading(workdir: str | Path) -> Iterator[Path]:
         return
     mirror = Mirror(str(workdir), copy_of(str(workdir), "read"), _NOT_COPIED)
     with _explained(mirror):
-        mirror.pull()
+        if not mirror.pull():
+            raise UserError(
+                f"{mirror.objects.url}: no run has begun here; name the --workdir of "
+                "launch/train.py"
+            )
+        logging.info("%s: read in %s", mirror.objects.url, mirror.local)
         with _registered(mirror):
             yield mirror.local
         mirror.push()
@@ -200,6 +205,6 @@ def _explained(mirror: Mirror) -> Iterator[None]:
         if str(mirror.local) not in str(error):
             raise
         raise UserError(
-            f"{error} ({mirror.local} is the copy of {mirror.objects.url}: what has to be made "
-            "again is deleted there)"
+            f"{error} ({mirror.local} is the copy of {mirror.objects.url}; delete there what is to "
+            "be made again)"
         ) from error
