@@ -43,8 +43,9 @@ class BucketServer:
     Attributes:
       objects: (bucket, name) -> what is stored.
       requests: "METHOD path" of each request, in order.
-      fault: (method, path, for uploads with the object's name) -> status that is answered in place of the true one, 0 to break off, or
-        None; asked before a request is carried out.
+      fault: (method, path) -> status that is answered in place of the true one, 0 to break off, or
+        None; asked before a request is carried out. The path of an upload ends in the object's
+        name.
       sent: bytes of contents.
     """
 

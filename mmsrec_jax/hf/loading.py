@@ -93,7 +93,7 @@ def load(
     trainable: str = "lora",
     remat: str = "none",
 ) -> MLLM:
-    """The model of a Hugging Face directory, computing in `dtype`.
+    """The model of a Hugging Face directory, here or `gs://BUCKET/FOLDER`, computing in `dtype`.
 
     Parameters are held in `param_dtype`, by default `dtype`, but for those of them that `trainable`
     (one of `models.trainable.KINDS`) trains, which are float32. `remat` is the config's policy.
@@ -112,7 +112,7 @@ def load(
     >>> model.config.text.layers, model.config.text.hidden
     (2, 32)
     """
-    directory = Path(path)
+    directory = local(path)
     raw = read_json(directory / "config.json")
     processor = mapping.processor_of(directory)
     with located(directory / "config.json"):

@@ -28,7 +28,7 @@ def test_a_run_that_is_killed_anywhere_ends_in_the_same_bits(bucket_server, mach
     checkpoint. Each time another machine goes on."""
     run_steps(tmp_path / "disk", bucket_run.steps(tmp_path / "unbroken"))
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["bucket_run", "google.cloud.storage", "gcsfs"])
+    forks.set_forkserver_preload(["bucket_run", "tensorboardX", "google.cloud.storage", "gcsfs"])
     asked, moments = tmp_path / "asked", (
         ("/texts/texts.jsonl", 3), ("/texts/step.json", 2), ("/checkpoints/30", 4),
         ("/checkpoints/60", 9), ("/train/step.json", 2), ("", 0),

@@ -1,4 +1,4 @@
-"""Data, models and single files that a run reads from a bucket: copied once to every machine."""
+"""Data, models, single files and finished runs that are only read: copied once to every machine."""
 
 import functools
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmsrec_jax.runtime.buckets.mirror import Mirror
 from mmsrec_jax.runtime.buckets.objects import is_url
-from mmsrec_jax.runtime.buckets.run import copy_of
+from mmsrec_jax.runtime.buckets.run import OF_A_RUN_ALONE, copy_of
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -24,7 +24,7 @@ def local(given: str | os.PathLike[str]) -> Path:
 
 @functools.cache
 def _copied(url: str) -> Path:
-    folder = Mirror(url, copy_of(url, "folder"))
+    folder = Mirror(url, copy_of(url, "folder"), OF_A_RUN_ALONE)
     if folder.pull():
         return folder.local
     above, _, name = url.rpartition("/")

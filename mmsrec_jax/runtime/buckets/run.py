@@ -27,7 +27,9 @@ from mmsrec_jax.runtime.errors import UserError
 EVERY = 60.0
 """Seconds between two looks at what has changed in a step that runs."""
 SUPERSEDED = "superseded"
-_NOT_COPIED = ("checkpoints", "weights", "compiled", SUPERSEDED, local_lock.NAME)
+OF_A_RUN_ALONE = ("checkpoints", "compiled", SUPERSEDED, local_lock.NAME)
+"""What only a run reads that goes on."""
+_NOT_COPIED = (*OF_A_RUN_ALONE, "weights")
 _BUSY = 10  # times as long as a look took, at least, between it and the next
 
 _root: Path | None = None
