@@ -82,10 +82,10 @@ def bucket_server(
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes this process one of a machine of that name, which has no copies of buckets yet."""
-    from mmsrec_jax.runtime.buckets import given, run
+    from mmsrec_jax.runtime.buckets import copies, given
 
     def become(name: str) -> None:
-        monkeypatch.setattr(run, "_root", tmp_path / name)
+        monkeypatch.setattr(copies, "_root", tmp_path / name)
         given._copied.cache_clear()
 
     become("machine")

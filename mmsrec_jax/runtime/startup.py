@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 from mmsrec_jax.runtime import failures, processes
-from mmsrec_jax.runtime.buckets import objects
+from mmsrec_jax.runtime.buckets import copies, objects
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error
 from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
@@ -135,7 +135,7 @@ def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list
         rest = known(argv)
         _check_values(known, rest[1:])
         if "local_dir" in known and known["local_dir"].value:
-            buckets.use_local_dir(Path(known["local_dir"].value))
+            copies.use_local_dir(Path(known["local_dir"].value))
         return rest
     except flags.Error as error:
         problem = " ".join(str(error).split())

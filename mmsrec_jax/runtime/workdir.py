@@ -21,6 +21,7 @@ from absl import logging
 
 from mmsrec_jax.runtime import digests, disk, files, interruption, processes
 from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.copies import SUPERSEDED
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import clock
@@ -247,7 +248,7 @@ def _begin(
         changed = differences(record["config"], config)
         read = {**record["inputs"], **inputs}
         changed += [k for k in read if record["inputs"].get(k) != inputs.get(k)]
-        old = directory.parent / buckets.SUPERSEDED / f"{step.name}-{record['fingerprint'][:12]}"
+        old = directory.parent / SUPERSEDED / f"{step.name}-{record['fingerprint'][:12]}"
         old.parent.mkdir(exist_ok=True)
         serial = 0
         while not buckets.is_free(old):

@@ -6,6 +6,7 @@ from pathlib import Path
 import killed
 
 from mmsrec_jax.inference.text_store import TextStore
+from mmsrec_jax.runtime.buckets import copies
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
@@ -30,6 +31,6 @@ def steps(asked: Path) -> list[Step]:
 def run(environment: dict[str, str], machine: Path, asked: Path) -> None:
     """Runs them in gs://lab/run, as the machine whose copies are in `machine`."""
     os.environ |= environment
-    buckets.use_local_dir(machine)
+    copies.use_local_dir(machine)
     with buckets.opened("gs://lab/run") as folder:
         run_steps(folder, steps(asked))

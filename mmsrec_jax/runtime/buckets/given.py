@@ -4,9 +4,11 @@ import functools
 import os
 from pathlib import Path
 
+from absl import logging
+
+from mmsrec_jax.runtime.buckets.copies import OF_A_RUN_ALONE, copy_of
 from mmsrec_jax.runtime.buckets.mirror import Mirror
 from mmsrec_jax.runtime.buckets.objects import is_url
-from mmsrec_jax.runtime.buckets.run import OF_A_RUN_ALONE, copy_of
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -26,6 +28,7 @@ def local(given: str | os.PathLike[str]) -> Path:
 def _copied(url: str) -> Path:
     folder = Mirror(url, copy_of(url, "folder"), OF_A_RUN_ALONE)
     if folder.pull():
+        logging.info("%s: read in %s", url, folder.local)
         return folder.local
     above, _, name = url.rpartition("/")
     if name and is_url(above):

@@ -6,7 +6,6 @@ processes write together, and compiled programs lie in the bucket alone.
 """
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import threading
@@ -20,37 +19,18 @@ from etils import epath
 from mmsrec_jax.runtime import lock as local_lock
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.buckets import lock
+from mmsrec_jax.runtime.buckets.copies import OF_A_RUN_ALONE, copy_of
 from mmsrec_jax.runtime.buckets.mirror import PRIVATE, Mirror
 from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 
 EVERY = 60.0
 """Seconds between two looks at what has changed in a step that runs."""
-SUPERSEDED = "superseded"
-OF_A_RUN_ALONE = ("checkpoints", "compiled", SUPERSEDED, local_lock.NAME)
-"""What only a run reads that goes on."""
-_NOT_COPIED = (*OF_A_RUN_ALONE, "weights")
+_NOT_COPIED = (*OF_A_RUN_ALONE, "weights", local_lock.NAME)
 _BUSY = 10  # times as long as a look took, at least, between it and the next
 
-_root: Path | None = None
 _open: dict[Path, Mirror] = {}
 _pulls = False  # whether this process does so for its machine, after the main one has written
-
-
-def use_local_dir(folder: Path | None) -> None:
-    """Where copies lie from now on; None: below the system's folder for temporary files."""
-    global _root
-    _root = folder
-
-
-def copy_of(url: str, kind: str) -> Path:
-    """The folder of this machine for the copy of a folder in a bucket; kind: "run", ..."""
-    own = Path(tempfile.gettempdir()) / f"mmsrec_jax-{os.getuid()}"
-    url = url.rstrip("/")
-    mark = hashlib.sha256(f"{kind} {url}".encode()).hexdigest()[:12]
-    root = (_root or own).resolve()
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return root / f"{url.rpartition('/')[2]}-{kind}-{mark}"
 
 
 @contextlib.contextmanager
