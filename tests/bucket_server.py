@@ -107,6 +107,7 @@ class BucketServer:
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 512  # tensorstore opens many connections at once
 
     def handle_error(self, *_: Any) -> None:  # a client that was killed
         pass
@@ -148,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not status:
                 self.close_connection = True
                 return
+            data = b"" if status in (204, 304) else data  # such answers have none
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
