@@ -10,6 +10,7 @@ survivor. It changes files of this checkout and puts them back: have no uncommit
 """
 
 import argparse
+import ast
 import importlib
 import json
 import multiprocessing
@@ -48,12 +49,13 @@ PARTS = {  # part -> (files and folders of the package, what pytest runs, the fa
     "sft": (
         ["training/sft.py", "training/pairs.py"],
         ["tests/training/test_schedules.py", "tests/training/test_pair_updates.py",
-         "tests/training/test_sft.py"],
+         "tests/training/test_sft.py", "tests/training/test_metering.py",
+         "tests/configs/test_configs.py"],
     ),
 }  # fmt: skip
-# Of `|`, which is most often a type here, and of constants of settings, which have ranges of their
-# own in tests/configs.
+# Of `|`, which is most often a type here; settings have ranges of their own in tests/configs.
 _PASSED_OVER = ("BitOr", "RemoveDecorator", "ExceptionReplacer")
+_CALLS_PASSED_OVER = ("setting", "lru_cache")
 
 
 def files(paths: Sequence[str]) -> list[Path]:
@@ -66,8 +68,10 @@ def files(paths: Sequence[str]) -> list[Path]:
 
 
 def mutants(path: Path) -> Iterator[MutationSpec]:
-    """Every mutant of a module, but of a setting's number and of what stands in a message."""
-    tree, lines = get_ast_from_path(path), path.read_text().splitlines()
+    """Every mutant of a module, but those that change no result: of a setting's numbers, of what
+    is raised or asserted, of the mark of keyword arguments, which reads as a product."""
+    tree, text = get_ast_from_path(path), path.read_text()
+    lines, passed_over = text.splitlines(), _passed_over(ast.parse(text))
     for name in sorted(plugins.operator_names()):
         operator = plugins.get_operator(name)
         if operator.arguments() or any(word in name for word in _PASSED_OVER):
@@ -76,13 +80,26 @@ def mutants(path: Path) -> Iterator[MutationSpec]:
         for node in ast_nodes(tree):
             for start, end in made.mutation_positions(node):
                 at += 1
-                line = lines[start[0] - 1]
-                if "setting(" in line or "low=" in line or "UserError(" in line:
+                if start[0] in passed_over or lines[start[0] - 1].strip() == "*,":
                     continue
                 yield MutationSpec(
                     module_path=str(path), operator_name=name, operator_args={}, occurrence=at,
                     start_pos=start, end_pos=end, definition_name=None,
                 )  # fmt: skip
+
+
+def _passed_over(module: ast.Module) -> set[int]:
+    """Lines of what is raised or asserted, and of calls in `_CALLS_PASSED_OVER`."""
+    found: set[int] = set()
+    for node in ast.walk(module):
+        name = (
+            getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if isinstance(node, ast.Call)
+            else ""
+        )
+        if isinstance(node, ast.Raise | ast.Assert) or name in _CALLS_PASSED_OVER:
+            found.update(range(node.lineno, node.end_lineno + 1))
+    return found
 
 
 def fails(tests: Sequence[str], timeout: float) -> bool:

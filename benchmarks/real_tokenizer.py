@@ -21,6 +21,9 @@ import transformers
 from absl import app, flags
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.qwen_processor import MARKS, processor_of
 from mmsrec_jax.data import atomic
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.hf import tokenizer
@@ -35,7 +38,6 @@ _ITEMS = flags.DEFINE_integer("items", 200, "How many items with an image, evenl
 _TEXT_TOKENS = flags.DEFINE_integer("text_tokens", 256, "Longer texts lose their tail.")
 
 FIELDS = ("title", "year", "genres", "abstract")
-MARKS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 # Published preprocessor_config.json: Qwen2-VL's and Qwen2.5-VL's, Qwen3-VL's.
 PROCESSORS = {
     "Qwen2VLProcessor": {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056},
@@ -44,18 +46,6 @@ PROCESSORS = {
         "size": {"shortest_edge": 65536, "longest_edge": 16777216},
     },
 }
-
-
-def processor_of(name: str, tokens, images):
-    """transformers' processor, without the part for videos: that one needs torchvision."""
-    kind = getattr(transformers, name)
-    processor = kind.__new__(kind)
-    processor.image_processor, processor.tokenizer = images, tokens
-    processor.chat_template = None
-    for part, mark in (("image", MARKS[1]), ("video", "<|video_pad|>")):
-        setattr(processor, f"{part}_token", mark)
-        setattr(processor, f"{part}_token_id", tokens.convert_tokens_to_ids(mark))
-    return processor
 
 
 def compare(name: str, tokens, catalog: Catalog, chosen: np.ndarray) -> bool:

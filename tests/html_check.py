@@ -2,15 +2,20 @@
 
 from html.parser import HTMLParser
 
-VOID = {"br", "hr", "img", "link", "meta"}
-FORBIDDEN = {"script", "iframe", "object", "embed", "form", "base", "input"}
+VOID = {"br", "hr", "img", "input", "link", "meta"}
+FORBIDDEN = {"script", "iframe", "object", "embed", "base"}
+OF_FORMS = {"form", "input", "button", "textarea"}
 
 
 class Page(HTMLParser):
-    """A parsed page; `problems` is empty when it is sound."""
+    """A parsed page; `problems` is empty when it is sound.
 
-    def __init__(self, text: str):
+    served: by a server of ours, to which its links and forms may lead.
+    """
+
+    def __init__(self, text: str, *, served: bool = False):
         super().__init__()
+        self._served = served
         self.problems: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
@@ -28,14 +33,18 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
         self.seen.append((tag, given))
-        if tag in FORBIDDEN:
+        if tag in FORBIDDEN or (tag in OF_FORMS and not self._served):
             self.problems.append(f"<{tag}> at {self.getpos()}")
         for name, value in given.items():
-            if name.startswith("on") or (name in ("href", "src") and not _stays(value)):
+            leads = name in ("href", "src", "action") and not self._stays(value)
+            if name.startswith("on") or leads:
                 self.problems.append(f"{name}={value[:40]} of <{tag}>")
         if "id" in given:
             self.ids.append(given["id"])
-        if tag == "a":
+        is_field = tag == "textarea" or (tag == "input" and given.get("type") != "hidden")
+        if is_field and "label" not in self._open:
+            self.problems.append(f"a field without a label: {given}")
+        if tag == "a" and given["href"].startswith("#"):
             self.links.append(given["href"])
         if tag == "img":
             self.pictures.append(given)
@@ -75,6 +84,10 @@ class Page(HTMLParser):
         (found,) = [rows for caption, rows in self.tables if words in caption]
         return found
 
+    def _stays(self, address: str) -> bool:
+        is_own = self._served and address.startswith("/") and not address.startswith("//")
+        return address.startswith(("#", "data:")) or is_own
+
     def _finish(self):
         self.problems += [f"<{tag}> stays open" for tag in self._open]
         self.problems += [f"id {name} twice" for name in set(self.ids) if self.ids.count(name) > 1]
@@ -86,7 +99,3 @@ class Page(HTMLParser):
         for before, after in zip(self.headings, self.headings[1:], strict=False):
             if after > before + 1:
                 self.problems.append(f"h{after} below h{before}")
-
-
-def _stays(address: str) -> bool:
-    return address.startswith(("#", "data:"))

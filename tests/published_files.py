@@ -139,6 +139,8 @@ def movielens_100k(root: Path) -> None:
     film = f"242|Café (1996)|24-Jan-1997||http://us.imdb.com/M/x|{flags}\n"
     empty = "|".join(["1"] + 18 * ["0"])
     write(root / "ml-100k/u.item", film + f"302|unknown||||{empty}\n", "latin-1")
+    users = "196|49|M|writer|55105\n186|39|F|exécutive|T8H1N\n943|22|M|student|77841\n"
+    write(root / "ml-100k/u.user", users, "latin-1")
 
 
 def movielens_1m(root: Path) -> None:
@@ -146,7 +148,7 @@ def movielens_1m(root: Path) -> None:
     write(root / "ratings.dat", "\n".join(rows) + "\n")
     films = ("661::James (1996)::Animation|Children's", "1193::Misérables, Les::Drama")
     write(root / "movies.dat", "\n".join(films) + "\n", "latin-1")
-    write(root / "users.dat", "1::F::1::10::48067\n")
+    write(root / "users.dat", "1::F::1::10::48067\r\n2::M::56::0::98107-2117\r\n")
 
 
 def movielens_small(root: Path) -> None:
@@ -188,6 +190,9 @@ def hm(root: Path) -> None:
         "Dark,5,Black,1676,Jersey Basic,A,Ladieswear,1,Ladieswear,16,Womens Basics,1002,Jersey,"
     )
     other = cells.replace("0108775015", "0663713001")
+    head = "customer_id,FN,Active,club_member_status,fashion_news_frequency,age,postal_code\n"
+    rows = [f"{customer},,,ACTIVE,NONE,49,{customer}", f"{customer[::-1]},1,1,PRE-CREATE,,,"]
+    write(root / "customers.csv", head + "\n".join(rows) + "\n")
     write(root / "articles.csv", f'{HM_COLUMNS}\n{cells}"Top, narrow"\n{other}\n')
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # An import never goes up this list; the package itself, the public face, stands above it.
 FOLDERS = (
     "runtime", "models", "hf", "data", "prompts", "inputs", "inference", "training", "evaluation",
-    "sequential", "retrieval", "rl", "planning", "pages", "methods", "api",
+    "sequential", "retrieval", "rl", "planning", "pages", "methods", "serving", "api",
 )  # fmt: skip
 NARROWER = {"models": {"runtime"}}  # of what the list allows, what a folder may import
 JAX_FREE = ("data", "prompts", "inputs")  # imported by input workers, which see numpy only

@@ -1,4 +1,5 @@
-"""RecBole atomic files: `<name>.inter[.gz]`, `<name>.item[.gz]` and `images/<item_id>.<suffix>`.
+"""RecBole atomic files: `<name>.inter[.gz]`, `<name>.item[.gz]`, `<name>.user[.gz]` and
+`images/<item_id>.<suffix>`.
 
 Tab-separated UTF-8 with a header of `name:type`, type one of token, token_seq, float, float_seq.
 """
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsrec_jax.data import filters
+from mmsrec_jax.data import filters, user_attributes
 from mmsrec_jax.data.atomic_table import Table
 from mmsrec_jax.data.column_items import ColumnItems, image_files
 from mmsrec_jax.data.records import Histories, are_positions
 from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.data.user_attributes import Joined, UserRow
 from mmsrec_jax.runtime.errors import UserError
 
 
@@ -110,6 +112,38 @@ def _histories(inter: Table, ids: list[str], report: Report) -> tuple[list[str],
         report.note("timestamps are positions in the history, not times", len(items))
         histories = replace(histories, clock=False)
     return ids + bare, histories
+
+
+def read_users(root: Path, fields: Sequence[str], users: np.ndarray) -> Joined:
+    """What users str[U] state of themselves: these columns of `<name>.user[.gz]`.
+
+    Raises:
+      UserError: there is no such file or column, something in the file is wrong, or as
+        `user_attributes.join`.
+    """
+    path = user_file(root)
+    if "user_id" in fields:
+        raise UserError("config.data.user_fields: an id says nothing of a user; leave user_id out")
+    table = Table(path, required=("user_id", *fields))
+    ids = table.unique_ids("user_id")
+    columns = [table.strings(name) for name in fields]
+    rows = (
+        UserRow(path.name, id, dict(zip(fields, map(str.strip, cells), strict=True)))
+        for id, *cells in zip(ids, *columns, strict=True)
+    )
+    return user_attributes.join(rows, users, fields, path.name)
+
+
+def user_file(root: Path) -> Path:
+    """`<name>.user[.gz]` of the folder `root`. Raises UserError when there is none."""
+    root = root.resolve()
+    path = find(root, "user")
+    if path is None:
+        raise UserError(
+            f"{root}: neither {root.name}.user nor {root.name}.user.gz is here, to take "
+            "config.data.user_fields from; leave these out"
+        )
+    return path
 
 
 def find(root: Path, suffix: str) -> Path | None:

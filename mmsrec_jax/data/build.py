@@ -17,6 +17,7 @@ from mmsrec_jax.data.published.source import Source
 from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
 from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
+from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
@@ -25,7 +26,7 @@ from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 _OF_FILES = (  # settings that a generated shop would pass over
     "root", "images_root", "text_fields", "category_field", "attribute_fields",
-    "rating_threshold", "only_items_with_image", "max_users",
+    "rating_threshold", "only_items_with_image", "max_users", "user_fields",
 )  # fmt: skip
 
 
@@ -52,6 +53,13 @@ class DataSettings(Section):
     )
     category_field: str | None = setting(None, "Column of .item with the category.")
     attribute_fields: tuple[str, ...] = setting((), "Columns of .item that are attributes.")
+    user_fields: tuple[str, ...] = setting(
+        (),
+        "What users state of themselves, such as ('age', 'gender'): columns of .user, or fields of "
+        "a published data set. The profile of MLLM-SRec reads them (ours), in step `users`. Empty: "
+        "nothing personal is read.",
+        recorded=False,  # in the step that reads them: the others do not depend on it
+    )
     rating_threshold: float | None = setting(
         None,
         "Interactions with a lower rating are dropped. None keeps all.",
@@ -104,7 +112,8 @@ def check(settings: DataSettings) -> None:
     """Stops early, with what to do, when the raw files are not there.
 
     Raises:
-      UserError: no folder is given, it does not exist, or a published file is not in it.
+      UserError: no folder is given, it does not exist, or a published file, or that of users, is
+        not in it.
     """
     if settings.source == "toyshop":
         return
@@ -121,8 +130,12 @@ def check(settings: DataSettings) -> None:
         raise UserError(
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
+    root, fields = local(settings.root), settings.user_fields
     if source:
-        published_read.check(source, local(settings.root), with_items=_reads_items(settings))
+        with_items = _reads_items(settings)
+        published_read.check(source, root, with_items=with_items, user_fields=fields)
+    elif fields:
+        atomic.user_file(root)
 
 
 def build(settings: DataSettings, directory: Path) -> None:
@@ -151,8 +164,8 @@ def build(settings: DataSettings, directory: Path) -> None:
 
 
 class Prepared(NamedTuple):
-    """What `build` would store, in memory and not on disk. Pictures are read when they are asked
-    for, and a corrupt one is found then."""
+    """What `build` would store, in memory and not on disk, and what users state. Pictures are read
+    when they are asked for, and a corrupt one is found then."""
 
     dataset: Dataset
     items: list[Item] | ColumnItems
@@ -172,6 +185,11 @@ def read(settings: DataSettings) -> Prepared:
         dataset = Dataset(Catalog.from_items(generated), histories, split(settings, histories))
         return Prepared(dataset, generated, report)
     items, histories, report = _read_files(settings)
+    if settings.user_fields:
+        stated, notes = read_users(settings, histories.users)
+        histories = dataclasses.replace(histories, stated=stated)
+        for what, count in notes.items():
+            report.note(what, count)
     catalog = Catalog(items, np.asarray(items.ids), items.has_image)
     return Prepared(Dataset(catalog, histories, split(settings, histories)), items, report)
 
@@ -230,6 +248,28 @@ def source_files(settings: DataSettings) -> dict[str, Any]:
         folders = [images_root] if settings.images_root else source.image_folders(root)
         found = {"images": {folder.name: digests.of_folder(folder) for folder in folders}}
     return digests.of_inputs(filter(Path.is_file, paths), root) | found
+
+
+def read_users(settings: DataSettings, users: np.ndarray) -> Joined:
+    """What users str[U] state of themselves: `settings.user_fields`, one or more.
+
+    Raises:
+      UserError: as `atomic.read_users`.
+    """
+    source, root, fields = _published(settings), local(settings.root or "."), settings.user_fields
+    if source is None:
+        return atomic.read_users(root, fields, users)
+    return published_read.read_users(source, root, fields, users)
+
+
+def user_files(settings: DataSettings) -> dict[str, Any]:
+    """As `source_files`, of what `read_users` reads."""
+    source, root = _published(settings), local(settings.root or ".")
+    if source is None:
+        path: Path | None = atomic.user_file(root)
+    else:
+        path = source.users.file.locate(root) if source.users else None
+    return {} if path is None else {path.name: digests.of_input(path)}
 
 
 def _published(settings: DataSettings) -> Source | None:

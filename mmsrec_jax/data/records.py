@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mmsrec_jax.data import images
+from mmsrec_jax.data.user_attributes import UserAttributes
 
 LONGEST_ID = 256  # characters: arrays of ids have rows of the longest one's width
 
@@ -118,6 +119,8 @@ class Histories:
     users: str[U]; offsets: int64[U+1]; items: int32[T] indices into the catalog;
     timestamps: float64[T], seconds since 1970, or positions 0, 1, 2, ... when `clock` is False;
     ratings: float32[T] or None. User u's interactions are rows offsets[u]:offsets[u+1].
+    stated: what users state of themselves, of each of the U; None where nobody asked for it. It is
+    in no store (`data.store`).
     """
 
     users: np.ndarray
@@ -126,6 +129,7 @@ class Histories:
     timestamps: np.ndarray
     ratings: np.ndarray | None = None
     clock: bool = True
+    stated: UserAttributes | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _HISTORY_TYPES.items():
@@ -138,6 +142,8 @@ class Histories:
             raise ValueError(f"offsets end at {total}, but there are {len(self.items)} items")
         if self.ratings is not None and len(self.ratings) != total:
             raise ValueError(f"{len(self.ratings)} ratings for {total} interactions")
+        if self.stated is not None and len(self.stated) != len(self.users):
+            raise ValueError(f"attributes of {len(self.stated)} users for {len(self.users)} users")
 
     @classmethod
     def from_rows(
@@ -188,13 +194,15 @@ class Histories:
     def select(self, keep: np.ndarray) -> "Histories":
         """The interactions where keep (bool[T]) holds; users left with none disappear."""
         counts = np.bincount(self.user_of_row[keep], minlength=len(self))
+        left = np.flatnonzero(counts)
         return replace(
             self,
-            users=self.users[counts > 0],
-            offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
+            users=self.users[left],
+            offsets=np.concatenate([[0], np.cumsum(counts[left])]),
             items=self.items[keep],
             timestamps=self.timestamps[keep],
             ratings=None if self.ratings is None else self.ratings[keep],
+            stated=None if self.stated is None else self.stated.take(left),
         )
 
     def by_position(self) -> "Histories":

@@ -153,6 +153,7 @@ def write(
 ) -> Written:
     """Writes a store, replacing the one in `directory`; never leaves half of one there.
 
+    What users state of themselves is left out (`data.user_attributes`).
     One process writes, also where many will read. Every image is decoded once; a corrupt one is
     counted and its item stored without it.
     `image_name`: item id -> what to call its image in the list of corrupt ones.

@@ -84,7 +84,7 @@ _CONFIG: dict[str, Kind] = {
     **dict.fromkeys(
         (
             "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "mlp_ratio",
-            "partial_rotary_factor", "downsample_ratio",
+            "partial_rotary_factor",
         ),
         _FACTOR,
     ),
@@ -104,6 +104,7 @@ _CONFIG: dict[str, Kind] = {
         _NAME,
     ),
     **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), _list_of(_COUNT)),
+    "downsample_ratio": _number(1e-3, 1.0),
     "mrope_section": _list_of(_COUNT, 3),
     "layer_types": _list_of(_NAME),
     "vision_feature_layer": _either(_LAYER, _list_of(_LAYER)),

@@ -121,6 +121,8 @@ class FixedSizeProcessor:
             tiles=_tiles(path, raw, kind) if raw.get("crop_to_patches") else (1, 1),
         )
         rows, columns = processor.patches
+        if not rows * columns:
+            raise UserError(f"{path}: images of {pixels} pixels hold no patch of {patch_size}")
         return dataclasses.replace(processor, slots=rows * columns)
 
     @property

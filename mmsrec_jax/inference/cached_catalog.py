@@ -102,6 +102,15 @@ class CachedCatalog:
         found._prompts = prompts
         return found
 
+    def extended(self, prompts: PairPrompts) -> "CachedCatalog":
+        """For `prompts` of a catalog with more items behind those that are stored: chunks that are
+        full stay."""
+        found = copy.copy(self)
+        found._prompts = prompts
+        full = self.num_items // self._items
+        found._store = self._store[:full] + found._encoded_items(full * self._items)
+        return found
+
     @property
     def name(self) -> str:
         return self._name
@@ -130,10 +139,11 @@ class CachedCatalog:
             found.append(jnp.concatenate(scores, axis=1)[: len(some), : self.num_items])
         return jnp.concatenate(found)
 
-    def _encoded_items(self) -> list[Chunk]:
+    def _encoded_items(self, first: int = 0) -> list[Chunk]:
+        """Chunks of the items from `first` on."""
         chunks = []
-        progress = Progress(f"encode items for {self._name}", self.num_items, unit="items")
-        for start in range(0, self.num_items, self._items):
+        progress = Progress(f"encode items for {self._name}", self.num_items - first, unit="items")
+        for start in range(first, self.num_items, self._items):
             items = np.arange(start, start + self._items)
             items = np.where(items < self.num_items, items, -1)
             batch, tails = self._prompts.items(self._mine(items).tolist(), self.counts)

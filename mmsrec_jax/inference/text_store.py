@@ -6,6 +6,7 @@ never written again; one whose inputs changed is, and takes the place of the old
 is `check`, a hash of what is before it.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.inputs.example import Example
-from mmsrec_jax.runtime import disk, processes
+from mmsrec_jax.runtime import disk, lock, processes
 from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.files import write_text
 
@@ -46,12 +47,8 @@ class TextStore:
         self._names = (key,) if isinstance(key, str) else key
         self._rows: dict[Key, Row] = {}
         self._lines = 0
-        processes.from_main(lambda: _cut_half_a_line(path))
-        if path.exists():
-            with disk.readable(path, "delete the file, its texts are then written again"):
-                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-            for number, line in enumerate(lines, 1):
-                self._put(self._parsed(line, number))
+        self._version: tuple[int, ...] | None = None
+        self._read()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,6 +89,7 @@ class TextStore:
         if processes.is_main():
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(map(_line, rows)))
+            self._version = _version(self.path)
 
     def compact(self) -> None:
         """Drops lines that later ones have replaced: the file is then that of a run which wrote
@@ -99,6 +97,22 @@ class TextStore:
         if self._lines > len(self._rows):
             write_text(self.path, "".join(map(_line, self)))
             self._lines = len(self._rows)
+            self._version = _version(self.path)
+
+    def refresh(self) -> None:
+        """Reads the file again where another program has written it since."""
+        if processes.from_main(lambda: self._version != _version(self.path)):
+            self._read()
+
+    def _read(self) -> None:
+        self._rows, self._lines = {}, 0
+        processes.from_main(lambda: _cut_half_a_line(self.path))
+        self._version = _version(self.path)
+        if self.path.exists():
+            with disk.readable(self.path, "delete the file, its texts are then written again"):
+                lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            for number, line in enumerate(lines, 1):
+                self._put(self._parsed(line, number))
 
     def _put(self, row: Row) -> None:
         values = tuple(row[name] for name in self._names)
@@ -124,6 +138,42 @@ class TextStore:
                 "the line, its text is then written again"
             )
         return row
+
+
+class SharedStores:
+    """Stores in one folder that several programs read and write, each in its turn.
+
+    A file is read once, and again only where another program has written it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._opened: dict[Path, TextStore] = {}
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, no other program uses the folder, and what others wrote is known."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with lock.turn(self.folder):
+            for store in self._opened.values():
+                store.refresh()
+            yield
+
+    def open(self, path: Path, key: str | tuple[str, ...]) -> TextStore:
+        """The store of a file, whose folder is made; arguments as of `TextStore`."""
+        if path not in self._opened:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._opened[path] = TextStore(path, key)
+        return self._opened[path]
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Another one after every change of a file; None of none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _line(row: Row) -> str:

@@ -3,7 +3,8 @@
 *Paper:* a module aware of time summarizes how interest moves from window to window, and the user
 has a profile. *Ours:* the text of a window is written from its items with ratings and gaps and from
 the text of the window before it; the profile from the texts of the last windows and from how often
-words stand on what was liked in the whole history.
+words stand on what was liked in the whole history; before these it is told what the user states of
+themselves, where the data was asked for it (`config.data.user_fields`).
 """
 
 from collections import Counter
@@ -118,6 +119,7 @@ class TasteTexts:
         told = [self._written(user, window) for window in tastes.windows.told(end)]
         liked = tastes.counts(user, 0, end, liked=True)
         return [
+            taste.stated(templates, tastes.stated(user)),
             taste.texts(templates, "preferences", templates.preferences, told),
             taste.counts(templates, liked.most_common(_COUNTED)),
         ]

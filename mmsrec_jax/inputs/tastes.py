@@ -2,9 +2,10 @@
 
 These texts teach a model to write about windows and whole histories, and are the targets of the
 first steps of a chain of thought. They read items, ratings and times of the user up to the end of
-the window, and nothing else.
+the window, and nothing else; those about whole histories read what the user states, too.
 """
 
+import copy
 import dataclasses
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mmsrec_jax.data.records import Histories
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.data.windows import Windows
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.prompts import choices, taste
@@ -20,6 +22,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
 _WORD = re.compile(r"\w+")
+_ATTRIBUTE_TOKENS = 16  # of what a user states, each; longer ones lose their tail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,12 @@ class Tastes:
         if self._liked is not None and settings.positives == "liked":
             self.positives = self._liked
 
+    def with_stated(self, stated: UserAttributes | None) -> "Tastes":
+        """The same, and what users state of themselves."""
+        found = copy.copy(self)
+        found.histories = dataclasses.replace(self.histories, stated=stated)
+        return found
+
     def is_positive(self, user: int, position: int) -> bool:
         return bool(self.positives[self.histories.offsets[user] + position])
 
@@ -152,6 +161,21 @@ class Tastes:
             return None
         return float(times[second] - times[first])
 
+    def stated(self, user: int) -> list[str]:
+        """What the user states of themselves, an attribute each, as prompts tell it: each cleaned
+        and of bounded length. Nothing where the data was not asked for it."""
+        attributes = self.histories.stated
+        if attributes is None:
+            return []
+        chat, template = self.renderer.prompt_config.chat, self._templates.taste.attribute
+        found = []
+        for name, value in attributes.stated(user).items():
+            value, _ = chat.cut(chat.clean(value), _ATTRIBUTE_TOKENS)
+            if value:
+                text = template.format(name=name.replace("_", " "), value=value)
+                found.append(chat.clean(text))
+        return found
+
     def counts(self, user: int, start: int, end: int, *, liked: bool) -> Counter[str]:
         """How many of the user's liked (or disliked) items in [start, end) have each word; the
         words of later items stand first."""
@@ -176,9 +200,10 @@ class Tastes:
         )
 
     def profile(self, user: int, index: int) -> str:
-        """The text about all of a history up to the end of a window."""
+        """The text about the user, and about all of the history up to the end of a window."""
         likes, dislikes = self._likes(user, 0, self.windows.span(index)[1])
-        return taste.profile(self._templates, likes=likes, dislikes=dislikes)
+        states = self.stated(user)
+        return taste.profile(self._templates, states=states, likes=likes, dislikes=dislikes)
 
     def _likes(self, user: int, start: int, end: int) -> tuple[list[str], list[str]]:
         count = self.settings.words

@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 
 if TYPE_CHECKING:
     from mmsrec_jax.methods.experiment import Experiment
 
 
-def run(config: ConfigDict, workdir: str | Path, only: Sequence[str] | None = None) -> None:
+def run(
+    config: ConfigDict,
+    workdir: str | Path,
+    only: Sequence[str] | None = None,
+    *,
+    reuse: Sequence[Path] = (),
+) -> None:
     """Runs an experiment in `workdir`, a folder or `gs://BUCKET/FOLDER`: the steps of its method,
     or those named in `only`; with `config.seeds` under each of them.
+
+    reuse: folders of other runs, see `runtime.workdir.run_steps`.
 
     Raises:
       UserError: a setting that is out of its range, or anything else the user can put right.
@@ -25,13 +35,19 @@ def run(config: ConfigDict, workdir: str | Path, only: Sequence[str] | None = No
 
     settings = from_config(Settings, config)
     method = find(settings.method)
+    for folder in reuse:
+        if not folder.is_dir():
+            raise UserError(f"--reuse={folder}: no such folder; name the --workdir of another run")
+    if reuse and is_url(workdir):
+        raise UserError(f"--reuse: {workdir} is in a bucket, which takes no steps; leave it out")
+    reuse = [one for folder in reuse for one in (folder, *sorted(folder.glob("seed-*")))]
     with buckets.opened(workdir) as folder:
         if settings.seeds:
             from mmsrec_jax.methods import seeds
 
-            seeds.run(method, config, folder, only)
+            seeds.run(method, config, folder, only, reuse=reuse)
         else:
-            method.run(settings, folder, only)
+            method.run(settings, folder, only, reuse=reuse)
 
 
 def find(name: str) -> type["Experiment"]:

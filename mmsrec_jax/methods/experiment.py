@@ -19,7 +19,7 @@ from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.inputs.item_renderer import PromptConfig
 from mmsrec_jax.methods import checks, features
 from mmsrec_jax.methods.base_model import SECTIONS, BaseModel
-from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.methods.settings import Settings, described
 from mmsrec_jax.pages import document, run_folder
 from mmsrec_jax.pages.run_page import FILE, RunPage
 from mmsrec_jax.prompts import TEMPLATES, Chat
@@ -37,6 +37,11 @@ def check(config: Settings) -> None:
     """Stops early when the data, the model or the item features that the config names are not
     there, or the model cannot see the images that it shall use (UserError)."""
     build.check(config.data)
+    if config.data.user_fields and config.method != "mllm_srec":
+        raise UserError(
+            f"config.data.user_fields={config.data.user_fields}: the profile of method=mllm_srec "
+            "alone reads what users state; leave it out, or set config.method=mllm_srec"
+        )
     config.model.check_path()
     config.chain.check_file()
     features.check(config)
@@ -71,10 +76,12 @@ class Experiment:
         only: Sequence[str] | None = None,
         *,
         compiled: Path | None = None,
+        reuse: Sequence[Path] = (),
     ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
 
-        compiled: folder of compiled programs; None is one in `workdir`.
+        compiled: folder of compiled programs; None is one in `workdir`. reuse: see
+        `runtime.workdir.run_steps`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
@@ -86,29 +93,34 @@ class Experiment:
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         check_names(steps, only)
-        to_run = processes.from_main(lambda: unfinished(workdir, steps, only))
+        to_run = processes.from_main(lambda: unfinished(workdir, steps, only, reuse))
         checks.check_machine(config, to_run, mesh)
         for step in steps:
             if step.name in SECTIONS:
                 experiment.base.check(step.name)
         share(workdir)
         startup.keep_compiled_programs(compiled or workdir / "compiled")
-        tracked = trackers.tracked(config.tracking, workdir, as_dict(config))
+        tracked = trackers.tracked(config.tracking, workdir, described(config))
         with lock.only_run(workdir), tracked:
-            experiment.run_steps(steps, only)
+            experiment.run_steps(steps, only, reuse)
 
-    def run_steps(self, steps: Sequence[Step], only: Sequence[str] | None = None) -> None:
+    def run_steps(
+        self,
+        steps: Sequence[Step],
+        only: Sequence[str] | None = None,
+        reuse: Sequence[Path] = (),
+    ) -> None:
         """Runs `steps`, or those named in `only`, and writes the run's page after each of them."""
         page = RunPage(self.workdir, lambda: self.dataset, as_dict(Settings()))
         names = [step.name for step in steps]
-        config, machine = as_dict(self.config), run_folder.machine()
+        config, machine = described(self.config), run_folder.machine()
         processes.from_main(lambda: run_folder.begin(self.workdir, config, names))
 
         def after(step: str) -> None:
             run_folder.ended(self.workdir, step, machine)
             document.attempt(page.write)
 
-        run_steps(self.workdir, steps, only, after=after)
+        run_steps(self.workdir, steps, only, after=after, reuse=reuse)
         if processes.is_main() and not (self.workdir / FILE).exists():
             document.attempt(page.write)
 
@@ -290,7 +302,7 @@ class Experiment:
             cutoffs=c.k,
             seed=c.seed,
             run_seed=self.config.seed,
-            run_settings=as_dict(self.config),
+            run_settings=described(self.config),
             data=build.fingerprint(self.workdir / "data"),
         )
 

@@ -8,7 +8,8 @@
     `writer`        teaches a model from scratch to write such texts (*ours*)
     `preferences`   writes them, for all users at once, window by window
 (d) Profile, dynamic preference and the target joined in SFT with a multi-step chain of thought:
-    `profiles`      writes what each user usually likes
+    `users`         reads what users state of themselves, where `config.data.user_fields` asks
+    `profiles`      writes what each user usually likes, and states
     `chain_sft`     trains the joint form (paper): recent preference -> how it moved -> what the
                     target offers -> yes or no
     `chain_cached`  trains the form that ranks the whole catalog (*ours*, `methods.cached_items`)
@@ -27,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from mmsrec_jax.evaluation.leaderboard import Leaderboard
-from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import chains
 from mmsrec_jax.inputs.item_renderer import PromptConfig
@@ -77,6 +77,7 @@ class MLLMSRec(MLLMExperiment):
         settings["sequential_model"] = c.sequential_model
         return [
             self.data_step(),
+            *self.user_texts.users_steps(),
             *self.base_steps(),
             *about_items,
             *self.sequential_steps(),
@@ -223,15 +224,16 @@ class MLLMSRec(MLLMExperiment):
         if not c.use.chain or c.chain.scoring != "generated":
             return None
         asked = texts.asked
-        folder = self.workdir / "evaluation" if asked is None else asked.folder
-        store = TextStore(folder / f"chains-{form}.jsonl", ("user", "position"))
+        folder = self.workdir / "evaluation" if asked is None else texts.folder
+        store = texts.open(folder / f"chains-{form}.jsonl", ("user", "position"))
         some = targets[texts.tastes.windows.count(targets[:, 1]) > 0]
         source = ChainTexts(
             self.scoring_context(some, texts=texts), self.prompt_config, some,
             length=length, history=c.prompts.history, similar=c.prompts.similar,
         )  # fmt: skip
-        longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
-        source.length = min(length, -(-longest // 16) * 16)  # with little padding
+        if asked is None:  # with little padding; one question after another has one shape
+            longest = max((len(source.example(row, 0)) for row in range(len(some))), default=1)
+            source.length = min(length, -(-longest // 16) * 16)
         users = texts.histories.users
         keys = [(str(users[user]), int(position)) for user, position in some]
         write_texts(

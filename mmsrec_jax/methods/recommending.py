@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
 
 _LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
+_PREPARED = 8  # items of a history that also have texts about windows
 RERANKED = 100  # items that compete in a run whose config.evaluation.rerank is 0
 
 
@@ -99,6 +100,9 @@ class Answer:
                 f"{_line(item)}  (similarity {item.similarity:.3f})" for item in self.neighbors
             ]
         if self.told is not None:
+            if self.told.stated:
+                states = (f"{name} {value}" for name, value in self.told.stated.items())
+                lines += [f"the user states: {', '.join(states)}"]
             lines += ["preferences, oldest window first:"]
             lines += [f"     {text}" for text in self.told.preferences]
             for name, text in (
@@ -229,6 +233,51 @@ class Recommending:
         """Of the run, with new items behind its own."""
         return self._run.catalog
 
+    @property
+    def num_added(self) -> int:
+        """Items of the catalog that are new to the run."""
+        return len(self.catalog) - self._run.num_trained
+
+    @property
+    def takes_new_items(self) -> bool:
+        """Whether `add` can."""
+        return self._run.takes_new_items
+
+    @property
+    def needs_times(self) -> bool:
+        """Whether a typed history needs the times of its items."""
+        return self._run.needs_times
+
+    @property
+    def users(self) -> np.ndarray:
+        """Raw ids of the users in the data: str[U]."""
+        return self._run.histories.users
+
+    @property
+    def scorer_name(self) -> str:
+        """What gives the scores."""
+        return self._scorer.name
+
+    def keywords(self, item: int) -> list[str]:
+        """Those that prompts show of an item of the catalog."""
+        return self._run.keywords(item)
+
+    def prepare(self) -> None:
+        """Loads the weights and asks once for histories of every length that is compiled apart, so
+        that later questions only run."""
+        run, length, is_scored = self._run, 1, False
+        while True:
+            items = (np.arange(length) % run.num_trained).astype(np.int32)
+            typed = run.typed(items, list(range(length)))
+            query = Query(typed, run.neighbors(typed), None)
+            _sequential(run, query)
+            if not is_scored and length >= _PREPARED:
+                self._scorer.scores(query)
+                is_scored = True
+            if is_scored and length >= run.recommender.config.length:
+                return
+            length *= 2
+
     def add(self, items: Sequence[Item]) -> None:
         """New items, which compete from now on. Nothing is trained; the run's summarizer writes
         their keywords. Raises UserError for an id that the catalog has."""
@@ -241,7 +290,9 @@ class Recommending:
         history: Sequence[str] | None = None,
         times: Sequence[float] | None = None,
         now: float | None = None,
+        about: Mapping[str, str] | None = None,
         top: int = 10,
+        pictures: bool = True,
     ) -> Answer:
         """The best items that the history does not hold.
 
@@ -251,15 +302,18 @@ class Recommending:
           times: seconds since 1970 of the items of `history`, for a run that reads the clock.
           now: when this is asked, seconds since 1970, for prompts that tell pauses; None: right
             after the last choice.
+          about: field -> what the user of `history` states of themselves, for a run that reads it.
           top: how many items at most.
+          pictures: write those of the items to the run's folder and name their paths.
 
         Raises:
           UserError: an id that the run does not know, an empty history, both a user and a history,
-            or neither; times that are not finite and ascending, or `now` before the last of them.
+            or neither; times that are not finite and ascending, or `now` before the last of them;
+            a field of `about` that the run does not read.
         """
         run = self._run
         check_number("top", top, low=1)
-        query = self._query(user, history, times, now)
+        query = self._query(user, history, times, now, about)
         scored = self._scorer.scores(query)
         order = np.argsort(-scored.scores, kind="stable")[:top]
         shown = query.history.items[-run.config.prompts.history :]
@@ -273,7 +327,7 @@ class Recommending:
             self._scorer.name,
             [Shown(**self._shown(item)) for item in shown],
             neighbors,
-            [self._ranked(scored, place, rank) for rank, place in enumerate(order, 1)],
+            [self._ranked(scored, place, rank, pictures) for rank, place in enumerate(order, 1)],
             self._run.told if isinstance(self._run, TasteScorer) else None,
         )
 
@@ -283,16 +337,20 @@ class Recommending:
         history: Sequence[str] | None,
         times: Sequence[float] | None,
         now: float | None,
+        about: Mapping[str, str] | None,
     ) -> Query:
         run = self._run
         if (user is None) == (history is None):
             raise UserError("give --user=ID or --history=ID,ID,...: one of them, and not both")
         if history is not None:
-            typed = run.typed(item_indices(run.catalog, history, "history"), times)
+            past = item_indices(run.catalog, history, "history")
+            typed = run.typed(past, times, about=about)
         else:
             assert user is not None
             if times is not None:
                 raise UserError("--times belong to --history; those of a user are in the data")
+            if about:
+                raise UserError("--about belongs to --history; what a user states is in the data")
             of_user = np.flatnonzero(run.histories.users == user)
             if not len(of_user):
                 remedy = did_you_mean(user, run.histories.users) or (
@@ -322,14 +380,14 @@ class Recommending:
             "keywords": run.keywords(item),
         }
 
-    def _ranked(self, scored: Scored, place: int, rank: int) -> Ranked:
+    def _ranked(self, scored: Scored, place: int, rank: int, pictures: bool) -> Ranked:
         item, sequential = int(scored.items[place]), float(scored.sequential[place])
         return Ranked(
             **self._shown(item),
             rank=rank,
             score=float(scored.scores[place]),
             sequential_score=None if np.isnan(sequential) else sequential,
-            picture=self._picture(self._run.catalog[item]),
+            picture=self._picture(self._run.catalog[item]) if pictures else None,
             added=item >= self._run.num_trained,
         )
 
@@ -380,14 +438,25 @@ def opened(workdir: Path, *, added: Path | None, form: str | None) -> Recommendi
     return recommending
 
 
-def numbers(times: Sequence[str] | None) -> list[float] | None:
-    """The values of the flag --times. Raises UserError."""
+def numbers(times: Sequence[str], name: str = "--times") -> list[float]:
+    """The values of a list of times. name: of the flag or field, for errors. Raises UserError."""
     try:
-        return None if times is None else [float(time) for time in times]
+        return [float(time) for time in times]
     except ValueError as error:
-        raise UserError(
-            f"--times: {error}; give seconds since 1970, separated by commas"
-        ) from error
+        raise UserError(f"{name}: {error}; give seconds since 1970, separated by commas") from error
+
+
+def attributes(flag: Sequence[str] | None) -> dict[str, str]:
+    """The values of the flag --about, FIELD=VALUE each, by field. Raises UserError."""
+    found: dict[str, str] = {}
+    for part in flag or ():
+        name, equals, value = (text.strip() for text in part.partition("="))
+        if not (name and equals and value):
+            raise UserError(f"--about: {part!r} is not FIELD=VALUE, as in --about=age=35,gender=F")
+        if name in found:
+            raise UserError(f"--about: {name} stands twice; name each field once")
+        found[name] = value
+    return found
 
 
 def _file_name(id: str) -> str:

@@ -14,7 +14,7 @@ from mmsrec_jax.inputs.tastes import PreferenceSettings
 from mmsrec_jax.methods import mllm_srec, mmsrarec
 from mmsrec_jax.methods.base_model import check_unchanged
 from mmsrec_jax.methods.settings import Settings, UseSettings
-from mmsrec_jax.methods.user_texts import PREFERENCES, WRITER
+from mmsrec_jax.methods.user_texts import FIELDS, PREFERENCES, PROFILES, USERS, WRITER
 from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
@@ -119,6 +119,11 @@ def _with_texts(
         preferences=_read(PreferenceSettings, tuned, "preferences"),
         chain=ChainSettings(scoring=evaluated["scoring"], label_weight=tuned["chain"]["weight"]),
     )
+    if found.use.profile and USERS in workdir.inputs(folder, PROFILES):
+        workdir.finished(folder, PROFILES, same=[USERS])
+        fields = tuple(workdir.finished(folder, USERS)[FIELDS])
+        data = dataclasses.replace(found.data, user_fields=fields)
+        found = dataclasses.replace(found, data=data)
     if WRITER not in workdir.inputs(folder, PREFERENCES):
         return found
     record = workdir.finished(folder, WRITER)

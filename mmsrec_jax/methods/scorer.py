@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.data.sequences import power_of_two
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.inference import texts
 from mmsrec_jax.inference.cached_catalog import CachedCatalog
 from mmsrec_jax.inference.scoring import candidate_scores
@@ -34,6 +35,7 @@ class RunScorer(abc.ABC):
     subclass says.
 
     Attributes:
+      takes_new_items: whether `add` can.
       config: as far as the run's steps recorded it and scoring reads it.
       form: of stage 3, the one that scores: "joint" or "cached".
       catalog, histories: of the run. Ids are those of the raw files.
@@ -42,6 +44,8 @@ class RunScorer(abc.ABC):
       UserError: the run has not finished or did not train `form`, or an input of what trained its
         MLLM ran again since.
     """
+
+    takes_new_items = False
 
     def __init__(
         self, folder: str | Path, mesh: jax.sharding.Mesh | None = None, form: str | None = None
@@ -145,14 +149,17 @@ class RunScorer(abc.ABC):
         *,
         ratings: np.ndarray | None = None,
         clock_is_read: bool = True,
+        about: Mapping[str, str] | None = None,
     ) -> Histories:
         """A history of items int32[n], oldest first, of a user of the run or of nobody in it ("").
 
         ratings: float32[n], where they are known. clock_is_read: the sequential recommender will
-        read it.
+        read it. about: what nobody in the run states of themselves; of a user of the run it is
+        known.
 
         Raises:
-          UserError: times that the recommender needs are missing, or not as many as items.
+          UserError: times that the recommender needs are missing, or not as many as items; the run
+            does not read what `about` tells.
         """
         return Histories(
             users=np.array([user]),
@@ -161,7 +168,18 @@ class RunScorer(abc.ABC):
             timestamps=self._clock(times, len(past), clock_is_read),
             ratings=ratings,
             clock=self.histories.clock and times is not None,
+            stated=self._stated(user, about or {}),
         )
+
+    def _stated(self, user: str, about: Mapping[str, str]) -> UserAttributes | None:
+        """What prompts shall know of one user, see `typed`."""
+        del user
+        if about:
+            raise UserError(
+                "about: the run reads nothing that users state (config.data.user_fields of "
+                "mllm_srec); leave it out"
+            )
+        return None
 
     def margins(
         self,
@@ -206,6 +224,8 @@ class RunScorer(abc.ABC):
         prompts = cached.made(self._context(typed, neighbors, now, rows), rows)
         if self._cached is None:
             self._cached = cached.catalog(self.config.method, self._model, prompts)
+        elif self._cached.num_items < len(self.catalog):
+            self._cached = self._cached.extended(prompts)
         return arrays.fetch(self._cached.for_prompts(prompts).row_scores(np.array([0])))[0]
 
     def trained_part(self, typed: Histories) -> Histories:
@@ -227,6 +247,11 @@ class RunScorer(abc.ABC):
         """Items of the run, which stand before those that were added."""
         return len(self._experiment.dataset.catalog)
 
+    @property
+    def needs_times(self) -> bool:
+        """Whether the sequential recommender reads the clock of the data."""
+        return self.recommender.uses_times and self.histories.clock
+
     @functools.cached_property
     def recommender(self) -> SequentialRecommender:
         """The run's sequential recommender."""
@@ -245,7 +270,7 @@ class RunScorer(abc.ABC):
         """float64[count]: `times`, or positions where nobody reads them."""
         if times is not None:
             return checked_times(times, count)
-        if is_read and self.recommender.uses_times and self.histories.clock:
+        if is_read and self.needs_times:
             raise UserError(
                 f"{self.recommender.name} reads the clock: give times, seconds since 1970, one "
                 "for each item of the history"
@@ -255,6 +280,8 @@ class RunScorer(abc.ABC):
 
 class Scorer(RunScorer):
     """The MLLM of a finished run of MMSRARec; the knowledge base stays in memory too."""
+
+    takes_new_items = True
 
     def _open(self, config: Settings, folder: Path) -> MLLMExperiment:
         self._run = MMSRARec(config, folder, self._mesh)
@@ -306,7 +333,6 @@ class Scorer(RunScorer):
         if self._keywords is not None:
             self._keywords = [*self._keywords, *self._write_keywords(items)]
         self.catalog = self.catalog.extended(items)
-        self._cached = None
 
     def keywords(self, item: int) -> list[str]:
         """Those of an item; none in a run without summaries."""
@@ -317,12 +343,16 @@ class Scorer(RunScorer):
     def _knowledge_base(self) -> KnowledgeBase:
         return similar.knowledge_base(self.recommender, self.histories, self._split)
 
+    @functools.cached_property
+    def _summarizer(self) -> MLLM:
+        return self._run.summary_model()
+
     def _write_keywords(self, items: Sequence[Item]) -> list[str]:
         """Of each new item, comma-separated."""
         run, found = self._run, [""] * len(items)
         size = self._batch_size(len(items), self.config.summaries.batch_size)
         for batch in texts.generate(
-            run.summary_model(),
+            self._summarizer,
             run.tokenizer,
             run.summary_source(Catalog.from_items(items)),
             range(len(items)),

@@ -19,27 +19,39 @@ from mmsrec_jax.runtime.workdir import share
 
 
 def run(
-    method: type[Experiment], config: ConfigDict, workdir: Path, only: Sequence[str] | None = None
+    method: type[Experiment],
+    config: ConfigDict,
+    workdir: Path,
+    only: Sequence[str] | None = None,
+    *,
+    reuse: Sequence[Path] = (),
 ) -> None:
     """Runs `config` once under each of `config.seeds`, in the folders `seed-N` of `workdir`.
 
     Data, test users and candidates are the same in all: those of the first seed, unless the seeds
     of `config.data` and `config.evaluation` are set. So differences are paired. Finished runs are
-    skipped, as finished steps are.
+    skipped, as finished steps are; a step that depends on no seed runs once. reuse: see
+    `runtime.workdir.run_steps`.
 
     Writes `table.json`, see `evaluation.comparison.several`, and logs it; and what
     `launch/evaluate.py --compare` writes, to `comparison`. With `only`, steps of each run that are
     named, there is a table when the evaluation is among them.
     """
     settings = [from_config(Settings, config) for config in configs(config)]
-    folders = [workdir / f"seed-{c.seed}" for c in settings]
+    folders = [workdir / folder(c.seed) for c in settings]
     share(workdir)
     with lock.only_run(workdir):
-        for c, folder in zip(settings, folders, strict=True):
-            logging.info("seed %d, in %s", c.seed, folder)
-            method.run(c, folder, only, compiled=workdir / "compiled")
+        for place, (c, own) in enumerate(zip(settings, folders, strict=True)):
+            logging.info("seed %d, in %s", c.seed, own)
+            known = [*folders[:place], *(one for one in reuse if one != own)]
+            method.run(c, own, only, compiled=workdir / "compiled", reuse=known)
         if only is None or "evaluation" in only:
             processes.from_main(lambda: _write_table(folders, settings[0], workdir))
+
+
+def folder(seed: int) -> str:
+    """Name of the folder of one seed's run."""
+    return f"seed-{seed}"
 
 
 def configs(config: ConfigDict) -> list[ConfigDict]:

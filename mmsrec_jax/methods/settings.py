@@ -211,3 +211,12 @@ class Settings(Section):
     def sequential(self, model: str) -> SequentialSettings:
         """The section of a sequential model."""
         return getattr(self, model)
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """All that changes a result, for people: what each step records, and what users state of
+    themselves, of which step `data` has no record."""
+    found = as_dict(settings)
+    if fields := settings.data.user_fields:
+        found["data"]["user_fields"] = fields
+    return found

@@ -2,18 +2,20 @@
 
 The history is split into windows as those of the run. Texts about it that the run, or an earlier
 question, wrote from the same inputs are read; the others are written first: a new interaction costs
-one window at most. They are kept in the folder `asked` of the run.
+one window at most. They are kept in the folder `asked` of the run, which several programs may use
+at the same time: each question waits for its turn there.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmsrec_jax.data.records import Histories, Item
-from mmsrec_jax.inference.text_store import Row, TextStore
+from mmsrec_jax.data.user_attributes import UserAttributes
+from mmsrec_jax.inference.text_store import Row, SharedStores, TextStore
 from mmsrec_jax.inputs.taste_prompts import TasteContext
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
@@ -36,12 +38,14 @@ class Told:
       preferences: texts of its last windows, oldest first.
       profile: text of the whole history; "" where there is none.
       chain: the first two steps of the chain of thought; "" where there is none.
+      stated: what the user states of themselves, as far as the run reads it.
       windows_written: texts of windows that were written for this answer.
     """
 
     preferences: list[str]
     profile: str
     chain: str
+    stated: dict[str, str]
     windows_written: int
 
 
@@ -56,15 +60,27 @@ class TasteScorer(RunScorer):
 
     def _open(self, config: Settings, folder: Path) -> MLLMExperiment:
         self._run = MLLMSRec(config, folder, self._mesh)
+        self._stores = SharedStores(folder / FOLDER)
         return self._run
 
     def _context(
         self, typed: Histories, neighbors: Neighbors | None, now: float | None, rows: np.ndarray
     ) -> TasteContext:
         del neighbors  # its prompts show none
-        run, c, target = self._run, self.config, rows[:1]
+        with self._stores.turn():
+            context = self._written_context(typed, rows[:1])
+        chains = context.chains
+        return dataclasses.replace(
+            context,
+            chains=None if chains is None else [chains[0]] * len(rows),
+            now=None if now is None else np.full(len(rows), now),
+        )
+
+    def _written_context(self, typed: Histories, target: np.ndarray) -> TasteContext:
+        """What is known of the one row `target`; texts that are not there are written."""
+        run, c = self._run, self.config
         texts = self._asked(typed, target)
-        folder = run.workdir / FOLDER
+        folder = texts.folder
         written, _ = texts.write_about_windows(folder / PREFERENCES)
         if c.use.profile:
             texts.write_profiles(folder / PROFILES)
@@ -73,12 +89,25 @@ class TasteScorer(RunScorer):
             self.form, target, length=length, texts=texts, make_model=lambda: self._model
         )
         context = run.scoring_context(target, generated, texts)
-        self.told = _told(context, written)
-        return dataclasses.replace(
-            context,
-            chains=None if context.chains is None else [context.chains[0]] * len(rows),
-            now=None if now is None else np.full(len(rows), now),
-        )
+        stated = {} if typed.stated is None else typed.stated.stated(0)
+        self.told = _told(context, written, stated)
+        return context
+
+    def _stated(self, user: str, about: Mapping[str, str]) -> UserAttributes | None:
+        attributes = self._run.user_texts.attributes
+        if attributes is None:
+            return super()._stated(user, about)
+        if user in self._user_index:
+            return attributes.take(np.array([self._user_index[user]]))
+        for name, value in about.items():
+            if name not in attributes.fields:
+                raise UserError(
+                    f"about: the run reads no {name!r} of users; it reads "
+                    f"{', '.join(attributes.fields)}"
+                )
+            if not isinstance(value, str):
+                raise UserError(f"about: {name} is {value!r}; give text")
+        return UserAttributes.of({name: [about.get(name)] for name in attributes.fields})
 
     def _cached_items(self) -> CachedItems:
         return self._run.chain_items()
@@ -98,26 +127,27 @@ class TasteScorer(RunScorer):
 
     def _asked(self, typed: Histories, target: np.ndarray) -> UserTexts:
         """Texts about the one user of `typed`, with what the run wrote of them."""
-        run, folder = self._run, self._run.workdir / FOLDER
+        run = self._run
         for name in (PREFERENCES, PROFILES):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            self._take_over(name, str(typed.users[0]), folder)
+            self._take_over(name, str(typed.users[0]))
         asked = Asked(
             typed,
-            folder,
+            self._stores,
             lambda: self._writer,
             self._batch_size(1, self.config.preferences.batch_size),
         )
         return UserTexts(run, lambda: run.item_words, lambda: target, asked)
 
-    def _take_over(self, name: str, user: str, folder: Path) -> None:
+    def _take_over(self, name: str, user: str) -> None:
         """Puts what step `name` wrote of a user to what was written since."""
-        store = TextStore(folder / name / f"{name}.jsonl", KEY)
-        store.append(
+        store = self._stores.open(self._stores.folder / name / f"{name}.jsonl", KEY)
+        missing = [
             ((user, row["window"]), {"written": row["written"]}, row["inputs"])
             for row in self._written.get((name, user), [])
             if (user, row["window"]) not in store
-        )
+        ]
+        if missing:
+            store.append(missing)
 
     @functools.cached_property
     def _written(self) -> dict[tuple[str, str], list[Row]]:
@@ -133,11 +163,12 @@ class TasteScorer(RunScorer):
         return self._run.user_texts.load()
 
 
-def _told(context: TasteContext, written: int) -> Told:
+def _told(context: TasteContext, written: int, stated: dict[str, str]) -> Told:
     position, windows = len(context.histories.items), context.tastes.windows
     profiled = windows.profiled(position)
     told = [context.preferences[0, window] for window in windows.told(position)]
     profile = ""
     if context.profiles is not None and profiled is not None:
         profile = context.profiles[0, profiled]
-    return Told(told, profile, "" if context.chains is None else context.chains[0], written)
+    chain = "" if context.chains is None else context.chains[0]
+    return Told(told, profile, chain, stated, written)

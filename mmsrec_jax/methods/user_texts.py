@@ -15,8 +15,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from mmsrec_jax.data import build, user_attributes
 from mmsrec_jax.data.records import Histories
-from mmsrec_jax.inference.text_store import TextStore, digest_of
+from mmsrec_jax.data.user_attributes import UserAttributes
+from mmsrec_jax.inference.text_store import SharedStores, TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs.item_renderer import ItemRenderer
 from mmsrec_jax.inputs.taste_texts import ComputedTexts, TasteTexts
@@ -27,7 +29,8 @@ from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 
 KEY = ("user", "window")
-WRITER, PREFERENCES, PROFILES = "writer", "preferences", "profiles"  # steps
+USERS, WRITER, PREFERENCES, PROFILES = "users", "writer", "preferences", "profiles"  # steps
+FIELDS = "user_fields"  # in the record of step `users`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,13 +39,13 @@ class Asked:
 
     Attributes:
       histories: of the users.
-      folder: where texts about them are kept.
+      stores: where texts about them are kept.
       make_model: gives the model that writes about windows and histories.
       batch_size: texts written at a time.
     """
 
     histories: Histories
-    folder: Path
+    stores: SharedStores
     make_model: Callable[[], MLLM]
     batch_size: int
 
@@ -54,6 +57,9 @@ class UserTexts:
       words: gives the comma-separated words of every item.
       targets: gives int32[n, 2] (user, position), all that prompts will be written for.
       asked: other histories than those of the run.
+
+    Attributes:
+      folder: of the folders that hold the texts.
     """
 
     def __init__(
@@ -64,12 +70,47 @@ class UserTexts:
         asked: Asked | None = None,
     ):
         self._run, self._words, self._targets, self.asked = run, words, targets, asked
-        self._folder = run.workdir if asked is None else asked.folder
+        self.folder = run.workdir if asked is None else asked.stores.folder
 
     @property
     def histories(self) -> Histories:
         """Those that the texts are about."""
         return self._run.dataset.histories if self.asked is None else self.asked.histories
+
+    @functools.cached_property
+    def attributes(self) -> UserAttributes | None:
+        """What their users state, as far as profiles read it."""
+        if self.asked is not None:
+            return self.asked.histories.stated
+        if not self.reads_attributes:
+            return None
+        return user_attributes.read(self._run.workdir / USERS, self.histories.users)
+
+    @property
+    def reads_attributes(self) -> bool:
+        """Whether profiles read what users state of themselves."""
+        c = self._run.config
+        return bool(c.data.user_fields) and c.use.profile
+
+    def users_steps(self) -> list[Step]:
+        """Reads what users state, where profiles shall know it. Nothing but profiles, and what
+        reads these, depends on it."""
+        data = self._run.config.data
+        if not self.reads_attributes:
+            return []
+        settings = {FIELDS: list(data.user_fields), "files": build.user_files(data)}
+        return [Step(USERS, self.read_users, settings, ["data"], alone=True)]
+
+    def read_users(self, directory: Path) -> None:
+        """`users.parquet`: what each user states."""
+        users = self._run.dataset.histories.users
+        attributes, notes = build.read_users(self._run.config.data, users)
+        user_attributes.write(directory, users, attributes)
+        for name, count in attributes.coverage.items():
+            share = count / len(users)
+            logging.info("users: %s stated by %s (%s)", name, f"{count:,}", f"{share:.1%}")
+        for what, count in notes.items():
+            logging.info("users: note: %s %s", f"{count:,}", what)
 
     def steps(self, inputs: Sequence[str]) -> list[Step]:
         """inputs: steps that made the base model and the items' words."""
@@ -81,13 +122,14 @@ class UserTexts:
             "windows": c.use.windows,
         }
         steps, read = [], list(inputs)
+        attributes = [USERS] if self.reads_attributes else []
         if self.is_taught:
             taught = {**settings, WRITER: as_dict(c.writer)}
-            steps.append(Step(WRITER, self.train_writer, taught, inputs))
+            steps.append(Step(WRITER, self.train_writer, taught, [*inputs, *attributes]))
             read.append(WRITER)
         steps.append(Step(PREFERENCES, self.write_preferences, {**settings, **rows}, read))
         if c.use.profile:
-            read = [*read, PREFERENCES]
+            read = [*read, *attributes, PREFERENCES]
             steps.append(Step(PROFILES, self.write_profiles, {**settings, **rows}, read))
         return steps
 
@@ -110,9 +152,14 @@ class UserTexts:
         renderer = ItemRenderer(catalog, run.prompt_config, self._words())
         return Tastes(histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows)
 
+    @functools.cached_property
+    def profiled(self) -> Tastes:
+        """The same with what users state: what profiles are written from."""
+        return self.tastes.with_stated(self.attributes)
+
     def train_writer(self, directory: Path) -> None:
         """Teaches the base model to write, by texts that counting gives."""
-        run, c, tastes = self._run, self._run.config, self.tastes
+        run, c, tastes = self._run, self._run.config, self.profiled
         ends = run.dataset.split.train_end
         users = np.flatnonzero(ends >= tastes.windows.step)
         rows = [(u, k) for u in users for k in range(tastes.windows.count(int(ends[u])))]
@@ -143,24 +190,24 @@ class UserTexts:
         are there are not written again."""
         ends, texts = self._profile_ends(), self.preferences
         source = TasteTexts(
-            self.tastes,
+            self.profiled,
             np.stack([ends[:, 0], self.tastes.windows.count(ends[:, 1]) - 1], axis=1),
             lambda user, window: texts[user, window],
             profiles=True,
             length=self._run.config.preferences.prompt_length,
         )
         store = self._store(directory)
-        _write(store, self.tastes, source, **self._writing(), name=PROFILES)
+        _write(store, self.profiled, source, **self._writing(), name=PROFILES)
 
     @functools.cached_property
     def preferences(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the text that step `preferences` wrote."""
-        return self._read(self._store(self._folder / PREFERENCES))
+        return self._read(self._store(self.folder / PREFERENCES))
 
     @functools.cached_property
     def profiles(self) -> dict[tuple[int, int], str]:
         """(user, window) -> the profile that step `profiles` wrote at the end of the window."""
-        return self._read(self._store(self._folder / PROFILES))
+        return self._read(self._store(self.folder / PROFILES))
 
     def _profile_ends(self) -> np.ndarray:
         """int32[m, 2] (user, position): where the histories end of which there are profiles."""
@@ -190,7 +237,11 @@ class UserTexts:
         return base.trained(PREFERENCES, WRITER) if self.is_taught else base.load(PREFERENCES)
 
     def _store(self, directory: Path) -> TextStore:
-        return TextStore(directory / f"{directory.name}.jsonl", KEY)
+        return self.open(directory / f"{directory.name}.jsonl", KEY)
+
+    def open(self, path: Path, key: tuple[str, ...]) -> TextStore:
+        """The texts in a file, about the users that these are about."""
+        return TextStore(path, key) if self.asked is None else self.asked.stores.open(path, key)
 
     def _read(self, store: TextStore) -> dict[tuple[int, int], str]:
         index = {user: u for u, user in enumerate(self.histories.users.tolist())}

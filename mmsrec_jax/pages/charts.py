@@ -1,4 +1,5 @@
-"""Line charts as SVG within a page: a few hundred points a line, colors by the page's style."""
+"""Charts as SVG within a page: lines of a few hundred points, values with intervals; colors by the
+page's style."""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmsrec_jax.pages.markup import Html, element
+from mmsrec_jax.pages.markup import Html, clipped, element
 
 MOST_POINTS = 240
 COLORS = 8  # of lines, see style.css
 _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 30
+_NAMES, _ROW, _LONGEST_NAME = 112, 22, 18  # of a chart of intervals
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,51 @@ class Line:
     y: np.ndarray
     marked: bool = False
     color: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A named value with its bounds."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def interval_chart(title: str, intervals: Sequence[Interval]) -> Html:
+    """A figure with a row for each: a dot at the value, a line from low to high. A dashed line goes
+    through the first value, so that the others are seen beside it."""
+    height = _TOP + _ROW * len(intervals) + _BOTTOM
+    bottom, right = height - _BOTTOM, _WIDTH - _RIGHT
+    x_range = _range(np.array([[one.low, one.high, one.value] for one in intervals]))
+
+    def at(value: float) -> float:
+        return round(float(_place(np.array(value), x_range, _NAMES, right)), 1)
+
+    drawn: list[Html] = []
+    for tick in ticks(*x_range, count=4):
+        drawn += [
+            element("line", x1=at(tick), x2=at(tick), y1=_TOP, y2=bottom, class_="grid"),
+            element("text", short(tick), x=at(tick), y=bottom + 14, class_="middle"),
+        ]
+    first = at(intervals[0].value)
+    drawn.append(element("path", d=f"M{first} {_TOP}V{bottom}", class_="line thin c6"))
+    for number, one in enumerate(intervals):
+        y = _TOP + _ROW * number + _ROW // 2
+        drawn += [
+            element("text", clipped(one.name, _LONGEST_NAME), x=_NAMES - 8, y=y + 4, class_="end"),
+            element("path", d=f"M{at(one.low)} {y}H{at(one.high)}", class_="line c0"),
+            element("circle", cx=at(one.value), cy=y, r="3.2", class_="dot c0"),
+        ]
+    told = "; ".join(
+        f"{one.name}: {short(one.value)}, {short(one.low)} to {short(one.high)}"
+        for one in intervals
+    )
+    picture = element(
+        "svg", drawn, viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=f"{title}. {told}"
+    )
+    return element("figure", element("figcaption", title), picture, class_="chart")
 
 
 def line_chart(title: str, lines: Sequence[Line]) -> Html:

@@ -11,11 +11,10 @@ from mmsrec_jax.evaluation.comparison.presentation import Row, headline, mean_ce
 from mmsrec_jax.evaluation.report import is_shown
 from mmsrec_jax.evaluation.slices import WHOLE
 from mmsrec_jax.pages import curves, document, run_folder, settings
-from mmsrec_jax.pages.document import Section, folded, note, table
+from mmsrec_jax.pages.document import Section, bar, folded, note, table
 from mmsrec_jax.pages.markup import Content, Html, element, joined
 from mmsrec_jax.pages.results import (
     Difference,
-    bar,
     gap_cell,
     metric_title,
     protocol_title,

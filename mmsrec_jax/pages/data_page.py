@@ -6,11 +6,12 @@ from mmsrec_jax.data.inspection.findings import Finding, Findings
 from mmsrec_jax.data.inspection.samples import LONGEST, Choice, History
 from mmsrec_jax.data.inspection.tables import Share, Table, shown
 from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.pages.document import Section, document, note, table
+from mmsrec_jax.pages.document import Section, bar, document, note, stated, table
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
+from mmsrec_jax.pages.shown_items import small, strip
 
-_LONGEST_NAME, _LONGEST_TITLE, _LONGEST_LINE = 60, 90, 300
+_LONGEST_NAME, _LONGEST_LINE = 60, 300
 
 
 def page(
@@ -69,11 +70,7 @@ def _table(found: Table) -> Html:
 def _cell(cell: str | int | float | None) -> Content:
     if not isinstance(cell, Share):
         return shown(cell)
-    width = round(100 * min(max(cell, 0.0), 1.0))
-    bar = element(
-        "span", element("span", style=f"width:{width}%"), class_="bar", aria_hidden="true"
-    )
-    return [shown(cell), bar]
+    return [shown(cell), bar(cell)]
 
 
 def _histories(people: Sequence[Html], pictures: Pictures) -> Html:
@@ -95,19 +92,17 @@ def _history(found: History, pictures: Pictures, *, is_open: bool) -> Html:
         element("span", clipped(found.user, _LONGEST_NAME), class_="name"),
         element("span", f"{found.count:,} interactions"),
     )
-    strip = element("ul", [_choice(c, pictures) for c in found.choices], class_="strip", tabindex=0)
-    return element("details", summary, element("div", strip), class_="person", open=is_open)
+    items = [choice.item for choice in found.choices]
+    row = strip(items, pictures, list(map(_below, found.choices)))
+    told = stated(found.stated) if found.stated else None
+    return element("details", summary, element("div", told, row), class_="person", open=is_open)
 
 
-def _choice(choice: Choice, pictures: Pictures) -> Html:
-    title = clipped(choice.title, _LONGEST_TITLE) or clipped(choice.id, _LONGEST_NAME)
+def _below(choice: Choice) -> Content:
     rating = "" if choice.rating is None else f"rated {choice.rating:g}"
-    small = [choice.when[:10], choice.pause, rating, clipped(choice.category, _LONGEST_NAME)]
+    told = [choice.when[:10], choice.pause, rating, choice.category]
     target = choice.part in ("validation", "test")
-    return element(
-        "li",
-        pictures.picture(choice.item),
-        element("span", title),
-        [element("span", text, class_="id") for text in small if text],
+    return [
+        [small(text) for text in told if text],
         element("span", choice.part, class_="tag yes") if target else None,
-    )
+    ]

@@ -1,23 +1,21 @@
 """The frame of every page: head, style, headline, links to the sections, sections."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from absl import logging
 
-from mmsrec_jax.pages.markup import Content, Html, element, joined
+from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.runtime import files
 from mmsrec_jax.runtime.errors import first_line
 
 # No script, no network: what a page shows is in the page. A title of an item that became markup by
 # a mistake of ours could still load and run nothing.
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+FORM_POLICY = _POLICY + "form-action 'self'"  # of a page with forms, which a server answers
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,14 @@ class Section:
     body: Html
 
 
-def document(title: str, head: Content, sections: Sequence[Section], foot: Content = None) -> str:
+def document(
+    title: str,
+    head: Content,
+    sections: Sequence[Section],
+    foot: Content = None,
+    *,
+    has_forms: bool = False,
+) -> str:
     """A whole page.
 
     Args:
@@ -37,7 +42,11 @@ def document(title: str, head: Content, sections: Sequence[Section], foot: Conte
       head: what stands below the title.
       sections: in their order; the page begins with links to them.
       foot: the last lines.
+      has_forms: it may send them to the server that it is from, and to no other.
     """
+    policy = FORM_POLICY if has_forms else _POLICY + "form-action 'none'"
+    # A form of a page without a referrer does not say either which server it is from.
+    referrer = "same-origin" if has_forms else "no-referrer"
     links = [
         element("li", element("a", section.title, href=f"#{section.name}")) for section in sections
     ]
@@ -50,10 +59,10 @@ def document(title: str, head: Content, sections: Sequence[Section], foot: Conte
     ]
     named = [
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
+        element("meta", name="referrer", content=referrer),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", _style()),
@@ -126,9 +135,21 @@ def facts(pairs: Sequence[tuple[str, Content]]) -> Html:
     )
 
 
+def stated(attributes: Mapping[str, str]) -> Html:
+    """What a user states of themselves, on one line."""
+    told = (f"{clipped(name, 40)}: {clipped(value, 80)}" for name, value in attributes.items())
+    return element("p", "; ".join(told))
+
+
 def folded(summary: Content, *content: Content) -> Html:
     """What is shown when its summary is clicked."""
     return element("details", element("summary", summary), content)
+
+
+def bar(share: float) -> Html:
+    """A bar of a share from 0 to 1, for the eye alone."""
+    inside = element("span", style=f"width:{min(max(share, 0.0), 1.0):.1%}")
+    return element("span", inside, class_="bar", aria_hidden="true")
 
 
 def note(*content: Content) -> Html:

@@ -1,6 +1,6 @@
 """Sections about the data and its items: what was read and kept, pictures, item cards."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from mmsrec_jax.pages.curves import Series
 from mmsrec_jax.pages.document import facts, folded, table
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
+from mmsrec_jax.pages.shown_items import tags, title_of
 from mmsrec_jax.pages.written import About
 from mmsrec_jax.runtime import disk
 
 PICTURED, CARDS = 24, 12
-_LONGEST_TITLE, _LONGEST_TEXT = 90, 200
-_MOST_TAGS = 24
+_LONGEST_TEXT = 200
+_MOST_CLAIMS = 24
 _MOST_LISTED = 12
 
 
@@ -62,20 +63,6 @@ def cards_section(
         _claims(workdir) if claims else None,
         element("ul", cards, class_="cards"),
     )
-
-
-def tags(words: Sequence[str], kind: str = "") -> list[Html]:
-    """Words as labels, the first few."""
-    css = f"tag {kind}".strip()
-    found = [element("span", clipped(word, 40), class_=css) for word in words[:_MOST_TAGS]]
-    if len(words) > _MOST_TAGS:
-        found.append(element("span", f"and {len(words) - _MOST_TAGS} more", class_="tag"))
-    return found
-
-
-def title_of(item: Item) -> str:
-    """The title of an item, or its id, of bounded length."""
-    return clipped(item.title, _LONGEST_TITLE) or clipped(item.id, _LONGEST_TITLE)
 
 
 def _counts(report: Mapping[str, Any]) -> Html:
@@ -141,7 +128,7 @@ def _card(item: Item, about: About, picture: Html) -> Html:
         asked = [f"{question}: {answer}" for question, answer in about.answers]
         rows.append(("answers about the picture", tags(asked)))
     if about.claims:
-        told = [_claim(words, outcome) for words, outcome in about.claims[:_MOST_TAGS]]
+        told = [_claim(words, outcome) for words, outcome in about.claims[:_MOST_CLAIMS]]
         rows.append(("summary, checked", told))
     elif about.summary:
         rows.append(("summary", tags(about.summary, "shared")))

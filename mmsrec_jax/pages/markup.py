@@ -9,11 +9,17 @@ from collections.abc import Iterable
 
 from mmsrec_jax.runtime.printable import printable_lines, shortened
 
-_VOID = {"br", "col", "hr", "img", "link", "meta"}
+_VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
 
 class Html(str):
     """Markup, made by the functions of this module."""
+
+    __slots__ = ()
+
+
+class Exact(str):
+    """The value of a field that a form sends back as it is, also where it cannot be shown."""
 
     __slots__ = ()
 
@@ -62,5 +68,7 @@ def _pieces(content: Content) -> Iterable[str]:
 
 
 def _escaped(value: Attribute) -> str:
+    if isinstance(value, Exact):
+        return html.escape(value, quote=True)
     # A browser obeys marks of writing direction, and no encoding can write half a surrogate pair.
     return html.escape(printable_lines(str(value)), quote=True)

@@ -8,19 +8,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from mmsrec_jax.data import user_attributes
 from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.evaluation import protocols
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.pages import written
-from mmsrec_jax.pages.document import note
-from mmsrec_jax.pages.items import tags, title_of
+from mmsrec_jax.pages.document import note, stated
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.pictures import Pictures
 from mmsrec_jax.pages.results import Results
+from mmsrec_jax.pages.shown_items import (
+    bare_strip,
+    marked,
+    ranked_line,
+    small,
+    strip,
+    title_of,
+)
 from mmsrec_jax.pages.written import About
 from mmsrec_jax.runtime import disk
 
 USERS, LISTED, FAILURES = 10, 10, 10
+_TRUTH = "true item"
 _HISTORY = 12  # latest items of a history that are shown
 
 
@@ -75,10 +84,14 @@ def users_section(
     about = written.of_items(workdir, {item for person in people for item in person.items}, done)
     names = [str(dataset.histories.users[person.user]) for person in people]
     texts = written.of_users(workdir, names, done)
+    told = _stated(workdir, names) if "users" in done else {}
     people_html = [
-        _person(person, name, texts.get(name, {}), about, pictures, is_open=number == 0)
+        _person(
+            person, name, told.get(name, {}), texts.get(name, {}), about, pictures,
+            is_open=number == 0,
+        )
         for number, (person, name) in enumerate(zip(people, names, strict=True))
-    ]
+    ]  # fmt: skip
     return joined(
         note(
             f"{len(people)} test users drawn at random. Ranks and lists are those of {system}, "
@@ -128,7 +141,7 @@ def failures_section(
                 element(
                     "div",
                     element("h4", "The user's latest items"),
-                    _strip(person.history[-4:], pictures),
+                    bare_strip(person.history[-4:], pictures),
                     class_="wide",
                 ),
                 class_="card",
@@ -216,6 +229,12 @@ def _neighbors(workdir: Path, users: np.ndarray) -> dict[tuple[int, int], list[t
     }
 
 
+def _stated(workdir: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Raw id -> what the user states of themselves, where step `users` read it."""
+    attributes = user_attributes.read(workdir / "users", np.array(names))
+    return {name: attributes.stated(at) for at, name in enumerate(names)}
+
+
 def _training_count(dataset: Dataset, items: np.ndarray) -> list[int]:
     """How many training interactions have each of a few items."""
     histories, split = dataset.histories, dataset.split
@@ -229,6 +248,7 @@ def _training_count(dataset: Dataset, items: np.ndarray) -> list[int]:
 def _person(
     person: Person,
     name: str,
+    told: Mapping[str, str],
     texts: dict[str, str],
     about: dict[int, About],
     pictures: Pictures,
@@ -250,67 +270,44 @@ def _person(
             class_="tag yes" if is_hit else "tag",
         ),
     )
-    target = pictures.item(person.target)
     words, why = _reasons(person.target, person, about, pictures)
     parts: list[Content] = [
         element("h4", "History, oldest first"),
-        _strip(person.history, pictures, [title_of(pictures.item(i)) for i in person.history]),
+        strip(person.history, pictures),
     ]
     if person.neighbors:
-        labels = [
-            f"{title_of(pictures.item(item))} ({similarity:.2f})"
-            for item, similarity in person.neighbors
-        ]
+        items = [item for item, _ in person.neighbors]
+        labels = [small(f"similarity {similarity:.2f}") for _, similarity in person.neighbors]
         parts += [
-            element("h4", "What similar users took next (similarity of histories)"),
-            _strip([item for item, _ in person.neighbors], pictures, labels),
+            element("h4", "What similar users took next"),
+            strip(items, pictures, labels),
         ]
+    if told:
+        parts += [element("h4", "What the user states"), stated(told)]
     for kind, title in (("profile", "Profile"), ("preference", "Latest preference")):
         if text := texts.get(kind):
             parts += [element("h4", title), element("p", clipped(text, 400))]
     parts += [
         element("h4", "What the user took in truth"),
         element(
-            "ul", _ranked(person.rank, person.target, title_of(target), words, why, pictures, True),
+            "ul",
+            ranked_line(
+                person.rank, person.target, pictures, words, mark=_TRUTH, said=why, kind="truth"
+            ),
             class_="ranked",
         ),
-    ]  # fmt: skip
+    ]
     if person.top:
         lines = []
         for rank, item in enumerate(person.top, 1):
             words, why = _reasons(item, person, about, pictures)
-            title = title_of(pictures.item(item))
-            is_truth = item == person.target
-            lines.append(_ranked(rank, item, title, words, why, pictures, is_truth))
+            truth = {"mark": _TRUTH, "kind": "truth"} if item == person.target else {}
+            lines.append(ranked_line(rank, item, pictures, words, said=why, **truth))
         parts += [
             element("h4", f"First {len(person.top)} of the list"),
             element("ol", lines, class_="ranked"),
         ]
     return element("details", summary, element("div", parts), class_="person", open=is_open)
-
-
-def _ranked(
-    rank: int,
-    item: int,
-    title: str,
-    words: Sequence[Html],
-    why: str,
-    pictures: Pictures,
-    is_truth: bool,
-) -> Html:
-    return element(
-        "li",
-        element("span", f"{rank:,}", class_="place"),
-        pictures.picture(item),
-        element(
-            "div",
-            element("div", title, [" ", element("b", "true item")] if is_truth else None),
-            element("div", words),
-            element("div", why, class_="id") if why else None,
-            class_="what",
-        ),
-        class_="truth" if is_truth else None,
-    )
 
 
 def _reasons(
@@ -323,17 +320,12 @@ def _reasons(
         word for past in person.history for word in dict.fromkeys(_words(past, about, pictures))
     )
     near = [other for other, _ in person.neighbors]
-    beside = Counter(
-        word for other in near for word in dict.fromkeys(_words(other, about, pictures))
-    )
-    shared = [word for word in words if before[word] or beside[word]]
-    labels = [f"{word} × {before[word]}" if before[word] else word for word in shared]
-    found = [*tags(labels, "shared"), *tags([word for word in words if word not in shared])]
+    beside = {word for other in near for word in _words(other, about, pictures)}
     taken = near.count(item)
     why = ""
     if taken:
         why = "a similar user took it next" if taken == 1 else f"{taken} similar users took it next"
-    return found, why
+    return marked(words, before, beside), why
 
 
 def _words(item: int, about: dict[int, About], pictures: Pictures) -> list[str]:
@@ -343,16 +335,3 @@ def _words(item: int, about: dict[int, About], pictures: Pictures) -> list[str]:
     found = pictures.item(item)
     return list(dict.fromkeys([*([found.category] if found.category else []),
                                *found.attributes.values()]))  # fmt: skip
-
-
-def _strip(items: Sequence[int], pictures: Pictures, labels: Sequence[str] = ()) -> Html:
-    """Pictures in a row that scrolls, with a label each or none."""
-    shown = [pictures.picture(item) for item in items]
-    if not labels:
-        entries = [element("li", picture) for picture in shown]
-        return element("ul", entries, class_="strip bare")
-    entries = [
-        element("li", picture, element("span", label))
-        for picture, label in zip(shown, labels, strict=True)
-    ]
-    return element("ul", entries, class_="strip", tabindex=0, aria_label="Items in a row")

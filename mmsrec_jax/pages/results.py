@@ -13,7 +13,7 @@ from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.comparison import bootstrap
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.report import is_shown
-from mmsrec_jax.pages.document import folded, note, table
+from mmsrec_jax.pages.document import bar, folded, note, table
 from mmsrec_jax.pages.markup import Content, Html, element, joined
 
 FEW_USERS = 5_000  # up to so many the interval is a bootstrap, above it the normal one
@@ -268,12 +268,6 @@ def system_name(name: str) -> Content:
     if name not in _KNOWS_THE_TRUTH:
         return name
     return [name, " ", element("span", "knows the generator", class_="tag")]
-
-
-def bar(share: float) -> Html:
-    """A bar of a share from 0 to 1, for the eye alone."""
-    inside = element("span", style=f"width:{max(share, 0.0):.1%}")
-    return element("span", inside, class_="bar", aria_hidden="true")
 
 
 def _gap(gap: Difference) -> Html:

@@ -17,7 +17,7 @@ import jax
 from mmsrec_jax.runtime import disk, files, processes, workdir
 from mmsrec_jax.runtime.errors import UserError
 
-_FILE = "run.json"
+FILE = "run.json"
 DONE, PARTIAL, OUTDATED, WAITING = "done", "not finished", "to run again", "not begun"
 _REMEDY = "run launch/train.py with this --workdir again, which writes it"
 
@@ -89,17 +89,17 @@ def machine() -> dict[str, Any]:
 
 def begin(path: Path, config: Mapping[str, Any], steps: Sequence[str]) -> None:
     """Records a start in `run.json`; what it says of steps that the run still has stays."""
-    known = disk.read_json(path / _FILE, f"delete it; {_REMEDY}") if _exists(path) else {}
+    known = disk.read_json(path / FILE, f"delete it; {_REMEDY}") if _exists(path) else {}
     kept = {name: told for name, told in known.get("machines", {}).items() if name in steps}
-    files.write_json(path / _FILE, {"config": config, "steps": list(steps), "machines": kept})
+    files.write_json(path / FILE, {"config": config, "steps": list(steps), "machines": kept})
 
 
 def ended(path: Path, step: str, found: Mapping[str, Any]) -> None:
     """Records that a step has ended, by the machine `found`."""
-    record = disk.read_json(path / _FILE, _REMEDY)
+    record = disk.read_json(path / FILE, _REMEDY)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record["machines"][step] = {**found, "ended": now}
-    files.write_json(path / _FILE, record)
+    files.write_json(path / FILE, record)
 
 
 def read(path: Path) -> RunFolder:
@@ -110,10 +110,10 @@ def read(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name the --workdir of launch/train.py")
-    record = disk.read_json(path / _FILE, _REMEDY)
+    record = disk.read_json(path / FILE, _REMEDY)
     for name, kind in (("config", dict), ("steps", list), ("machines", dict)):
         if not isinstance(record.get(name), kind):
-            raise UserError(f"{path / _FILE}: {name} is missing or damaged; {_REMEDY}")
+            raise UserError(f"{path / FILE}: {name} is missing or damaged; {_REMEDY}")
     records = workdir.records(path)
     steps, outdated = [], set[str]()
     for name in map(str, record["steps"]):
@@ -128,7 +128,7 @@ def read(path: Path) -> RunFolder:
 
 
 def _exists(path: Path) -> bool:
-    return (path / _FILE).exists()
+    return (path / FILE).exists()
 
 
 def _state(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmsrec_jax.pages.document import facts, note, table
+from mmsrec_jax.pages.document import bar, facts, note, table
 from mmsrec_jax.pages.markup import Content, Html, clipped, element, joined
 from mmsrec_jax.pages.run_folder import DONE, RunFolder, StepState
 from mmsrec_jax.runtime.progress import clock
@@ -93,10 +93,7 @@ def _steps(run: RunFolder) -> Html:
     for step in run.steps:
         machine = step.machine
         kind = "tag yes" if step.state == DONE else "tag"
-        share = None
-        if step.seconds is not None:
-            inside = element("span", style=f"width:{step.seconds / total:.1%}")
-            share = element("span", inside, class_="bar", aria_hidden="true")
+        share = None if step.seconds is None else bar(step.seconds / total)
         rows.append(
             [
                 [step.name, share],

@@ -40,9 +40,14 @@ def preference(
     )
 
 
-def profile(templates: Templates, *, likes: Sequence[str], dislikes: Sequence[str]) -> str:
-    """A text about a whole history."""
-    return _parts(templates, (templates.taste.usually, likes), (templates.taste.never, dislikes))
+def profile(
+    templates: Templates, *, states: Sequence[str], likes: Sequence[str], dislikes: Sequence[str]
+) -> str:
+    """A text about a user and their whole history."""
+    taste = templates.taste
+    return _parts(
+        templates, (taste.states, states), (taste.usually, likes), (taste.never, dislikes)
+    )
 
 
 def window(templates: Templates, entries: Sequence[str]) -> Section:
@@ -68,6 +73,14 @@ def texts(
         name, template, templates.text, separator, tuple(entries),
         drop=first, priority=priority,
     )  # fmt: skip
+
+
+def stated(templates: TasteTemplates, attributes: Sequence[str]) -> Section:
+    """What a user states; the last attribute goes first, after texts and counts of the history."""
+    separator = "," if templates.text.startswith(" ") else ", "
+    return Section(
+        "stated", templates.stated, templates.text, separator, tuple(attributes), priority=2
+    )
 
 
 def counts(templates: TasteTemplates, found: Sequence[tuple[str, int]]) -> Section:

@@ -17,12 +17,15 @@ class TasteTemplates:
       before, since: the text of the window before it, and the time between their last items.
       text: a text about the user in a section.
       counts, count: how often words stand on liked items of the whole history.
+      stated, attribute: what a user states of themselves, and one attribute of it; only where data
+        with such attributes was asked for.
       preferences, profile: texts of windows, and of the whole history.
       chain: the steps of a chain of thought that do not depend on the candidate.
       offers: its last step before the label, in the joint form.
       likes, dislikes, came, went: the four parts of a text about a window, {words} in each; a part
         without words is left out. The first two are step one of a chain, the others step two.
-      usually, never: the two parts of a profile.
+      states, usually, never: the three parts of a profile, {words} in each, as above; the first of
+        what the user states.
       ask_preference, ask_profile: what is asked of a window and of a whole history.
     """
 
@@ -34,6 +37,8 @@ class TasteTemplates:
     text: str
     counts: str
     count: str
+    stated: str
+    attribute: str
     preferences: str
     profile: str
     chain: str
@@ -42,6 +47,7 @@ class TasteTemplates:
     dislikes: str
     came: str
     went: str
+    states: str
     usually: str
     never: str
     ask_preference: str
@@ -57,6 +63,8 @@ TERSE = TasteTemplates(
     text=" {words}",
     counts="often{items}\n",
     count="{word} {count}",
+    stated="is{items}\n",
+    attribute="{name} {value}",
     preferences="taste{items}\n",
     profile="profile{items}\n",
     chain="so{items}\n",
@@ -65,6 +73,7 @@ TERSE = TasteTemplates(
     dislikes=" not {words}",
     came=" new {words}",
     went=" gone {words}",
+    states=" is {words}",
     usually=" likes {words}",
     never=" not {words}",
     ask_preference="write taste",
@@ -80,6 +89,8 @@ FULL = TasteTemplates(
     text="{words}",
     counts="How often these words stand on items that the user liked: {items}.\n\n",
     count="{word} ({count})",
+    stated="What the user states: {items}.\n\n",
+    attribute="{name} {value}",
     preferences="How the user's preferences went, oldest first:\n{items}\n\n",
     profile="Profile of the user:\n{items}\n\n",
     chain="Step by step. What the user prefers now, and how that moved:\n{items}\n\n",
@@ -88,6 +99,7 @@ FULL = TasteTemplates(
     dislikes="Does not like {words}. ",
     came="New: {words}. ",
     went="No longer: {words}. ",
+    states="States {words}. ",
     usually="Usually likes {words}. ",
     never="Does not like {words}. ",
     ask_preference=(
@@ -99,3 +111,7 @@ FULL = TasteTemplates(
         "history."
     ),
 )
+
+OF_ATTRIBUTES = ("stated", "attribute", "states")
+"""Sentences on which no tokenizer is trained: few data sets have attributes of users, and the
+vocabulary of the others stays as it is."""

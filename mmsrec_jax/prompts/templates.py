@@ -165,7 +165,10 @@ def corpus(templates: Templates) -> list[str]:
     sentences = {name: value for name, value in vars(templates).items() if name != "taste"}
     if templates.aggregated == templates.similar:
         del sentences["aggregated"]  # the same sentence once
-    for value in (*sentences.values(), *vars(templates.taste).values()):
+    of_taste = dict(vars(templates.taste))
+    for name in taste_templates.OF_ATTRIBUTES:
+        del of_taste[name]
+    for value in (*sentences.values(), *of_taste.values()):
         for text in value if isinstance(value, tuple) else (value,):
             names = [name for _, name, _, _ in string.Formatter().parse(text) if name]
             blank = dict.fromkeys(names, "") | {"letter": "A"}

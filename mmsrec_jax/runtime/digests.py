@@ -20,8 +20,10 @@ _BLOCK, _BLOCKS = 64 * 2**10, 64
 _LOOKED_INTO = 256  # of the files of a folder
 _THREADS = 8
 
-# Not a step's output but its diary, and what it needs no more once it is finished.
-_PASSING = {"step.json", "metrics.jsonl", "trackers.json", "tensorboard", "profile", "checkpoints"}
+# What a step needs no more once it is finished.
+_NEEDLESS = {"trackers.json", "tensorboard", "profile", "checkpoints"}
+# That, and its diary: not its output.
+_PASSING = {"step.json", "metrics.jsonl", *_NEEDLESS}
 # Arrays with checksums of their own (`training.weights`), which every reader verifies.
 _ARRAYS = "weights"
 # Every chunk has a hash in this format, which every reader verifies.
@@ -116,6 +118,11 @@ def of_folder(folder: Path) -> str:
         if place % step == 0:
             content.update(sampled(folder / name).encode())
     return content.hexdigest()
+
+
+def is_needless(name: str) -> bool:
+    """Whether a file or folder of a finished step is half written, or serves no later program."""
+    return name in _NEEDLESS or name.endswith(".partial")
 
 
 def _files(directory: Path) -> Iterable[Path]:

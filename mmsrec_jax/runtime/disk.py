@@ -133,6 +133,7 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
         _check_regular(path)
         # Not mapped: a page that is damaged or cut off would end the process.
         table = pq.read_table(path, memory_map=False)
+        table.validate(full=True)  # texts are UTF-8, indices lie in their dictionaries
         names = table.column_names  # no UTF-8 when damaged
     if missing := [name for name in columns if name not in names]:
         raise UserError(f"{path}: column {missing[0]} is missing; {remedy}")

@@ -1,4 +1,4 @@
-"""One run at a time in a folder.
+"""One run at a time in a folder, or programs in it one after the other.
 
 The lock is one of the operating system on the file `run.lock`, so that it ends with the process
 that holds it, however that ends. On NFS the server keeps it, for all machines. A workdir in a
@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import logging
@@ -36,8 +36,22 @@ def only_run(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     Raises:
       UserError: another run is under way there.
     """
+    with _locked(lambda: _lock(folder, flag)):
+        yield
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Inside, no other process has its turn in `folder`, an existing folder: who comes later waits
+    and says for whom. Of several processes the main one holds the lock for all."""
+    with _locked(lambda: _lock(folder, None)):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(lock: Callable[[], int]) -> Iterator[None]:
     opened: list[int] = []
-    processes.from_main(lambda: opened.append(_lock(folder, flag)))
+    processes.from_main(lambda: opened.append(lock()))
     try:
         yield
     finally:
@@ -47,7 +61,8 @@ def only_run(folder: Path, flag: str = "--workdir") -> Iterator[None]:
             os.close(number)
 
 
-def _lock(folder: Path, flag: str) -> int:
+def _lock(folder: Path, flag: str | None) -> int:
+    """The open file of the lock. flag: as of `only_run`; None waits while another has it."""
     path = folder / NAME
     with named(path):
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -55,17 +70,21 @@ def _lock(folder: Path, flag: str) -> int:
         # Of the process and not of the open file: input workers do not inherit it.
         fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _HELD:
-            told = holder(os.pread(number, 4096, 0))
+        told = holder(os.pread(number, 4096, 0))
+        if error.errno not in _HELD:
+            logging.warning(
+                "%s: this disk has no locks (%s); see to it that no other run uses the folder",
+                folder, first_line(error),
+            )  # fmt: skip
+        elif flag is None:
+            logging.info("%s: in use (%s); waits until it is free", folder, told)
+            fcntl.lockf(number, fcntl.LOCK_EX)
+        else:
             os.close(number)
             raise UserError(
                 f"{folder}: another run is under way here ({told}); wait for its end, stop it, "
                 f"or give this one another {flag}"
             ) from error
-        logging.warning(
-            "%s: this disk has no locks (%s); see to it that no other run uses the folder",
-            folder, first_line(error),
-        )  # fmt: skip
     text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()})
     with named(path):
         os.ftruncate(number, 0)

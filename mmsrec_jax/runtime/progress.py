@@ -1,7 +1,8 @@
 """Progress lines with rate and time left, for anything that takes longer than a few seconds."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from absl import logging
 
@@ -19,6 +20,19 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+_listeners: list[Callable[["Progress"], None]] = []
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[["Progress"], None]) -> Iterator[None]:
+    """Inside, `listener` is called after every progress line."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 class Progress:
     """Logs `name  done/total  rate  ETA  values` every `interval` seconds and once at the end.
 
@@ -28,6 +42,9 @@ class Progress:
       start: units that an earlier, interrupted run had already done; they do not count in the rate.
       unit: the word for one unit, in the plural.
       interval: seconds between lines.
+
+    Attributes:
+      left: seconds left when the last line was written; None where no rate is known.
     """
 
     def __init__(
@@ -36,6 +53,7 @@ class Progress:
         self.name, self.total, self.unit, self.interval = name, total, unit, interval
         self.done = self.start = start
         self.began = self.last_line = time.monotonic()
+        self.left: float | None = None
 
     def update(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
         """Counts `units` as done and prints a line when one is due (always when all is done)."""
@@ -46,13 +64,16 @@ class Progress:
         self.last_line = now
         elapsed = max(now - self.began, 1e-9)
         rate = (self.done - self.start) / elapsed
-        left = clock((self.total - self.done) / rate) if rate else "unknown"
+        self.left = (self.total - self.done) / rate if rate else None
+        left = "unknown" if self.left is None else clock(self.left)
         tail = f"ETA {left}" if self.done < self.total else f"took {clock(elapsed)}"
         shown = "  ".join(f"{k} {number(v)}" for k, v in (values or {}).items())
         logging.info(
             "%s  %d/%d %s  %.3g/s  %s  %s",
             self.name, self.done, self.total, self.unit, rate, tail, shown,
         )  # fmt: skip
+        for listener in _listeners:
+            listener(self)
 
 
 def track(items: Iterable, name: str, total: int, unit: str) -> Iterator:

@@ -59,7 +59,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     _compile_without_triton()
     flags.mark_flags_as_required(required)
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(main, flags_parser=parse_flags)
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
@@ -125,7 +125,7 @@ def _compile_without_triton() -> None:
         os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
 
 
-def _parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
+def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Flags as absl reads them; what is wrong with one becomes one clear line."""
     for arg, after in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
@@ -166,7 +166,7 @@ def _check_values(known: flags.FlagValues, arguments: Sequence[str]) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name}={value}: must be finite")
             if isinstance(value, str) and name in _PATHS and "://" in value:
-                if name == "workdir" and objects.is_url(value):
+                if name == "workdir" and objects.is_url(value) and "local_dir" in known:
                     continue
                 raise UserError(
                     f"--{name}={value}: a path of this machine is wanted; a workdir, data and "

@@ -6,11 +6,13 @@ When it has ended it says too what the step left, with digests: a step, and ever
 the folder later, compares them before it reads.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +21,13 @@ from typing import Any
 
 from absl import logging
 
-from mmsrec_jax.runtime import digests, disk, files, interruption, processes
+from mmsrec_jax.runtime import digests, disk, files, interruption, processes, progress
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.buckets.copies import SUPERSEDED
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import clock
+from mmsrec_jax.runtime.remaining import Timed, WholeRun
 
 _RECORD = "step.json"
 # Folder -> its fingerprint and stamps when this process last found it sound.
@@ -62,19 +65,39 @@ def run_steps(
     only: Sequence[str] | None = None,
     *,
     after: Callable[[str], None] | None = None,
+    reuse: Sequence[Path] = (),
 ) -> None:
     """Runs `steps` in order, or those named in `only`.
 
     A step whose config and inputs are those it finished with is skipped. One whose config
     changed says which field, its old folder moves to `superseded/`, and it runs afresh.
 
-    after: called in the main process with the name of each step that has run.
+    after: called in the main process with the name of each step that has run. reuse: folders of
+    other runs; a step that finished there with the same config and inputs is taken from the first
+    of them, by hard links, and does not run.
 
     Raises:
       UserError: `only` names an unknown step, or one whose inputs are not finished; what a step
         reads is no longer what an earlier one left.
     """
     check_names(steps, only)
+    configs = {step.name: json.loads(json.dumps(step.config)) for step in steps}
+    to_run = processes.from_main(lambda: unfinished(workdir, steps, only, reuse))
+    known = processes.from_main(lambda: _known_times(workdir, list(configs), reuse))
+    whole = WholeRun(configs, to_run, [Timed(*one) for one in known])
+    with progress.listening(whole.progressed):
+        _run_all(workdir, steps, only, after=after, reuse=reuse, whole=whole)
+
+
+def _run_all(
+    workdir: Path,
+    steps: Sequence[Step],
+    only: Sequence[str] | None,
+    *,
+    after: Callable[[str], None] | None,
+    reuse: Sequence[Path],
+    whole: WholeRun,
+) -> None:
     fingerprints: dict[str, str] = {}
     for step in steps:
         directory = workdir / step.name
@@ -97,6 +120,8 @@ def run_steps(
             {name: fingerprints[name] for name in step.inputs},
             shown=[name for other in steps for name in other.shown],
             after=after,
+            reuse=reuse,
+            whole=whole,
         )
         if step.then is not None:
             step.then()
@@ -111,7 +136,10 @@ def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:
 
 
 def unfinished(
-    workdir: Path, steps: Sequence[Step], only: Sequence[str] | None = None
+    workdir: Path,
+    steps: Sequence[Step],
+    only: Sequence[str] | None = None,
+    reuse: Sequence[Path] = (),
 ) -> list[str]:
     """Names of the steps that `run_steps` would run."""
     fingerprints: dict[str, str] = {}
@@ -120,10 +148,30 @@ def unfinished(
         config = json.loads(json.dumps(step.config))
         inputs = {name: fingerprints.get(name, "") for name in step.inputs}
         fingerprints[step.name] = _fingerprint(step.name, config, inputs)
-        record = _read(workdir / step.name)
-        is_done = record.get("finished") and record["fingerprint"] == fingerprints[step.name]
+        records = (_read(folder / step.name) for folder in (workdir, *reuse))
+        same = (r for r in records if r.get("fingerprint") == fingerprints[step.name])
+        is_done = any(record["finished"] for record in same)
         if not is_done and (only is None or step.name in only):
             found.append(step.name)
+    return found
+
+
+def _known_times(
+    workdir: Path, steps: Sequence[str], reuse: Sequence[Path]
+) -> list[tuple[str, Any, float]]:
+    """Name, config and seconds of every finished step that tells how long `steps` take: in this
+    run, in its earlier forms, the newest first, and in other runs."""
+    old = (workdir / SUPERSEDED).glob("*")
+    folders = {workdir / name: name for name in steps}
+    for folder in sorted(old, key=lambda path: path.stat().st_mtime, reverse=True):
+        folders[folder] = folder.name.rpartition("-")[0]
+    folders |= {other / name: name for other in reuse for name in steps}
+    found = []
+    for folder, name in folders.items():
+        with contextlib.suppress(UserError):  # of another version: it tells nothing
+            record = _read(folder, name) if name in steps else {}
+            if record.get("finished") and not record.get("resumed"):
+                found.append((name, record["config"], record["seconds"]))
     return found
 
 
@@ -214,17 +262,21 @@ def _run_step(
     *,
     shown: Sequence[str],
     after: Callable[[str], None] | None,
+    reuse: Sequence[Path],
+    whole: WholeRun,
 ) -> str:
     interruption.stop_if_requested()
-    record = processes.from_main(lambda: _begin(directory, step, inputs, shown))
+    record = processes.from_main(lambda: _begin(directory, step, inputs, shown, reuse))
     if not record["finished"]:
         buckets.pull(directory)
         began = time.monotonic()
+        whole.begin(step.name, resumed=record["resumed"])
         if step.alone:
             processes.from_main(lambda: _work(directory, step))
         else:
             _work(directory, step)
         processes.barrier()
+        whole.end(step.name)
         processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
         buckets.pull(directory)
         if after is not None and processes.is_main():
@@ -238,7 +290,11 @@ def _work(directory: Path, step: Step) -> None:
 
 
 def _begin(
-    directory: Path, step: Step, inputs: dict[str, str], shown: Sequence[str]
+    directory: Path,
+    step: Step,
+    inputs: dict[str, str],
+    shown: Sequence[str],
+    reuse: Sequence[Path],
 ) -> dict[str, Any]:
     """The record of the step: finished with this config and these inputs, or about to run."""
     config = json.loads(json.dumps(step.config))  # tuples become lists, as in the stored form
@@ -262,6 +318,10 @@ def _begin(
             step.name, "; ".join(changed), old,
         )  # fmt: skip
         record = {}
+    if not record and (source := _same(reuse, step.name, fingerprint)):
+        _take(source, directory)
+        record = _read(directory)
+        logging.info("step %s is taken from %s", step.name, source.parent)
     if record.get("finished"):
         logging.info("step %s is finished (%s)", step.name, clock(record["seconds"]))
         _show(directory, step)
@@ -269,8 +329,10 @@ def _begin(
     for name in _all_inputs(directory.parent, step.inputs):
         _verify(directory.parent / name, _read(directory.parent / name))
     directory.mkdir(parents=True, exist_ok=True)
+    resumed = _has_output(directory)
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
-    logging.info("step %s %s", step.name, "goes on" if _has_output(directory) else "begins")
+    record["resumed"] = resumed  # its seconds are then not those of the whole step
+    logging.info("step %s %s", step.name, "goes on" if resumed else "begins")
     files.write_json(directory / _RECORD, record)
     buckets.push(directory)
     return record
@@ -285,6 +347,39 @@ def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float)
     buckets.push(directory)
     _show(directory, step, again=True)
     logging.info("step %s is finished (%s)", step.name, clock(seconds))
+
+
+def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
+    """The folder of the first other run's step that is finished and has this fingerprint."""
+    for folder in reuse:
+        record = _read(folder / step)
+        if not record.get("finished") or record["fingerprint"] != fingerprint:
+            continue
+        if problem := digests.difference(folder / step, record["outputs"]):
+            logging.warning("%s, so step %s is not taken from there", problem, step)
+            continue
+        return folder / step
+    return None
+
+
+def _take(source: Path, directory: Path) -> None:
+    """Links what a finished step left into the folder of a step that has not begun. No program
+    changes such a file in place."""
+    with disk.arriving(directory) as partial:
+        shutil.copytree(
+            source,
+            partial,
+            ignore=lambda _, names: [name for name in names if digests.is_needless(name)],
+            copy_function=_link,
+            dirs_exist_ok=True,
+        )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of another disk, or of one without links
+        shutil.copy2(source, target)
 
 
 def _show(directory: Path, step: Step, *, again: bool = False) -> None:
@@ -317,8 +412,8 @@ def _verify(directory: Path, record: Mapping[str, Any]) -> None:
     _verified[directory] = known
 
 
-def _read(directory: Path) -> dict[str, Any]:
-    """The record of a step; empty where there is none.
+def _read(directory: Path, name: str = "") -> dict[str, Any]:
+    """The record of a step; empty where there is none. name: of the step, the folder's if empty.
 
     Raises:
       UserError: it is damaged, or of another version.
@@ -331,12 +426,13 @@ def _read(directory: Path) -> dict[str, Any]:
     wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool}
     if record.get("finished"):
         wanted |= {"seconds": float, "outputs": dict}
-    for name, kind in wanted.items():
-        if not isinstance(record.get(name), kind):
+    for field, kind in wanted.items():
+        if not isinstance(record.get(field), kind):
             raise UserError(
-                f"{path}: {name} is missing or damaged, or another version wrote it; {remedy}"
+                f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
-    if record["fingerprint"] != _fingerprint(directory.name, record["config"], record["inputs"]):
+    step = name or directory.name
+    if record["fingerprint"] != _fingerprint(step, record["config"], record["inputs"]):
         raise UserError(f"{path}: the fingerprint is not that of its content; {remedy}")
     return record
 

@@ -16,7 +16,7 @@ def parse(*arguments: str) -> Settings:
     holder = config_flags.DEFINE_config_file(
         "config", None, "", known, lock_config=True, sys_argv=argv
     )
-    startup._parse_flags(argv, known)
+    startup.parse_flags(argv, known)
     return from_config(Settings, holder.value)
 
 
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line_that_names_the_field(argument, message):
 def test_a_missing_config_file_gets_the_nearest():
     argv = ["program", "--config=configs/bas.py:sasrec"]
     with pytest.raises(UserError, match="no file configs/bas.py; did you mean configs/base.py?"):
-        startup._parse_flags(argv, flags.FlagValues())
+        startup.parse_flags(argv, flags.FlagValues())
 
 
 def test_every_missing_flag_is_named():
@@ -86,4 +86,4 @@ def test_every_missing_flag_is_named():
         flags.DEFINE_string(name, None, "", flag_values=known)
         flags.mark_flag_as_required(name, known)
     with pytest.raises(UserError, match="--config and --workdir must be given"):
-        startup._parse_flags(["program"], known)
+        startup.parse_flags(["program"], known)

@@ -1,5 +1,6 @@
 """A data set before training: numbers by hand, planted faults by line, leaks by brute force."""
 
+import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -237,8 +238,14 @@ def test_the_page_holds_hostile_texts_as_text(tmp_path):
     items = {id: f"{HOSTILE} {title}" for id, title in ITEMS.items()}
     images = {f"i{i}.jpg": jpeg(seed=i) for i in range(5)} | {"i1.jpg": b"no picture"}
     settings = write_shop(tmp_path / "shop", sound_rows(), items, images)
+    users = "".join(f"u{u}\tmotto {u} {HOSTILE}\n" for u in range(3))
+    (tmp_path / "shop" / "shop.user").write_text(f"user_id:token\tmotto:token_seq\n{users}")
+    settings = dataclasses.replace(settings, user_fields=("motto",))
     prepared, texts = look(settings)
     histories = samples.draw(prepared, 3, 0)
+    assert [history.stated["motto"][:7] for history in histories] == [
+        f"motto {u}" for u in range(3)
+    ]
     told = {
         "tables": numbers.tables(prepared, texts, None, prompt_fields=(), text_tokens=9),
         "findings": problems.check(settings, prepared, texts),
@@ -254,5 +261,6 @@ def test_the_page_holds_hostile_texts_as_text(tmp_path):
     pictures = [a for tag, a in found.tags if tag == "img"]
     assert len(pictures) == sum(c.has_image and c.id != "i1" for h in histories for c in h.choices)
     assert "<script>alert(1)</script>" in found.said and "\u202e" not in page
+    assert all(f"motto {u} <script>alert(1)" in found.said for u in range(3))
     assert found.said.count("i1.jpg") == 1 and "unreadable" in found.said
     assert any(a.get("name") == "viewport" for _, a in found.tags)

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import os
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ import toy_model
 
 from mmsrec_jax.data.records import Catalog
 from mmsrec_jax.inference import sampler, texts
-from mmsrec_jax.inference.text_store import TextStore, digest_of
+from mmsrec_jax.inference.text_store import SharedStores, TextStore, digest_of
 from mmsrec_jax.inference.texts import Decoding, write_texts
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.item_prompts import SummarySource
@@ -200,6 +202,53 @@ def test_a_store_drops_half_a_line_and_goes_on(tmp_path):
     assert [(row["user"], row["window"], row["written"]) for row in rows] == [
         ("a", 0, "z"), ("a", 1, "y\u2028")
     ]  # fmt: skip
+
+
+def test_programs_write_a_file_in_turn_and_read_it_again_only_when_others_wrote(
+    tmp_path, monkeypatch
+):
+    path, count = tmp_path / "asked" / "texts.jsonl", 25
+
+    def write(name):
+        stores = SharedStores(tmp_path / "asked")
+        for number in range(count):
+            with stores.turn():
+                store = stores.open(path, ("name", "number"))
+                done = store["sum", 0]["done"] + 1 if ("sum", 0) in store else 1
+                store.append(
+                    [((name, number), {"done": done}, "1"), (("sum", 0), {"done": done}, "1")]
+                )
+                store.compact()
+
+    children = []
+    for name in ("a", "b"):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                write(name)
+            finally:
+                os._exit(int(sys.exception() is not None))
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    whole = TextStore(path, ("name", "number"))
+    assert len(whole) == 2 * count + 1 and whole["sum", 0]["done"] == 2 * count
+    assert sorted(row["done"] for row in whole if row["name"] != "sum") == [
+        *range(1, 2 * count + 1)
+    ]
+
+    reads, own = [], TextStore._read
+    monkeypatch.setattr(TextStore, "_read", lambda store: (reads.append(store.path), own(store)))
+    one, two = SharedStores(tmp_path / "asked"), SharedStores(tmp_path / "asked")
+    for number in range(5):
+        with one.turn():
+            one.open(path, ("name", "number")).append([(("c", number), {}, "1")])
+    assert len(reads) == 1
+    with two.turn():
+        two.open(path, ("name", "number")).append([(("c", 5), {}, "1")])
+    with one.turn():
+        assert ("c", 5) in one.open(path, ("name", "number"))
+    with one.turn():
+        assert len(one.open(path, ("name", "number"))) == 2 * count + 7
+    assert len(reads) == 3
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def test_suffix_logprobs_match_plain_sequences():
     model = tiny.model()
     batch = tiny.prompts([[5, 6, 7], [8, 9, 10, 11, 12]], images=True, length=16)
     rng = np.random.default_rng(1)
-    tokens = rng.integers(3, 38, (2, 3, 4)).astype(np.int32)
-    lengths = np.array([[4, 0, 3], [1, 4, 2]])
+    tokens = rng.integers(3, 38, (2, 3, 5)).astype(np.int32)
+    lengths = np.array([[5, 0, 3], [1, 4, 2]])
     score = jax.jit(lambda b: suffixes.suffix_logprobs(model, b, tokens, lengths))
     scores = np.asarray(score(batch))
     for row in range(2):

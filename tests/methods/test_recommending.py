@@ -1,5 +1,6 @@
 """Recommendations of a tiny run of MMSRARec, by the functions and by the command."""
 
+import html
 import itertools
 import json
 import os
@@ -10,10 +11,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import browser
 import html_check
 import jax
 import known_users
 import launched
+import local_page
 import numpy as np
 import pytest
 import step_records
@@ -33,6 +36,7 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.workdir import run_steps
+from mmsrec_jax.serving.site import RecommendSite
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 60
@@ -252,6 +256,128 @@ def test_the_page_of_an_answer_shows_it_and_hostile_text_stays_text(workdir):
     assert f"{word} × {before[word]}" in found.words
 
 
+# --- the local page -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(workdir):
+    asked = Recommending(workdir, one_device())
+    asked.prepare()
+    site = RecommendSite(asked, workdir)
+    site._search.wait()
+    with local_page.serving(site) as found:
+        yield found
+
+
+def test_the_local_page_answers_what_the_run_does_and_compiles_nothing(server, asked):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "/compile/" in event else None
+    )
+    eleven = [f"i{number:04d}" for number in range(3, 14)]
+    questions = {
+        "user=u00003": {"user": "u00003"},
+        "user=u00004&top=3": {"user": "u00004", "top": 3},
+    }
+    for ids in (HISTORY[:1], HISTORY, eleven):
+        questions["&".join(f"item={id}" for id in ids)] = {"history": ids}
+    shown = {}
+    for query in questions:
+        status, shown[query] = local_page.page(server, f"/?{query}&ask=1")
+        assert status == 200 and "Answered in " in shown[query].words
+    assert not compiled
+    jax.jit(lambda x: x + 41)(1.0)
+    assert compiled, "nothing is counted"
+    for query, question in questions.items():
+        answer, found = asked.recommend(**question), shown[query]
+        places = [found.words.index(f"{item.id}, score {item.score:.3f}") for item in answer.items]
+        assert places == sorted(places) and found.words.count(", score ") == len(answer.items)
+        for item in answer.neighbors:
+            assert f"similarity {item.similarity:.2f}" in found.words
+        titles = [asked.catalog[asked.catalog.index[item.id]].title for item in answer.items]
+        assert [picture["alt"] for picture in found.pictures][: len(titles)] == titles
+        assert all(picture["src"].startswith("data:image/") for picture in found.pictures)
+
+
+def test_items_are_found_chosen_and_taken_back_by_the_address_alone(server, asked, written):
+    def values(found, name):
+        return [given["value"] for _, given in found.seen if given.get("name") == name]
+
+    word = written["i0007"][0]
+    _, found = local_page.page(server, f"/?q={word.upper()}&item=i0023")
+    wanted = [
+        item.id
+        for item in itertools.islice(asked.catalog, ITEMS)
+        if word in f"{item.id} {item.title} {', '.join(written[item.id])}".lower()
+    ]
+    assert "i0007" in wanted and values(found, "add") == wanted[:24]
+    _, found = local_page.page(server, "/?item=i0023&item=i0031&add=i0007&drop=0&q=i0007")
+    assert values(found, "item") == 3 * ["i0031", "i0007"]  # in three forms
+    assert values(found, "drop") == ["0", "1"] and "Answered" not in found.words
+    _, found = local_page.page(server, "/?q=no+such+words")
+    assert "0 of 0 items" in found.words
+
+
+def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_path, monkeypatch):
+    old, hostile = asked.catalog[12], "<script>alert(1)</script>"
+    fields = [("item", "i0007"), ("title", hostile), ("id", 'n"&1'), ("description", "for\r\nyou")]
+    status, _, headers = local_page.post(server, "/add", fields, {"picture": old.image})
+    assert status == 303 and headers["Location"].startswith("/?item=i0007&")
+    status, found = local_page.page(server, headers["Location"])
+    assert status == 200 and hostile in found.words and "new item" in found.words
+    assert 'Added n"&1. Its keywords: ' in found.words and "Answered in " in found.words
+    assert any(picture["alt"] == hostile for picture in found.pictures)
+    assert 'n"&1' in [given["value"] for _, given in found.seen if given.get("name") == "add"]
+    _, found = local_page.page(server, "/?item=i0007&item=n%22%261&ask=1")
+    assert "Answered in " in found.words
+    status, _, headers = local_page.post(server, "/add", [("title", "oak lamp")])
+    assert status == 303 and local_page.page(server, headers["Location"])[0] == 200
+    _, found = local_page.page(server, "/?q=new-2")
+    assert "1 of 1 items" in found.words and "oak lamp" in found.words
+    monkeypatch.setattr("mmsrec_jax.serving.site._DEEP", 1)
+    _, found = local_page.page(server, "/?item=i0007&top=1&ask=1")
+    assert "New items behind place 1: " in found.words
+    for wrong, files, line in (
+        ([("title", "a"), ("id", 'n"&1')], {}, "is in the catalog; a new item needs a new id"),
+        ([("title", " ")], {}, "the item has no title; give it one"),
+        ([("title", "a")], {"picture": b"no picture"}, "the picture cannot be read: 10 bytes"),
+        ([("title", "a" * 6000)], {}, "more than 5,000 characters"),
+        ([("title", "a"), ("id", "a" * 300)], {}, "the id has more than"),
+        ([("title", "a"), ("item", "none")], {}, "knows no item"),
+    ):
+        status, text, _ = local_page.post(server, "/add", wrong, files)
+        assert status == 400 and line in html.unescape(text)
+    if browser.PROGRAM:
+        text = local_page.ask(server, "/?item=i0007&item=i0023&ask=1&q=lamp")[1]
+        (tmp_path / "page.html").write_text(text)
+        assert all(found["images"] > 20 for found in browser.look(tmp_path / "page.html", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "line"),
+    [
+        ("/?item=i007&ask=1", 400, "knows no item 'i007'; did you mean 'i0007', "),
+        ("/?user=u0003&ask=1", 400, "did you mean 'u00003'"),
+        ("/?ask=1", 400, "the history is empty: find items"),
+        ("/?user=u00003&item=i0007&ask=1", 400, "a user and a history are given"),
+        ("/?top=0", 400, "a number from 1 to 100"),
+        ("/?top=1&top=2", 400, "'top' is given 2 times"),
+        ("/?item=i0007&drop=1", 400, "the history has no such place"),
+        ("/?item=i0007&times=now&ask=1", 400, "times: could not convert"),
+        ("/?item=i0007&times=1,2&ask=1", 400, "times: 2 for 1 items"),
+        ("/?item=i0007&now=nan&ask=1", 400, "now"),
+        ("/?" + "&item=i0007" * 501, 400, "more than 500 items"),
+        ("/pictures/i0007.png", 404, "there is no such page"),
+        ("/../run.json", 404, "there is no such page"),
+        ("/add", 404, "there is no such page"),
+    ],
+)
+def test_mistakes_on_the_local_page_are_one_line(server, workdir, path, status, line):
+    found, text, _ = local_page.ask(server, path)
+    assert found == status and line in html.unescape(text)
+    assert "Traceback" not in text and str(workdir.parent) not in text
+
+
 class Backwards:
     """Another scorer of the whole catalog."""
 
@@ -407,6 +533,8 @@ def test_the_command_for_people_and_its_mistakes(workdir, tmp_path):
         ("none", ["--user=u00003"], "--workdir must be given"),
         ("where", [f"--workdir={tmp_path}", "--user=u00003"], "no run has begun in this folder"),
         ("times", [f"--workdir={workdir}", "--history=i0007", "--times=now"], "--times: could not"),
+        ("port", [f"--workdir={workdir}", "--port=1"], "--port: it belongs to --serve"),
+        ("both", [f"--workdir={workdir}", "--serve", "--top=3"], "--top: with --serve, ask on the"),
         (
             "add",
             [f"--workdir={workdir}", "--user=u00003", "--add=x.jsonl"],

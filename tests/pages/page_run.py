@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmsrec_jax.data import build, store
+from mmsrec_jax.data import build, store, user_attributes
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.report import Report
+from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.evaluation import ranking, report, results
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import run_folder
@@ -26,7 +27,7 @@ HOSTILE = (
     "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\x00\ud800&amp;"
 )
 SYSTEMS = {"random": 0.0, "popularity": 0.5, "sasrec": 1.0, "mmsrarec": 3.0}
-STEPS = ("data", "summarizer", "summaries", "sasrec", "retrieval", "evaluation")
+STEPS = ("data", "users", "summarizer", "summaries", "sasrec", "retrieval", "evaluation")
 
 
 @dataclass
@@ -39,8 +40,9 @@ class PageRun:
 
     def steps(self) -> list[Step]:
         inputs = {
-            "data": (), "summarizer": ("data",), "summaries": ("data", "summarizer"),
-            "sasrec": ("data",), "retrieval": ("data", "sasrec"), "evaluation": ("data", "sasrec"),
+            "data": (), "users": ("data",), "summarizer": ("data",),
+            "summaries": ("data", "summarizer"), "sasrec": ("data",),
+            "retrieval": ("data", "sasrec"), "evaluation": ("data", "sasrec"),
         }  # fmt: skip
         settings = {"data": {"data": self.config["data"]}}
         return [
@@ -73,6 +75,11 @@ class PageRun:
         found.finish(catalog, histories, written)
         found.split(build.split(DataSettings(), histories))
         found.save(folder / "report.json")
+
+    def users(self, folder: Path) -> None:
+        users = self.dataset.histories.users
+        told = [f"motto {n} {HOSTILE.replace(chr(0xD800), '')}" for n in range(len(users))]
+        user_attributes.write(folder, users, UserAttributes.of({"motto": told}))
 
     def summarizer(self, folder: Path) -> None:
         _log(folder, lambda step: {"loss": 0.1, "reward/total": step / 100, "reward/length": -4.0})

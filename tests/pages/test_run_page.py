@@ -47,7 +47,7 @@ def test_after_every_step_the_page_is_sound_and_says_how_far_the_run_is(states):
     for number, (_, found) in enumerate(seen.values(), 1):
         assert found.problems == []
         left = len(page_run.STEPS) - number
-        assert (f"{number} of 6 steps are done; next: " in found.words) is bool(left)
+        assert (f"{number} of 7 steps are done; next: " in found.words) is bool(left)
         states_told = [row[1] for row in found.table("Time is since")[1:]]
         assert states_told == ["done"] * number + ["not begun"] * left
     assert "results" not in seen["retrieval"][1].ids and "results" in seen["evaluation"][1].ids
@@ -135,6 +135,8 @@ def test_users_are_shown_with_history_neighbors_lists_and_truth(done):
         f"u{user}<b>true item at rank {ranks.ranks[user]} of {ranks.candidates[user]}"
         in found.words
     )
+    assert found.words.count("What the user states") == 10
+    assert f"motto: motto {user} </title></style><script>alert" in found.words
     in_list = [ranks.targets[row] in ranks.top[row] for row in range(30)]
     assert sum(in_list) > 15
     assert (

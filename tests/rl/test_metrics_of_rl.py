@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 
+from mmsrec_jax.models import flops
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.rl import metrics
 
@@ -35,3 +36,18 @@ def test_keywords_are_counted_and_told_apart_without_case():
     words = ["image: oak, Lamp\ntext: desk", "image: OAK\ntext: desk, lamp"]
     found = metrics.of_keywords([[parse_summary(text) for text in words]])
     assert found == {"rollout/keywords": 3.0, "rollout/unique_keywords": 3.0}
+
+
+def test_work_is_two_passes_and_the_updates_over_prompts_and_summaries():
+    segments = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    prompts, lengths = SimpleNamespace(segment_ids=segments), np.array([[1, 4], [3, 7]])
+    asked = []
+
+    def model_flops(count, tokens, read, batch):
+        asked.append((count, tokens.tolist(), read.tolist()))
+        return {flops.forward: 100, flops.train_step: 7}[count]
+
+    found = metrics.of_work(model_flops, prompts, lengths, updates=3, num_batch_shards=4)
+    assert asked == [(count, [8, 15], [5, 10]) for count in (flops.forward, flops.train_step)]
+    amounts = {"tokens": 23, "examples": 4, "flops": 2 * 100 + 3 * 7}
+    assert found == {f"work/{name}": 4.0 * amount for name, amount in amounts.items()}

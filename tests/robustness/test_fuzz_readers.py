@@ -5,16 +5,12 @@ A few dozen damages of each run with the other tests; `make robustness FUZZ_SECO
 ten minutes a reader. A failure names the seed: `FUZZ_SEED=<seed>` begins with it.
 """
 
-import dataclasses
 import gzip
 import io
 import json
-import os
 import random
-import resource
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import hostile
@@ -23,6 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy_items
+from fuzzing import (
+    SECONDS,
+    SEED,
+    Target,
+    either,
+    for_seconds,
+    fuzz,
+    json_lines,
+    json_value,
+    unpacked,
+)
 from mutate import damaged_bytes, damaged_json, damaged_template
 from PIL import Image
 
@@ -42,45 +49,6 @@ from mmsrec_jax.retrieval.similar import Neighbors
 from mmsrec_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
-SEED = int(os.environ.get("FUZZ_SEED", "0"))
-_SLOWEST = 20.0  # seconds, of one file
-_MEMORY = 3 * 2**20  # KiB that the largest moment may add
-
-Damage = Callable[[bytes, random.Random], bytes]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A reader. make: writes valid files into a folder. read: reads them. damage: by the end of a
-    file's name. cases: how many run with the other tests, about a second's worth."""
-
-    make: Callable[[Path], None]
-    read: Callable[[Path], object]
-    damage: dict[str, Damage]
-    cases: int
-
-
-def _json(data: bytes, rng: random.Random) -> bytes:
-    return damaged_json(data.decode(), rng)
-
-
-def _json_lines(data: bytes, rng: random.Random) -> bytes:
-    lines = data.splitlines()
-    at = rng.randrange(len(lines))
-    lines[at] = damaged_json(lines[at].decode(), rng)
-    return b"\n".join(lines) + b"\n"
-
-
-def _either(one: Damage, other: Damage) -> Damage:
-    return lambda data, rng: (one if rng.random() < 0.5 else other)(data, rng)
-
-
-def _unpacked(data: bytes, rng: random.Random) -> bytes:
-    """Of a gzip file: what it holds, or its own bytes."""
-    if rng.random() < 0.5:
-        return damaged_bytes(data, rng)
-    return gzip.compress(damaged_bytes(gzip.decompress(data), rng))
 
 
 def encoded(format: str, size: tuple[int, int] = (20, 15), **options: object) -> bytes:
@@ -275,7 +243,7 @@ def _read_external(folder: Path) -> None:
             hostile.check_line(str(error))
 
 
-_CONFIG = {"config.json": _json, "preprocessor_config.json": _json}
+_CONFIG = {"config.json": json_value, "preprocessor_config.json": json_value}
 TARGETS = {
     "atomic": Target(
         _make_shop,
@@ -284,12 +252,12 @@ TARGETS = {
         150,
     ),
     "atomic_gz": Target(
-        lambda folder: _make_shop(folder, packed=True), _read_shop, {".gz": _unpacked}, 150
+        lambda folder: _make_shop(folder, packed=True), _read_shop, {".gz": unpacked}, 150
     ),
     "item_lines": Target(
         _make_lines,
         lambda folder: item_lines.read(folder / "new.jsonl"),
-        {".jsonl": _either(_json_lines, damaged_bytes), ".jpg": damaged_bytes},
+        {".jsonl": either(json_lines, damaged_bytes), ".jpg": damaged_bytes},
         300,
     ),
     "images": Target(
@@ -301,8 +269,8 @@ TARGETS = {
     "store": Target(
         _make_store,
         _read_store,
-        {"manifest.json": _json, ".parquet": damaged_bytes, "features.json": _json,
-         "dataset_info.json": _json, "00000-of-00001": damaged_bytes},
+        {"manifest.json": json_value, ".parquet": damaged_bytes, "features.json": json_value,
+         "dataset_info.json": json_value, "00000-of-00001": damaged_bytes},
         20,
     ),
     "features": Target(
@@ -318,26 +286,26 @@ TARGETS = {
     "safetensors": Target(
         _make_model("llama"),
         _read_model,
-        {".safetensors": _either(_header, damaged_bytes)},
+        {".safetensors": either(_header, damaged_bytes)},
         40,
     ),
     "tokenizer": Target(
         _make_tokenizer,
         _read_tokenizer,
-        {"tokenizer.json": _json, "tokenizer_config.json": _json},
+        {"tokenizer.json": json_value, "tokenizer_config.json": json_value},
         10,
     ),
     "template": Target(_make_template, _read_template, {".jinja": _template}, 6),
     "texts": Target(
         _make_texts,
         lambda folder: list(TextStore(folder / "texts.jsonl", key="item")),
-        {".jsonl": _either(_json_lines, damaged_bytes)},
+        {".jsonl": either(json_lines, damaged_bytes)},
         300,
     ),
     "chains": Target(
         _make_chains,
         lambda folder: chains.read(folder / "chains.jsonl", _histories()),
-        {".jsonl": _either(_json_lines, damaged_bytes)},
+        {".jsonl": either(json_lines, damaged_bytes)},
         300,
     ),
     "ranks": Target(_make_ranks, _read_ranks, {".parquet": damaged_bytes}, 100),
@@ -355,64 +323,12 @@ def impatient(monkeypatch):
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_read_or_refused_in_one_line(name, tmp_path):
     target = TARGETS[name]
-    _fuzz(name, target, tmp_path, range(SEED, SEED + target.cases))
+    fuzz(name, target, tmp_path, range(SEED, SEED + target.cases))
 
 
 @pytest.mark.robustness
 @pytest.mark.skipif(not SECONDS, reason="FUZZ_SECONDS is not set")
 @pytest.mark.parametrize("name", TARGETS)
 def test_for_longer(name, tmp_path):
-    tried = _fuzz(name, TARGETS[name], tmp_path, _until(time.monotonic() + SECONDS))
+    tried = fuzz(name, TARGETS[name], tmp_path, for_seconds(SECONDS))
     print(f"{name}: {tried} damaged files in {SECONDS:g} s")
-
-
-def _until(end: float) -> Iterator[int]:
-    seed = 10_000 + SEED
-    while time.monotonic() < end:
-        yield seed
-        seed += 1
-
-
-def _fuzz(name: str, target: Target, folder: Path, seeds: "range | Iterator[int]") -> int:
-    """How many damages were tried; fails at the first that the reader does not take."""
-    valid = folder / "valid"
-    valid.mkdir()
-    target.make(valid)
-    target.read(valid)
-    paths = [path for path in sorted(valid.rglob("*")) if path.is_file()]
-    damages = {
-        path: damage
-        for path in paths
-        for end, damage in target.damage.items()
-        if path.name.endswith(end)
-    }
-    assert damages, f"{name}: no file to damage"
-    begun, tried = _peak(), 0
-    for seed in seeds:
-        rng = random.Random(seed)
-        work = folder / "work"
-        shutil.copytree(valid, work)
-        for path in rng.sample(list(damages), rng.choice((1, 1, 1, min(2, len(damages))))):
-            damaged = damages[path](path.read_bytes(), rng)
-            (work / path.relative_to(valid)).write_bytes(damaged)
-        _read(f"{name}, FUZZ_SEED={seed}", target, work)
-        assert _peak() - begun < _MEMORY, f"{name}, FUZZ_SEED={seed}: memory"
-        shutil.rmtree(work)
-        tried += 1
-    return tried
-
-
-def _read(label: str, target: Target, work: Path) -> None:
-    start = time.monotonic()
-    try:
-        target.read(work)
-    except UserError as error:
-        hostile.check_line(str(error))
-    except Exception as error:
-        raise AssertionError(f"{label}: {type(error).__name__}: {str(error)[:300]}") from error
-    assert time.monotonic() - start < _SLOWEST, f"{label}: slow"
-
-
-def _peak() -> int:
-    """KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -184,7 +184,7 @@ def parse() -> Iterator:
     before = set(flags.FLAGS)
     runpy.run_path(str(ROOT / "launch" / "recommend.py"))
     flags.FLAGS.unparse_flags()
-    yield lambda *given: startup._parse_flags([sys.argv[0], *given])
+    yield lambda *given: startup.parse_flags([sys.argv[0], *given])
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
     flags.FLAGS(sys.argv[:1])

@@ -25,7 +25,7 @@ def parse(*arguments: str) -> list[str]:
     flags.DEFINE_list("k", ["1"], "", flag_values=known)
     flags.DEFINE_float("now", None, "", flag_values=known)
     flags.DEFINE_integer("top", 10, "", 1, 100, flag_values=known)
-    return startup._parse_flags(["program", *arguments], known)
+    return startup.parse_flags(["program", *arguments], known)
 
 
 @pytest.mark.parametrize(

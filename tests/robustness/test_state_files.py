@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import hostile
@@ -136,7 +137,7 @@ def test_the_table_of_other_settings_does_not_stay(run):
     assert json.loads((run / "table.json").read_text()) == "second"
 
 
-def test_one_run_at_a_time_and_the_lock_ends_with_its_process(tmp_path):
+def test_one_run_at_a_time_and_the_lock_ends_with_its_process(tmp_path, caplog):
     held, free = os.pipe()
     child = os.fork()
     if not child:
@@ -147,8 +148,11 @@ def test_one_run_at_a_time_and_the_lock_ends_with_its_process(tmp_path):
     with hostile.refused(str(tmp_path), "another run is under way", f"process {child}"):
         with lock.only_run(tmp_path):
             pass
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    threading.Timer(0.2, lambda: os.kill(child, 9)).start()
+    with caplog.at_level("INFO", logger="absl"), lock.turn(tmp_path):  # which waits for its end
+        assert os.waitpid(child, 0)[0] == child
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"in use (process {child} " in said and "waits until it is free" in said
     with lock.only_run(tmp_path):
         pass
 

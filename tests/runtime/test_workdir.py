@@ -58,6 +58,34 @@ def test_a_changed_config_names_the_field_and_keeps_the_old_folder(tmp_path, cap
     assert len(kept) == 1 and json.loads(kept[0].read_text())["config"]["rate"] == 0.1
 
 
+def test_steps_of_equal_settings_are_taken_from_another_run(tmp_path, caplog):
+    calls = []
+    run_steps(tmp_path / "a", make(calls))
+    (tmp_path / "a" / "data" / "checkpoints").mkdir()
+    with caplog.at_level("INFO", logger="absl"):
+        run_steps(tmp_path / "b", make(calls, rate=0.2), reuse=[tmp_path / "a"])
+    assert calls == ["data", "train", "rank", "train", "rank"]
+    said = [record.getMessage() for record in caplog.records]
+    assert f"step data is taken from {tmp_path / 'a'}" in said
+    assert any(line.startswith("run: step 2 of 3 (train), about 0:00 left") for line in said)
+    left, taken = (tmp_path / name / "data" for name in "ab")
+    assert (taken / "out.txt").samefile(left / "out.txt")
+    assert not (taken / "checkpoints").exists()
+    (left / "out.txt").unlink()  # one run does not need the other
+    run_steps(tmp_path / "b", make(calls, rate=0.2))
+    assert len(calls) == 5
+
+
+def test_a_damaged_step_of_another_run_is_not_taken(tmp_path, caplog):
+    calls = []
+    run_steps(tmp_path / "a", make(calls), ["data"])
+    (tmp_path / "a" / "data" / "out.txt").write_text("y")
+    with caplog.at_level("WARNING", logger="absl"):
+        run_steps(tmp_path / "b", make(calls), ["data"], reuse=[tmp_path / "a"])
+    assert calls == ["data", "data"] and (tmp_path / "b/data/out.txt").read_text() == "x"
+    assert "out.txt has other content, so step data is not taken" in caplog.text
+
+
 def test_only_some_steps(tmp_path):
     calls = []
     with pytest.raises(UserError, match="rank needs train"):

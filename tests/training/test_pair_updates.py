@@ -76,7 +76,7 @@ def measured(made):
     """(model, batch, what the loss says of it)."""
     tokenizer, prompts = made
     model = toy_model.make(tokenizer, rank=0)
-    batch, _ = batches(prompts)[2]
+    batch, _ = batches(prompts)[5]
     return model, batch, metrics_of(model, batch, prompts)
 
 
@@ -91,11 +91,13 @@ def test_the_loss_by_hand(made, measured):
 
     margins = np.asarray(compiled(model, margins_of_pairs)(batch), np.float64)
     margins += 3.0 * cosines(model, batch.users, batch.items)
-    listwise = 0.0
+    listwise = first = 0.0
     for at, target in enumerate(batch.targets):
         among = np.flatnonzero(batch.competes[at])
         logits = margins[at] - batch.log_frequency
         listwise += np.log(np.exp(logits[among]).sum()) - logits[target]
+        first += among[np.argmax(logits[among])] == target
+    assert float(metrics["first_of_batch"]) == first / 8 > 0
     assert float(metrics["loss/listwise"]) == pytest.approx(listwise / 8, rel=1e-4)
     plain_logits = compiled(model, lambda model, rows: model.unembed(model(rows)))
     told, count = 0.0, 0
@@ -170,7 +172,7 @@ def test_without_a_tail_the_loss_is_of_the_cosines(made):
         context(), with_tail.renderer.prompt_config, ROWS, room=room, history=5, similar=3
     )
     model = toy_model.make(tokenizer, rank=0)
-    batch, _ = batches(prompts)[2]
+    batch, _ = batches(prompts)[5]
     logits = 3.0 * cosines(model, batch.users, batch.items) - batch.log_frequency
     expected = np.mean(
         [

@@ -14,14 +14,14 @@ from flax import nnx
 
 from mmsrec_jax.inputs.pipeline import batches
 from mmsrec_jax.inputs.recommend import PromptContext, RecommendSource
-from mmsrec_jax.models import lora
+from mmsrec_jax.models import flops, lora
 from mmsrec_jax.models.config import DecoderConfig, MLLMConfig, VisionConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config, to_config
-from mmsrec_jax.training import sft
+from mmsrec_jax.training import metering, sft
 from mmsrec_jax.training.sft import SFTSettings
 from mmsrec_jax.training.state import place
 
@@ -75,28 +75,44 @@ def log_softmax(logits):
 
 @pytest.fixture(scope="module")
 def forward(batch, prompt_config):
-    """model -> logits [B, L, V], loss, metrics; compiled once for all tests."""
+    """model -> logits [B, L, V], sums of rows, loss, metrics; compiled once for all tests."""
 
     @jax.jit
     def compute(params):
         model = nnx.merge(graphdef, params)
         logits = model.unembed(model(batch))
-        return logits, *sft.loss(
-            model, batch, yes_no_ids=prompt_config.chat.yes_no_ids, listwise_weight=0.5
+        return (
+            logits,
+            sft.row_sums(model, batch),
+            *sft.loss(model, batch, yes_no_ids=prompt_config.chat.yes_no_ids, listwise_weight=0.5),
         )
 
     graphdef = nnx.graphdef(make_model())
     return lambda model: compute(nnx.state(model))
 
 
+def balance(model, batch, yes, no):
+    """Changes the head so that about half of the candidates have yes above no."""
+    hidden = np.asarray(model(batch))
+    hidden = np.concatenate([hidden[b, at[at >= 0]] for b, at in enumerate(batch.answer_positions)])
+    kernel = np.array(model.text.head.kernel[...])
+    mean = hidden.mean(0)
+    off = np.median(hidden @ (kernel[:, yes] - kernel[:, no]))
+    kernel[:, yes] -= off * mean / (mean @ mean)
+    model.text.head.kernel[...] = jnp.asarray(kernel)
+
+
 def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
     yes, no = prompt_config.chat.yes_no_ids
-    logits, total, metrics = forward(make_model())
+    model = make_model()
+    balance(model, batch, yes, no)
+    logits, sums, total, metrics = forward(model)
     logprobs, weights = log_softmax(logits), batch.loss_weights
-    token = sum(
-        -weights[b, t] * logprobs[b, t - 1, batch.tokens[b, t]]
-        for b, t in zip(*np.nonzero(weights), strict=True)
-    )
+    of_row = np.zeros(len(logits))
+    for b, t in zip(*np.nonzero(weights), strict=True):
+        of_row[b] -= weights[b, t] * logprobs[b, t - 1, batch.tokens[b, t]]
+    np.testing.assert_allclose(sums, np.stack([of_row, weights.sum(1)], 1), rtol=1e-4)
+    token = of_row.sum()
     np.testing.assert_allclose(metrics["loss/tokens"], token / weights.sum(), rtol=1e-4)
     lists, first, right = [], [], {0: [], 1: []}
     for b in range(len(logits)):
@@ -110,7 +126,7 @@ def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
             first.append(np.argmax(score) == np.argmax(labels))
             for s, label in zip(score, labels, strict=True):
                 right[int(label)].append((s > 0) == label)
-    assert len(lists) >= 4
+    assert len(lists) >= 4 and all(0 < np.mean(found) < 1 for found in right.values())
     np.testing.assert_allclose(metrics["loss/listwise"], np.mean(lists), rtol=1e-4)
     np.testing.assert_allclose(total, token / weights.sum() + 0.5 * np.mean(lists), rtol=1e-4)
     np.testing.assert_allclose(metrics["yes_no/positive_first"], np.mean(first), atol=1e-6)
@@ -118,10 +134,18 @@ def test_loss_is_that_of_plain_softmaxes(forward, batch, prompt_config):
     np.testing.assert_allclose(metrics["yes_no/accuracy_no"], np.mean(right[0]), atol=1e-6)
 
 
+def test_work_is_that_of_tokens_targets_and_images(batch):
+    counted = metering.ModelFlops(make_model(), adapters=False)
+    tokens, targets = (batch.segment_ids != 0).sum(1), (batch.loss_weights > 0).sum(1)
+    wanted = {"tokens": tokens.sum(), "flops": counted(flops.train_step, tokens, targets, batch)}
+    found = sft._work(counted, flops.train_step, batch)
+    assert wanted.items() <= found.items() and targets.all()
+
+
 def test_equal_scores_are_not_first(forward):
     model = make_model()
     model.text.head.kernel[...] = jnp.zeros_like(model.text.head.kernel[...])
-    _, _, metrics = forward(model)
+    _, _, _, metrics = forward(model)
     assert metrics["yes_no/positive_first"] == 0
     np.testing.assert_allclose(metrics["loss/listwise"], np.log(4), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss/tokens"], np.log(600), rtol=1e-5)
@@ -165,6 +189,15 @@ def test_accumulated_gradients_are_those_of_the_batch_and_the_state_is_donated(
 def test_micro_batches_that_do_not_divide_are_refused(source, prompt_config, tmp_path, micro_batch):
     with pytest.raises(UserError, match=f"micro_batch={micro_batch} must divide batch_size=4"):
         train(source, prompt_config, tmp_path, micro_batch=micro_batch)
+
+
+def test_a_batch_has_as_many_micro_batches_as_fit():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=1, devices=jax.devices()[:4])
+    sizes = {0: 1, 4: 6, 12: 2, 24: 1}
+    settings = {
+        size: dataclasses.replace(SETTINGS, batch_size=24, micro_batch=size) for size in sizes
+    }
+    assert {size: sft.num_microbatches(one, mesh) for size, one in settings.items()} == sizes
 
 
 def train(source, prompt_config, directory, model=None, **changes):

@@ -12,6 +12,7 @@ from mmsrec_jax.data.inspection.items import ItemTexts
 from mmsrec_jax.data.inspection.tables import Cell, Table, share
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.data.user_attributes import UserAttributes
 
 if TYPE_CHECKING:  # seconds of import, paid by those who use it
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ def tables(
     found = [
         _counts(prepared.report, histories, len(prepared.dataset.catalog)),
         _coverage(texts),
+        *([_stated(histories.stated)] if histories.stated is not None else []),
         _lengths(histories),
         _length_buckets(histories),
         _popularity(histories, len(prepared.dataset.catalog)),
@@ -70,6 +72,19 @@ def _coverage(texts: ItemTexts) -> Table:
     counts["neither text nor picture"] = int((texts.is_bare & ~texts.has_image).sum())
     rows = [(name, (count, share(count, total))) for name, count in counts.items()]
     return Table("what items have", ("items", "share"), tuple(rows))
+
+
+def _stated(attributes: UserAttributes) -> Table:
+    """Counts alone, no values: these are personal."""
+    total, silent = len(attributes), np.ones(len(attributes), bool)
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    for name, column in attributes.columns.items():
+        count = attributes.coverage[name]
+        values = len(column.unique().drop_null())
+        rows.append((name, (count, share(count, total), values)))
+        silent &= column.is_null().to_numpy(zero_copy_only=False)
+    rows.append(("nothing", (int(silent.sum()), share(silent.sum(), total), None)))
+    return Table("what users state", ("users", "share", "different values"), tuple(rows))
 
 
 def _lengths(histories: Histories) -> Table:

@@ -32,22 +32,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class History:
-    """The latest choices of one user, oldest first; `count` in all."""
+    """The latest choices of one user, oldest first; `count` in all. stated: what the user states
+    of themselves, where the config asks for it."""
 
     user: str
     count: int
     choices: tuple[Choice, ...]
+    stated: dict[str, str]
 
     def json(self) -> dict[str, Any]:
         choices = [
             {name: value for name, value in vars(choice).items() if name != "item"}
             for choice in self.choices
         ]
-        return {"user": self.user, "interactions": self.count, "choices": choices}
+        told = {"stated": self.stated} if self.stated else {}
+        return {"user": self.user, "interactions": self.count, **told, "choices": choices}
 
     def text(self) -> str:
         """Lines for the screen."""
-        lines = [f"user {self.user}: {self.count:,} interactions"]
+        told = "".join(f", {name} {value}" for name, value in self.stated.items())
+        lines = [f"user {self.user}: {self.count:,} interactions{told}"]
         for choice in self.choices:
             cells = [
                 choice.when,
@@ -109,4 +113,5 @@ def _history(prepared: Prepared, u: int) -> History:
                 part=parts.get(position, ""),
             )
         )
-    return History(str(histories.users[u]), len(items), tuple(choices))
+    stated = {} if histories.stated is None else histories.stated.stated(u)
+    return History(str(histories.users[u]), len(items), tuple(choices), stated)

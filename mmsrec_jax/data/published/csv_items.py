@@ -52,11 +52,11 @@ def _records(path: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{path}:{number}: {first_line(error)}; is a quote open?") from None
 
 
-def checked_id(where: str, id: str, ids: Ids) -> str:
+def checked_id(where: str, id: str, ids: Ids, of: str = "item") -> str:
     """`id` if it is of the publisher's form, else UserError."""
     if not re.fullmatch(ids.pattern.removeprefix("^").removesuffix("$"), id):
         raise UserError(
-            f"{where}: item {reading.shown(id)} is not {ids.form}; are columns swapped, or has a "
+            f"{where}: {of} {reading.shown(id)} is not {ids.form}; are columns swapped, or has a "
             "program changed the ids?"
         )
     return id

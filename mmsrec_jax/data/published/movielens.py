@@ -5,14 +5,16 @@ posters/<movie id>.jpg.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from mmsrec_jax.data.published import csv_items, csv_rows, texts
 from mmsrec_jax.data.published.files import File, lines
 from mmsrec_jax.data.published.rows import Ids, Layout, Notes
-from mmsrec_jax.data.published.source import ItemReader, ItemRow, Source, first_folder
+from mmsrec_jax.data.published.source import ItemReader, ItemRow, Source, Users, first_folder
+from mmsrec_jax.data.user_attributes import UserRow
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 PUBLISHER = "movielens"
@@ -42,6 +44,19 @@ _GENRES_OF_100K = (
     "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
     "Thriller", "War", "Western",
 )  # fmt: skip
+# As the README of ml-1m names the codes of users.dat.
+_AGES_OF_1M = {
+    "1": "Under 18", "18": "18-24", "25": "25-34", "35": "35-44", "45": "45-49", "50": "50-55",
+    "56": "56+",
+}  # fmt: skip
+_OCCUPATIONS_OF_1M = (
+    "other or not specified", "academic/educator", "artist", "clerical/admin",
+    "college/grad student", "customer service", "doctor/health care", "executive/managerial",
+    "farmer", "homemaker", "K-12 student", "lawyer", "programmer", "retired", "sales/marketing",
+    "scientist", "self-employed", "technician/engineer", "tradesman/craftsman", "unemployed",
+    "writer",
+)  # fmt: skip
+_USER_FIELDS = ("age", "gender", "occupation", "zip_code")
 _TITLE_AND_YEAR = re.compile(r"^(.*\S)\s*\(([0-9]{4})\)$")
 
 
@@ -59,7 +74,15 @@ def source(config: str) -> Source:
         fields=("title", "year", "genres"),
         image_folders=first_folder("posters", "images"),
         archive=File((archive,), _ZIPS + archive, digest=_ZIP_DIGESTS.get(archive, "")),
+        users=_users(config, folder),
     )  # fmt: skip
+
+
+def _users(config: str, folder: str) -> Users | None:
+    if config not in _USER_FORMS:
+        return None
+    name, rows = _USER_FORMS[config]
+    return Users(File((name, f"{folder}/{name}")), _USER_FIELDS, rows)
 
 
 def _of_csv(
@@ -107,10 +130,42 @@ def _film(
     yield ItemRow(id, texts.given(title=title, year=year, genres=names))
 
 
+def _users_of_1m(path: Path) -> Iterator[UserRow]:
+    occupations = {str(code): name for code, name in enumerate(_OCCUPATIONS_OF_1M)}
+    for where, cells in _cells(path, "::", 5):
+        id, gender, age, occupation, zip_code = cells
+        stated = texts.given(
+            age=_named(where, "age", age, _AGES_OF_1M),
+            gender=texts.plain(gender),
+            occupation=_named(where, "occupation", occupation, occupations),
+            zip_code=texts.plain(zip_code),
+        )
+        yield UserRow(where, csv_items.checked_id(where, id, _IDS, "user"), stated)
+
+
+def _users_of_100k(path: Path) -> Iterator[UserRow]:
+    for where, (id, *cells) in _cells(path, "|", 5):
+        stated = texts.given(**dict(zip(_USER_FIELDS, map(texts.plain, cells), strict=True)))
+        yield UserRow(where, csv_items.checked_id(where, id, _IDS, "user"), stated)
+
+
+def _named(where: str, field: str, code: str, names: Mapping[str, str]) -> str:
+    if code not in names:
+        raise UserError(
+            f"{where}: {field} {reading.shown(code)} is none of {', '.join(names)}; are columns "
+            "swapped, or is the file another?"
+        )
+    return names[code]
+
+
 _Form = tuple[str, str, csv_rows.Columns, ItemReader]
 _FORMS: dict[str, _Form] = {  # config -> ratings, films, columns of the first, reader of the second
     "100k": ("u.data", "u.item", _PLAIN, _of_100k),
     "1m": ("ratings.dat", "movies.dat", _COLONS, _of_1m),
     "20m": ("ratings.csv", "movies.csv", _CSV, _of_csv),
     "latest-small": ("ratings.csv", "movies.csv", _CSV, _of_csv),
+}
+_USER_FORMS: dict[str, tuple[str, Callable[[Path], Iterator[UserRow]]]] = {  # file and its reader
+    "100k": ("u.user", _users_of_100k),
+    "1m": ("users.dat", _users_of_1m),
 }

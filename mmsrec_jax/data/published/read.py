@@ -7,24 +7,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mmsrec_jax.data import filters
+from mmsrec_jax.data import filters, user_attributes
 from mmsrec_jax.data.column_items import ColumnItems, image_files
 from mmsrec_jax.data.published.rows import Notes, Rows
-from mmsrec_jax.data.published.source import ItemRow, Source
+from mmsrec_jax.data.published.source import ItemRow, Source, Users
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.data.report import Report, describe
+from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime.errors import UserError
 
 _BARE = "; or set config.data.text_fields='()' for items without text"
+_NO_USERS = "; or leave config.data.user_fields out"
 
 
-def check(source: Source, root: Path, *, with_items: bool) -> None:
+def check(source: Source, root: Path, *, with_items: bool, user_fields: Sequence[str] = ()) -> None:
     """Stops early when a file of the source is not below `root`.
 
-    with_items: whether the files that describe items are read too.
+    with_items: whether the files that describe items are read too. user_fields: what is asked for
+      of users.
 
     Raises:
-      UserError: a file is missing; names it, the page that has it and its checksum.
+      UserError: a file is missing; names it, the page that has it and its checksum. Or the
+        publisher does not state such a field.
     """
     archive = source.archive
     if archive is not None and all(file.locate(root) is None for file in source.files):
@@ -34,6 +38,8 @@ def check(source: Source, root: Path, *, with_items: bool) -> None:
         file.required(root, source.page)
     for file in source.item_files if with_items else ():
         file.required(root, source.page, _BARE)
+    if user_fields:
+        _users_of(source, user_fields).file.required(root, source.page, _NO_USERS)
 
 
 def read(
@@ -100,6 +106,30 @@ def read(
     return catalog, histories, report
 
 
+def read_users(source: Source, root: Path, fields: Sequence[str], users: np.ndarray) -> Joined:
+    """What users str[U] state of themselves: these fields.
+
+    Raises:
+      UserError: as `check` and `user_attributes.join`; or something in the file is wrong.
+    """
+    found = _users_of(source, fields)
+    path = found.file.required(root, source.page, _NO_USERS)
+    return user_attributes.join(found.rows(path), users, fields, path.name)
+
+
+def _users_of(source: Source, fields: Sequence[str]) -> Users:
+    found = source.users
+    for name in fields:
+        if found is None or name not in found.fields:
+            there = "nothing" if found is None else ", ".join(found.fields)
+            raise UserError(
+                f"config.data.user_fields: {source.name} does not state {name!r} of users; it "
+                f"states {there}"
+            )
+    assert found is not None, "there are fields"
+    return found
+
+
 def _text_fields(
     source: Source,
     category_field: str | None,
@@ -133,7 +163,7 @@ def _collected(
         items.append(part.items)
         times.append(part.times)
         ratings.append(part.ratings)
-    if not users:
+    if not sum(map(len, users)):
         raise UserError("the files hold no interactions; download them again")
     return (*_codes(users), *_codes(items), _joined(times), _joined(ratings))
 

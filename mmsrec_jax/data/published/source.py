@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from mmsrec_jax.data.column_items import image_files
 from mmsrec_jax.data.published.files import File
 from mmsrec_jax.data.published.rows import Notes, Rows
+from mmsrec_jax.data.user_attributes import UserRow
 
 
 class ItemRow(NamedTuple):
@@ -26,6 +27,19 @@ class RowReader(Protocol):
 
 # Files in the order of `Source.item_files`; ids that are wanted, None for all; what was noticed.
 ItemReader = Callable[[Sequence[Path], Collection[str] | None, Notes], Iterator[ItemRow]]
+
+
+@dataclass(frozen=True)
+class Users:
+    """What users state of themselves.
+
+    file: which says it. fields: what may be asked for. rows: reads the file; every row has all
+      fields that the user states.
+    """
+
+    file: File
+    fields: tuple[str, ...]
+    rows: Callable[[Path], Iterator[UserRow]]
 
 
 def first_folder(*names: str) -> Callable[[Path], list[Path]]:
@@ -47,7 +61,7 @@ class Source:
     described: reads them, an item as often as it is there. fields: names of the text fields, in
       order.
     image_folders: folder of the data set -> those in it that hold <item_id>.jpg. archive: the zip
-      that holds all files, where it is one.
+      that holds all files, where it is one. users: None where the publisher states nothing of them.
     """
 
     publisher: str
@@ -60,6 +74,7 @@ class Source:
     fields: tuple[str, ...]
     image_folders: Callable[[Path], list[Path]] = first_folder("images")
     archive: File | None = None
+    users: Users | None = None
 
     @property
     def name(self) -> str:
@@ -67,7 +82,7 @@ class Source:
 
     @property
     def files(self) -> tuple[File, ...]:
-        """All files that are read, but images."""
+        """All files that are read, but images and what users state."""
         return (*self.interactions.values(), *self.item_files)
 
     def items(

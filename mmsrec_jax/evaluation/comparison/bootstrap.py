@@ -42,7 +42,31 @@ def differences(
 
     systems: float[S, M, n] of each, the metrics of every user under every seed; S may differ.
     """
-    rng = np.random.default_rng(seed)
+    averaged = _averaged(systems, np.random.default_rng(seed), resamples)
+    found = [_percentiles(own - averaged[base], level) for own in averaged]
+    low, high = (np.stack(bounds) for bounds in zip(*found, strict=True))
+    return low, high
+
+
+def means(
+    systems: Sequence[np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of each system's metrics themselves, arguments and draws as those of
+    `differences`: low and high, float64[E, M] each."""
+    averaged = _averaged(systems, np.random.default_rng(seed), resamples)
+    found = [_percentiles(own, level) for own in averaged]
+    low, high = (np.stack(bounds) for bounds in zip(*found, strict=True))
+    return low, high
+
+
+def _averaged(
+    systems: Sequence[np.ndarray], rng: np.random.Generator, resamples: int
+) -> list[np.ndarray]:
+    """float64[resamples, M] of each: its metrics averaged over the users and seeds of a draw."""
     users = systems[0].shape[-1]
     columns = np.concatenate([of_system.reshape(-1, users) for of_system in systems])
     means = _resampled_means(columns.T.astype(np.float64), rng, resamples)
@@ -55,9 +79,7 @@ def differences(
             counts = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
             drawn[count] = counts / count
         averaged.append(np.einsum("rsm,rs->rm", own, drawn[count]))
-    found = [_percentiles(own - averaged[base], level) for own in averaged]
-    low, high = (np.stack(bounds) for bounds in zip(*found, strict=True))
-    return low, high
+    return averaged
 
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:

@@ -108,15 +108,15 @@ def table(
         raise UserError("no run to compare; name one or more finished workdirs")
     if resamples < 1:
         raise UserError(f"--bootstrap={resamples}: at least one resample is needed")
-    runs = dict(zip(_names(workdirs), map(_results, workdirs), strict=True))
+    runs = dict(zip(_names(workdirs), map(read_results, workdirs), strict=True))
     data = _open_data(workdirs[0])
     if predictions is not None:
         of_run = next(iter(runs.values()))
         for name, path in predictions.files.items():
             runs[name] = _rank_external(name, path, workdirs[0], of_run, data, predictions.out)
-    by_protocol = _by_protocol(runs)
-    settings = {protocol: _common_setting(found) for protocol, found in by_protocol.items()}
-    entries = {protocol: _entries(found) for protocol, found in by_protocol.items()}
+    results_of = by_protocol(runs)
+    settings = {protocol: common_setting(found) for protocol, found in results_of.items()}
+    entries = {protocol: _entries(found) for protocol, found in results_of.items()}
     _check(baseline, cutoffs, entries)
     rows = []
     for protocol, systems in entries.items():
@@ -152,7 +152,12 @@ def _names(workdirs: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(path) for path in workdirs]
 
 
-def _results(workdir: Path) -> list[Result]:
+def read_results(workdir: Path) -> list[Result]:
+    """Every ranks file of a run.
+
+    Raises:
+      UserError: there is no such run, it has not finished, or its files are damaged.
+    """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such workdir; name the folder of a finished run")
     workdir_lib.finished(workdir, "evaluation", same=("data",))
@@ -167,7 +172,7 @@ def _open_data(workdir: Path) -> Data:
     return Data(catalog, histories, split, training)
 
 
-def _by_protocol(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, Result]]]:
+def by_protocol(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, Result]]]:
     """Protocol -> (run, result), the full catalog first."""
     found: dict[str, list[tuple[str, Result]]] = {}
     first, *others = runs
@@ -193,7 +198,7 @@ _REMEDIES = {
 }
 
 
-def _common_setting(found: Sequence[tuple[str, Result]]) -> Setting:
+def common_setting(found: Sequence[tuple[str, Result]]) -> Setting:
     """The one setting of all results. Raises UserError naming two that differ and in what."""
     (first_run, first), *others = found
     for run_name, result in others:

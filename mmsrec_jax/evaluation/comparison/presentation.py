@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -166,7 +166,12 @@ def _slices(rows: Sequence[Row]) -> str:
 
 def headline(rows: Sequence[Row]) -> list[str]:
     """The metrics of slices and plots: at 10, or at the largest cut-off."""
-    cutoffs = [int(row.metric.partition("@")[2]) for row in rows if row.metric.startswith("hr@")]
+    return headline_of(row.metric for row in rows)
+
+
+def headline_of(metrics: Iterable[str]) -> list[str]:
+    """`headline` by the names of the metrics that were measured."""
+    cutoffs = [int(name.partition("@")[2]) for name in metrics if name.startswith("hr@")]
     k = _HEADLINE if _HEADLINE in cutoffs else max(cutoffs)
     return [f"hr@{k}", f"ndcg@{k}"]
 
