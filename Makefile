@@ -10,6 +10,7 @@
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
 # make bench-loss-memory  memory of the token loss as the batch grows
 # make bench-accelerator  correctness and speed on a GPU, FLAGS=--tiny on a CPU; into runs/accelerator
+# make results  the numbers of README and docs that a CPU gives, by the commands of docs/results.md
 # make lint   ruff, and the types by mypy
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
@@ -25,10 +26,13 @@ export HF_HUB_OFFLINE ?= 1
 # Large pages for what the CPU backend allocates anew in every step: docs/performance.md.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
+.PHONY: run test results parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+results: $(VENV)/.installed-torch
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -e -x -c "$$(sed -n '/^## On a CPU/,$$ s/^    //p' docs/results.md)"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "$(TESTS)" --durations=10 $(IN_TWO)

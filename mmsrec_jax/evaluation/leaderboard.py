@@ -12,7 +12,7 @@ from mmsrec_jax.data.records import Catalog, Histories, Split
 from mmsrec_jax.data.toyshop import World
 from mmsrec_jax.data.toyshop_groups import learned_leads
 from mmsrec_jax.data.toyshop_truth import bayes_optimal_scores, oracle_scores
-from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, report
+from mmsrec_jax.evaluation import baselines, id_map, metrics, protocols, ranking, report
 from mmsrec_jax.evaluation.metrics import Ranks
 from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.results import Results
@@ -53,6 +53,7 @@ class Leaderboard:
         metrics.check_cutoffs(cutoffs, min(len(catalog), 1 + min(negatives)))
         self._directory, self._cutoffs = directory, cutoffs
         self._num_items, self._histories, self._split = len(catalog), histories, split
+        self._item_ids = catalog.ids
         self.targets, self._seed, self._run_seed = targets, seed, run_seed
         self._found: list[tuple[str, str, int, Ranks]] = []
         self.frozen: tuple[Candidates, ...] = tuple(
@@ -137,10 +138,13 @@ class Leaderboard:
         )
 
     def finish(self) -> None:
-        """Writes the table to `table.json` beside the ranks, and logs it.
+        """Writes the table to `table.json` beside the ranks, and the raw ids that their numbers
+        stand for; logs the table.
 
         The rows of a protocol stand together, those of the full catalog first.
         """
+        id_map.write_items(self._directory, self._item_ids)
+        id_map.write_users(self._directory, self._histories.users)
         order = list(self._digests)
         found = sorted(self._found, key=lambda entry: order.index(entry[1]))
         table = report.rows_from_ranks(found, self._cutoffs)

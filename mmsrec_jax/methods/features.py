@@ -12,6 +12,7 @@ from absl import logging
 
 from mmsrec_jax.data import item_features
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.evaluation import id_map
 from mmsrec_jax.inference.embed import embed_items, embed_texts
 from mmsrec_jax.inputs.item_prompts import ContentSource, TextSource
 from mmsrec_jax.inputs.item_renderer import PromptConfig
@@ -83,11 +84,13 @@ def make(
     mesh: jax.sharding.Mesh,
 ) -> None:
     """Pooled hidden states of every item, `text.npy`, `image.npy`, `item.npy`: those of `to_make`.
+    `item_ids.parquet` beside them has the raw id of each row.
 
     A killed step goes on with the next file. `make_model` is called when one is missing. The text
     of an item is that of a candidate (`ItemRenderer.candidate_text`), with its `keywords` where
     candidates show them.
     """
+    id_map.write_items(directory, catalog.ids)
     c, wanted = config.features, to_make(config, *config.sequential_models)
     missing = processes.from_main(
         lambda: [name for name in wanted if not _file(directory, name).exists()]

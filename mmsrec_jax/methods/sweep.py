@@ -99,10 +99,11 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in texts:
-        field, equals, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        field = name.removeprefix("config.")
         if not (field and equals) or field in found:
             raise UserError(f"--set={text}: write --set=FIELD=VALUE, each field once")
-        found[field.removeprefix("config.")] = value
+        found[field] = value
     return found
 
 

@@ -1,6 +1,7 @@
 """Says which program is being compiled when that takes longer than a few seconds: nothing else is
 heard of a run until it is done."""
 
+import re
 import threading
 import time
 from typing import Any
@@ -29,7 +30,7 @@ class Compilations:
         if event in (_LOWERED, _COMPILED) and (ended := self._running.pop(thread, None)):
             ended.end()
         if event == _LOWERED:
-            name = str(about.get("fun_name", "a program")).removeprefix("jit_")
+            name = re.sub(r"jit\((.*)\)", r"\1", str(about.get("fun_name", "a program")))
             self._running[thread] = _Compilation(name, self._long)
 
 

@@ -412,8 +412,8 @@ def _verify(directory: Path, record: Mapping[str, Any]) -> None:
     _verified[directory] = known
 
 
-def _read(directory: Path, name: str = "") -> dict[str, Any]:
-    """The record of a step; empty where there is none. name: of the step, the folder's if empty.
+def _read(directory: Path, step: str = "") -> dict[str, Any]:
+    """The record of a step; empty where there is none. step: its name, the folder's if empty.
 
     Raises:
       UserError: it is damaged, or of another version.
@@ -431,8 +431,8 @@ def _read(directory: Path, name: str = "") -> dict[str, Any]:
             raise UserError(
                 f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
-    step = name or directory.name
-    if record["fingerprint"] != _fingerprint(step, record["config"], record["inputs"]):
+    own = _fingerprint(step or directory.name, record["config"], record["inputs"])
+    if record["fingerprint"] != own:
         raise UserError(f"{path}: the fingerprint is not that of its content; {remedy}")
     return record
 

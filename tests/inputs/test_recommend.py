@@ -22,6 +22,7 @@ from toy_examples import (
 )
 from toy_items import CORRUPT, NO_IMAGE
 
+from mmsrec_jax.inputs.negatives import check_negatives
 from mmsrec_jax.inputs.recommend import (
     CandidateSource,
     NextKeywordsSource,
@@ -571,3 +572,16 @@ def test_neighbors_are_counted_by_keyword(trained, templates):
     assert words == all_of_them[: len(words)]  # the rarest go first
     _, few = prefix(50, similar=2)
     assert len(few) < len(all_of_them)
+
+
+def test_users_are_refused_who_leave_too_few_negatives():
+    """Known are the items of a user's training interactions, each once."""
+    rng = np.random.default_rng(0)
+    for users in ([0], [2, 3], range(len(HISTORIES))):
+        end = rng.integers(1, HISTORIES.lengths + 1)
+        known = [len(set(HISTORIES.of(u)[: end[u]].tolist())) for u in users]
+        left = len(CATALOG) - max(known)
+        sizes = {"num_items": len(CATALOG), "negatives": left}
+        check_negatives(HISTORIES, np.array(users), end, **sizes)
+        with pytest.raises(UserError, match=f"{left} items of the catalog are left"):
+            check_negatives(HISTORIES, np.array(users), end, **sizes | {"negatives": left + 1})

@@ -137,6 +137,12 @@ def test_targets_in_the_prompts_of_the_cached_form(tastes, trained):
         known = made.training_prompt(row, Counter())
         user, position = ROWS[row].tolist()
         later = tastes.entries(user, max(0, position - 5), position + 1)[1:-1]
+        past = HISTORIES.of(user)[max(0, position - 5) : position]
+        assert known.nexts.tolist() == past[1:].tolist() and len(known.ends) == len(later)
+        for count, end in enumerate(known.ends, 1):
+            told = trained.decode(known.piece.tokens[: end + 1])
+            shown = tastes.entries(user, max(0, position - 5), position)[:count]
+            assert told.endswith(shown[-1])
         told = trained.decode(known.piece.tokens[known.targets])
         expected = "".join(
             words.item_separator + words.item_line.format(words=entry) for entry in later

@@ -175,6 +175,7 @@ def test_examples_answer_the_prompts_that_are_written_for(tastes, trained):
         weighted = np.flatnonzero(example.loss_weights)
         assert weighted.tolist() == list(range(weighted[0], len(example)))
         said = trained.decode(example.tokens[weighted])
+        assert not example.counts["answers_cut"]
         for profiles in (False, True):
             asked = TasteTexts(tastes, rows, tastes.preference, profiles=profiles, length=200)
             if np.array_equal(asked.example(row, 0).tokens, example.tokens[: weighted[0]]):

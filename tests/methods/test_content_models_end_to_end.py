@@ -1,10 +1,12 @@
 """Sequential recommenders with item content: features made by a model or given, then trained."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from configs import base, beauty, movielens
 from mmsrec_jax import methods
+from mmsrec_jax.data import build
 from mmsrec_jax.hf import tiny_init
 from mmsrec_jax.methods import base_model, features, sequential
 from mmsrec_jax.methods.settings import Settings
@@ -63,6 +65,9 @@ def test_a_model_makes_the_features_that_the_recommender_reads(model_path, tmp_p
     methods.run(config, tmp_path / "run", only=steps)
     made = np.load(tmp_path / "run" / "features" / "item.npy")
     assert made.shape == (40, 16) and made.dtype == np.float32 and made.any(1).all()
+    ids = pq.read_table(tmp_path / "run" / "features" / "item_ids.parquet")["id"].to_pylist()
+    settings = from_config(Settings, config).data
+    assert ids == build.open_built(settings, tmp_path / "run" / "data").catalog.ids.tolist()
     recommender = SequentialRecommender.load(tmp_path / "run" / "molar" / "model")
     assert recommender.config.features == (("item", 16),)
     stored = np.asarray(recommender.features["features"]["item"][...])

@@ -61,6 +61,13 @@ def test_every_system_is_ranked_in_the_catalog_and_among_the_candidates(workdir)
         assert np.min(full["candidates"]) > 40
 
 
+def test_raw_ids_stand_beside_the_ranks(config, workdir):
+    catalog, histories, _ = build.open_built(from_config(Settings, config).data, workdir / "data")
+    for name, ids in (("item", catalog.ids), ("user", histories.users)):
+        found = pq.read_table(workdir / "evaluation" / f"{name}_ids.parquet").to_pydict()
+        assert found == {name: list(range(len(ids))), "id": ids.tolist()}
+
+
 def test_the_page_of_the_run_has_its_numbers_users_and_curves(workdir):
     found = Page((workdir / "report.html").read_text())
     assert found.problems == [] and "All 3 steps are done." in found.words
@@ -124,6 +131,7 @@ def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog
     ]
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("sasrec ") and " ± " in line for line in said)
+    assert f"step data is taken from {tmp_path / 'seed-3'}" in said
     fields = [json.loads((tmp_path / f"seed-{n}/sasrec/step.json").read_text()) for n in (3, 1)]
     assert [record["config"]["sasrec"]["seed"] for record in fields] == [3, 1]
     caplog.clear()

@@ -15,7 +15,7 @@ from absl import logging
 
 from mmsrec_jax.data import build
 from mmsrec_jax.data.records import Catalog, Histories, Split
-from mmsrec_jax.evaluation import beyond_accuracy, metrics, protocols, results, slices
+from mmsrec_jax.evaluation import beyond_accuracy, id_map, metrics, protocols, results, slices
 from mmsrec_jax.evaluation.beyond_accuracy import Training
 from mmsrec_jax.evaluation.comparison import bootstrap, external, presentation
 from mmsrec_jax.evaluation.comparison.presentation import Row
@@ -286,6 +286,8 @@ def _rank_external(
 ) -> list[Result]:
     """Results of an external file under every protocol of the run, written to `out`."""
     scores = external.read(path, data.histories.users, data.catalog.ids)
+    id_map.write_items(out, data.catalog.ids)
+    id_map.write_users(out, data.histories.users)
     first = {result.setting.protocol: result for result in reversed(of_run)}
     found = []
     for protocol, result in sorted(first.items()):

@@ -17,7 +17,8 @@ from configs import quickstart
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation import baselines, metrics, protocols, ranking, slices
 from mmsrec_jax.evaluation.beyond_accuracy import Training
-from mmsrec_jax.evaluation.comparison import compare
+from mmsrec_jax.evaluation.comparison import compare, points
+from mmsrec_jax.evaluation.comparison.points import Measured
 from mmsrec_jax.evaluation.results import Results
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.runtime.errors import UserError
@@ -249,3 +250,35 @@ def test_the_command(runs, tmp_path):
     assert (tmp_path / "comparison.csv").is_file()
     page = Page((tmp_path / "comparison.html").read_text())
     assert page.problems == [] and "run.json: it is missing" in page.words  # settings, curves
+
+
+def test_points_of_a_sweep_with_and_without_seeds(runs):
+    """Intervals against a bootstrap over users written plainly here, where there is one seed."""
+    several = Measured("several", "taste", (runs["a"], runs["a1"]))
+    one = Measured("one", "taste", (runs["b"],))
+    rows = points.table([one, several], (5, 10), resamples=4000)
+    found = {(row.point, row.protocol, row.metric): row for row in rows}
+    assert len(found) == len(rows) and {row.protocol for row in rows} == {"full", "sampled@20"}
+    for protocol in ("full", "sampled@20"):
+        gains = [
+            [metrics.per_row(stored(runs[name], protocol=protocol), "ndcg@10") for name in names]
+            for names in (["b"], ["a", "a1"])
+        ]
+        first, other = (found[name, protocol, "ndcg@10"] for name in ("one", "several"))
+        assert (first.seeds, first.sd, first.difference) == (1, None, None)
+        drawn = np.random.default_rng(1).integers(0, 120, (4000, 120))
+        wanted = np.quantile(gains[0][0][drawn].mean(1), [0.025, 0.975])
+        np.testing.assert_allclose([first.low, first.high], wanted, atol=0.01)
+        assert other.seeds == 2 and other.value == pytest.approx(np.mean(gains[1]))
+        assert other.sd == pytest.approx(np.std(np.mean(gains[1], axis=1), ddof=1))
+        assert other.low < other.value < other.high
+        difference = np.mean(gains[1]) - np.mean(gains[0])
+        assert other.difference == pytest.approx(difference) and other.reference == "one"
+        paired = (np.mean(gains[1], axis=0) - gains[0][0])[drawn].mean(1)
+        narrow = np.quantile(paired, [0.025, 0.975])  # seeds are not drawn
+        assert (
+            other.difference_low <= narrow[0] + 0.01 and narrow[1] - 0.01 <= other.difference_high
+        )
+        assert other.difference_high - other.difference_low < 3 * (narrow[1] - narrow[0])
+    with pytest.raises(UserError, match="has no ranks of best"):
+        points.table([Measured("one", "best", (runs["b"],))], (5,))

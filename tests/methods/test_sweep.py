@@ -1,0 +1,183 @@
+"""A sweep: its points are checked first, run one after the other, go on, and end in one table."""
+
+import csv
+import io
+import json
+import logging
+import re
+import subprocess
+from pathlib import Path
+
+import launched
+import pytest
+from html_check import Page
+
+from mmsrec_jax import methods
+from mmsrec_jax.methods import sweep
+from mmsrec_jax.methods.sweep import Sweep, each
+from mmsrec_jax.methods.sweep_run import SweepRun
+from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = Path("configs/sweeps/some.py")
+TINY = {
+    "data.source": "toyshop", "data.toyshop.num_users": 80, "data.toyshop.num_items": 40,
+    "data.toyshop.num_groups": 3, "sasrec.steps": 4, "sasrec.evaluate_every": 4,
+    "sasrec.batch_size": 8, "sasrec.length": 6, "sasrec.layers": 1, "sasrec.mlp_dim": 8,
+    "sasrec.dim": 8, "evaluation.users": 30, "evaluation.negatives": (5,), "evaluation.k": (1, 5),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def made(points, **options):
+    return Sweep("configs/base.py:sasrec", points, TINY, **options)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("[a-z]*.py")), ids=str)
+def test_the_sweeps_that_come_with_it_are_in_order(file):
+    found = sweep.points(file, sweep.read(file))
+    assert len(found) >= 4 and f"--sweep=configs/sweeps/{file.name} " in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({"a": {"sasrec.stpes": 8}}, "point a: --config.sasrec.stpes: .* did you mean 'steps'"),
+        ({"a": {"sasrec.dim": 0}}, "point a: config.sasrec.dim=0: must be at least 1"),
+        ({"a": {}, "b": {"sasrec.dim": 8}}, "points a and b have equal settings"),
+        ({"a": {}, "b": {"data.toyshop.num_users": 9}},
+         "point b: config.data.toyshop.num_users: 80 -> 9, other than point a"),
+        ({"a": {}, "b": {"evaluation.seed": 1}}, "point b: config.evaluation.seed: 0 -> 1"),
+        ({"../a": {}}, "point '../a': a folder has this name"),
+        ({"logs": {}}, "point 'logs'"),
+        ({"a": {"method": "scaling"}}, "point a: config.method='scaling'"),
+        ({}, "has no points"),
+    ],
+)  # fmt: skip
+def test_a_bad_point_is_refused_before_anything_runs(points, message):
+    with pytest.raises(UserError, match=f"^{re.escape(str(FILE))}: .*{message}") as error:
+        sweep.points(FILE, made(points))
+    assert "\n" not in str(error.value)
+
+
+def test_files_and_flags_that_say_nothing_are_refused(tmp_path):
+    (tmp_path / "empty.py").write_text('"""Nothing."""\n')
+    for path, message in (("empty.py", "no function get_sweep"), ("absent.py", "no such file")):
+        with pytest.raises(UserError, match=message):
+            sweep.read(tmp_path / path)
+    assert sweep.parse_settings(["config.sft.steps=3", "seeds=(0, 1)"]) == {
+        "sft.steps": "3", "seeds": "(0, 1)",
+    }  # fmt: skip
+    for wrong in (["sft.steps"], ["=3"], ["seed=1", "config.seed=2"]):
+        with pytest.raises(UserError, match="--set=.*write --set=FIELD=VALUE"):
+            sweep.parse_settings(wrong)
+
+
+class Here:
+    """launch/train.py, run in this process before anyone reads what it says."""
+
+    started: list[list[str]]
+
+    def __init__(self, command, *, env, **_):
+        assert command[:1] == ["train"] and env["JAX_COMPILATION_CACHE_DIR"]
+        self.started.append(command[1:])
+        given = [text.partition("=") for text in command[1:]]
+        flags = {name: [v for n, _, v in given if n == name] for name, *_ in given}
+        said = io.StringIO()
+        handler = logging.StreamHandler(said)
+        handler.setFormatter(startup.PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.getLogger("absl").addHandler(handler)
+        self.returncode = 0
+        try:
+            config = sweep._config([text for text in command if text.startswith("--config")])
+            (workdir,), reuse = flags["--workdir"], flags.get("--reuse", ())
+            methods.run(config, Path(workdir), reuse=[Path(path) for path in reuse])
+        except UserError as error:
+            logging.getLogger("absl").error("%s", error)
+            self.returncode = 2
+        finally:
+            logging.getLogger("absl").removeHandler(handler)
+        self.stdout = iter(said.getvalue().splitlines(keepends=True))
+
+    def wait(self):
+        return self.returncode
+
+
+@pytest.fixture
+def started(monkeypatch):
+    monkeypatch.setattr(Here, "started", [], raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Here)
+    return Here.started
+
+
+def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog):
+    caplog.set_level("INFO")
+    workdir = tmp_path / "sweep"
+    found = made({**each("sasrec.dim", (16, 4)), "bad": {"mesh.data": 3}})
+    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
+    text, failed = run.run()
+    assert failed == 1 and "bad failed: config.mesh: data=3" in text
+    said = [record.getMessage() for record in caplog.records]
+    assert "3 of 3 points left" in said
+    assert sum(bool(re.match(r"[12] of 3 points left, about \d", line)) for line in said) == 2
+    log = (workdir / "logs" / "dim-4.log").read_text()
+    assert f"step data is taken from {workdir}/dim-16" in log and "step sasrec begins" in log
+    check_numbers(workdir, text)
+
+    started.clear()
+    (workdir / "dim-4" / "evaluation" / "step.json").unlink()  # as if it was killed
+    again, _ = SweepRun(FILE, found, run.points[:2], workdir, ["train"]).run()
+    assert [command[-2] for command in started] == [f"--workdir={workdir / 'dim-4'}"]
+    assert again == text[: text.index("\nbad failed")]
+    page = Page((workdir / "sweep.html").read_text())
+    assert page.problems == []
+    (line,) = [row for row in page.table("30 users, protocol full") if row[0] == "dim-4"]
+    assert line[1:3] == ["sasrec", "1"] and line[3] in again and " to " in line[4]
+    drawn = [given["aria-label"] for tag, given in page.seen if tag == "svg"]
+    assert len(drawn) == 4 and all("dim-16: " in label for label in drawn)
+
+
+def check_numbers(workdir, text):
+    """Means anew from the table of each run; every one in the CSV, the JSON and the text. Their
+    intervals are tested beside the comparison of runs."""
+    rows = json.loads((workdir / "sweep.json").read_text())["rows"]
+    with (workdir / "sweep.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert {row["point"] for row in rows} == {"dim-16", "dim-4"} and len(written) == len(rows)
+    for row, line in zip(rows, written, strict=True):
+        table = json.loads((workdir / row["point"] / "table.json").read_text())
+        own = {(r["system"], r["protocol"]): r for r in table}["sasrec", row["protocol"]]
+        assert row["value"] == pytest.approx(own[row["metric"]])
+        assert line["sasrec.dim"] == row["point"][4:] and float(line["value"]) == row["value"]
+        if row["metric"] in ("ndcg@5", "hr@5"):
+            assert f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" in text
+
+
+def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
+    found = made({"bad": {"mesh.data": 3}, "good": {}})
+    run = SweepRun(
+        FILE, found, sweep.points(FILE, found), tmp_path / "s", ["train"], stop_on_failure=True
+    )
+    with pytest.raises(UserError, match="stopped at point bad"):
+        run.run()
+    assert len(started) == 1
+
+
+def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
+    flags = ["--sweep=configs/sweeps/neighbors.py", f"--workdir={tmp_path / 's'}", "--list"]
+    given = ["--config=configs/base.py", "--set=data.root=some where"]
+    (tmp_path / "some where").mkdir()
+    status, said = launched.run("launch/sweep.py", *flags, "--set=sft.steps=0", log=tmp_path / "a")
+    (line,) = said.splitlines()
+    assert status == 2 and "neighbors.py: point similar-5: config.sft.steps=0: must be" in line
+    status, said = launched.run("launch/sweep.py", *flags, "--set=sft.steps=30", log=tmp_path / "b")
+    commands = said.splitlines()
+    assert status == 0 and len(commands) == 5 and not (tmp_path / "s").exists()
+    assert all(" --config.sft.steps=30 --config." in command for command in commands)
+    status, said = launched.run("launch/sweep.py", *flags, *given, log=tmp_path / "c")
+    assert status == 2 and "some where" in said
