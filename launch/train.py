@@ -12,6 +12,7 @@ SIGTERM saves, logs the command that continues the run, and ends with status 0.
 
 import shlex
 import sys
+from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
