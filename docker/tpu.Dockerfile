@@ -11,7 +11,8 @@ WORKDIR /mmsrec_jax
 
 # Before the code, so that a change of the code does not install everything again.
 COPY requirements.txt ./
-RUN python -m pip install --requirement requirements.txt "jax[tpu]"
+RUN python -m pip install --requirement requirements.txt "jax[tpu]" \
+    "etils[epath,epath-gcs]>=1.15" "google-cloud-storage>=3"
 
 COPY pyproject.toml README.md LICENSE ./
 COPY mmsrec_jax ./mmsrec_jax

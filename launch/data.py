@@ -48,6 +48,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment whose data it is.", lock_config=True
 )
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _HTML = flags.DEFINE_string("html", None, "stats, check, sample: file of a page to write.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "stats: folder of a model to count tokens by, else config.model.path."

@@ -9,18 +9,21 @@ writes CSV, JSON, LaTeX, a plot and a page, comparison.html. --page writes repor
 folder, as launch/train.py does after every step, from what lies there.
 """
 
+import contextlib
 from pathlib import Path
 
 import jax
 from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
 
 _COMPARE = flags.DEFINE_bool("compare", False, "Compare the workdirs that are named.")
 _PAGE = flags.DEFINE_bool("page", False, "Make the page of each workdir that is named.")
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _BASELINE = flags.DEFINE_string("baseline", "popularity", "System that differences are taken to.")
 _K = flags.DEFINE_list("k", ["1", "5", "10", "20"], "Cut-offs of the metrics.")
 _TIES = flags.DEFINE_enum(
@@ -40,17 +43,18 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.", 0, MAX_SEED)
 
 
 def main(argv: list[str]) -> None:
-    runs = [Path(name) for name in argv[1:]]
-    if not ((_COMPARE.value or _PAGE.value) and runs):
+    if not ((_COMPARE.value or _PAGE.value) and argv[1:]):
         raise UserError("nothing to compare: say --compare RUN_A RUN_B ..., or --page RUN ...")
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
-    if _PAGE.value:
-        from mmsrec_jax.methods import page
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(buckets.reading(name)) for name in argv[1:]]
+        if _PAGE.value:
+            from mmsrec_jax.methods import page
 
-        for run in runs:
-            print(printable_lines(str(page.write(run))))
-    if _COMPARE.value:
-        _compare(runs)
+            for run in runs:
+                print(printable_lines(str(page.write(run))))
+        if _COMPARE.value:
+            _compare(runs)
 
 
 def _compare(runs: list[Path]) -> None:

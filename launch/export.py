@@ -13,8 +13,10 @@ import jax
 from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import run as buckets
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or gs://BUCKET/FOLDER.")
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
 _STEP = flags.DEFINE_enum(
     "step",
@@ -42,17 +44,18 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
     from mmsrec_jax.methods import export
 
-    export.export(
-        Path(_WORKDIR.value).resolve(),
-        Path(_OUT.value).resolve(),
-        step=_STEP.value,
-        adapter_only=_ADAPTER_ONLY.value,
-        merge=_MERGE.value,
-        dtype=_DTYPE.value,
-        max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30) if _MAX_SHARD_GIB.value else None,
-        top_k=_TOP_K.value,
-        license=_LICENSE.value,
-    )
+    with buckets.reading(_WORKDIR.value) as workdir:
+        export.export(
+            workdir.resolve(),
+            Path(_OUT.value).resolve(),
+            step=_STEP.value,
+            adapter_only=_ADAPTER_ONLY.value,
+            merge=_MERGE.value,
+            dtype=_DTYPE.value,
+            max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30) if _MAX_SHARD_GIB.value else None,
+            top_k=_TOP_K.value,
+            license=_LICENSE.value,
+        )
 
 
 if __name__ == "__main__":

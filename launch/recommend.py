@@ -29,14 +29,16 @@ from pathlib import Path
 from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 
 _OF_A_QUESTION = ("user", "history", "times", "now", "about", "top", "json", "html")
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec."
+    "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec, or gs://BUCKET/FOLDER."
 )
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _USER = flags.DEFINE_string("user", None, "Raw id of a user in the data of the run.")
 _HISTORY = flags.DEFINE_list(
     "history", None, "In place of --user: raw item ids, oldest first, of a user in no data."
@@ -66,12 +68,12 @@ def main(argv: list[str]) -> None:
     startup.no_arguments(argv)
     _check_flags()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
-    workdir = Path(_WORKDIR.value).resolve()
     added = Path(_ADD.value) if _ADD.value else None
     if _SERVE.value:
         from mmsrec_jax.serving import command
 
-        command.serve(_PORT.value, workdir, added=added, form=_FORM.value)
+        with buckets.reading(_WORKDIR.value) as folder:
+            command.serve(_PORT.value, folder.resolve(), added=added, form=_FORM.value)
         return
     from mmsrec_jax.methods import answer_page, recommending
     from mmsrec_jax.pages import document
@@ -80,19 +82,20 @@ def main(argv: list[str]) -> None:
         document.check_path(Path(_HTML.value))
     times = None if _TIMES.value is None else recommending.numbers(_TIMES.value)
     about = recommending.attributes(_ABOUT.value)
-    asked = recommending.opened(workdir, added=added, form=_FORM.value)
-    answer = asked.recommend(
-        user=_USER.value,
-        history=_HISTORY.value,
-        times=times,
-        now=_NOW.value,
-        about=about,
-        top=_TOP.value,
-    )
-    if _HTML.value:
-        page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
-        document.write(Path(_HTML.value), page)
-        logging.info("%s: the page", _HTML.value)
+    with buckets.reading(_WORKDIR.value) as folder:
+        asked = recommending.opened(folder.resolve(), added=added, form=_FORM.value)
+        answer = asked.recommend(
+            user=_USER.value,
+            history=_HISTORY.value,
+            times=times,
+            now=_NOW.value,
+            about=about,
+            top=_TOP.value,
+        )
+        if _HTML.value:
+            page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
+            document.write(Path(_HTML.value), page)
+            logging.info("%s: the page", _HTML.value)
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
 
 

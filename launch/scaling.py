@@ -9,16 +9,20 @@ Prints the table, the law and its predictions, for compiled programs with step t
 writes scaling.json, .png and .svg.
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import objects
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
 
 _PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the files, by default beside the first run.")
 _RESAMPLES = flags.DEFINE_integer(
@@ -28,20 +32,22 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.", 0, MAX_SEED)
 
 
 def main(argv: list[str]) -> None:
-    runs = [Path(name) for name in argv[1:]]
-    if not runs:
+    if not argv[1:]:
         raise UserError("no runs: name the workdirs of finished ones")
+    if _OUT.value is None and objects.is_url(argv[1]):
+        raise UserError(f"{argv[1]}: of runs in a bucket, give --out too, a folder of this machine")
     from mmsrec_jax.evaluation import scaling_law
 
-    out = Path(_OUT.value) if _OUT.value else runs[0].parent
-    found = scaling_law.study(
-        runs,
-        predict=scaling_law.parse_flops(_PREDICT.value),
-        compiled=[Path(name) for name in _COMPILED.value],
-        resamples=_RESAMPLES.value,
-        seed=_SEED.value,
-        out=out,
-    )
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(buckets.reading(name)) for name in argv[1:]]
+        found = scaling_law.study(
+            runs,
+            predict=scaling_law.parse_flops(_PREDICT.value),
+            compiled=[Path(name) for name in _COMPILED.value],
+            resamples=_RESAMPLES.value,
+            seed=_SEED.value,
+            out=Path(_OUT.value) if _OUT.value else runs[0].parent,
+        )
     print(printable_lines(found))
 
 

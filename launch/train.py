@@ -22,7 +22,10 @@ from mmsrec_jax.runtime import compiling, interruption, processes, startup
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: a sub-folder for each step.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://BUCKET/FOLDER: a sub-folder for each step."
+)
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluation.")
 _REUSE = flags.DEFINE_multi_string(
     "reuse", [], "Another run: its finished steps of equal settings are taken. Repeatable."
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> None:
     from mmsrec_jax import methods
 
     reuse = [Path(name).resolve() for name in _REUSE.value]
-    methods.run(_CONFIG.value, Path(_WORKDIR.value).resolve(), only=_STEPS.value, reuse=reuse)
+    methods.run(_CONFIG.value, _WORKDIR.value, only=_STEPS.value, reuse=reuse)
 
 
 if __name__ == "__main__":

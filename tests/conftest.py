@@ -3,7 +3,9 @@
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +20,9 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
 
 import pytest
 from absl import flags
+
+if TYPE_CHECKING:
+    from bucket_server import BucketServer
 
 flags.FLAGS(sys.argv[:1])  # grain worker processes read absl flags
 
@@ -46,3 +51,42 @@ def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shop_folder")
     shop_folder.make(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _started_bucket_server() -> Iterator["BucketServer"]:
+    for package in ("google.cloud.storage", "gcsfs"):
+        pytest.importorskip(package, reason="needs the extra [gcs]: pip install -e '.[gcs]'")
+    from bucket_server import BucketServer
+
+    with BucketServer("lab") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket_server(
+    _started_bucket_server: "BucketServer", monkeypatch: pytest.MonkeyPatch
+) -> "BucketServer":
+    """A server of the bucket `lab`, empty; locks count as left behind after moments."""
+    from mmsrec_jax.runtime.buckets import lock
+
+    monkeypatch.setattr(lock, "DEAD", 0.3)
+    monkeypatch.setattr(lock, "RENEWED", 0.05)
+    monkeypatch.setattr(lock, "_LOOKS", 0.02)
+    _started_bucket_server.clear()
+    return _started_bucket_server
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes this process one of a machine of that name, which has no copies of buckets yet."""
+    from mmsrec_jax.runtime.buckets import copies, given
+
+    def become(name: str) -> None:
+        monkeypatch.setattr(copies, "_root", tmp_path / name)
+        given._copied.cache_clear()
+
+    become("machine")
+    return become

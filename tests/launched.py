@@ -42,6 +42,7 @@ def start(
     compiled: Path | None = None,
     cwd: Path = ROOT,
     limits: Sequence[tuple[int, int]] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> ForkServerProcess:
     """The program as a process that has begun.
 
@@ -52,10 +53,12 @@ def start(
       compiled: folder of compiled programs that several starts share.
       cwd: the folder it starts in.
       limits: (resource, value) pairs of `resource.setrlimit`.
+      variables: of the environment.
     """
-    variables = {} if compiled is None else {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    cache = {} if compiled is None else {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    environment = {**(variables or {}), **cache}
     process = context().Process(
-        target=_become, args=(program, arguments, log, errors or log, cwd, limits, variables)
+        target=_become, args=(program, arguments, log, errors or log, cwd, limits, environment)
     )
     process.start()
     return process

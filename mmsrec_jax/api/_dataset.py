@@ -7,6 +7,7 @@ from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Dataset
 from mmsrec_jax.runtime import workdir as workdir_lib
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, from_record
@@ -21,7 +22,7 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
 
     Args:
       path: folder of NAME.inter, NAME.item and images/<item_id>.jpg, or of a publisher's files, or
-        a run's workdir.
+        a run's workdir; also `gs://BUCKET/FOLDER`.
       settings: of raw files, fields of `data.build.DataSettings`: `user_core=5`,
         `split="leave_one_out"`, `source="amazon_reviews_2014/Beauty"`, ...
 
@@ -42,7 +43,7 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
     True
     """
-    path = Path(path)
+    path = local(path)
     if (path / "data" / "step.json").exists():
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")

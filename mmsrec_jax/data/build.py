@@ -19,6 +19,7 @@ from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime import digests, disk
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
@@ -39,7 +40,9 @@ class DataSettings(Section):
         "files are in `root`, such as `amazon_reviews_2014/Beauty` (docs/data.md).",
     )
     root: str = setting(
-        "", "Folder of NAME.inter[.gz], NAME.item and images/<item_id>.jpg, or of published files."
+        "",
+        "Folder of NAME.inter[.gz], NAME.item and images/<item_id>.jpg, or of published files; or "
+        "`gs://BUCKET/FOLDER`.",
     )
     download_page: str = setting(
         "", "Web page of the raw data; the error names it when `root` is missing.", recorded=False
@@ -123,11 +126,11 @@ def check(settings: DataSettings) -> None:
             f"config.data.root is not set: give the folder of {files} with "
             f"--config.data.root=DIR{page}"
         )
-    if not Path(settings.root).is_dir():
+    if not local(settings.root).is_dir():
         raise UserError(
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
-    root, fields = Path(settings.root), settings.user_fields
+    root, fields = local(settings.root), settings.user_fields
     if source:
         with_items = _reads_items(settings)
         published_read.check(source, root, with_items=with_items, user_fields=fields)
@@ -234,8 +237,8 @@ def source_files(settings: DataSettings) -> dict[str, Any]:
     again when one changes."""
     if settings.source == "toyshop":
         return {}
-    root, source = Path(settings.root or "."), _published(settings)
-    images_root = Path(settings.images_root or root / "images")
+    root, source = local(settings.root or "."), _published(settings)
+    images_root = local(settings.images_root or root / "images")
     if source is None:
         paths = [path for pattern in ("*.inter*", "*.item*") for path in root.glob(pattern)]
         found: dict[str, Any] = {"images": digests.of_folder(images_root)}
@@ -253,7 +256,7 @@ def read_users(settings: DataSettings, users: np.ndarray) -> Joined:
     Raises:
       UserError: as `atomic.read_users`.
     """
-    source, root, fields = _published(settings), Path(settings.root), settings.user_fields
+    source, root, fields = _published(settings), local(settings.root or "."), settings.user_fields
     if source is None:
         return atomic.read_users(root, fields, users)
     return published_read.read_users(source, root, fields, users)
@@ -261,7 +264,7 @@ def read_users(settings: DataSettings, users: np.ndarray) -> Joined:
 
 def user_files(settings: DataSettings) -> dict[str, Any]:
     """As `source_files`, of what `read_users` reads."""
-    source, root = _published(settings), Path(settings.root)
+    source, root = _published(settings), local(settings.root or ".")
     if source is None:
         path: Path | None = atomic.user_file(root)
     else:
@@ -283,12 +286,12 @@ def _read_files(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]
     source = _published(settings)
     read = atomic.read if source is None else functools.partial(published_read.read, source)
     items, histories, report = read(
-        settings.root,
+        local(settings.root),
         rating_threshold=settings.rating_threshold,
         category_field=settings.category_field,
         attribute_fields=settings.attribute_fields,
         text_fields=settings.text_fields,
-        images_root=settings.images_root,
+        images_root=None if settings.images_root is None else local(settings.images_root),
     )
     histories = report.step("same item again", histories, filters.first_of_repeats(histories))
     if settings.only_items_with_image:

@@ -24,6 +24,7 @@ from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.config import REMAT_POLICIES, MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
 
@@ -37,7 +38,11 @@ _STRIP = 16  # rows
 class ModelSettings(Section):
     """The multimodal LLM."""
 
-    path: str = setting("", "Folder of a Hugging Face model. Empty: from scratch, of sizes `tiny`.")
+    path: str = setting(
+        "",
+        "Folder of a Hugging Face model, or `gs://BUCKET/FOLDER`. Empty: from scratch, of sizes "
+        "`tiny`.",
+    )
     require_path: bool = setting(
         False, "Whether the experiment makes no sense with a model from scratch."
     )
@@ -71,7 +76,7 @@ class ModelSettings(Section):
             "a model's folder in Hugging Face's format (config.json, safetensors, tokenizer), as "
             "`huggingface-cli download Qwen/Qwen2.5-VL-7B-Instruct --local-dir=DIR` makes one"
         )
-        if self.path and not Path(self.path).is_dir():
+        if self.path and not local(self.path).is_dir():
             raise UserError(f"config.model.path={self.path}: no such folder; it should be {folder}")
         if self.require_path and not self.path:
             raise UserError(
@@ -88,7 +93,7 @@ def load(
     trainable: str = "lora",
     remat: str = "none",
 ) -> MLLM:
-    """The model of a Hugging Face directory, computing in `dtype`.
+    """The model of a Hugging Face directory, here or `gs://BUCKET/FOLDER`, computing in `dtype`.
 
     Parameters are held in `param_dtype`, by default `dtype`, but for those of them that `trainable`
     (one of `models.trainable.KINDS`) trains, which are float32. `remat` is the config's policy.
@@ -107,7 +112,7 @@ def load(
     >>> model.config.text.layers, model.config.text.hidden
     (2, 32)
     """
-    directory = Path(path)
+    directory = local(path)
     raw = read_json(directory / "config.json")
     processor = mapping.processor_of(directory)
     with located(directory / "config.json"):

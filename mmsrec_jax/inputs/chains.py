@@ -20,6 +20,7 @@ from mmsrec_jax.data.ids import did_you_mean
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.inputs.tastes import Tastes
 from mmsrec_jax.runtime import reading
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -47,7 +48,7 @@ class ChainSettings(Section):
 
     def check_file(self) -> None:
         """Stops early when the file is not there (UserError)."""
-        if self.file and not Path(self.file).is_file():
+        if self.file and not local(self.file).is_file():
             raise UserError(f"config.chain.file={self.file}: no such file")
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
@@ -16,13 +18,13 @@ if TYPE_CHECKING:
 
 def run(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     only: Sequence[str] | None = None,
     *,
     reuse: Sequence[Path] = (),
 ) -> None:
-    """Runs an experiment in `workdir`: the steps of its method, or those named in `only`; with
-    `config.seeds` under each of them.
+    """Runs an experiment in `workdir`, a folder or `gs://BUCKET/FOLDER`: the steps of its method,
+    or those named in `only`; with `config.seeds` under each of them.
 
     reuse: folders of other runs, see `runtime.workdir.run_steps`.
 
@@ -36,13 +38,16 @@ def run(
     for folder in reuse:
         if not folder.is_dir():
             raise UserError(f"--reuse={folder}: no such folder; name the --workdir of another run")
+    if reuse and is_url(workdir):
+        raise UserError(f"--reuse: {workdir} is in a bucket, which takes no steps; leave it out")
     reuse = [one for folder in reuse for one in (folder, *sorted(folder.glob("seed-*")))]
-    if settings.seeds:
-        from mmsrec_jax.methods import seeds
+    with buckets.opened(workdir) as folder:
+        if settings.seeds:
+            from mmsrec_jax.methods import seeds
 
-        seeds.run(method, config, workdir, only, reuse=reuse)
-    else:
-        method.run(settings, workdir, only, reuse=reuse)
+            seeds.run(method, config, folder, only, reuse=reuse)
+        else:
+            method.run(settings, folder, only, reuse=reuse)
 
 
 def find(name: str) -> type["Experiment"]:

@@ -23,6 +23,7 @@ from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import digests, startup
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.training import weights
@@ -206,4 +207,4 @@ def trained_by(workdir: Path, step: str) -> Path:
 
 def base_path(workdir: Path, model_path: str) -> Path:
     """The Hugging Face directory of a run's base model; `model_path`: `config.model.path`."""
-    return Path(model_path) if model_path else workdir / MODEL
+    return local(model_path) if model_path else workdir / MODEL

@@ -22,6 +22,8 @@ from mmsrec_jax.data.published.image_urls import image_urls
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import data_page, document
 from mmsrec_jax.runtime import lock
+from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 
@@ -53,10 +55,13 @@ def published_pictures(config: ConfigDict) -> tuple[Listed, Path]:
         raise UserError(
             f"config.data.source={data.source!r} names no URLs; give a list with --urls"
         )
-    wanted = listed.of_pairs(image_urls(data.source, data.root))
+    wanted = listed.of_pairs(image_urls(data.source, local(data.root)))
     if not len(wanted):
         raise UserError(f"{data.root}: {data.source} names no pictures; give a list with --urls")
-    return wanted, Path(data.images_root or Path(data.root) / "images")
+    images = data.images_root or f"{data.root}/images"
+    if is_url(images):
+        raise UserError(f"{images}: pictures are fetched to this machine; give --images=FOLDER")
+    return wanted, Path(images)
 
 
 @dataclass(frozen=True)
@@ -164,4 +169,4 @@ def _tokenizer(directory: str | None) -> "PreTrainedTokenizerBase | None":
         return None
     from mmsrec_jax.hf import tokenizer
 
-    return tokenizer.load(directory)
+    return tokenizer.load(local(directory))

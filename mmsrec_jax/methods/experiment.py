@@ -24,6 +24,7 @@ from mmsrec_jax.pages import document, run_folder
 from mmsrec_jax.pages.run_page import FILE, RunPage
 from mmsrec_jax.prompts import TEMPLATES, Chat
 from mmsrec_jax.runtime import lock, processes, sharding, startup, trackers
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step, check_names, run_steps, share, unfinished
@@ -47,7 +48,8 @@ def check(config: Settings) -> None:
     reads_items = config.method != "sequential" or features.to_make(
         config, *config.sequential_models
     )
-    if config.model.path and config.use.images and reads_items and is_text_only(config.model.path):
+    pretrained = bool(config.model.path and config.use.images and reads_items)
+    if pretrained and is_text_only(local(config.model.path)):
         raise UserError(
             f"config.use.images is True, but the model {config.model.path} is text-only; set "
             "--config.use.images=False"

@@ -24,6 +24,7 @@ from mmsrec_jax.methods.base_model import (
 from mmsrec_jax.methods.model_card import Card
 from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime import workdir as workdir_lib
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_record
 from mmsrec_jax.sequential import exporting as sequential_exporting
@@ -87,7 +88,8 @@ def export(
     _check_flags(trained, merge, adapter_only)
     card = _card(workdir, step, config, base, adapter_only, license)
     if adapter_only:
-        name = str(base.resolve()) if config["model"]["path"] else None
+        given = config["model"]["path"]
+        name = given if is_url(given) else str(base.resolve()) if given else None
         adapters, connector = _adapters_alone(workdir, trained)
         exporting.write_adapters(
             out,

@@ -20,6 +20,7 @@ from mmsrec_jax.methods.counts import log_counts
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import digests, processes
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.sequential import registry
 from mmsrec_jax.sequential.base import CATEGORIES
@@ -130,4 +131,5 @@ def _paths(config: Settings, model: str) -> dict[str, str]:
     section, field = getattr(config, model), f"config.{model}.contents"
     if "image" in section.contents and not config.use.images and not section.features.image:
         raise UserError(f"{field} names 'image', but config.use.images is False; leave one out")
-    return {name: getattr(section.features, name) for name in section.contents}
+    given_paths = {name: getattr(section.features, name) for name in section.contents}
+    return {name: path and str(local(path)) for name, path in given_paths.items()}

@@ -48,6 +48,7 @@ from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.methods.user_texts import UserTexts
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import digests
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 
@@ -164,7 +165,7 @@ class MLLMSRec(MLLMExperiment):
         if not self.config.use.chain:
             return self._context(self.user_texts, None, offers=False)
         path = self.config.chain.file
-        given = chains.read(Path(path), self.dataset.histories) if path else {}
+        given = chains.read(local(path), self.dataset.histories) if path else {}
         found = chains.ComputedChains(self.user_texts.tastes, targets, given)
         return self._context(self.user_texts, found, offers=True)
 
@@ -349,4 +350,4 @@ def _stored_chains(texts: UserTexts, targets: np.ndarray) -> list[str]:
 
 def _file_record(path: str) -> list[Any]:
     """Digest of a file of chains, for the record of a step."""
-    return digests.of_input(Path(path)) if path else []
+    return digests.of_input(local(path)) if path else []

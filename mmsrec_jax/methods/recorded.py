@@ -19,6 +19,7 @@ from mmsrec_jax.prompts.settings import PromptSettings
 from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.rl.settings import GRPOSettings
 from mmsrec_jax.runtime import workdir
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import S, from_record
 from mmsrec_jax.training.pairs import CachedSettings
@@ -81,7 +82,7 @@ def settings(folder: Path, form: str | None = None) -> Settings:
         evaluation=_read(EvaluationSettings, evaluated, "evaluation"),
     )
     if found.model.path:
-        check_unchanged(tuned, step, Path(found.model.path))
+        check_unchanged(tuned, step, local(found.model.path))
     if form == "joint":
         found = dataclasses.replace(found, sft=_read(SFTSettings, tuned, "sft"))
     else:

@@ -1,8 +1,9 @@
 """One run at a time in a folder, or programs in it one after the other.
 
 The lock is one of the operating system on the file `run.lock`, so that it ends with the process
-that holds it, however that ends. On NFS the server keeps it, for all machines. A bucket that is
-mounted as a folder has none between machines: see docs/reliability.md.
+that holds it, however that ends. On NFS the server keeps it, for all machines. A workdir in a
+bucket has a lock of another kind (`runtime.buckets.lock`). A bucket that is mounted as a folder has
+none between machines: see docs/reliability.md.
 """
 
 import contextlib
@@ -69,19 +70,19 @@ def _lock(folder: Path, flag: str | None) -> int:
         # Of the process and not of the open file: input workers do not inherit it.
         fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        told = holder(os.pread(number, 4096, 0))
         if error.errno not in _HELD:
             logging.warning(
                 "%s: this disk has no locks (%s); see to it that no other run uses the folder",
                 folder, first_line(error),
             )  # fmt: skip
         elif flag is None:
-            logging.info("%s: in use (%s); waits until it is free", folder, _holder(number))
+            logging.info("%s: in use (%s); waits until it is free", folder, told)
             fcntl.lockf(number, fcntl.LOCK_EX)
         else:
-            holder = _holder(number)
             os.close(number)
             raise UserError(
-                f"{folder}: another run is under way here ({holder}); wait for its end, stop it, "
+                f"{folder}: another run is under way here ({told}); wait for its end, stop it, "
                 f"or give this one another {flag}"
             ) from error
     text = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()})
@@ -91,10 +92,11 @@ def _lock(folder: Path, flag: str | None) -> int:
     return number
 
 
-def _holder(number: int) -> str:
+def holder(content: bytes) -> str:
+    """Who holds a lock, by what it says."""
     try:
-        told = json.loads(os.pread(number, 4096, 0))
+        told = json.loads(content)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(told["since"])))
         return f"process {int(told['process'])} on {str(told['host'])[:100]!r} since {since}"
-    except (ValueError, KeyError, TypeError, OverflowError, OSError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return "it does not say which"

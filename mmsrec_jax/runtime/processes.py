@@ -100,9 +100,14 @@ def _cluster_size() -> int:
     return 1 if kind is None else kind.get_process_count()
 
 
+def index() -> int:
+    """The number of this process among all, from 0."""
+    return distributed.global_state.process_id  # which starts no devices
+
+
 def is_main() -> bool:
     """Whether this process writes files and log lines."""
-    return distributed.global_state.process_id == 0  # which starts no devices
+    return index() == 0
 
 
 def count() -> int:

@@ -20,6 +20,8 @@ from absl import app, flags, logging
 from flax import nnx
 
 from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime.buckets import copies, objects
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error, root
 from mmsrec_jax.runtime.printable import printable, printable_lines, shortened, strange_character
 
@@ -31,8 +33,21 @@ _SAVES = "async_save"  # orbax's thread that waits until a checkpoint is on disk
 _said = threading.Event()  # why this program ends
 _LATE = "Event loop is closed"
 _GRAINS_NOTE = "\n" + 20 * "-"  # what Grain adds to errors of its workers begins so
-_PATHS = ("workdir", "out", "add", "urls", "images", "html")  # flags that name a file or folder
+_PATHS = (
+    "workdir",
+    "out",
+    "add",
+    "urls",
+    "images",
+    "html",
+    "local_dir",
+)  # flags that name a file or folder
 _PACKAGE = Path(__file__).resolve().parents[1]
+LOCAL_DIR = (
+    "Folder of this machine for copies of what lies in buckets, by default one below that of "
+    "temporary files."
+)
+"""What `--help` says of the flag --local_dir."""
 _PACKAGES = {"TPU": 'pip install "jax[tpu]"', "GPU": 'pip install "jax[cuda13]"'}
 
 
@@ -136,6 +151,8 @@ def parse_flags(argv: list[str], known: flags.FlagValues = flags.FLAGS) -> list[
     try:
         rest = known(argv)
         _check_values(known, rest[1:])
+        if "local_dir" in known and known["local_dir"].value:
+            copies.use_local_dir(Path(known["local_dir"].value))
         return rest
     except flags.Error as error:
         problem = " ".join(str(error).split())
@@ -166,9 +183,11 @@ def _check_values(known: flags.FlagValues, arguments: Sequence[str]) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name}={value}: must be finite")
             if isinstance(value, str) and name in _PATHS and "://" in value:
+                if name == "workdir" and objects.is_url(value) and "local_dir" in known:
+                    continue
                 raise UserError(
-                    f"--{name}={value}: a path of this machine is wanted; mount the bucket as a "
-                    "folder (docs/reliability.md) and give that"
+                    f"--{name}={value}: a path of this machine is wanted; a workdir, data and "
+                    "models may be in a bucket, gs://... (docs/clusters.md)"
                 )
 
 
@@ -269,9 +288,16 @@ def keep_compiled_programs(directory: Path) -> None:
     """Stores compiled programs, so that a resumed run does not compile again.
 
     `JAX_COMPILATION_CACHE_DIR`, when set, names another folder.
+
+    Raises:
+      UserError: that one is in a bucket, and the extra [gcs] is not installed: JAX would compile
+        everything again and again.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        if objects.is_url(given):
+            objects.require(f"JAX_COMPILATION_CACHE_DIR={given}")
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(buckets.in_bucket(directory)))
 
 
 def check_devices(*, allow_cpu: bool, root: Path = Path("/")) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmsrec_jax.runtime.buckets.run import in_bucket
 from mmsrec_jax.runtime.errors import UserError, first_line
 from mmsrec_jax.runtime.settings import Section, setting
 
@@ -216,7 +217,7 @@ class Experiment:
 
     def about(self, directory: Path) -> About:
         """Of the training step in a folder of the workdir."""
-        group = "/".join(self.workdir.parts[-2:])
+        group = "/".join(in_bucket(self.workdir).parts[-2:])
         step = Path(os.path.relpath(directory, self.workdir)).as_posix()
         return About(self.project, group, f"{group}/{step}", self.config)
 

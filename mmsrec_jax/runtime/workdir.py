@@ -22,6 +22,8 @@ from typing import Any
 from absl import logging
 
 from mmsrec_jax.runtime import digests, disk, files, interruption, processes, progress
+from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.copies import SUPERSEDED
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import clock
@@ -159,7 +161,7 @@ def _known_times(
 ) -> list[tuple[str, Any, float]]:
     """Name, config and seconds of every finished step that tells how long `steps` take: in this
     run, in its earlier forms, the newest first, and in other runs."""
-    old = (workdir / "superseded").glob("*")
+    old = (workdir / SUPERSEDED).glob("*")
     folders = {workdir / name: name for name in steps}
     for folder in sorted(old, key=lambda path: path.stat().st_mtime, reverse=True):
         folders[folder] = folder.name.rpartition("-")[0]
@@ -174,11 +176,16 @@ def _known_times(
 
 
 def share(workdir: Path) -> None:
-    """Makes the folder, and sees to it that all processes mean the same one.
+    """Makes the folder, and sees to it that all processes mean the same one. Machines have copies
+    of their own of a workdir in a bucket.
 
     Raises:
       UserError: they do not.
     """
+
+    if buckets.is_copy(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        return
 
     def mark() -> str:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -261,6 +268,7 @@ def _run_step(
     interruption.stop_if_requested()
     record = processes.from_main(lambda: _begin(directory, step, inputs, shown, reuse))
     if not record["finished"]:
+        buckets.pull(directory)
         began = time.monotonic()
         whole.begin(step.name, resumed=record["resumed"])
         if step.alone:
@@ -270,6 +278,7 @@ def _run_step(
         processes.barrier()
         whole.end(step.name)
         processes.from_main(lambda: _end(directory, step, record, time.monotonic() - began))
+        buckets.pull(directory)
         if after is not None and processes.is_main():
             after(step.name)
     return record["fingerprint"]
@@ -295,15 +304,15 @@ def _begin(
         changed = differences(record["config"], config)
         read = {**record["inputs"], **inputs}
         changed += [k for k in read if record["inputs"].get(k) != inputs.get(k)]
-        old = directory.parent / "superseded" / f"{step.name}-{record['fingerprint'][:12]}"
+        old = directory.parent / SUPERSEDED / f"{step.name}-{record['fingerprint'][:12]}"
         old.parent.mkdir(exist_ok=True)
         serial = 0
-        while old.exists():
+        while not buckets.is_free(old):
             serial += 1
             old = old.with_name(f"{step.name}-{record['fingerprint'][:12]}.{serial}")
         for name in shown:
             (directory.parent / name).unlink(missing_ok=True)  # no longer of this run
-        directory.rename(old)
+        buckets.move(directory, old)
         logging.info(
             "step %s runs again, changed: %s (what was there is in %s)",
             step.name, "; ".join(changed), old,
@@ -325,6 +334,7 @@ def _begin(
     record["resumed"] = resumed  # its seconds are then not those of the whole step
     logging.info("step %s %s", step.name, "goes on" if resumed else "begins")
     files.write_json(directory / _RECORD, record)
+    buckets.push(directory)
     return record
 
 
@@ -334,6 +344,7 @@ def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float)
     ended = {"finished": True, "seconds": seconds, "outputs": digests.outputs(directory)}
     files.write_json(directory / _RECORD, {**record, **ended})
     _verified[directory] = (record["fingerprint"], digests.stamps(directory))
+    buckets.push(directory)
     _show(directory, step, again=True)
     logging.info("step %s is finished (%s)", step.name, clock(seconds))
 

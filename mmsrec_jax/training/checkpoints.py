@@ -18,6 +18,8 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.runtime import checksums, processes
+from mmsrec_jax.runtime.buckets.objects import is_url
+from mmsrec_jax.runtime.buckets.run import in_bucket
 from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, root
 
 _SEAL_BYTES = hashlib.sha256().digest_size
@@ -30,16 +32,17 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 @contextlib.contextmanager
-def writing(directory: Path, what: str) -> Iterator[None]:
+def writing(directory: os.PathLike[str], what: str) -> Iterator[None]:
     """Errors of the block, which writes `what` to `directory`, become one line (UserError)."""
     try:
         yield
     except Exception as error:  # of orbax or tensorstore, whatever the disk's refusal leads to
         if refused := of_disguised(error):
             raise UserError(f"{directory}: {what} cannot be written: {refused}") from error
+        place = "network and at your rights in the bucket" if is_url(directory) else "disk"
         raise UserError(
-            f"{directory}: {what} cannot be written ({first_line(root(error))}); look at the disk, "
-            "then the same command goes on from what was written before"
+            f"{directory}: {what} cannot be written ({first_line(root(error))}); look at the "
+            f"{place}, then the same command goes on from what was written before"
         ) from error
 
 
@@ -57,7 +60,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, keep: int = 2, best: str | None = None):
-        self.directory = Path(directory).resolve()
+        self.directory = in_bucket(Path(directory).resolve())
         self._best = best
         policies = ocp.training.preservation_policies
         highest = policies.BestN(

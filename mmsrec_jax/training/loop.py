@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mmsrec_jax.runtime import interruption
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.metrics_log import MetricsLog
@@ -129,6 +130,7 @@ def run(
                             "window": window,
                             "config": config,
                         }
+                        buckets.push(directory)  # never a checkpoint without its metrics
                         checkpoints.save(step, state, host, measured)
                 progress.update(values=means)
                 if interrupted:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from mmsrec_jax.runtime import checksums, disk, files, sharding
+from mmsrec_jax.runtime.buckets.run import in_bucket
 from mmsrec_jax.runtime.errors import UserError, first_line, root
 from mmsrec_jax.training.checkpoints import flatten, writing
 
@@ -43,7 +44,7 @@ def save(directory: Path, model: nnx.Module, kind: Any) -> None:
     arrays = flatten(state)
     sums = {name: _sums(array, name in stacked) for name, array in arrays.items()}
     with context, writing(directory, "weights"):
-        ocp.save_pytree(directory.resolve(), arrays, overwrite=True)
+        ocp.save_pytree(in_bucket(directory.resolve()), arrays, overwrite=True)
     files.write_json(_checksums_file(directory), sums)
 
 
@@ -77,7 +78,7 @@ def restore(directory: Path, model: nnx.Module, kind: Any, mesh: Mesh) -> None:
     state = nnx.state(model, kind)
     target = flatten(sharding.abstract(state, sharding.shardings(state, mesh)))
     try:
-        loaded = ocp.load_pytree(directory.resolve(), target)
+        loaded = ocp.load_pytree(in_bucket(directory.resolve()), target)
     except Exception as error:
         raise UserError(
             f"{directory}: cannot be read for this model ({first_line(root(error))}); "
@@ -105,7 +106,7 @@ def _sums(array: jax.Array, stacked: bool) -> dict[str, list[int]]:
 
 def _read_checksums(directory: Path) -> dict[str, dict[str, list[int]]]:
     """Those of the arrays in `directory`. Raises UserError when either is not there."""
-    if not directory.is_dir():
+    if not in_bucket(directory).is_dir():
         raise UserError(f"{directory}: no weights here; {_remedy(directory)}")
     return disk.read_json(_checksums_file(directory), _remedy(directory))
 
@@ -125,7 +126,8 @@ class Stored:
     def __init__(self, directory: Path):
         self.directory = directory.resolve()
         self._sums = _read_checksums(self.directory)
-        self._stored = self._checked(lambda: ocp.pytree_metadata(self.directory).metadata)
+        self._place = in_bucket(self.directory)
+        self._stored = self._checked(lambda: ocp.pytree_metadata(self._place).metadata)
         if self._stored is None:
             raise self._damaged("arrays are missing")
         self._keys = {".".join(re.findall(r"\['(\w+)'\]", key)): key for key in self._stored}
@@ -141,7 +143,7 @@ class Stored:
 
     def _read(self, key: str, layer: int | None) -> np.ndarray:
         # Orbax reads arrays whole or by a device's shard, hence its store of them.
-        root = next(self.directory.glob("*/manifest.ocdbt")).parent
+        root = next(self._place.glob("*/manifest.ocdbt")).parent
         store = {"driver": "ocdbt", "base": root.as_uri(), "path": f"{key}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         found = (array if layer is None else array[layer]).read().result()

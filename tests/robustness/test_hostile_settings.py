@@ -47,7 +47,7 @@ def parse(*arguments: str) -> list[str]:
         ("--top=" + "9" * 5000, ["--top="]),
         ("--user=\x1b[2J\x1b]0;owned\x07", ["--user=", "\\x1b", "leave it out"]),
         ("--workdir=a\nb", ["--workdir=", "\\n"]),
-        ("--workdir=gs://bucket/run", ["--workdir=gs://bucket/run"]),
+        ("--workdir=s3://bucket/run", ["--workdir=s3://bucket/run"]),
         ("--config", ["--config="]),
     ],
 )

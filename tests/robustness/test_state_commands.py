@@ -66,7 +66,7 @@ def table(workdir):
 # --- the folder of a run --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["", "gs://bucket/run", " "])
+@pytest.mark.parametrize("flag", ["", "s3://bucket/run", " "])
 def test_a_workdir_that_is_no_path(train, tmp_path, flag):
     with hostile.untouched(launched.ROOT / "launch"):
         train(flag).check_refused(f"--workdir={flag}")

@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from mmsrec_jax.data.inspection import leaks, raw_files
 from mmsrec_jax.data.inspection.findings import Finding, Findings, first
 from mmsrec_jax.data.inspection.items import ItemTexts
 from mmsrec_jax.data.records import Catalog
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.progress import Progress
 from mmsrec_jax.runtime.reading import shown
 
@@ -25,7 +25,7 @@ def check(settings: DataSettings, prepared: Prepared, texts: ItemTexts) -> Findi
     """Everything that is looked for. Reads all pictures."""
     findings = Findings()
     if settings.source == "atomic":
-        raw_files.check(Path(settings.root), findings)
+        raw_files.check(local(settings.root), findings)
     _check_split(settings, prepared, findings)
     _check_texts(prepared, texts, findings)
     _check_images(settings, prepared, findings)

@@ -1,0 +1,256 @@
+"""A folder of a bucket and its copy on this machine, file by file."""
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TypeVar
+
+from mmsrec_jax.runtime import disk
+from mmsrec_jax.runtime.buckets.objects import CONNECTIONS, Object, Objects, crc32c
+from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import Progress
+
+PRIVATE = ".bucket"
+"""Folder of a copy that says what it is a copy of; in no bucket."""
+MARKER = "step.json"
+"""File whose arrival says that all that belongs to it has arrived."""
+
+_STATE = "state.json"
+T = TypeVar("T")
+Known = tuple[int, int, int]  # generation of the object; size and time of change of the file
+
+
+class Mirror:
+    """The bucket is the truth: `pull` makes the copy the same, `push` takes there what has changed
+    in the copy. Hidden files, as half-written ones are, belong to neither.
+
+    Args:
+      url: of the folder in the bucket.
+      local: of the copy, a folder that is made, or that is such a copy already.
+      skipped: names of files and folders, at any depth, that are not copied.
+
+    Raises:
+      UserError: as of `Objects`; `local` is some other folder.
+    """
+
+    def __init__(self, url: str, local: Path, skipped: Collection[str] = ()):
+        self.objects, self.local, self._skipped = Objects(url), local, frozenset(skipped)
+        self._pushing = threading.Lock()
+        private = local / PRIVATE
+        self._state = private / _STATE
+        if local.is_dir() and os.listdir(local) and not private.is_dir():
+            raise UserError(
+                f"{local}: is to be the copy of {self.objects.url} but holds something else; give "
+                "another --local_dir"
+            )
+        private.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._files = self._read()
+            self._write()
+
+    def pull(self, under: str = "") -> bool:
+        """Makes the copy of the folder, or of a folder in it, the same as in the bucket; whether
+        there is anything.
+
+        Files that are not in the bucket are removed. A file that did not arrive whole goes on where
+        it was. Of several processes of one machine one works at a time.
+        """
+        return self._take(self.objects.list(under), under)
+
+    def pull_file(self, name: str) -> bool:
+        """The same for one object of the folder, the only one that the copy has."""
+        found = self.objects.find(name)
+        return self._take([] if found is None else [found], "")
+
+    def _take(self, found: list[Object], under: str) -> bool:
+        with self._alone():
+            self._files = self._read()
+            wanted = {each.name: each for each in found if self._is_copied(each.name)}
+            for name in sorted(self._local_files(under).keys() - wanted.keys()):
+                (self.local / name).unlink()
+                self._files.pop(name, None)
+            self._drop_empty(self.local / under)
+            try:
+                self._download([o for o in wanted.values() if not self._is_here(o)])
+            finally:
+                self._write()
+        return bool(wanted)
+
+    def push(self, under: str = "", *, marked: bool = True) -> None:
+        """Takes to the bucket what has changed since it was pulled or pushed, and removes there
+        what was removed here.
+
+        The files go in the order in which they were written, so that at no moment one is there
+        without those that it builds on; those called `MARKER` go last.
+
+        marked: False leaves those out.
+        """
+        with self._pushing:
+            found = self._local_files(under)
+            changed = [n for n, stamp in found.items() if self._files.get(n, (0,))[1:] != stamp]
+            markers = [name for name in changed if Path(name).name == MARKER]
+            others = [name for name in changed if name not in markers]
+            others.sort(key=lambda name: found[name][1])
+            said = _Said(f"to {self.objects.url}", sum(found[name][0] for name in others))
+            for name in [*others, *(markers if marked else ())]:
+                self._upload(name, found[name])
+                said.add(found[name][0])
+            inside = f"{under}/" if under else ""
+            for name in [n for n in self._files if n.startswith(inside) and n not in found]:
+                self.objects.delete(name)
+                del self._files[name]
+            if changed:
+                self._write()
+
+    def move(self, source: str, target: str) -> None:
+        """Renames a folder in the bucket, whatever is in it; the marker leaves last."""
+        with self._pushing:
+            names = [found.name for found in self.objects.list(source)]
+            names.sort(key=lambda name: name == f"{source}/{MARKER}")
+            _each(lambda name: self.objects.copy(name, target + name.removeprefix(source)), names)
+            for name in names:
+                self.objects.delete(name)
+                self._files.pop(name, None)
+            self._write()
+
+    def relative(self, path: Path) -> str:
+        """The name in the bucket of a path in the copy; "" of the copy itself."""
+        name = path.relative_to(self.local).as_posix()
+        return "" if name == "." else name
+
+    def _is_copied(self, name: str) -> bool:
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts) or "\0" in name:
+            raise UserError(
+                f"{self.objects.url}/{name}: no file can be called so; remove it from the bucket"
+            )
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and self._skipped.isdisjoint(parts)
+
+    def _is_here(self, wanted: Object) -> bool:
+        """Whether the file is what the bucket holds: by its time of change, else by its bytes."""
+        path = self.local / wanted.name
+        if (stamp := _stamp(path)) is None or stamp[0] != wanted.size:
+            return False
+        if self._files.get(wanted.name) == (wanted.generation, *stamp):
+            return True
+        if crc32c(path) != wanted.crc32c:
+            return False
+        self._keep(wanted, path)
+        return True
+
+    def _download(self, wanted: list[Object]) -> None:
+        total = sum(found.size for found in wanted)
+        said = _Said(f"from {self.objects.url}", total)
+
+        def copy(found: Object) -> None:
+            path = self.local / found.name
+            partial = path.with_name(f".{path.name}.{found.generation}.partial")
+            with disk.named(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.objects.download(found, partial, said.add)
+                disk.sync(partial)
+                self._keep(found, partial)
+                os.replace(partial, path)
+
+        _each(copy, wanted)
+
+    def _keep(self, found: Object, path: Path) -> None:
+        """A copy has the time of the object, the same on every machine: digests of what a run reads
+        hold it."""
+        os.utime(path, ns=(found.updated, found.updated))
+        self._files[found.name] = (found.generation, found.size, path.stat().st_mtime_ns)
+
+    def _upload(self, name: str, stamp: tuple[int, int]) -> None:
+        try:
+            found = self.objects.upload(self.local / name, name)
+        except FileNotFoundError:  # removed or renamed since
+            return
+        self._files[name] = (found.generation, *stamp)
+
+    def _local_files(self, under: str) -> dict[str, tuple[int, int]]:
+        """Size and time of change of the files that belong to the bucket too."""
+        found = {}
+        for folder, folders, names in os.walk(self.local / under):
+            folders[:] = [n for n in folders if n[0] != "." and n not in self._skipped]
+            for name in names:
+                path = Path(folder) / name
+                if name[0] == "." or name in self._skipped:
+                    continue
+                if (stamp := _stamp(path)) is not None:
+                    found[self.relative(path)] = stamp
+        return found
+
+    def _drop_empty(self, folder: Path) -> None:
+        """Removes the folders in it that hold nothing."""
+        for inside, folders, _ in os.walk(folder, topdown=False):
+            for name in folders:
+                with contextlib.suppress(OSError):  # it holds something
+                    (Path(inside) / name).rmdir()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other process of this machine is in such a block of this copy."""
+        with (self._state.parent / "pull.lock").open("w") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+    def _read(self) -> dict[str, Known]:
+        if not self._state.exists():
+            return {}
+        remedy = f"delete {self.local}, the copy of {self.objects.url}"
+        state = disk.read_json(self._state, remedy)
+        with disk.readable(self._state, remedy):
+            if state["url"] != self.objects.url:
+                raise UserError(
+                    f"{self.local}: is the copy of {state['url']} and not of {self.objects.url}; "
+                    "give another --local_dir"
+                )
+            return {name: (known[0], known[1], known[2]) for name, known in state["files"].items()}
+
+    def _write(self) -> None:
+        partial = disk.temporary(self._state)
+        with disk.named(self._state):
+            partial.write_text(json.dumps({"url": self.objects.url, "files": self._files}))
+            os.replace(partial, self._state)
+
+
+class _Said:
+    """Lines of progress of what takes longer than a few seconds, in MiB."""
+
+    def __init__(self, name: str, total: int):
+        self._progress = Progress(name, max(total >> 20, 1), unit="MiB")
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._bytes += size
+            new = (self._bytes >> 20) - self._progress.done
+            if new and time.monotonic() - self._progress.began > self._progress.interval:
+                self._progress.update(new)
+
+
+def _each(work: Callable[[T], object], items: Iterable[T]) -> None:
+    """Calls `work` with all of them, many at once; after an error it begins no more."""
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        begun = [threads.submit(work, item) for item in items]
+        try:
+            for each in as_completed(begun):
+                each.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file, None where there is none."""
+    try:
+        known = path.stat()
+    except OSError:
+        return None
+    return known.st_size, known.st_mtime_ns

@@ -1,0 +1,192 @@
+"""A run's workdir in a bucket: each machine works in a copy.
+
+The main process takes to the bucket what a step left when it ends, its record last, and what has
+changed at all once a minute; every machine reads the others' steps from there. Arrays, which all
+processes write together, and compiled programs lie in the bucket alone.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+from etils import epath
+
+from mmsrec_jax.runtime import lock as local_lock
+from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime.buckets import lock
+from mmsrec_jax.runtime.buckets.copies import OF_A_RUN_ALONE, copy_of
+from mmsrec_jax.runtime.buckets.mirror import PRIVATE, Mirror
+from mmsrec_jax.runtime.buckets.objects import is_url
+from mmsrec_jax.runtime.errors import UserError
+
+EVERY = 60.0
+"""Seconds between two looks at what has changed in a step that runs."""
+_NOT_COPIED = (*OF_A_RUN_ALONE, "weights", local_lock.NAME)
+_BUSY = 10  # times as long as a look took, at least, between it and the next
+
+_open: dict[Path, Mirror] = {}
+_pulls = False  # whether this process does so for its machine, after the main one has written
+
+
+@contextlib.contextmanager
+def opened(workdir: str | Path) -> Iterator[Path]:
+    """The folder in which this process runs the steps of a workdir; no other run does meanwhile.
+
+    Raises:
+      UserError: another run is under way there; the bucket cannot be read or written.
+    """
+    if not is_url(workdir):
+        yield Path(workdir).resolve()
+        return
+    mirror = Mirror(str(workdir), copy_of(str(workdir), "run"), _NOT_COPIED)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_explained(mirror))
+        stack.enter_context(local_lock.only_run(mirror.local / PRIVATE, "--local_dir"))
+        processes.from_main(lambda: stack.enter_context(lock.only_run(mirror.objects)) and None)
+        logging.info("%s: this machine works in %s", mirror.objects.url, mirror.local)
+        leader = _leader(mirror.local)
+        if leader == processes.index():
+            mirror.pull()
+        processes.barrier()
+        global _pulls
+        _pulls = leader == processes.index() and leader != 0
+        stack.enter_context(_registered(mirror))
+        if processes.is_main():
+            stack.enter_context(_kept(mirror))
+        yield mirror.local
+
+
+@contextlib.contextmanager
+def reading(workdir: str | Path) -> Iterator[Path]:
+    """The folder in which a program reads what a run has done so far; what the program writes there
+    is taken to the bucket when the block ends.
+
+    Raises:
+      UserError: the bucket cannot be read, or written where something was.
+    """
+    if not is_url(workdir):
+        yield Path(workdir)
+        return
+    mirror = Mirror(str(workdir), copy_of(str(workdir), "read"), _NOT_COPIED)
+    with _explained(mirror):
+        if not mirror.pull():
+            raise UserError(
+                f"{mirror.objects.url}: no run has begun here; name the --workdir of "
+                "launch/train.py"
+            )
+        logging.info("%s: read in %s", mirror.objects.url, mirror.local)
+        with _registered(mirror):
+            yield mirror.local
+        mirror.push()
+
+
+def in_bucket(path: Path) -> epath.Path:
+    """Where arrays and compiled programs lie that belong in this folder of a workdir: in the
+    bucket, where it is in one."""
+    found = _of(path)
+    return epath.Path(path) if found is None else epath.Path(_url(found, path))
+
+
+def push(directory: Path) -> None:
+    """Takes what has changed in a folder of the workdir to the bucket; the main process does."""
+    if processes.is_main() and (found := _of(directory)):
+        found.push(found.relative(directory))
+
+
+def pull(directory: Path) -> None:
+    """Reads what the main process has pushed, on the other machines. All processes call it."""
+    if found := _of(directory):
+        if _pulls:
+            found.pull(found.relative(directory))
+        processes.barrier()
+
+
+def is_copy(directory: Path) -> bool:
+    """Whether a folder is in the copy of a workdir."""
+    return _of(directory) is not None
+
+
+def is_free(path: Path) -> bool:
+    """Whether nothing is there, in the bucket either."""
+    found = _of(path)
+    return not path.exists() and not (found and found.objects.list(found.relative(path)))
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a folder of a workdir, in the bucket too."""
+    source.rename(target)
+    if found := _of(source):
+        found.move(found.relative(source), found.relative(target))
+
+
+def _of(path: Path) -> Mirror | None:
+    """The copy that a path lies in, None for other paths."""
+    path = Path(os.path.abspath(path))
+    return next((m for local, m in _open.items() if path.is_relative_to(local)), None)
+
+
+def _url(mirror: Mirror, path: Path) -> str:
+    name = mirror.relative(Path(os.path.abspath(path)))
+    return f"{mirror.objects.url}/{name}" if name else mirror.objects.url
+
+
+def _leader(local: Path) -> int:
+    """The first of the processes that see the same copy as this one."""
+    with tempfile.NamedTemporaryFile(prefix="seen-", dir=local / PRIVATE) as own:
+        names = processes.gather(Path(own.name).name)
+        found = next(i for i, name in enumerate(names) if (local / PRIVATE / name).exists())
+        processes.barrier()
+    return found
+
+
+@contextlib.contextmanager
+def _registered(mirror: Mirror) -> Iterator[None]:
+    _open[mirror.local] = mirror
+    try:
+        yield
+    finally:
+        del _open[mirror.local]
+
+
+@contextlib.contextmanager
+def _kept(mirror: Mirror) -> Iterator[None]:
+    """Takes to the bucket what changes in the block, once in a while and at its end."""
+    over = threading.Event()
+
+    def sweep() -> None:
+        wait = EVERY
+        while not over.wait(wait):
+            began = time.monotonic()
+            try:
+                mirror.push(marked=False)
+            except UserError as error:
+                logging.warning("%s; this is tried again", error)
+            wait = max(EVERY, _BUSY * (time.monotonic() - began))
+
+    thread = threading.Thread(target=sweep, name="bucket", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        mirror.push(marked=False)
+
+
+@contextlib.contextmanager
+def _explained(mirror: Mirror) -> Iterator[None]:
+    """Errors that name a file of the copy say of what it is one."""
+    try:
+        yield
+    except UserError as error:
+        if str(mirror.local) not in str(error):
+            raise
+        raise UserError(
+            f"{error} ({mirror.local} is the copy of {mirror.objects.url}; delete there what is to "
+            "be made again)"
+        ) from error

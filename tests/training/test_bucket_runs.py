@@ -1,0 +1,76 @@
+"""Runs whose workdir is in a bucket: another machine goes on from what is left of a lost one."""
+
+import json
+import multiprocessing
+import signal
+
+import bucket_run
+
+from mmsrec_jax.runtime.buckets import run
+from mmsrec_jax.runtime.workdir import Step, run_steps
+
+
+def plain(folder):
+    """The files that a run leaves, without what differs from run to run."""
+    names = {"texts/texts.jsonl": "", "train/w.npy": "", "train/metrics.jsonl": "time/"}
+    found = {}
+    for name, passing in names.items():
+        content = (folder / name).read_bytes()
+        if passing:
+            rows = map(json.loads, content.splitlines())
+            content = [{k: v for k, v in row.items() if not k.startswith(passing)} for row in rows]
+        found[name] = content
+    return found
+
+
+def test_a_run_that_is_killed_anywhere_ends_in_the_same_bits(bucket_server, machine, tmp_path):
+    """SIGKILL while the bucket gets something: half a step, a step before its marker, half a
+    checkpoint. Each time another machine goes on."""
+    run_steps(tmp_path / "disk", bucket_run.steps(tmp_path / "unbroken"))
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["bucket_run", "tensorboardX", "google.cloud.storage", "gcsfs"])
+    asked, moments = tmp_path / "asked", (
+        ("/texts/texts.jsonl", 3), ("/texts/step.json", 2), ("/checkpoints/30", 4),
+        ("/checkpoints/60", 9), ("/train/step.json", 2), ("", 0),
+    )  # fmt: skip
+    for number, (moment, count) in enumerate(moments):
+        arguments = (bucket_server.environment, tmp_path / f"machine{number}", asked)
+        process = forks.Process(target=bucket_run.run, args=arguments)
+        seen = []
+
+        def kill(method, path, process=process, moment=moment, count=count, seen=seen):
+            if moment and method != "GET" and moment in path:
+                seen.append(path)
+                if len(seen) == count:
+                    process.kill()
+                    return 0
+            return None
+
+        bucket_server.fault = kill
+        process.start()
+        process.join(120)
+        assert process.exitcode == (-signal.SIGKILL if moment else 0), (moment, seen)
+    machine("reader")
+    with run.reading("gs://lab/run") as folder:
+        assert plain(folder) == plain(tmp_path / "disk")
+    texts = len(asked.read_text().splitlines())
+    assert 6 <= texts <= 8  # it went on, and did not begin again
+
+
+def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
+    def write(directory):
+        (directory / "x").write_text("1")
+        place = run.in_bucket(directory / "weights" / "array")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("of all processes")
+
+    for config in ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}):
+        with run.opened("gs://lab/run") as folder:
+            run_steps(folder, [Step("step", write, config)])
+    names = bucket_server.names("lab", "run/superseded/")
+    folders = sorted({name.split("/")[2] for name in names})
+    assert len(folders) == 3 and sum(name.endswith(".1") for name in folders) == 1
+    assert len(names) == 9  # each with its marker
+    assert bucket_server.names("lab", "run/step/") == [
+        "run/step/step.json", "run/step/weights/array", "run/step/x",
+    ]  # fmt: skip
