@@ -12,7 +12,8 @@ WORKDIR /mmsrec_jax
 
 # Before the code, so that a change of the code does not install everything again.
 COPY requirements.txt ./
-RUN python -m pip install --requirement requirements.txt "jax[cuda13]"
+RUN python -m pip install --requirement requirements.txt "jax[cuda13]" \
+    "etils[epath,epath-gcs]>=1.15" "google-cloud-storage>=3"
 
 COPY pyproject.toml README.md LICENSE ./
 COPY mmsrec_jax ./mmsrec_jax
