@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import published_targets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,6 +36,7 @@ from PIL import Image
 
 import mmsrec_jax
 from mmsrec_jax.data import atomic, images, item_features, item_lines, store
+from mmsrec_jax.data.published import microlens
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.evaluation import results
 from mmsrec_jax.evaluation.comparison import external
@@ -312,12 +314,19 @@ TARGETS = {
     "external": Target(
         _make_external, _read_external, {".parquet": damaged_bytes, ".csv": damaged_bytes}, 8
     ),
+    **published_targets.TARGETS,
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(chat_template, "_SECONDS", 1)
+
+
+@pytest.fixture(autouse=True)
+def no_digests(monkeypatch):
+    """Files of these tests are not the published ones."""
+    monkeypatch.setattr(microlens, "_DIGESTS", {})
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,25 +1,14 @@
-"""Publishers' files, damaged in many ways: read, or refused in one line, as `test_fuzz_readers`."""
+"""Publishers' files for `test_fuzz_readers`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import published_files
-import pytest
-from fuzzing import (
-    SECONDS,
-    SEED,
-    Target,
-    either,
-    for_seconds,
-    fuzz,
-    json_lines,
-    json_value,
-    unpacked,
-)
+from fuzzing import Target, either, json_lines, json_value, unpacked
 from mutate import damaged_bytes
 
-from mmsrec_jax.data.published import catalog, microlens, read
+from mmsrec_jax.data.published import catalog, read
 
 _FILES = {
     ".json.gz": unpacked,
@@ -71,22 +60,3 @@ TARGETS = {
         ("mllm_msr", published_files.mllm_msr, "mllm_msr/Games"),
     )
 }
-
-
-@pytest.fixture(autouse=True)
-def no_digests(monkeypatch):
-    monkeypatch.setattr(microlens, "_DIGESTS", {})
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_damaged_published_files(name, tmp_path):
-    target = TARGETS[name]
-    fuzz(name, target, tmp_path, range(SEED, SEED + target.cases))
-
-
-@pytest.mark.robustness
-@pytest.mark.skipif(not SECONDS, reason="FUZZ_SECONDS is not set")
-@pytest.mark.parametrize("name", TARGETS)
-def test_published_for_longer(name, tmp_path):
-    tried = fuzz(name, TARGETS[name], tmp_path, for_seconds(SECONDS))
-    print(f"{name}: {tried} damaged files in {SECONDS:g} s")
