@@ -106,8 +106,7 @@ def _run_all(
             record = processes.from_main(functools.partial(_read, directory))
             if record.get("finished"):
                 fingerprints[step.name] = record["fingerprint"]
-                if step.then is not None:
-                    step.then()
+                _follow(step, directory)
             continue
         if missing:
             raise UserError(
@@ -123,8 +122,14 @@ def _run_all(
             reuse=reuse,
             whole=whole,
         )
-        if step.then is not None:
-            step.then()
+        _follow(step, directory)
+
+
+def _follow(step: Step, directory: Path) -> None:
+    """What comes after a finished step and reads what it left."""
+    if step.then is not None:
+        processes.from_main(lambda: _verify(directory, _read(directory)))
+        step.then()
 
 
 def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:

@@ -124,6 +124,7 @@ def test_a_template_that_does_harm(template, said, tmp_path):
         "--config.data.toyshop.num_users=300",
         "--config.data.toyshop.num_items=120",
         "--config.data.toyshop.num_groups=3",
+        "--config.cached.num_items=64",
         "--config.use.images=False",
         "--config.use.rewards=False",
         "--steps=data,summaries",

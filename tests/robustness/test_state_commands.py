@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(train, run, finished):
 def test_raw_files_and_pictures_that_changed(train, tmp_path):
     root = tmp_path / "shop"
     (root / "images").mkdir(parents=True)
-    rows = [f"u{u}\ti{(u + n) % 7}\t{n}" for u in range(12) for n in range(6)]
+    rows = [f"u{u}\ti{(6 * u + n) % 40}\t{n}" for u in range(60) for n in range(6)]
     header = "user_id:token\titem_id:token\ttimestamp:float"
     (root / "shop.inter").write_text("\n".join([header, *rows]) + "\n")
     (root / "images" / "i1.png").write_bytes(b"one")
