@@ -98,6 +98,8 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         world = World(case, Path(directory))
+        if len(world.catalog) <= (WARM + 1) * 2 * case.rows:
+            sys.exit(f"{len(world.catalog)} items with a picture are too few; raise --items")
         compared, equal = check_equal(world)
         print(f"{equal} of {compared} prompts equal those of transformers", flush=True)
         report: dict = {"compared": compared, "equal": equal, "workers": case.workers}

@@ -133,8 +133,8 @@ def main(arguments: Sequence[str]) -> int:
         recommender = Recommender(Path(__file__).resolve().parent)
         ids, times = list(arguments), None
         if recommender.uses_times:
-            parts = [argument.rpartition("@") for argument in arguments]
-            ids, times = [id for id, _, _ in parts], [[_seconds(time) for _, _, time in parts]]
+            choices = [_with_time(argument) for argument in arguments]
+            ids, times = [id for id, _ in choices], [[time for _, time in choices]]
         found = recommender.top([ids], times)[0]
     except ExportError as error:
         print(f"recommend.py: {error}", file=sys.stderr)
@@ -144,10 +144,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _seconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ExportError(f"{text!r} is no time: give ITEM_ID@SECONDS, seconds since 1970")
-    return int(text)
+def _with_time(argument: str) -> tuple[str, int]:
+    """The item and the time of ITEM_ID@SECONDS."""
+    id, _, time = argument.rpartition("@")
+    if not id or not (time.isascii() and time.isdigit()):
+        raise ExportError(f"{argument!r}: give ITEM_ID@SECONDS, seconds since 1970")
+    return id, int(time)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every reader, fed with valid files that are damaged in many ways, reads them or says in one line
 why it does not: no traceback, no hang, no flood of memory.
 
-A few dozen damages of each run with the other tests; `make robustness FUZZ_SECONDS=600` goes on for
+Six to 400 damages of each run with the other tests; `make robustness FUZZ_SECONDS=600` goes on for
 ten minutes a reader. A failure names the seed: `FUZZ_SEED=<seed>` begins with it.
 """
 

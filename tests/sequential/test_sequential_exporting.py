@@ -118,4 +118,6 @@ def test_times_belong_to_the_ids_and_few_programs_are_compiled(tmp_path, capsys,
     assert standalone.main([f"{ids[0]}@5", f"{ids[1]}@9"]) == 0
     said = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     assert said == [id for id, _ in both[0]]
-    assert standalone.main([ids[0]]) == 2 and "is no time" in capsys.readouterr().err
+    for wrong in (ids[0], "123", "@123"):
+        assert standalone.main([wrong]) == 2
+        assert "give ITEM_ID@SECONDS" in capsys.readouterr().err

@@ -86,7 +86,9 @@ class Journal:
             self.failed[item] = line
             self.stored.pop(item, None)
         else:
-            self.stored[item] = (url, int(line["bytes"]))
+            if type(line["bytes"]) is not int:
+                raise TypeError
+            self.stored[item] = (url, line["bytes"])
             self.failed.pop(item, None)
 
     def _write(self, line: dict[str, Any]) -> None:
