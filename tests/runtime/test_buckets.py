@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+import stat
 import threading
 import time
 
 import pytest
 
 from mmsrec_jax.runtime import digests, startup
-from mmsrec_jax.runtime.buckets import given, lock, objects, run
+from mmsrec_jax.runtime.buckets import copies, given, lock, objects, run
 from mmsrec_jax.runtime.buckets.mirror import Mirror
 from mmsrec_jax.runtime.errors import UserError
 
@@ -185,6 +186,23 @@ def test_no_folder_of_the_user_becomes_a_copy(bucket_server, tmp_path):
     with pytest.raises(UserError, match="is the copy of gs://lab/run and not of gs://lab/other"):
         Mirror("gs://lab/other", tmp_path / "copy")
     assert tree(tmp_path / "mine") == {"x": b"1"}
+
+
+def test_a_folder_that_another_user_made_holds_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "_root", None)
+    monkeypatch.setattr(copies.tempfile, "gettempdir", lambda: str(tmp_path))
+    root = copies.copy_of("gs://lab/run", "run").parents[1]
+    assert root == tmp_path / f"mmsrec_jax-{os.getuid()}" and root.stat().st_mode & 0o777 == 0o700
+    root.rename(tmp_path / "elsewhere")
+    root.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no folder of this user; name another by --local_dir"):
+        copies.copy_of("gs://lab/run", "run")
+    root.unlink()
+    root.mkdir()
+    of_another = os.stat_result([stat.S_IFDIR | 0o777, 0, 0, 1, os.getuid() + 1, *[0] * 5])
+    monkeypatch.setattr(copies.Path, "lstat", lambda path: of_another)
+    with pytest.raises(UserError, match="no folder of this user"):
+        copies.copy_of("gs://lab/run", "run")
 
 
 def test_names_that_leave_the_folder_are_refused(bucket_server, tmp_path):
