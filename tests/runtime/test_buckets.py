@@ -130,9 +130,12 @@ def test_two_programs_that_read_a_run_have_copies_of_their_own(bucket_server, ma
             fill(second, new="of the second")
         child = os.fork()
         if not child:  # another process of the machine
-            run._open.clear()
-            with contextlib.ExitStack() as stack:
-                os._exit(run._unused_copy("gs://lab/run", stack) == first)
+            try:
+                run._open.clear()
+                found = run._unused_copy("gs://lab/run", contextlib.ExitStack())
+                os._exit(found.parent.parent != first.parent.parent or found == first)
+            finally:
+                os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
     assert bucket_server.objects["lab", "run/page"].data == b"of the first"
     assert bucket_server.objects["lab", "run/new"].data == b"of the second"
