@@ -18,6 +18,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from mmsrec_jax.runtime import compiling, interruption, processes, startup
+from mmsrec_jax.runtime.buckets.objects import is_url
+from mmsrec_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
@@ -46,6 +48,12 @@ def main(argv: list[str]) -> None:
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
 
+    for name in _REUSE.value:
+        if is_url(name):
+            raise UserError(
+                f"--reuse={name}: no steps are taken from a bucket; copy the run to this machine "
+                "and name the copy"
+            )
     reuse = [Path(name).resolve() for name in _REUSE.value]
     methods.run(_CONFIG.value, _WORKDIR.value, only=_STEPS.value, reuse=reuse)
 

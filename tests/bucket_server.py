@@ -46,6 +46,7 @@ class BucketServer:
       fault: (method, path) -> status that is answered in place of the true one, 0 to break off, or
         None; asked before a request is carried out. The path of an upload ends in the object's
         name.
+      lost: (method, path) -> whether the answer of a request that was carried out is lost.
       sent: bytes of contents.
     """
 
@@ -55,6 +56,7 @@ class BucketServer:
         self.requests: list[str] = []
         self.sent = 0
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self.lost: Callable[[str, str], bool] = lambda method, path: False
         self.sessions: dict[str, tuple[str, str, dict[str, list[str]], bytes]] = {}
         self.lock = threading.RLock()
         self._generation = int(time.time() * 1e6)
@@ -89,6 +91,7 @@ class BucketServer:
         """Empties the buckets, and answers well again."""
         with self.lock:
             self.fault = lambda method, path: None
+            self.lost = lambda method, path: False
             self.objects.clear()
             self.requests.clear()
             self.sent = 0
@@ -178,7 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             if (status := server.fault(method, path)) is not None:
                 raise _RefusedError(status)
             with server.lock:
-                return self._carried_out(method, parts.path, query, body, headers)
+                answer = self._carried_out(method, parts.path, query, body, headers)
+            return (0, {}, b"") if server.lost(method, path) else answer
         except _RefusedError as refused:
             error = {"error": {"code": refused.args[0], "message": f"refused: {path}"}}
             return refused.args[0], {"Content-Type": "application/json"}, json.dumps(error).encode()

@@ -118,7 +118,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
       UserError: it is missing, or no JSON object.
     """
     with readable(path, remedy):
-        _check_regular(path)
+        _check_regular(path)  # nor a folder
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
@@ -132,7 +132,7 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pa.Table:
       UserError: it is missing or damaged, or lacks a column.
     """
     with readable(path, remedy):
-        _check_regular(path)
+        _check_regular(path)  # nor a folder
         # Not mapped: a page that is damaged or cut off would end the process.
         table = pq.read_table(path, memory_map=False)
         table.validate(full=True)  # texts are UTF-8, indices lie in their dictionaries

@@ -153,10 +153,14 @@ def unfinished(
         config = json.loads(json.dumps(step.config))
         inputs = {name: fingerprints.get(name, "") for name in step.inputs}
         fingerprints[step.name] = _fingerprint(step.name, config, inputs)
-        records = (_read(folder / step.name) for folder in (workdir, *reuse))
-        same = (r for r in records if r.get("fingerprint") == fingerprints[step.name])
-        is_done = any(record["finished"] for record in same)
-        if not is_done and (only is None or step.name in only):
+        if only is not None and step.name not in only:
+            continue
+        own = _read(workdir / step.name)
+        if own.get("fingerprint") == fingerprints[step.name]:  # begun, it goes on here
+            is_done = own["finished"]
+        else:
+            is_done = _same(reuse, step.name, fingerprints[step.name]) is not None
+        if not is_done:
             found.append(step.name)
     return found
 
@@ -360,7 +364,7 @@ def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
         record = _read(folder / step)
         if not record.get("finished") or record["fingerprint"] != fingerprint:
             continue
-        if problem := digests.difference(folder / step, record["outputs"]):
+        if problem := _problem(folder / step, record):
             logging.warning("%s, so step %s is not taken from there", problem, step)
             continue
         return folder / step
@@ -406,15 +410,22 @@ def _all_inputs(workdir: Path, steps: Sequence[str]) -> list[str]:
 
 def _verify(directory: Path, record: Mapping[str, Any]) -> None:
     """Raises UserError when the files of a finished step are not those that it left."""
-    known = (record["fingerprint"], digests.stamps(directory))
-    if _verified.get(directory) == known:
-        return
-    if problem := digests.difference(directory, record["outputs"]):
+    if problem := _problem(directory, record):
         raise UserError(
             f"{problem}, though step {directory.name} is finished: it was damaged or changed "
             f"since; put it back, or delete {directory} and run launch/train.py to make it again"
         )
-    _verified[directory] = known
+
+
+def _problem(directory: Path, record: Mapping[str, Any]) -> str:
+    """How the files of a finished step differ from those that it left; empty where they do not."""
+    known = (record["fingerprint"], digests.stamps(directory))
+    if _verified.get(directory) == known:
+        return ""
+    problem = digests.difference(directory, record["outputs"])
+    if not problem:
+        _verified[directory] = known
+    return problem
 
 
 def _read(directory: Path, step: str = "") -> dict[str, Any]:

@@ -122,7 +122,9 @@ def test_command_on_cpu(tmp_path):
     done = run("--hbm_gib=0.002", "--tries=1")
     assert done.returncode == 1, done.stderr
     assert "DOES NOT FIT" in done.stdout and "largest buffers" in done.stdout
-    written = json.loads((tmp_path / "plan.json").read_text())
+    text = (tmp_path / "plan.json").read_text()
+    assert text.startswith(report._BEGINS)  # so that the same command may write it again
+    written = json.loads(text)
     assert written["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     rank = written["steps"]["rank"]
     assert rank["peak"] > 0.002 * 2**30 and rank["flops"] > 0 and rank["collectives"]

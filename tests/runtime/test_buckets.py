@@ -1,14 +1,16 @@
 """Folders of a bucket and their copies, against a server that answers as Google's does."""
 
+import contextlib
 import json
 import os
+import stat
 import threading
 import time
 
 import pytest
 
 from mmsrec_jax.runtime import digests, startup
-from mmsrec_jax.runtime.buckets import given, lock, objects, run
+from mmsrec_jax.runtime.buckets import copies, given, lock, objects, run
 from mmsrec_jax.runtime.buckets.mirror import Mirror
 from mmsrec_jax.runtime.errors import UserError
 
@@ -96,6 +98,51 @@ def test_what_was_removed_here_is_removed_there(bucket_server, tmp_path):
     assert bucket_server.names("lab") == ["run/y"]
 
 
+def test_a_reader_writes_over_nothing_that_it_has_not_read(bucket_server, tmp_path):
+    bucket_server.put("lab", "run/page", b"old")
+    bucket_server.put("lab", "run/gone", b"old")
+    first, second = (Mirror("gs://lab/run", tmp_path / name) for name in ("first", "second"))
+    first.pull()
+    second.pull()
+    fill(first.local, page="of the first", gone="of the first", new="of the first", same="equal")
+    first.push(only_known=True)
+    fill(second.local, page="of the second", new="of the second", same="equal", other="1")
+    (second.local / "gone").unlink()
+    with pytest.raises(UserError, match="gs://lab/run/(page|new): another program changed it"):
+        second.push(only_known=True)
+    kept = {name: bucket_server.objects["lab", f"run/{name}"].data for name in ("gone", "new")}
+    assert set(kept.values()) == {b"of the first"}
+    assert bucket_server.objects["lab", "run/page"].data == b"of the first"
+    assert bucket_server.objects["lab", "run/other"].data == b"1"
+    second.pull()
+    assert tree(second.local) == tree(first.local) | {"other": b"1"}
+    fill(second.local, page="then")
+    second.push(only_known=True)
+    assert bucket_server.objects["lab", "run/page"].data == b"then"
+
+
+def test_two_programs_that_read_a_run_have_copies_of_their_own(bucket_server, machine):
+    bucket_server.put("lab", "run/page", b"old")
+    with run.reading("gs://lab/run") as first:
+        fill(first, page="of the first")
+        with run.reading("gs://lab/run") as second:
+            assert second != first and tree(second) == {"page": b"old"}
+            fill(second, new="of the second")
+        child = os.fork()
+        if not child:  # another process of the machine
+            try:
+                run._open.clear()
+                found = run._unused_copy("gs://lab/run", contextlib.ExitStack())
+                os._exit(found.parent.parent != first.parent.parent or found == first)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+    assert bucket_server.objects["lab", "run/page"].data == b"of the first"
+    assert bucket_server.objects["lab", "run/new"].data == b"of the second"
+    with run.reading("gs://lab/run") as again:
+        assert again == first
+
+
 def test_the_marker_of_a_step_arrives_last_and_not_with_a_look_between(bucket_server, tmp_path):
     mirror = Mirror("gs://lab/run", tmp_path / "copy")
     fill(mirror.local, **{"step__step.json": "{}", "step__b": "1", "step__a": "2"})
@@ -106,8 +153,12 @@ def test_the_marker_of_a_step_arrives_last_and_not_with_a_look_between(bucket_se
     mirror.push(marked=False)
     assert bucket_server.names("lab") == ["run/step/a", "run/step/b"]
     assert arrived[-1] == [("lab", "run/step/b")]  # b is older
-    mirror.push()
-    assert bucket_server.names("lab")[-1] == "run/step/step.json"
+    bucket_server.clear()
+    fresh = Mirror("gs://lab/run", tmp_path / "fresh")
+    (mirror.local / "step").rename(fresh.local / "step")
+    fresh.push()  # all at once
+    uploads = [r.rpartition("/")[2] for r in bucket_server.requests if r.startswith("POST")]
+    assert uploads == ["b", "a", "step.json"]
 
 
 def test_a_large_file_goes_on_where_it_was(bucket_server, tmp_path):
@@ -138,6 +189,23 @@ def test_no_folder_of_the_user_becomes_a_copy(bucket_server, tmp_path):
     with pytest.raises(UserError, match="is the copy of gs://lab/run and not of gs://lab/other"):
         Mirror("gs://lab/other", tmp_path / "copy")
     assert tree(tmp_path / "mine") == {"x": b"1"}
+
+
+def test_a_folder_that_another_user_made_holds_no_copies(tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "_root", None)
+    monkeypatch.setattr(copies.tempfile, "gettempdir", lambda: str(tmp_path))
+    root = copies.copy_of("gs://lab/run", "run").parents[1]
+    assert root == tmp_path / f"mmsrec_jax-{os.getuid()}" and root.stat().st_mode & 0o777 == 0o700
+    root.rename(tmp_path / "elsewhere")
+    root.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no folder of this user; name another by --local_dir"):
+        copies.copy_of("gs://lab/run", "run")
+    root.unlink()
+    root.mkdir()
+    of_another = os.stat_result([stat.S_IFDIR | 0o777, 0, 0, 1, os.getuid() + 1, *[0] * 5])
+    monkeypatch.setattr(copies.Path, "lstat", lambda path: of_another)
+    with pytest.raises(UserError, match="no folder of this user"):
+        copies.copy_of("gs://lab/run", "run")
 
 
 def test_names_that_leave_the_folder_are_refused(bucket_server, tmp_path):
@@ -270,6 +338,25 @@ def test_a_run_whose_lock_was_taken_ends(bucket_server, monkeypatch):
     assert bucket_server.objects["lab", "run/run.lock"].data == b"of another"  # which keeps it
 
 
+def test_a_lock_that_was_written_and_the_answer_lost_is_kept(bucket_server, impatient):
+    held = lock._Held(objects.Objects("gs://lab/run"))
+    held.take()
+    before = held.generation
+
+    def lost(method, path):
+        bucket_server.fault = lambda method, path: 503
+        return True
+
+    bucket_server.lost = lost
+    with pytest.raises(UserError, match="gs://lab/run/run.lock: the bucket cannot be reached"):
+        held._write(held.generation)
+    written = bucket_server.objects["lab", "run/run.lock"].generation
+    assert written > before == held.generation  # which a waiting run sees
+    bucket_server.lost, bucket_server.fault = lambda *_: False, lambda *_: None
+    held._write(held.generation)
+    assert held.generation >= written
+
+
 # --- what a run only reads ------------------------------------------------------------------------
 
 
@@ -286,10 +373,9 @@ def test_data_are_the_same_to_every_machine(bucket_server, machine):
     assert found[0][0] != found[1][0] and found[0][1:] == found[1][1:]
     sent = bucket_server.sent
     assert given.local("gs://lab/data/shop.item").read_text() == "shop.item"
-    assert (
-        given.local("gs://lab/data/") == given.local("gs://lab/data/")
-        and bucket_server.sent - sent < 99
-    )
+    asked = len(bucket_server.requests)
+    assert given.local("gs://lab/data") == given.local("gs://lab/data/") == found[-1][0]
+    assert len(bucket_server.requests) == asked and bucket_server.sent - sent < 99
     with pytest.raises(UserError, match="gs://lab/date: nothing is there"):
         given.local("gs://lab/date")
     assert str(given.local("/of/this/machine")) == "/of/this/machine"

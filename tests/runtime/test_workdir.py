@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.workdir import Step, run_steps
+from mmsrec_jax.runtime.workdir import Step, run_steps, unfinished
 
 
 class Killed(BaseException):
@@ -76,10 +76,23 @@ def test_steps_of_equal_settings_are_taken_from_another_run(tmp_path, caplog):
     assert len(calls) == 5
 
 
+def test_a_step_that_has_begun_goes_on_though_another_run_finished_it(tmp_path):
+    calls, others = [], [tmp_path / "a"]
+    run_steps(tmp_path / "a", make(calls))
+    with pytest.raises(Killed):
+        run_steps(tmp_path / "b", make(calls, fail={"train"}))
+    assert unfinished(tmp_path / "b", make(calls), reuse=others) == ["train"]
+    calls.clear()
+    run_steps(tmp_path / "b", make(calls), reuse=others)
+    assert calls == ["train"]
+
+
 def test_a_damaged_step_of_another_run_is_not_taken(tmp_path, caplog):
     calls = []
     run_steps(tmp_path / "a", make(calls), ["data"])
     (tmp_path / "a" / "data" / "out.txt").write_text("y")
+    steps = make(calls)
+    assert unfinished(tmp_path / "b", steps, ["data"], [tmp_path / "a"]) == ["data"]
     with caplog.at_level("WARNING", logger="absl"):
         run_steps(tmp_path / "b", make(calls), ["data"], reuse=[tmp_path / "a"])
     assert calls == ["data", "data"] and (tmp_path / "b/data/out.txt").read_text() == "x"

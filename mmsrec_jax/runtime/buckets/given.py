@@ -21,7 +21,7 @@ def local(given: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: nothing is there, or the bucket cannot be read.
     """
-    return _copied(str(given)) if is_url(given) else Path(given)
+    return _copied(str(given).rstrip("/")) if is_url(given) else Path(given)
 
 
 @functools.cache

@@ -61,13 +61,15 @@ class _Held:
 
     def __init__(self, objects: Objects):
         self._objects, self.generation = objects, 0
-        self._about = {
+        about = {
             "host": socket.gethostname(),
             "process": os.getpid(),
             "since": time.time(),
             "place": _place(),
             "run": uuid.uuid4().hex,
         }
+        # Always the same: the lock is known as this one's after a write whose answer was lost.
+        self._content = json.dumps(about).encode()
 
     def take(self) -> None:
         """Makes the lock, or takes that of a run that is dead; UserError where it is alive."""
@@ -108,8 +110,7 @@ class _Held:
                 ) from error
 
     def _write(self, generation: int) -> None:
-        content = json.dumps(self._about | {"written": time.time()}).encode()
-        self.generation = self._objects.write_if(lock.NAME, content, generation)
+        self.generation = self._objects.write_if(lock.NAME, self._content, generation)
 
     def _refused(self, content: bytes) -> UserError:
         return UserError(

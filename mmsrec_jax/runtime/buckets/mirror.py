@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmsrec_jax.runtime import disk
-from mmsrec_jax.runtime.buckets.objects import CONNECTIONS, Object, Objects, crc32c
+from mmsrec_jax.runtime.buckets.objects import (
+    CONNECTIONS,
+    ChangedError,
+    Object,
+    Objects,
+    crc32c,
+)
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import Progress
 
@@ -82,14 +88,18 @@ class Mirror:
                 self._write()
         return bool(wanted)
 
-    def push(self, under: str = "", *, marked: bool = True) -> None:
+    def push(self, under: str = "", *, marked: bool = True, only_known: bool = False) -> None:
         """Takes to the bucket what has changed since it was pulled or pushed, and removes there
         what was removed here.
 
         The files go in the order in which they were written, so that at no moment one is there
         without those that it builds on; those called `MARKER` go last.
 
-        marked: False leaves those out.
+        marked: False leaves those out. only_known: an object that another program changed since it
+        was pulled or pushed stays; without, this process is the only one that writes there.
+
+        Raises:
+          UserError: with `only_known`, such an object was to be written; all others are.
         """
         with self._pushing:
             found = self._local_files(under)
@@ -98,15 +108,24 @@ class Mirror:
             others = [name for name in changed if name not in markers]
             others.sort(key=lambda name: found[name][1])
             said = _Said(f"to {self.objects.url}", sum(found[name][0] for name in others))
+            refused = []
             for name in [*others, *(markers if marked else ())]:
-                self._upload(name, found[name])
+                try:
+                    self._upload(name, found[name], self._generation(name) if only_known else None)
+                except ChangedError:
+                    refused.append(name)
                 said.add(found[name][0])
             inside = f"{under}/" if under else ""
             for name in [n for n in self._files if n.startswith(inside) and n not in found]:
-                self.objects.delete(name)
+                self.objects.delete(name, self._generation(name) if only_known else None)
                 del self._files[name]
             if changed:
                 self._write()
+        if refused:
+            raise UserError(
+                f"{self.objects.url}/{refused[0]}: another program changed it since this one read "
+                "the folder, so it stays as it is there; start the same command again"
+            )
 
     def move(self, source: str, target: str) -> None:
         """Renames a folder in the bucket, whatever is in it; the marker leaves last."""
@@ -167,9 +186,13 @@ class Mirror:
         os.utime(path, ns=(found.updated, found.updated))
         self._files[found.name] = (found.generation, found.size, path.stat().st_mtime_ns)
 
-    def _upload(self, name: str, stamp: tuple[int, int]) -> None:
+    def _generation(self, name: str) -> int:
+        """Of the object when it was last pulled or pushed, 0 of one that was not there."""
+        return self._files[name][0] if name in self._files else 0
+
+    def _upload(self, name: str, stamp: tuple[int, int], generation: int | None) -> None:
         try:
-            found = self.objects.upload(self.local / name, name)
+            found = self.objects.upload(self.local / name, name, generation)
         except FileNotFoundError:  # removed or renamed since
             return
         self._files[name] = (found.generation, *stamp)

@@ -124,11 +124,26 @@ class Objects:
                 "same command again"
             )
 
-    def upload(self, path: Path, name: str) -> Object:
-        """Writes the content of a file; what the bucket then says of it."""
+    def upload(self, path: Path, name: str, generation: int | None = None) -> Object:
+        """Writes the content of a file, where a generation is given only over that one, 0 where
+        there is none; what the bucket then says of it.
+
+        Raises:
+          ChangedError: it is in another one, of other content.
+        """
+        from google.api_core import exceptions
+
         blob = self._bucket.blob(self._prefix + name)
-        with self._named(name):
-            blob.upload_from_filename(str(path), checksum="crc32c", retry=_retry())
+        try:
+            with self._named(name, passing=(exceptions.PreconditionFailed,)):
+                blob.upload_from_filename(
+                    str(path), checksum="crc32c", if_generation_match=generation, retry=_retry()
+                )
+        except exceptions.PreconditionFailed as error:
+            # A request that was made again after its answer was lost may have been carried out.
+            if (found := self.find(name)) and found.crc32c == crc32c(path):
+                return found
+            raise ChangedError from error
         return self._object(blob)
 
     def read(self, name: str) -> tuple[bytes, int] | None:

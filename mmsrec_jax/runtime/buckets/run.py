@@ -47,7 +47,7 @@ def opened(workdir: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_explained(mirror))
         stack.enter_context(local_lock.only_run(mirror.local / PRIVATE, "--local_dir"))
-        processes.from_main(lambda: stack.enter_context(lock.only_run(mirror.objects)) and None)
+        processes.from_main(lambda: stack.enter_context(lock.only_run(mirror.objects)))
         logging.info("%s: this machine works in %s", mirror.objects.url, mirror.local)
         leader = _leader(mirror.local)
         if leader == processes.index():
@@ -67,13 +67,15 @@ def reading(workdir: str | Path) -> Iterator[Path]:
     is taken to the bucket when the block ends.
 
     Raises:
-      UserError: the bucket cannot be read, or written where something was.
+      UserError: the bucket cannot be read, or written where something was; another program wrote
+        meanwhile what this one wrote.
     """
     if not is_url(workdir):
         yield Path(workdir)
         return
-    mirror = Mirror(str(workdir), copy_of(str(workdir), "read"), _NOT_COPIED)
-    with _explained(mirror):
+    with contextlib.ExitStack() as stack:
+        mirror = Mirror(str(workdir), _unused_copy(str(workdir), stack), _NOT_COPIED)
+        stack.enter_context(_explained(mirror))
         if not mirror.pull():
             raise UserError(
                 f"{mirror.objects.url}: no run has begun here; name the --workdir of "
@@ -82,7 +84,7 @@ def reading(workdir: str | Path) -> Iterator[Path]:
         logging.info("%s: read in %s", mirror.objects.url, mirror.local)
         with _registered(mirror):
             yield mirror.local
-        mirror.push()
+        mirror.push(only_known=True)
 
 
 def in_bucket(path: Path) -> epath.Path:
@@ -122,6 +124,21 @@ def move(source: Path, target: Path) -> None:
     source.rename(target)
     if found := _of(source):
         found.move(found.relative(source), found.relative(target))
+
+
+def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
+    """A copy in which no other program reads as long as the stack is open: one would remove what
+    the other has written and not yet pushed."""
+    number = 0
+    while True:
+        number += 1
+        copy = copy_of(url, f"read{number}")
+        if copy in _open:
+            continue
+        copy.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(UserError):  # another process has it
+            stack.enter_context(local_lock.only_run(copy.parent))
+            return copy
 
 
 def _of(path: Path) -> Mirror | None:
