@@ -13,11 +13,15 @@ import pytest
 from html_check import Page
 
 from mmsrec_jax import methods
+from mmsrec_jax.data import build
 from mmsrec_jax.methods import sweep
+from mmsrec_jax.methods.settings import described
 from mmsrec_jax.methods.sweep import Sweep, each
 from mmsrec_jax.methods.sweep_run import SweepRun
+from mmsrec_jax.pages import run_folder
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.workdir import Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path("configs/sweeps/some.py")
@@ -56,6 +60,7 @@ def test_the_sweeps_that_come_with_it_are_in_order(file):
         ({"../a": {}}, "point '../a': a folder has this name"),
         ({"logs": {}}, "point 'logs'"),
         ({"a": {"method": "scaling"}}, "point a: config.method='scaling'"),
+        ({"a": {}, "b": {"model.path": "no/model"}}, "point b: .*no/model"),
         ({}, "has no points"),
     ],
 )  # fmt: skip
@@ -76,6 +81,38 @@ def test_files_and_flags_that_say_nothing_are_refused(tmp_path):
     for wrong in (["sft.steps"], ["=3"], ["seed=1", "config.seed=2"]):
         with pytest.raises(UserError, match="--set=.*write --set=FIELD=VALUE"):
             sweep.parse_settings(wrong)
+    found = made(each("sasrec.dim", (16, 4)))
+    assert sweep.with_settings(FILE, found, {"sft.steps": "3"}).settings["sft.steps"] == "3"
+    with pytest.raises(UserError, match=f"--set=sasrec.dim=8: point dim-16 of {FILE} sets sasrec"):
+        sweep.with_settings(FILE, found, {"sasrec.dim": "8"})
+
+
+def test_a_point_that_reads_what_users_state_is_finished_with_these_files_alone(tmp_path):
+    root, workdir = tmp_path / "shop", tmp_path / "sweep"
+    root.mkdir()
+    (root / "shop.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
+    (root / "shop.user").write_text("user_id:token\tage:token\nu\t35\n")
+    found = Sweep(
+        "configs/quickstart.py:mllm_srec",
+        {"silent": {}, "told": {"data.user_fields": ("age",)}},
+        {"data.source": "atomic", "data.root": str(root)},
+    )
+    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
+    for point in run.points:
+        data = point.settings.data
+        steps = [Step("data", write_a_file, {"files": build.source_files(data)})]
+        if data.user_fields:
+            steps.append(Step("users", write_a_file, {"files": build.user_files(data)}))
+        folder = workdir / point.name
+        run_steps(folder, steps)
+        run_folder.begin(folder, described(point.settings), [step.name for step in steps])
+    assert [run._is_finished(point) for point in run.points] == [True, True]
+    (root / "shop.user").write_text("user_id:token\tage:token\nu\t36\n")
+    assert [run._is_finished(point) for point in run.points] == [True, False]
+
+
+def write_a_file(directory):
+    (directory / "file").write_text("what the step left")
 
 
 class Here:
@@ -166,6 +203,8 @@ def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     with pytest.raises(UserError, match="stopped at point bad"):
         run.run()
     assert len(started) == 1
+    (bad, good) = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    assert bad["problem"].startswith("config.mesh: data=3") and not good["problem"]
 
 
 def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
