@@ -155,25 +155,29 @@ def started(monkeypatch):
 def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog):
     caplog.set_level("INFO")
     workdir = tmp_path / "sweep"
-    found = made({**each("sasrec.dim", (16, 4)), "bad": {"mesh.data": 3}})
+    found = made(
+        {**each("sasrec.dim", (16, 4)), "twice": {"seeds": (0, 1)}, "bad": {"mesh.data": 3}}
+    )
     run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
     text, failed = run.run()
     assert failed == 1 and "bad failed: config.mesh: data=3" in text
     said = [record.getMessage() for record in caplog.records]
-    assert "3 of 3 points left" in said
-    assert sum(bool(re.match(r"[12] of 3 points left, about \d", line)) for line in said) == 2
+    assert "4 of 4 points left" in said
+    assert sum(bool(re.match(r"[123] of 4 points left, about \d", line)) for line in said) == 3
     log = (workdir / "logs" / "dim-4.log").read_text()
     assert f"step data is taken from {workdir}/dim-16" in log and "step sasrec begins" in log
     check_numbers(workdir, text)
 
     started.clear()
     (workdir / "dim-4" / "evaluation" / "step.json").unlink()  # as if it was killed
-    again, _ = SweepRun(FILE, found, run.points[:2], workdir, ["train"]).run()
+    again, _ = SweepRun(FILE, found, run.points[:3], workdir, ["train"]).run()
     assert [command[-2] for command in started] == [f"--workdir={workdir / 'dim-4'}"]
     assert again == text[: text.index("\nbad failed")]
     page = Page((workdir / "sweep.html").read_text())
     assert page.problems == []
     (line,) = [row for row in page.table("30 users, protocol full") if row[0] == "dim-4"]
+    (twice,) = [row for row in page.table("30 users, protocol full") if row[0] == "twice"]
+    assert twice[1:3] == ["sasrec", "2"]
     assert line[1:3] == ["sasrec", "1"] and line[3] in again and " to " in line[4]
     drawn = [given["aria-label"] for tag, given in page.seen if tag == "svg"]
     assert len(drawn) == 4 and all("dim-16: " in label for label in drawn)
@@ -185,12 +189,21 @@ def check_numbers(workdir, text):
     rows = json.loads((workdir / "sweep.json").read_text())["rows"]
     with (workdir / "sweep.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
-    assert {row["point"] for row in rows} == {"dim-16", "dim-4"} and len(written) == len(rows)
+    assert {row["point"] for row in rows} == {"dim-16", "dim-4", "twice"} and len(written) == len(
+        rows
+    )
     for row, line in zip(rows, written, strict=True):
-        table = json.loads((workdir / row["point"] / "table.json").read_text())
-        own = {(r["system"], r["protocol"]): r for r in table}["sasrec", row["protocol"]]
-        assert row["value"] == pytest.approx(own[row["metric"]])
-        assert line["sasrec.dim"] == row["point"][4:] and float(line["value"]) == row["value"]
+        seeds = ("seed-0", "seed-1") if row["point"] == "twice" else ("",)
+        tables = [workdir / row["point"] / seed / "table.json" for seed in seeds]
+        own = [
+            one[row["metric"]]
+            for table in tables
+            for one in json.loads(table.read_text())
+            if (one["system"], one["protocol"]) == ("sasrec", row["protocol"])
+        ]
+        assert len(own) == len(seeds) and row["value"] == pytest.approx(sum(own) / len(own))
+        assert line["sasrec.dim"] == row["point"].partition("dim-")[2]
+        assert float(line["value"]) == row["value"]
         if row["metric"] in ("ndcg@5", "hr@5"):
             assert f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" in text
 
