@@ -33,7 +33,8 @@ from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 
-_OF_A_QUESTION = ("user", "history", "times", "now", "about", "top", "json", "html")
+_ON_THE_PAGE = ("user", "history", "times", "now", "top")
+_OF_ONE_ANSWER = ("about", "json", "html")
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of a finished run of MMSRARec or MLLM-SRec, or gs://BUCKET/FOLDER."
@@ -101,10 +102,15 @@ def main(argv: list[str]) -> None:
 
 def _check_flags() -> None:
     """Refuses flags that nothing would read."""
-    for name in _OF_A_QUESTION if _SERVE.value else ("port",):
+    if _SERVE.value:
+        refused = dict.fromkeys(_ON_THE_PAGE, "with --serve, ask on the page; leave it out")
+        remedy = "the page of --serve has no such thing; leave out --serve, or this"
+        refused |= dict.fromkeys(_OF_ONE_ANSWER, remedy)
+    else:
+        refused = {"port": "it belongs to --serve; leave it out"}
+    for name, remedy in refused.items():
         if flags.FLAGS[name].present:
-            remedy = "with --serve, ask on the page" if _SERVE.value else "it belongs to --serve"
-            raise UserError(f"--{name}: {remedy}; leave it out")
+            raise UserError(f"--{name}: {remedy}")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def main(argv: list[str]) -> int:
 
     file = Path(_SWEEP.value)
     found = sweep.read(file)
-    settings = {**found.settings, **sweep.parse_settings(_SET.value)}
-    found = dataclasses.replace(found, config=_CONFIG.value or found.config, settings=settings)
+    found = sweep.with_settings(file, found, sweep.parse_settings(_SET.value))
+    found = dataclasses.replace(found, config=_CONFIG.value or found.config)
     run = SweepRun(
         file=file,
         sweep=found,

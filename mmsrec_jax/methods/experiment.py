@@ -42,6 +42,11 @@ def check(config: Settings) -> None:
             f"config.data.user_fields={config.data.user_fields}: the profile of method=mllm_srec "
             "alone reads what users state; leave it out, or set config.method=mllm_srec"
         )
+    if config.data.user_fields and not config.use.profile:
+        raise UserError(
+            f"config.data.user_fields={config.data.user_fields}: config.use.profile=False writes "
+            "no profile, which alone reads what users state; leave one of them out"
+        )
     config.model.check_path()
     config.chain.check_file()
     features.check(config)

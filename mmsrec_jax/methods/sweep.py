@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mmsrec_jax.methods import experiment, seeds
-from mmsrec_jax.methods.settings import Settings
+from mmsrec_jax.methods.settings import Settings, described
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
@@ -68,7 +68,7 @@ class Point:
     @property
     def recorded(self) -> list[dict[str, Any]]:
         """Of every seed, all that decides on its results."""
-        return [as_dict(settings) for _, settings in self.runs]
+        return [described(settings) for _, settings in self.runs]
 
 
 def each(field: str, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -107,13 +107,29 @@ def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def with_settings(path: Path, sweep: Sweep, settings: Mapping[str, str]) -> Sweep:
+    """The sweep with what `--set` says of every point, before what the file says of them.
+
+    Raises:
+      UserError: a point sets such a field itself.
+    """
+    for name, sets in sweep.points.items():
+        if field := next((field for field in settings if field in sets), None):
+            raise UserError(
+                f"--set={field}={settings[field]}: point {name} of {path} sets {field} itself; "
+                "leave it out, or change the file"
+            )
+    return dataclasses.replace(sweep, settings={**sweep.settings, **settings})
+
+
 def points(path: Path, sweep: Sweep) -> list[Point]:
     """The points in order, with their settings.
 
     Raises:
       UserError: there is none; a name is no name of a folder; a field does not exist or has a value
-        out of its range; two points have equal settings; points have other data or candidates than
-        the first. Names the file, the point and the field.
+        out of its range; files that a point reads are not there (`experiment.check`); two points
+        have equal settings; points have other data or candidates than the first. Names the file,
+        the point and the field.
     """
     if not sweep.points:
         raise UserError(f"{path}: the sweep has no points; name one or more")
@@ -129,6 +145,7 @@ def points(path: Path, sweep: Sweep) -> list[Point]:
             _check_method(point.settings)
             if found:
                 _check_shared(found[0], point)
+            experiment.check(point.settings)
         except UserError as error:
             raise UserError(f"{path}: point {name}: {error}") from error
         found.append(point)
@@ -137,7 +154,6 @@ def points(path: Path, sweep: Sweep) -> list[Point]:
             raise UserError(
                 f"{path}: points {first.name} and {second.name} have equal settings; leave one out"
             )
-    experiment.check(found[0].settings)
     return found
 
 

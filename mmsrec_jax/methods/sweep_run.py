@@ -24,13 +24,14 @@ from absl import logging
 from mmsrec_jax.data import build
 from mmsrec_jax.evaluation.comparison import points as points_table
 from mmsrec_jax.evaluation.comparison.points import Measured
+from mmsrec_jax.methods.settings import described
 from mmsrec_jax.methods.sweep import Point, Sweep
+from mmsrec_jax.methods.user_texts import USERS
 from mmsrec_jax.pages import document, run_folder, sweep_page
 from mmsrec_jax.runtime import disk, files, lock, workdir
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import shortened
 from mmsrec_jax.runtime.progress import clock
-from mmsrec_jax.runtime.settings import as_dict
 
 _RECORD = "sweep.json"
 _POLL = 5.0  # seconds
@@ -88,12 +89,12 @@ class SweepRun:
                 if problem:
                     problems[point.name] = problem
                     logging.error("point %s failed: %s", point.name, problem)
-                    if self.stop_on_failure:
-                        raise UserError(f"stopped at point {point.name} (--stop_on_failure)")
                 else:
                     seconds[point.name] = took
                     logging.info("point %s is finished (%s)", point.name, clock(took))
                 self._record(seconds, problems, [])
+                if problem and self.stop_on_failure:
+                    raise UserError(f"stopped at point {point.name} (--stop_on_failure)")
             return self._write(seconds, problems), len(problems)
 
     def _run_point(self, point: Point) -> str:
@@ -127,11 +128,13 @@ class SweepRun:
             if not (folder / run_folder.FILE).exists():
                 return False
             found = run_folder.read(folder)
-            wanted = json.loads(json.dumps(as_dict(settings)))
-            if found.config != wanted or len(found.done) < len(found.steps):
+            if found.config != _as_read(described(settings)) or len(found.done) < len(found.steps):
                 return False
-            files_read = workdir.records(folder)["data"]["config"]["files"]
-            if files_read != json.loads(json.dumps(build.source_files(settings.data))):
+            wanted = {"data": build.source_files(settings.data)}
+            if USERS in [step.name for step in found.steps]:
+                wanted[USERS] = build.user_files(settings.data)
+            records = workdir.records(folder)
+            if any(records[n]["config"]["files"] != _as_read(w) for n, w in wanted.items()):
                 return False
         return not self._has_seeds(point) or (self.workdir / point.name / "table.json").exists()
 
@@ -205,6 +208,11 @@ class SweepRun:
         }
         files.write_json(self.workdir / _RECORD, about)
         return about
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes back from a JSON file of it."""
+    return dict(json.loads(json.dumps(record)))
 
 
 def _known_seconds(folder: Path) -> dict[str, float]:

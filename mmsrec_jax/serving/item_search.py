@@ -14,8 +14,7 @@ _LONGEST = 200  # characters of a title, and of keywords, that are searched
 
 
 class ItemSearch:
-    """What is searched is read once, in a thread: a million titles take minutes, in which the items
-    read so far are found.
+    """What is searched is read once, in a thread; the items read so far are found meanwhile.
 
     Args:
       catalog: of the run.
@@ -25,6 +24,7 @@ class ItemSearch:
     def __init__(self, catalog: Catalog, keywords: Callable[[int], Sequence[str]]):
         self._catalog, self._keywords = catalog, keywords
         self._lines: list[str] = []
+        self._problem = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -35,8 +35,8 @@ class ItemSearch:
         catalog: that of the run with new items behind its own.
         """
         wanted = words.casefold().split()
-        lines = [*self._lines]
-        found = [i for i, line in enumerate(lines) if all(word in line for word in wanted)]
+        # The reader appends meanwhile; what it appends is found too.
+        found = [i for i, line in enumerate(self._lines) if all(word in line for word in wanted)]
         for number in range(len(self._catalog), len(catalog)):
             line = _line(catalog, number, self._keywords)
             found += [number] if all(word in line for word in wanted) else []
@@ -48,6 +48,11 @@ class ItemSearch:
     def num_left(self) -> int:
         """Items that are not read yet."""
         return len(self._catalog) - len(self._lines)
+
+    @property
+    def problem(self) -> str:
+        """One line: why no more items are read; empty where nothing failed."""
+        return self._problem
 
     def wait(self) -> None:
         """Until all items are read."""
@@ -61,7 +66,8 @@ class ItemSearch:
                 self._lines.append(_line(own, number, self._keywords))
                 progress.update()
         except Exception as error:
-            logging.warning("the search has no more items: %s", first_line(error))
+            self._problem = first_line(error)
+            logging.warning("the search has no more items: %s", self._problem)
 
 
 def _line(catalog: Catalog, number: int, keywords: Callable[[int], Sequence[str]]) -> str:

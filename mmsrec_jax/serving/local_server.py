@@ -27,6 +27,7 @@ from mmsrec_jax.serving.forms import Form, Refused
 HOST = "127.0.0.1"
 MOST_BYTES = 16_000_000  # of a form, with its picture
 _MOST_READ = 8 * MOST_BYTES  # of a form that is too large, so that the browser shows the answer
+_MOST_DIGITS = 12  # of a length: Python refuses to read numbers of thousands of digits
 _NAMES = (HOST, "localhost")
 _MOST_WAITING = 16
 _LAST_WAIT = 5.0  # seconds for the answer under way when the server is stopped
@@ -213,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Content-Length", "")
         if not (given.isascii() and given.isdigit()) or "Transfer-Encoding" in self.headers:
             raise Refused("the request does not say how long it is", 411)
+        if len(given) > _MOST_DIGITS:
+            raise Refused(f"the request says it has a length of {len(given):,} digits")
         length = int(given)
         if length > MOST_BYTES:
             left = length if length <= _MOST_READ else 0

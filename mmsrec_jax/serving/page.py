@@ -56,11 +56,19 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Items of a search, or some at random. count: how many there are; left: not searched yet."""
+    """Items of a search, or some at random.
+
+    Attributes:
+      items: of the catalog, by number.
+      count: how many there are.
+      left: not searched yet.
+      problem: why these will not be searched; "" while they are read.
+    """
 
     items: Sequence[int]
     count: int
-    left: int
+    left: int = 0
+    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +150,8 @@ def _answer(
     run: Run, pictures: Pictures, question: Question, answer: Answer, seconds: float
 ) -> Html:
     first, rest = answer.items[: question.top], answer.items[question.top :]
-    can_go_on = answer.user is None and not run.needs_times
+    # Typed times are of these items alone: they would be too few for one more.
+    can_go_on = answer.user is None and not run.needs_times and not question.times
 
     def after(item: Ranked) -> Content:
         return _button("Add to the history", "add", item.id) if can_go_on else None
@@ -248,6 +257,9 @@ def _find(run: Run, pictures: Pictures, question: Question, found: Found) -> Htm
     else:
         told = "Some items, drawn at random"
     left = f"; {found.left:,} items are not read yet" if found.left else ""
+    if found.problem:
+        why = clipped(found.problem, _LONGEST_LINE)
+        left = f"; {found.left:,} items cannot be searched: {why}"
     typed = dataclasses.replace(question, user="")
     search = element(
         "div",

@@ -28,6 +28,7 @@ _LONGEST_TEXT = 5000  # characters of a field
 _CHOICES = 24  # items of a search
 _DEEP = 500  # items of an answer among which new ones are looked for
 _EXAMPLES = 5
+_MOST_DIGITS = 12  # Python refuses to read numbers of thousands of digits
 
 
 class RecommendSite:
@@ -162,17 +163,18 @@ class RecommendSite:
         """What is said of the item that was added before the present page."""
         catalog = self._asked.catalog
         first = len(catalog) - self._asked.num_added
-        if not (number.isascii() and number.isdigit()) or not first <= int(number) < len(catalog):
+        place = _number(number)
+        if place is None or not first <= place < len(catalog):
             return ""
-        words = ", ".join(self._asked.keywords(int(number)))
-        return f"Added {catalog.ids[int(number)]}. Its keywords: {words or 'none'}."
+        words = ", ".join(self._asked.keywords(place))
+        return f"Added {catalog.ids[place]}. Its keywords: {words or 'none'}."
 
     def _found(self, words: str) -> Found:
         catalog, left = self._asked.catalog, self._search.num_left
         if not words:
-            return Found(self._drawn, len(catalog), 0)
+            return Found(self._drawn, len(catalog))
         items, count = self._search.find(catalog, words, _CHOICES)
-        return Found(items, count, left)
+        return Found(items, count, left, self._plain(self._search.problem))
 
     def _run(self) -> Run:
         asked = self._asked
@@ -191,24 +193,30 @@ class RecommendSite:
         return line.replace(str(self._workdir), self._workdir.name)
 
 
+def _number(text: str) -> int | None:
+    """What the digits say; None where there are others than those, or too many."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    return int(text) if is_number else None
+
+
 def _question(form: Form) -> Question:
     """Of an address or of a form. Raises Refused."""
     items = form.all("item")
     if form.one("drop"):
-        place = form.one("drop")
-        if not (place.isascii() and place.isdigit() and int(place) < len(items)):
+        place = _number(form.one("drop"))
+        if place is None or place >= len(items):
             raise Refused("the history has no such place; go back and try again")
-        del items[int(place)]
+        del items[place]
     items += form.all("add")
     if len(items) > _MOST_ITEMS:
         raise Refused(f"the history has more than {_MOST_ITEMS} items; name the latest alone")
-    top = form.one("top") or "10"
-    if not (top.isascii() and top.isdigit() and len(top) < 5 and 1 <= int(top) <= page.MOST_SHOWN):
+    top = _number(form.one("top") or "10")
+    if top is None or not 1 <= top <= page.MOST_SHOWN:
         raise Refused(f"items to show: give a number from 1 to {page.MOST_SHOWN}")
     return Question(
         items=items,
         user=form.one("user"),
-        top=int(top),
+        top=top,
         times=form.one("times"),
         now=form.one("now"),
         words=" ".join(form.one("q").split()),

@@ -270,6 +270,13 @@ def test_the_method_alone_that_reads_what_users_state_takes_it(tmp_path):
     config.data.update(source="atomic", root=str(tmp_path / "shop"), user_fields=("age",))
     with pytest.raises(UserError, match="the profile of method=mllm_srec alone reads what users"):
         check(from_config(Settings, config))
+    config.method = "mllm_srec"
+    check(from_config(Settings, config))
+    config.use.profile = False
+    with pytest.raises(UserError, match=r"user_fields=\('age',\): config.use.profile=False writes"):
+        check(from_config(Settings, config))
+    config.data.user_fields = ()
+    check(from_config(Settings, config))
 
 
 def test_the_flag_about_is_fields_with_values():

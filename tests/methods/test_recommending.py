@@ -36,6 +36,9 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 from mmsrec_jax.runtime.workdir import run_steps
+from mmsrec_jax.serving import forms
+from mmsrec_jax.serving.item_search import ItemSearch
+from mmsrec_jax.serving.local_server import Request
 from mmsrec_jax.serving.site import RecommendSite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -316,9 +319,28 @@ def test_items_are_found_chosen_and_taken_back_by_the_address_alone(server, aske
     assert values(found, "drop") == ["0", "1"] and "Answered" not in found.words
     _, found = local_page.page(server, "/?q=no+such+words")
     assert "0 of 0 items" in found.words
+    for times, count in (("", 10), ("&times=1,2", 0)):  # of one more item there is no time
+        _, found = local_page.page(server, f"/?item=i0023&item=i0031{times}&ask=1")
+        assert "Answered in " in found.words and found.words.count("Add to the history") == count
 
 
-def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_path, monkeypatch):
+def test_a_search_that_fails_says_why(server, asked, workdir):
+    def keywords(number):
+        if number == 9:
+            raise OSError("the disk is gone")
+        return asked.keywords(number)
+
+    search = ItemSearch(asked.catalog, keywords)
+    search.wait()
+    assert search.find(asked.catalog, "i0008", 5)[0] == [8] and search.num_left == ITEMS - 9
+    site = RecommendSite(asked, workdir)
+    site._search = search
+    text = site.respond(Request("/", forms.query("q=i0008"))).page
+    assert f"; {ITEMS - 9} items cannot be searched: the disk is gone." in text
+    assert "not read yet" not in text
+
+
+def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, monkeypatch):
     old, hostile = asked.catalog[12], "<script>alert(1)</script>"
     fields = [("item", "i0007"), ("title", hostile), ("id", 'n"&1'), ("description", "for\r\nyou")]
     status, _, headers = local_page.post(server, "/add", fields, {"picture": old.image})
@@ -347,10 +369,13 @@ def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_pa
     ):
         status, text, _ = local_page.post(server, "/add", wrong, files)
         assert status == 400 and line in html.unescape(text)
-    if browser.PROGRAM:
-        text = local_page.ask(server, "/?item=i0007&item=i0023&ask=1&q=lamp")[1]
-        (tmp_path / "page.html").write_text(text)
-        assert all(found["images"] > 20 for found in browser.look(tmp_path / "page.html", tmp_path))
+
+
+@browser.needed
+def test_the_local_page_in_a_browser(server, tmp_path):
+    text = local_page.ask(server, "/?item=i0007&item=i0023&ask=1&q=lamp")[1]
+    (tmp_path / "page.html").write_text(text)
+    assert all(found["images"] > 20 for found in browser.look(tmp_path / "page.html", tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -363,6 +388,9 @@ def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, tmp_pa
         ("/?top=0", 400, "a number from 1 to 100"),
         ("/?top=1&top=2", 400, "'top' is given 2 times"),
         ("/?item=i0007&drop=1", 400, "the history has no such place"),
+        ("/?item=i0007&drop=" + "1" * 5000, 400, "the history has no such place"),
+        ("/?top=" + "1" * 5000, 400, "a number from 1 to 100"),
+        ("/?added=" + "1" * 5000, 200, "Nothing is chosen yet"),
         ("/?item=i0007&times=now&ask=1", 400, "times: 'now' is no number"),
         ("/?item=i0007&times=1,2&ask=1", 400, "times: 2 for 1 items"),
         ("/?item=i0007&now=nan&ask=1", 400, "now"),
@@ -540,6 +568,7 @@ def test_the_command_for_people_and_its_mistakes(workdir, tmp_path):
         ("times", [f"--workdir={workdir}", "--history=i0007", "--times=now"], "'now' is no number"),
         ("port", [f"--workdir={workdir}", "--port=1"], "--port: it belongs to --serve"),
         ("both", [f"--workdir={workdir}", "--serve", "--top=3"], "--top: with --serve, ask on the"),
+        ("json", [f"--workdir={workdir}", "--serve", "--json"], "--json: the page of --serve has"),
         (
             "add",
             [f"--workdir={workdir}", "--user=u00003", "--add=x.jsonl"],

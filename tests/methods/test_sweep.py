@@ -13,11 +13,15 @@ import pytest
 from html_check import Page
 
 from mmsrec_jax import methods
+from mmsrec_jax.data import build
 from mmsrec_jax.methods import sweep
+from mmsrec_jax.methods.settings import described
 from mmsrec_jax.methods.sweep import Sweep, each
 from mmsrec_jax.methods.sweep_run import SweepRun
+from mmsrec_jax.pages import run_folder
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.workdir import Step, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path("configs/sweeps/some.py")
@@ -56,6 +60,7 @@ def test_the_sweeps_that_come_with_it_are_in_order(file):
         ({"../a": {}}, "point '../a': a folder has this name"),
         ({"logs": {}}, "point 'logs'"),
         ({"a": {"method": "scaling"}}, "point a: config.method='scaling'"),
+        ({"a": {}, "b": {"model.path": "no/model"}}, "point b: .*no/model"),
         ({}, "has no points"),
     ],
 )  # fmt: skip
@@ -76,6 +81,38 @@ def test_files_and_flags_that_say_nothing_are_refused(tmp_path):
     for wrong in (["sft.steps"], ["=3"], ["seed=1", "config.seed=2"]):
         with pytest.raises(UserError, match="--set=.*write --set=FIELD=VALUE"):
             sweep.parse_settings(wrong)
+    found = made(each("sasrec.dim", (16, 4)))
+    assert sweep.with_settings(FILE, found, {"sft.steps": "3"}).settings["sft.steps"] == "3"
+    with pytest.raises(UserError, match=f"--set=sasrec.dim=8: point dim-16 of {FILE} sets sasrec"):
+        sweep.with_settings(FILE, found, {"sasrec.dim": "8"})
+
+
+def test_a_point_that_reads_what_users_state_is_finished_with_these_files_alone(tmp_path):
+    root, workdir = tmp_path / "shop", tmp_path / "sweep"
+    root.mkdir()
+    (root / "shop.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
+    (root / "shop.user").write_text("user_id:token\tage:token\nu\t35\n")
+    found = Sweep(
+        "configs/quickstart.py:mllm_srec",
+        {"silent": {}, "told": {"data.user_fields": ("age",)}},
+        {"data.source": "atomic", "data.root": str(root)},
+    )
+    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
+    for point in run.points:
+        data = point.settings.data
+        steps = [Step("data", write_a_file, {"files": build.source_files(data)})]
+        if data.user_fields:
+            steps.append(Step("users", write_a_file, {"files": build.user_files(data)}))
+        folder = workdir / point.name
+        run_steps(folder, steps)
+        run_folder.begin(folder, described(point.settings), [step.name for step in steps])
+    assert [run._is_finished(point) for point in run.points] == [True, True]
+    (root / "shop.user").write_text("user_id:token\tage:token\nu\t36\n")
+    assert [run._is_finished(point) for point in run.points] == [True, False]
+
+
+def write_a_file(directory):
+    (directory / "file").write_text("what the step left")
 
 
 class Here:
@@ -118,25 +155,29 @@ def started(monkeypatch):
 def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog):
     caplog.set_level("INFO")
     workdir = tmp_path / "sweep"
-    found = made({**each("sasrec.dim", (16, 4)), "bad": {"mesh.data": 3}})
+    found = made(
+        {**each("sasrec.dim", (16, 4)), "twice": {"seeds": (0, 1)}, "bad": {"mesh.data": 3}}
+    )
     run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
     text, failed = run.run()
     assert failed == 1 and "bad failed: config.mesh: data=3" in text
     said = [record.getMessage() for record in caplog.records]
-    assert "3 of 3 points left" in said
-    assert sum(bool(re.match(r"[12] of 3 points left, about \d", line)) for line in said) == 2
+    assert "4 of 4 points left" in said
+    assert sum(bool(re.match(r"[123] of 4 points left, about \d", line)) for line in said) == 3
     log = (workdir / "logs" / "dim-4.log").read_text()
     assert f"step data is taken from {workdir}/dim-16" in log and "step sasrec begins" in log
     check_numbers(workdir, text)
 
     started.clear()
     (workdir / "dim-4" / "evaluation" / "step.json").unlink()  # as if it was killed
-    again, _ = SweepRun(FILE, found, run.points[:2], workdir, ["train"]).run()
+    again, _ = SweepRun(FILE, found, run.points[:3], workdir, ["train"]).run()
     assert [command[-2] for command in started] == [f"--workdir={workdir / 'dim-4'}"]
     assert again == text[: text.index("\nbad failed")]
     page = Page((workdir / "sweep.html").read_text())
     assert page.problems == []
     (line,) = [row for row in page.table("30 users, protocol full") if row[0] == "dim-4"]
+    (twice,) = [row for row in page.table("30 users, protocol full") if row[0] == "twice"]
+    assert twice[1:3] == ["sasrec", "2"]
     assert line[1:3] == ["sasrec", "1"] and line[3] in again and " to " in line[4]
     drawn = [given["aria-label"] for tag, given in page.seen if tag == "svg"]
     assert len(drawn) == 4 and all("dim-16: " in label for label in drawn)
@@ -148,12 +189,21 @@ def check_numbers(workdir, text):
     rows = json.loads((workdir / "sweep.json").read_text())["rows"]
     with (workdir / "sweep.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
-    assert {row["point"] for row in rows} == {"dim-16", "dim-4"} and len(written) == len(rows)
+    assert {row["point"] for row in rows} == {"dim-16", "dim-4", "twice"} and len(written) == len(
+        rows
+    )
     for row, line in zip(rows, written, strict=True):
-        table = json.loads((workdir / row["point"] / "table.json").read_text())
-        own = {(r["system"], r["protocol"]): r for r in table}["sasrec", row["protocol"]]
-        assert row["value"] == pytest.approx(own[row["metric"]])
-        assert line["sasrec.dim"] == row["point"][4:] and float(line["value"]) == row["value"]
+        seeds = ("seed-0", "seed-1") if row["point"] == "twice" else ("",)
+        tables = [workdir / row["point"] / seed / "table.json" for seed in seeds]
+        own = [
+            one[row["metric"]]
+            for table in tables
+            for one in json.loads(table.read_text())
+            if (one["system"], one["protocol"]) == ("sasrec", row["protocol"])
+        ]
+        assert len(own) == len(seeds) and row["value"] == pytest.approx(sum(own) / len(own))
+        assert line["sasrec.dim"] == row["point"].partition("dim-")[2]
+        assert float(line["value"]) == row["value"]
         if row["metric"] in ("ndcg@5", "hr@5"):
             assert f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]" in text
 
@@ -166,6 +216,8 @@ def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     with pytest.raises(UserError, match="stopped at point bad"):
         run.run()
     assert len(started) == 1
+    (bad, good) = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    assert bad["problem"].startswith("config.mesh: data=3") and not good["problem"]
 
 
 def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):

@@ -140,6 +140,8 @@ def test_other_methods_and_sizes(server, site, monkeypatch):
     assert status == 413 and "take a smaller picture" in text
     for size in ("-1", "1e3", "²", ""):
         assert ask(server, "/", method="POST", headers=own | {"Content-Length": size})[0] == 411
+    long = own | {"Content-Length": "1" * 5000}
+    assert ask(server, "/", method="POST", headers=long)[0] == 400
     chunked = own | {"Transfer-Encoding": "chunked", "Content-Length": "2"}
     assert ask(server, "/", method="POST", body=b"0\r\n\r\n", headers=chunked)[0] == 411
     length = {**own, "Content-Length": "10", "Content-Type": "multipart/form-data; boundary=b"}
