@@ -229,6 +229,8 @@ def plain_log_lines() -> None:
     handler.addFilter(_is_ours_or_warns)
     logging.get_absl_logger().addHandler(_FailedSaves())
     logging.set_verbosity(logging.INFO)
+    # That PyTorch is absent, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     _silence_leftovers()
 
 
