@@ -64,6 +64,7 @@ class Linear(nnx.Module):
                 param_dtype,
             ),
             logical_axes=(*stack_axes, *axes),
+            in_ndim=self.in_ndim,
         )
         self.bias = nnx.data(None)
         if bias:

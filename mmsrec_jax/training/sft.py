@@ -29,8 +29,7 @@ from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.microbatch import accumulate_gradients
 from mmsrec_jax.runtime.settings import Section, as_dict, seed_setting, setting
-from mmsrec_jax.training import loop, metering
-from mmsrec_jax.training.clipping import clip_by_global_norm
+from mmsrec_jax.training import loop, metering, optimizers
 from mmsrec_jax.training.state import TrainState, on_devices, place
 
 Counts = dict[str, jax.Array]
@@ -70,13 +69,18 @@ class UpdateSettings(Section):
         "Keep the moments of the optimizer in the hosts' memory: less HBM, more transfers.",
         recorded=False,
     )
+    optimizer: str = setting(
+        "adamw",
+        "AdamW, or Muon for the kernels of layers and connectors beside AdamW for all else.",
+        choices=optimizers.KINDS,
+    )
     learning_rate: float = setting(
-        1e-4, "The peak; a cosine ends at a tenth of it (AdamW).", low=1e-10, high=1
+        1e-4, "The peak; a cosine ends at a tenth of it.", low=1e-10, high=1
     )
     warmup_steps: int = setting(
         100, "Steps until the peak; fewer than `steps`.", low=0, high=1_000_000_000
     )
-    weight_decay: float = setting(0.0, "Of AdamW.", low=0, high=10)
+    weight_decay: float = setting(0.0, "Of the optimizer.", low=0, high=10)
     clip_norm: float = setting(1.0, "Largest global norm of a gradient.", low=1e-6, high=1_000_000)
     workers: int = setting(
         8,
@@ -94,6 +98,11 @@ class UpdateSettings(Section):
         if self.warmup_steps >= self.steps:
             raise UserError(
                 f"{name}.warmup_steps={self.warmup_steps}: must be below steps={self.steps}"
+            )
+        if self.optimizer == "muon" and self.trainable == "lora":
+            raise UserError(
+                f"{name}.optimizer='muon' updates kernels, and {name}.trainable='lora' trains none; "
+                "train 'full', or set 'adamw'"
             )
 
 
@@ -354,17 +363,14 @@ def _work(
 
 
 def make_optimizer(settings: UpdateSettings) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a cosine, gradients clipped by their global norm."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=settings.learning_rate,
+    """The optimizer that the settings name."""
+    return optimizers.make_optimizer(
+        settings.optimizer,
+        learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        decay_steps=settings.steps,
-        end_value=0.1 * settings.learning_rate,
-    )
-    return optax.chain(
-        clip_by_global_norm(settings.clip_norm),
-        optax.adamw(schedule, b2=0.98, weight_decay=settings.weight_decay),
+        steps=settings.steps,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
     )
 
 
