@@ -28,9 +28,9 @@ def make_optimizer(
     `learning_rate` and a cosine down to a tenth of it.
 
     "muon" moves each kernel of a layer or a connector by the orthogonal factor of its momentum
-    (Jordan et al. 2024), scaled so that its root mean square is that of an AdamW update (Liu et al.,
-    arXiv 2502.16982): one rate serves both. Embeddings, the head, norms, biases and adapters are
-    updated by AdamW.
+    (Jordan et al. 2024), scaled so that its root mean square is that of an AdamW update (Liu et
+    al., arXiv 2502.16982): one rate serves both. Embeddings, the head, norms, biases and adapters
+    are updated by AdamW.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,

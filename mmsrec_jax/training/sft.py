@@ -101,8 +101,8 @@ class UpdateSettings(Section):
             )
         if self.optimizer == "muon" and self.trainable == "lora":
             raise UserError(
-                f"{name}.optimizer='muon' updates kernels, and {name}.trainable='lora' trains none; "
-                "train 'full', or set 'adamw'"
+                f"{name}.optimizer='muon' updates kernels, and {name}.trainable='lora' trains "
+                "none; train 'full', or set 'adamw'"
             )
 
 
