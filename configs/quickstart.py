@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     with config.unlocked():
         config.data.source = "toyshop"
+        config.data.toyshop.num_users = 16_000
         config.model.update(dtype="float32", remat="none")
         config.prompts.update(
             templates="terse",
@@ -78,9 +79,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)
         config.cached.update(
-            trainable="full", steps=1750, num_users=32, num_items=224, prompt_length=128, tail=0,
+            trainable="full", steps=1400, num_users=32, num_items=224, prompt_length=128, tail=0,
             each_user_once=True, item_length=16, item_patches=4, words_length=16,
-            next_in_history=0.5, learning_rate=1.5e-3, warmup_steps=20, workers=0,
+            next_in_history=0.5, optimizer="muon", learning_rate=2.5e-3, warmup_steps=20, workers=0,
             evaluate_every=350, validation_rows=1000, checkpoint_every=175, log_every=10,
             score_users=32, score_items=512,
         )  # fmt: skip
@@ -90,7 +91,7 @@ def get_config(variant: str = "") -> ConfigDict:
         if variant == "full":
             _every_row(config)
         elif variant == "long":
-            config.cached.steps = 7000
+            config.cached.update(steps=7000, each_user_once=False)  # few examples come twice
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
     if variant == "mllm_srec":
@@ -108,6 +109,7 @@ def _every_row(config: ConfigDict) -> None:
 def _mllm_srec(config: ConfigDict) -> None:
     with config.unlocked():
         config.method = "mllm_srec"
+        config.data.toyshop.num_users = 8000  # each of them has windows and a profile to be written
         config.warmup.steps = 120  # less is to be learned than for MMSRARec
         config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
         config.understanding.update(
@@ -125,5 +127,5 @@ def _mllm_srec(config: ConfigDict) -> None:
             log_every=10,
         )  # fmt: skip
         config.sft.update(targets=160, length=640)
-        config.cached.update(steps=1050, prompt_length=160)
+        config.cached.update(steps=1050, prompt_length=160, optimizer="adamw", learning_rate=1.5e-3)
         config.evaluation.length = 1536
