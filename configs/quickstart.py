@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.summaries.batch_size = 100
         for name in base.SEQUENTIAL_MODELS:
             config[name].update(
-                length=12, batch_size=64, steps=800, evaluate_every=100, patience=3,
+                length=12, batch_size=64, steps=2400, evaluate_every=100, patience=3,
                 validation_rows=2000, learning_rate=2e-3, warmup_steps=50,
             )  # fmt: skip
             if "dropout" in config[name]:
@@ -110,6 +110,8 @@ def _mllm_srec(config: ConfigDict) -> None:
     with config.unlocked():
         config.method = "mllm_srec"
         config.data.toyshop.num_users = 8000  # each of them has windows and a profile to be written
+        for name in base.SEQUENTIAL_MODELS:
+            config[name].steps = 800
         config.warmup.steps = 120  # less is to be learned than for MMSRARec
         config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
         config.understanding.update(
