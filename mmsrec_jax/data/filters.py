@@ -7,6 +7,19 @@ import numpy as np
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.runtime.errors import UserError
 
+REPEATS, WITHOUT_IMAGE = "same item again", "items without image"
+"""What a report says of `first_of_repeats`, and of `only_items` where these have an image."""
+
+
+def rated_below(rating: float) -> str:
+    """What a report says of `at_least`."""
+    return f"rated below {rating:g}"
+
+
+def core_of(users: int, items: int) -> str:
+    """What a report says of `k_core`."""
+    return f"core of {users} a user, {items} an item"
+
 
 def at_least(histories: Histories, rating: float) -> Histories:
     """The interactions rated `rating` or higher: the positives.

@@ -1,0 +1,173 @@
+"""A published data set as `data.published.read` and the filters of `data.build` give it, by Apache
+Beam."""
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from absl import logging
+from etils import epath
+
+from mmsrec_jax.data import filters
+from mmsrec_jax.data.column_items import ColumnItems
+from mmsrec_jax.data.partitioned import core, items, spills, users
+from mmsrec_jax.data.partitioned.core import State
+from mmsrec_jax.data.partitioned.pipeline import Runner
+from mmsrec_jax.data.partitioned.plan import Plan
+from mmsrec_jax.data.published import read as published_read
+from mmsrec_jax.data.published.source import Source
+from mmsrec_jax.data.records import Histories
+from mmsrec_jax.data.report import Dropped, Report, describe_lengths
+from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.objects import is_url, require
+
+PART_BYTES = 64 << 20  # of unpacked text, about, for a partition
+_MOST_PARTS = 1024
+_PACKED = 5  # times as small is a .gz, about
+
+
+def read(
+    source: Source,
+    given: str,
+    beam_options: str,
+    *,
+    rating_threshold: float | None,
+    only_items_with_image: bool,
+    user_core: int,
+    item_core: int,
+    images_root: Path | None,
+    fields: published_read.Fields,
+) -> tuple[ColumnItems, Histories, Report]:
+    """The interactions that the filters leave, and their items.
+
+    The same as in memory, row for row, where the order of equal times is drawn afterwards. What is
+    noticed of items is noticed of those that are left.
+
+    Args:
+      given: folder of the data set, also in a bucket.
+      beam_options: see `pipeline.Runner`.
+      fields: what is read of the items.
+      Others: as of `data.build.DataSettings`.
+
+    Raises:
+      UserError: as `data.published.read.read` and `pipeline.Runner`.
+    """
+    root = local(given).resolve()
+    runner = Runner(beam_options)
+    published_read.check(source, root, with_items=bool(fields.all))
+    paths = list(published_read.interaction_files(source, root))
+    images = published_read.images_of(source, root, images_root)
+    report = Report(source=f"{source.name} in {root}")
+    with _folder(runner.folder) as folder:
+        parts = _parts(paths)
+        plan = Plan(
+            source.name, folder, parts, rating_threshold, user_core, item_core,
+            only_items_with_image,
+        )  # fmt: skip
+        logging.info("data: Beam reads %s in %d partitions, in %s", source.name, parts, folder)
+        if only_items_with_image:
+            batch = pa.record_batch({"item": pa.array(sorted(images), pa.string())})
+            plan.put_tables(users.WITH_IMAGE, [batch])
+        names, state = runner.run(plan, _addresses(given, root, paths))
+        notes = spills.notes_of(plan, names)
+        known = plan.table(items.FILE)
+        histories = _gathered(plan, state)
+        _describe(report, plan, known["left"].to_numpy(), histories)
+    if not report.read["interactions"]:
+        raise published_read.without_interactions(source, root)
+    histories, kept = filters.reindex(histories)
+    seen = known["item"].take(pa.array(kept)).to_pylist()
+    catalog = published_read.items_of(source, root, seen, fields, images, notes)
+    place = {id: i for i, id in enumerate(catalog.ids)}
+    order = np.array([place[id] for id in seen], np.int32)
+    for what, count in notes.items():
+        report.note(what, count)
+    return catalog, replace(histories, items=order[histories.items]), report
+
+
+@contextmanager
+def _folder(given: str) -> Iterator[str]:
+    """A new folder in the one that is given, else on this machine; it is removed at the end."""
+    if not given:
+        with tempfile.TemporaryDirectory(prefix="mmsrec_jax-beam-") as folder:
+            yield folder
+        return
+    if is_url(given):
+        require(given)
+    path = epath.Path(given) / f"mmsrec_jax-{uuid.uuid4().hex}"
+    path.mkdir(parents=True)
+    try:
+        yield str(path)
+    finally:
+        path.rmtree()
+
+
+def _parts(paths: Sequence[Path]) -> int:
+    size = sum(p.stat().st_size * (_PACKED if p.suffix == ".gz" else 1) for p in paths)
+    return min(max(-(-size // PART_BYTES), 1), _MOST_PARTS)
+
+
+def _addresses(given: str, root: Path, paths: Sequence[Path]) -> list[str]:
+    """Where every worker reads the files: those of a bucket there, and not in this one's copy."""
+    if not is_url(given):
+        return [str(path) for path in paths]
+    return [f"{given.rstrip('/')}/{path.relative_to(root).as_posix()}" for path in paths]
+
+
+def _gathered(plan: Plan, state: State) -> Histories:
+    """What the core leaves, users in the order of their first rows in the files. Items are in terms
+    of `items.FILE`."""
+    users: list[pa.Array] = []
+    first, user_of_row, codes, times, ratings = [], [], [], [], []
+    before = 0
+    for part in range(plan.parts):
+        left, found = core.rows(plan, state, part), plan.arrays(f"rows-{part}")
+        owners = np.repeat(np.arange(len(found["lengths"])), found["lengths"])[left]
+        kept, owners = np.unique(owners, return_inverse=True)
+        table = plan.table(f"users-{part}")
+        users.append(table["user"].take(pa.array(kept)))
+        first.append(table["row"].to_numpy()[kept])
+        user_of_row.append(before + owners)
+        codes.append(plan.arrays(f"codes-{part}")["items"][left])
+        times.append(found["times"][left])
+        if "ratings" in found:
+            ratings.append(found["ratings"][left])
+        before += len(kept)
+    order = np.argsort(np.concatenate(first))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    names = pa.concat_arrays(users).take(pa.array(order)).to_pylist()
+    return Histories.from_rows(
+        np.array(names, np.str_),
+        place[np.concatenate(user_of_row)],
+        np.concatenate(codes),
+        np.concatenate(times),
+        np.concatenate(ratings) if len(ratings) == plan.parts else None,
+    )
+
+
+def _describe(report: Report, plan: Plan, left: np.ndarray, histories: Histories) -> None:
+    """Fills in what was read and what each filter dropped. left: after how many of the filters of
+    `users` each item is there."""
+    counts = [plan.arrays(f"counts-{part}") for part in range(plan.parts)]
+    width = max(len(one["lengths"]) for one in counts)
+    lengths = sum(np.pad(one["lengths"], (0, width - len(one["lengths"]))) for one in counts)
+    report.read = describe_lengths(np.repeat(np.arange(width), lengths), len(left))
+    whys = [filters.REPEATS, *([filters.WITHOUT_IMAGE] if plan.only_items_with_image else [])]
+    if plan.rating_threshold is not None:
+        whys.insert(0, filters.rated_below(plan.rating_threshold))
+    stages = [
+        (sum(int(one["users"][n]) for one in counts), int((left >= n).sum()),
+         sum(int(one["rows"][n]) for one in counts))
+        for n in range(len(whys) + 1)
+    ]  # fmt: skip
+    stages.append((len(histories), len(np.unique(histories.items)), len(histories.items)))
+    whys.append(filters.core_of(plan.user_core, plan.item_core))
+    for why, (before, after) in zip(whys, pairwise(stages), strict=True):
+        report.dropped.append(Dropped(why, *(b - a for b, a in zip(before, after, strict=True))))
