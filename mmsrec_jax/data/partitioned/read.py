@@ -122,34 +122,39 @@ def _addresses(given: str, root: Path, paths: Sequence[Path]) -> list[str]:
 
 def _gathered(plan: Plan, state: State) -> Histories:
     """What the core leaves, users in the order of their first rows in the files. Items are in terms
-    of `items.FILE`."""
-    users: list[pa.Array] = []
-    first, user_of_row, codes, times, ratings = [], [], [], [], []
-    before = 0
-    for part in range(plan.parts):
-        left, found = core.rows(plan, state, part), plan.arrays(f"rows-{part}")
-        owners = np.repeat(np.arange(len(found["lengths"])), found["lengths"])[left]
-        kept, owners = np.unique(owners, return_inverse=True)
-        table = plan.table(f"users-{part}")
-        users.append(table["user"].take(pa.array(kept)))
-        first.append(table["row"].to_numpy()[kept])
-        user_of_row.append(before + owners)
-        codes.append(plan.arrays(f"codes-{part}")["items"][left])
-        times.append(found["times"][left])
-        if "ratings" in found:
-            ratings.append(found["ratings"][left])
-        before += len(kept)
+    of `items.FILE`. Memory is that of the result and one partition."""
+    parts = range(plan.parts)
+    names, first, lengths = zip(*(_users_left(plan, state, part) for part in parts), strict=True)
     order = np.argsort(np.concatenate(first))
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    names = pa.concat_arrays(users).take(pa.array(order)).to_pylist()
-    return Histories.from_rows(
-        np.array(names, np.str_),
-        place[np.concatenate(user_of_row)],
-        np.concatenate(codes),
-        np.concatenate(times),
-        np.concatenate(ratings) if len(ratings) == plan.parts else None,
-    )
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths)[order])])
+    starts = np.empty(len(order), np.int64)
+    starts[order] = offsets[:-1]
+    codes, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1])
+    ratings = np.empty(offsets[-1], np.float32)
+    begin, is_rated = 0, True
+    for part, counts in zip(parts, lengths, strict=True):
+        before = np.cumsum(counts) - counts
+        places = np.repeat(starts[begin : begin + len(counts)] - before, counts)
+        places += np.arange(len(places))
+        left, found = core.rows(plan, state, part), plan.arrays(f"rows-{part}")
+        codes[places] = plan.arrays(f"codes-{part}")["items"][left]
+        times[places] = found["times"][left]
+        if "ratings" in found:
+            ratings[places] = found["ratings"][left]
+        is_rated = is_rated and "ratings" in found
+        begin += len(counts)
+    users = pa.concat_arrays(names).take(pa.array(order)).to_pylist()
+    return Histories(np.array(users, np.str_), offsets, codes, times, ratings if is_rated else None)
+
+
+def _users_left(plan: Plan, state: State, part: int) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Of the users of a partition that the core leaves: ids, first rows in the files, numbers of
+    rows that are left."""
+    lengths = plan.arrays(f"rows-{part}")["lengths"]
+    owners = np.repeat(np.arange(len(lengths)), lengths)[core.rows(plan, state, part)]
+    kept, counts = np.unique(owners, return_counts=True)
+    table = plan.table(f"users-{part}")
+    return table["user"].take(pa.array(kept)), table["row"].to_numpy()[kept], counts
 
 
 def _describe(report: Report, plan: Plan, left: np.ndarray, histories: Histories) -> None:
