@@ -54,7 +54,7 @@ class Plan:
 
     def put_arrays(self, name: str, **arrays: np.ndarray) -> None:
         """Writes arrays by name."""
-        self._put(name, lambda file: np.savez(file, **arrays))
+        self._put(name, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """All arrays of a file."""
