@@ -10,12 +10,11 @@ ENV PIP_NO_CACHE_DIR=1 \
 RUN useradd --create-home --uid 1000 mmsrec
 WORKDIR /mmsrec_jax
 
-# Before the code, so that a change of the code does not install everything again.
-COPY requirements.txt ./
-RUN python -m pip install --requirement requirements.txt "jax[cuda13]" \
-    "etils[epath,epath-gcs]>=1.15" "google-cloud-storage>=3"
+# Before the code, so that a change of the code does not install everything again: a package without
+# modules, and all that it needs.
+COPY pyproject.toml requirements.txt README.md LICENSE ./
+RUN python -m pip install ".[gcs]" "jax[cuda13]"
 
-COPY pyproject.toml README.md LICENSE ./
 COPY mmsrec_jax ./mmsrec_jax
 COPY configs ./configs
 COPY launch ./launch

@@ -16,7 +16,7 @@ step does not fit into the memory of a device, changes of the config are compile
 """
 
 import os
-from pathlib import Path
+from contextlib import nullcontext
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # leaves accelerators to those who train on them
 from absl import flags
@@ -47,28 +47,31 @@ _TRIES = flags.DEFINE_integer(
     "tries", 6, "Changes that are compiled at most to find one by which a step fits that does not.",
     0, 100,
 )  # fmt: skip
-_OUT = flags.DEFINE_string("out", None, "JSON file with everything.")
+_OUT = flags.DEFINE_string("out", None, "JSON file with everything, also gs://BUCKET/FILE.")
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 
 
 def main(argv: list[str]) -> int:
     startup.no_arguments(argv)
     from mmsrec_jax.methods.settings import Settings
     from mmsrec_jax.planning import report
+    from mmsrec_jax.runtime.buckets import outputs
     from mmsrec_jax.runtime.settings import from_config
 
     config = _CONFIG.value
     if _MODEL.value:
         config.model.path = _MODEL.value
-    fits = report.run(
-        from_config(Settings, config),
-        topology=_TOPOLOGY.value,
-        slices=_SLICES.value,
-        steps=_STEPS.value,
-        hbm_gib=_HBM_GIB.value,
-        quick=_QUICK.value,
-        tries=_TRIES.value,
-        out=Path(_OUT.value) if _OUT.value else None,
-    )
+    with outputs.file(_OUT.value) if _OUT.value else nullcontext() as out:
+        fits = report.run(
+            from_config(Settings, config),
+            topology=_TOPOLOGY.value,
+            slices=_SLICES.value,
+            steps=_STEPS.value,
+            hbm_gib=_HBM_GIB.value,
+            quick=_QUICK.value,
+            tries=_TRIES.value,
+            out=out,
+        )
     return 0 if fits else 1
 
 

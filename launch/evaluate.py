@@ -16,6 +16,7 @@ import jax
 from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import outputs
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
@@ -36,7 +37,7 @@ _EXTERNAL = flags.DEFINE_multi_string(
     "external", [], "NAME=FILE: parquet or CSV of user, item, score by raw ids. Repeatable."
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "Folder of the files, by default comparison/ in the first run."
+    "out", None, "Folder of the files, also in a bucket, by default comparison/ in the first run."
 )
 _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 10_000, "Resamples of the users.", 1, 100_000)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the resamples.", 0, MAX_SEED)
@@ -54,14 +55,13 @@ def main(argv: list[str]) -> None:
             for run in runs:
                 print(printable_lines(str(page.write(run))))
         if _COMPARE.value:
-            _compare(runs)
+            with outputs.folder(_OUT.value or runs[0] / "comparison") as out:
+                _compare(runs, out)
 
 
-def _compare(runs: list[Path]) -> None:
+def _compare(runs: list[Path], out: Path) -> None:
     from mmsrec_jax.evaluation.comparison import compare
     from mmsrec_jax.pages import compare_page
-
-    out = Path(_OUT.value) if _OUT.value else runs[0] / "comparison"
 
     found = compare.run(
         runs,

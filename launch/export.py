@@ -7,17 +7,16 @@
 A run that trained every weight takes neither flag. Works on the host alone, tensor by tensor.
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import outputs
 from mmsrec_jax.runtime.buckets import run as buckets
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, or gs://BUCKET/FOLDER.")
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
-_OUT = flags.DEFINE_string("out", None, "New folder for the model.")
+_OUT = flags.DEFINE_string("out", None, "New folder for the model, or gs://BUCKET/FOLDER.")
 _STEP = flags.DEFINE_enum(
     "step",
     None,
@@ -44,10 +43,13 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those who train on them
     from mmsrec_jax.methods import export
 
-    with buckets.reading(_WORKDIR.value) as workdir:
+    with (
+        buckets.reading(_WORKDIR.value) as workdir,
+        outputs.folder(_OUT.value, new=True, last=export.READ_FIRST) as out,
+    ):
         export.export(
             workdir.resolve(),
-            Path(_OUT.value).resolve(),
+            out.resolve(),
             step=_STEP.value,
             adapter_only=_ADAPTER_ONLY.value,
             merge=_MERGE.value,

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from mmsrec_jax.runtime import startup
-from mmsrec_jax.runtime.buckets import objects
+from mmsrec_jax.runtime.buckets import objects, outputs
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
@@ -24,7 +24,9 @@ from mmsrec_jax.runtime.settings import MAX_SEED
 _PREDICT = flags.DEFINE_list("predict", [], "FLOPs for which the loss is predicted.")
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _COMPILED = flags.DEFINE_multi_string("compiled", [], "JSON of launch/compile.py. Repeatable.")
-_OUT = flags.DEFINE_string("out", None, "Folder of the files, by default beside the first run.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the files, also in a bucket, by default beside the first run."
+)
 _RESAMPLES = flags.DEFINE_integer(
     "resamples", 1000, "Of the residuals, for the intervals.", 1, 100_000
 )
@@ -35,18 +37,19 @@ def main(argv: list[str]) -> None:
     if not argv[1:]:
         raise UserError("no runs: name the workdirs of finished ones")
     if _OUT.value is None and objects.is_url(argv[1]):
-        raise UserError(f"{argv[1]}: of runs in a bucket, give --out too, a folder of this machine")
+        raise UserError(f"{argv[1]}: of runs in a bucket, give --out too")
     from mmsrec_jax.evaluation import scaling_law
 
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(buckets.reading(name)) for name in argv[1:]]
+        out = stack.enter_context(outputs.folder(_OUT.value or runs[0].parent))
         found = scaling_law.study(
             runs,
             predict=scaling_law.parse_flops(_PREDICT.value),
             compiled=[Path(name) for name in _COMPILED.value],
             resamples=_RESAMPLES.value,
             seed=_SEED.value,
-            out=Path(_OUT.value) if _OUT.value else runs[0].parent,
+            out=out,
         )
     print(printable_lines(found))
 

@@ -13,6 +13,7 @@ and a page with a plot, sweep.html. --list prints the commands of the points and
 import dataclasses
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -22,7 +23,10 @@ from mmsrec_jax.runtime import interruption, startup
 from mmsrec_jax.runtime.printable import printable_lines
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File of the sweep, e.g. configs/sweeps/neighbors.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep: a sub-folder for each point.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the sweep, or gs://BUCKET/FOLDER: a sub-folder for each point."
+)
+flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _CONFIG = flags.DEFINE_string("config", None, "Experiment in place of the one that the file names.")
 _SET = flags.DEFINE_multi_string(
     "set", [], "FIELD=VALUE, a field of the config for every point, e.g. sft.steps=200. Repeatable."
@@ -38,26 +42,33 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # leaves accelerators to the processes of the points
     from mmsrec_jax.methods import sweep
     from mmsrec_jax.methods.sweep_run import SweepRun
+    from mmsrec_jax.runtime.buckets import run as buckets
+    from mmsrec_jax.runtime.buckets.objects import is_url
 
     file = Path(_SWEEP.value)
     found = sweep.read(file)
     found = sweep.with_settings(file, found, sweep.parse_settings(_SET.value))
     found = dataclasses.replace(found, config=_CONFIG.value or found.config)
-    run = SweepRun(
-        file=file,
-        sweep=found,
-        points=sweep.points(file, found),
-        workdir=Path(_WORKDIR.value).resolve(),
-        program=(sys.executable, str(Path(__file__).with_name("train.py"))),
-        flags=("--allow_cpu",) if _ALLOW_CPU.value else (),
-        stop_on_failure=_STOP.value,
-    )
-    if _LIST.value:
-        print(printable_lines("\n".join(shlex.join(run.command(p)) for p in run.points)))
-        return 0
-    table, failed = run.run()
-    print(printable_lines(table))
-    return int(failed > 0)
+    points = sweep.points(file, found)
+    given = _WORKDIR.value.rstrip("/")
+    own = [f"--local_dir={flags.FLAGS.local_dir}"] if flags.FLAGS.local_dir else []
+    with nullcontext(buckets.place(given)) if _LIST.value else buckets.opened(given) as workdir:
+        run = SweepRun(
+            file=file,
+            sweep=found,
+            points=points,
+            workdir=workdir,
+            place=given if is_url(given) else str(workdir),
+            program=(sys.executable, str(Path(__file__).with_name("train.py"))),
+            flags=(*(["--allow_cpu"] if _ALLOW_CPU.value else []), *own),
+            stop_on_failure=_STOP.value,
+        )
+        if _LIST.value:
+            print(printable_lines("\n".join(shlex.join(run.command(p)) for p in run.points)))
+            return 0
+        table, failed = run.run()
+        print(printable_lines(table))
+        return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,11 @@ SIGTERM saves, logs the command that continues the run, and ends with status 0.
 
 import shlex
 import sys
-from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from mmsrec_jax.runtime import compiling, interruption, processes, startup
-from mmsrec_jax.runtime.buckets.objects import is_url
-from mmsrec_jax.runtime.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
@@ -30,7 +27,9 @@ _WORKDIR = flags.DEFINE_string(
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
 _STEPS = flags.DEFINE_list("steps", None, "Run only these steps, e.g. sft,evaluation.")
 _REUSE = flags.DEFINE_multi_string(
-    "reuse", [], "Another run: its finished steps of equal settings are taken. Repeatable."
+    "reuse",
+    [],
+    "Another run, also in a bucket: its finished steps of equal settings are taken. Repeatable.",
 )
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
 _JOIN_SECONDS = flags.DEFINE_integer(
@@ -48,14 +47,7 @@ def main(argv: list[str]) -> None:
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
 
-    for name in _REUSE.value:
-        if is_url(name):
-            raise UserError(
-                f"--reuse={name}: no steps are taken from a bucket; copy the run to this machine "
-                "and name the copy"
-            )
-    reuse = [Path(name).resolve() for name in _REUSE.value]
-    methods.run(_CONFIG.value, _WORKDIR.value, only=_STEPS.value, reuse=reuse)
+    methods.run(_CONFIG.value, _WORKDIR.value, only=_STEPS.value, reuse=_REUSE.value)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmsrec_jax.evaluation import metrics
 from mmsrec_jax.evaluation.comparison import bootstrap, compare
-from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.given import local_run
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import MAX_SEED, check_number
@@ -56,7 +56,7 @@ def evaluate(
     check_number("resamples", resamples, low=1, high=100_000)
     check_number("seed", seed, low=0, high=MAX_SEED)
     rows, _ = compare.table(
-        [local(workdir) for workdir in workdirs],
+        [local_run(workdir) for workdir in workdirs],
         baseline=baseline,
         cutoffs=cutoffs,
         ties=choose_name(ties, (metrics.PESSIMISTIC, metrics.EXPECTED), what="ties"),

@@ -13,7 +13,7 @@ from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.recommending import open_scorer
 from mmsrec_jax.methods.scorer import RunScorer, checked_times, item_indices
 from mmsrec_jax.runtime import workdir as workdir_lib
-from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.given import local_run
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import check_number
 from mmsrec_jax.sequential import registry
@@ -64,7 +64,7 @@ def recommend(
         ...
     mmsrec_jax.runtime.errors.UserError: history: the run knows no item 'mug'; ids are those ...
     """
-    workdir = local(workdir)
+    workdir = local_run(workdir)
     if isinstance(history, str) or isinstance(candidates, str):
         raise UserError("history and candidates are lists of item ids, not one text")
     if not workdir.is_dir():

@@ -11,6 +11,8 @@ from absl import logging
 
 from mmsrec_jax.data import atomic, filters, splits, store, toyshop
 from mmsrec_jax.data.column_items import ColumnItems
+from mmsrec_jax.data.partitioned import pipeline
+from mmsrec_jax.data.partitioned import read as partitioned_read
 from mmsrec_jax.data.published import catalog as published
 from mmsrec_jax.data.published import read as published_read
 from mmsrec_jax.data.published.source import Source
@@ -76,6 +78,13 @@ class DataSettings(Section):
     max_users: int = setting(
         0, "Size of a random subset of the users. 0 is all.", low=0, high=1_000_000_000
     )
+    beam_options: str = setting(
+        "",
+        "Options of Apache Beam with commas between, such as `runner=DirectRunner`: it reads and "
+        "filters a published data set that does not fit into memory (docs/data.md). Empty: in "
+        "memory. The data are the same.",
+        recorded=False,
+    )
     split: str = setting(
         "leave_one_out",
         "The last interaction of each user is its test target, or two moments cut all users.",
@@ -98,6 +107,16 @@ class DataSettings(Section):
             )
         if self.source not in ("atomic", "toyshop"):
             published.find(self.source, f"{name}.source")
+        if self.beam_options and self.source in ("atomic", "toyshop"):
+            raise UserError(
+                f"{name}.beam_options={self.beam_options!r}: Beam reads published data sets, and "
+                f"{name}.source={self.source!r} is none; leave it out"
+            )
+        if self.beam_options and self.max_users:
+            raise UserError(
+                f"{name}.max_users={self.max_users}: users are drawn from all, which Beam does not "
+                f"hold in memory; leave it or {name}.beam_options out"
+            )
         if self.source != "toyshop":
             return
         for field in _OF_FILES:
@@ -130,6 +149,8 @@ def check(settings: DataSettings) -> None:
         raise UserError(
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
+    if settings.beam_options:
+        pipeline.Runner(settings.beam_options)
     root, fields = local(settings.root), settings.user_fields
     if source:
         with_items = _reads_items(settings)
@@ -283,6 +304,21 @@ def _reads_items(settings: DataSettings) -> bool:
 
 
 def _read_files(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]:
+    read = _read_in_partitions if settings.beam_options else _read_in_memory
+    items, histories, report = read(settings)
+    if not len(histories.items):
+        took = "; ".join(f"{step.why}: {step.interactions:,}" for step in report.dropped)
+        raise UserError(
+            f"{settings.root}: no interactions are left after filtering ({took}); lower "
+            "config.data.rating_threshold, config.data.user_core or config.data.item_core"
+        )
+    histories = filters.break_ties(histories, settings.seed)
+    histories, kept_items = filters.reindex(histories)
+    return items.select(np.asarray(kept_items)), histories, report
+
+
+def _read_in_memory(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]:
+    """What the filters leave, and at least the items of that."""
     source = _published(settings)
     read = atomic.read if source is None else functools.partial(published_read.read, source)
     items, histories, report = read(
@@ -293,23 +329,33 @@ def _read_files(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]
         text_fields=settings.text_fields,
         images_root=None if settings.images_root is None else local(settings.images_root),
     )
-    histories = report.step("same item again", histories, filters.first_of_repeats(histories))
+    kept = filters.first_of_repeats(histories)
+    histories = report.step(filters.REPEATS, histories, kept)
     if settings.only_items_with_image:
         kept = filters.only_items(histories, items.has_image)
-        histories = report.step("items without image", histories, kept)
+        histories = report.step(filters.WITHOUT_IMAGE, histories, kept)
     if settings.max_users:
         kept = filters.subset_users(histories, settings.max_users, settings.seed)
         histories = report.step(f"all but {settings.max_users:,} users", histories, kept)
     core = filters.k_core(histories, users=settings.user_core, items=settings.item_core)
-    histories = report.step(
-        f"core of {settings.user_core} a user, {settings.item_core} an item", histories, core
+    why = filters.core_of(settings.user_core, settings.item_core)
+    return items, report.step(why, histories, core), report
+
+
+def _read_in_partitions(settings: DataSettings) -> tuple[ColumnItems, Histories, Report]:
+    """The same by Apache Beam, whatever the size."""
+    source = published.find(settings.source)
+    fields = published_read.Fields.of(
+        source, settings.category_field, settings.attribute_fields, settings.text_fields
     )
-    if not len(histories.items):
-        took = "; ".join(f"{step.why}: {step.interactions:,}" for step in report.dropped)
-        raise UserError(
-            f"{settings.root}: no interactions are left after filtering ({took}); lower "
-            "config.data.rating_threshold, config.data.user_core or config.data.item_core"
-        )
-    histories = filters.break_ties(histories, settings.seed)
-    histories, kept_items = filters.reindex(histories)
-    return items.select(np.asarray(kept_items)), histories, report
+    return partitioned_read.read(
+        source,
+        settings.root,
+        settings.beam_options,
+        fields=fields,
+        images_root=None if settings.images_root is None else local(settings.images_root),
+        rating_threshold=settings.rating_threshold,
+        only_items_with_image=settings.only_items_with_image,
+        user_core=settings.user_core,
+        item_core=settings.item_core,
+    )

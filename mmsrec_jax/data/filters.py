@@ -7,6 +7,22 @@ import numpy as np
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.runtime.errors import UserError
 
+REPEATS, WITHOUT_IMAGE = "same item again", "items without image"
+"""What a report says of `first_of_repeats`, and of `only_items` where these have an image."""
+
+
+_AT_ONCE = 1_000_000  # rows, about
+
+
+def rated_below(rating: float) -> str:
+    """What a report says of `at_least`."""
+    return f"rated below {rating:g}"
+
+
+def core_of(users: int, items: int) -> str:
+    """What a report says of `k_core`."""
+    return f"core of {users} a user, {items} an item"
+
 
 def at_least(histories: Histories, rating: float) -> Histories:
     """The interactions rated `rating` or higher: the positives.
@@ -51,15 +67,23 @@ def break_ties(histories: Histories, seed: int) -> Histories:
     Sources list ties by item id, which a model can learn: with them in file order NDCG on Amazon
     Beauty is a fifth higher.
     """
-    # One random key per row, drawn without a look at the items.
-    key = np.random.default_rng(seed).random(len(histories.items))
-    order = np.lexsort((key, histories.timestamps, histories.user_of_row))
-    return replace(
-        histories,
-        items=histories.items[order],
-        timestamps=histories.timestamps[order],
-        ratings=None if histories.ratings is None else histories.ratings[order],
-    )
+    rng, offsets, lengths = np.random.default_rng(seed), histories.offsets, histories.lengths
+    items, timestamps = np.empty_like(histories.items), np.empty_like(histories.timestamps)
+    ratings = None if histories.ratings is None else np.empty_like(histories.ratings)
+    # Some users at a time: keys and places of all rows would take more memory than the rows.
+    begins = np.searchsorted(offsets, np.arange(0, len(items), _AT_ONCE))
+    ends = [*np.unique(begins)[1:], len(histories)]
+    for begin, end in zip(np.unique(begins), ends, strict=False):
+        rows = slice(offsets[begin], offsets[end])
+        # One random key per row, drawn without a look at the items.
+        key = rng.random(rows.stop - rows.start)
+        owners = np.repeat(np.arange(begin, end), lengths[begin:end])
+        order = np.lexsort((key, histories.timestamps[rows], owners))
+        items[rows] = histories.items[rows][order]
+        timestamps[rows] = histories.timestamps[rows][order]
+        if ratings is not None and histories.ratings is not None:
+            ratings[rows] = histories.ratings[rows][order]
+    return replace(histories, items=items, timestamps=timestamps, ratings=ratings)
 
 
 def subset_users(histories: Histories, n: int, seed: int) -> Histories:
@@ -75,5 +99,7 @@ def reindex(histories: Histories) -> tuple[Histories, np.ndarray]:
     Returns:
       The histories with items renumbered 0..M-1, and int32[M], the old index of each, ascending.
     """
-    kept, items = np.unique(histories.items, return_inverse=True)
-    return replace(histories, items=items), kept
+    kept = np.flatnonzero(np.bincount(histories.items)).astype(np.int32)
+    new = np.zeros(int(histories.items.max(initial=-1)) + 1, np.int32)
+    new[kept] = np.arange(len(kept), dtype=np.int32)
+    return replace(histories, items=new[histories.items]), kept

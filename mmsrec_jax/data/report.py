@@ -122,13 +122,18 @@ class Report:
 
 def describe(histories: Histories, items: int) -> dict[str, float]:
     """Users, items, interactions, density, and min, median, mean and max history length."""
-    lengths = histories.lengths if len(histories) else np.zeros(1, np.int64)
-    total = len(histories.items)
+    return describe_lengths(histories.lengths, items)
+
+
+def describe_lengths(lengths: np.ndarray, items: int) -> dict[str, float]:
+    """The same of int[U], how long the histories are."""
+    users, total = len(lengths), int(lengths.sum())
+    lengths = lengths if users else np.zeros(1, np.int64)
     return {
-        "users": len(histories),
+        "users": users,
         "items": items,
         "interactions": total,
-        "density": total / max(len(histories) * items, 1),
+        "density": total / max(users * items, 1),
         "length_min": int(lengths.min()),
         "length_median": float(np.median(lengths)),
         "length_mean": float(lengths.mean()),

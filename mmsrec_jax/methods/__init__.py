@@ -1,13 +1,14 @@
 """The methods, by the name that `config.method` gives them."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.buckets import run as buckets
-from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
@@ -21,12 +22,12 @@ def run(
     workdir: str | Path,
     only: Sequence[str] | None = None,
     *,
-    reuse: Sequence[Path] = (),
+    reuse: Sequence[str | Path] = (),
 ) -> None:
     """Runs an experiment in `workdir`, a folder or `gs://BUCKET/FOLDER`: the steps of its method,
     or those named in `only`; with `config.seeds` under each of them.
 
-    reuse: folders of other runs, see `runtime.workdir.run_steps`.
+    reuse: folders of other runs, also in buckets, see `runtime.workdir.run_steps`.
 
     Raises:
       UserError: a setting that is out of its range, or anything else the user can put right.
@@ -35,19 +36,27 @@ def run(
 
     settings = from_config(Settings, config)
     method = find(settings.method)
-    for folder in reuse:
-        if not folder.is_dir():
-            raise UserError(f"--reuse={folder}: no such folder; name the --workdir of another run")
-    if reuse and is_url(workdir):
-        raise UserError(f"--reuse: {workdir} is in a bucket, which takes no steps; leave it out")
-    reuse = [one for folder in reuse for one in (folder, *sorted(folder.glob("seed-*")))]
-    with buckets.opened(workdir) as folder:
+    with contextlib.ExitStack() as stack:
+        others = [Path(one) for one in processes.from_main(lambda: _others(reuse, stack))]
+        folder = stack.enter_context(buckets.opened(workdir))
         if settings.seeds:
             from mmsrec_jax.methods import seeds
 
-            seeds.run(method, config, folder, only, reuse=reuse)
+            seeds.run(method, config, folder, only, reuse=others)
         else:
-            method.run(settings, folder, only, reuse=reuse)
+            method.run(settings, folder, only, reuse=others)
+
+
+def _others(given: Sequence[str | Path], stack: contextlib.ExitStack) -> list[str]:
+    """Where the main process reads the other runs, and those of their seeds."""
+    found = []
+    for one in given:
+        folder = stack.enter_context(buckets.reading(one))
+        if not folder.is_dir():
+            raise UserError(f"--reuse={one}: no such folder; name the --workdir of another run")
+        folder = folder.resolve()
+        found += [str(each) for each in (folder, *sorted(folder.glob("seed-*")))]
+    return found
 
 
 def find(name: str) -> type["Experiment"]:

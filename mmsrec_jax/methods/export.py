@@ -28,9 +28,13 @@ from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_record
 from mmsrec_jax.sequential import exporting as sequential_exporting
+from mmsrec_jax.sequential import standalone
 from mmsrec_jax.sequential.recommender import SequentialRecommender
 from mmsrec_jax.sequential.registry import MODELS
 from mmsrec_jax.training.weights import Stored
+
+READ_FIRST = ("config.json", "adapter_config.json", standalone.ABOUT)
+"""Files of which whoever loads a model reads one before all others."""
 
 _TOP_K = 100
 

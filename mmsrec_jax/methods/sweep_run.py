@@ -29,6 +29,7 @@ from mmsrec_jax.methods.sweep import Point, Sweep
 from mmsrec_jax.methods.user_texts import USERS
 from mmsrec_jax.pages import document, run_folder, sweep_page
 from mmsrec_jax.runtime import disk, files, lock, workdir
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import shortened
 from mmsrec_jax.runtime.progress import clock
@@ -44,7 +45,8 @@ class SweepRun:
     Attributes:
       file: of the sweep, for its pages and messages.
       sweep, points: what the file says.
-      workdir: of the sweep.
+      workdir: of the sweep, on this machine.
+      place: the same for the programs of the points: in a bucket, where it is in one.
       program: command that runs one point, `launch/train.py`'s.
       flags: of that program, for every point.
       stop_on_failure: a point that fails ends the sweep.
@@ -54,6 +56,7 @@ class SweepRun:
     sweep: Sweep
     points: Sequence[Point]
     workdir: Path
+    place: str
     program: Sequence[str]
     flags: Sequence[str] = ()
     stop_on_failure: bool = False
@@ -61,8 +64,8 @@ class SweepRun:
     def command(self, point: Point) -> list[str]:
         """What runs a point by hand: steps that an earlier point has finished are taken from it."""
         others = [p.name for p in self.points[: self.points.index(point)]]
-        reuse = [f"--reuse={self.workdir / n}" for n in others if (self.workdir / n).is_dir()]
-        own = f"--workdir={self.workdir / point.name}"
+        reuse = [f"--reuse={self.place}/{n}" for n in others if (self.workdir / n).is_dir()]
+        own = f"--workdir={self.place}/{point.name}"
         return [*self.program, *point.arguments, own, *reuse, *self.flags]
 
     def run(self) -> tuple[str, int]:
@@ -108,13 +111,17 @@ class SweepRun:
         log.parent.mkdir(exist_ok=True)
         logging.info("point %s begins: %s", point.name, shlex.join(command))
         last = error = ""
-        with log.open("a", encoding="utf-8") as file, _started(command, self.workdir) as process:
+        with (
+            log.open("a", encoding="utf-8") as file,
+            _started(command, f"{self.place}/compiled") as process,
+        ):
             for line in process.stdout or ():
                 file.write(line)
                 file.flush()
                 print(line, end="", file=sys.stderr, flush=True)
                 last = line.strip() or last
                 error = line.partition(" ERROR: ")[2].strip() or error
+        buckets.refresh(folder)
         if process.returncode:
             return shortened(f"{error or last} (status {process.returncode}; all of it in {log})")
         if not self._is_finished(point):
@@ -146,7 +153,7 @@ class SweepRun:
         told = False
         while folder.is_dir():
             try:
-                with lock.only_run(folder):
+                with buckets.only_run(folder):
                     return
             except UserError as error:
                 if not told:
@@ -227,10 +234,13 @@ def _known_seconds(folder: Path) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _started(command: Sequence[str], compiled: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process, which ends when the block does: what SIGTERM does to the sweep, it
-    does to the point, which then keeps what it has."""
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(folder / "compiled")
+    does to the point, which then keeps what it has.
+
+    compiled: folder of compiled programs, where the environment names none.
+    """
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or compiled
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -42,6 +42,7 @@ _PATHS = (
     "html",
     "local_dir",
 )  # flags that name a file or folder
+_IN_BUCKETS = ("workdir", "out")  # of these, what may lie in one where a program has --local_dir
 _PACKAGE = Path(__file__).resolve().parents[1]
 LOCAL_DIR = (
     "Folder of this machine for copies of what lies in buckets, by default one below that of "
@@ -183,7 +184,7 @@ def _check_values(known: flags.FlagValues, arguments: Sequence[str]) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{name}={value}: must be finite")
             if isinstance(value, str) and name in _PATHS and "://" in value:
-                if name == "workdir" and objects.is_url(value) and "local_dir" in known:
+                if name in _IN_BUCKETS and objects.is_url(value) and "local_dir" in known:
                     continue
                 raise UserError(
                     f"--{name}={value}: a path of this machine is wanted; a workdir, data and "

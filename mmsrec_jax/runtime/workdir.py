@@ -276,8 +276,9 @@ def _run_step(
 ) -> str:
     interruption.stop_if_requested()
     record = processes.from_main(lambda: _begin(directory, step, inputs, shown, reuse))
-    if not record["finished"]:
+    if reuse or not record["finished"]:
         buckets.pull(directory)
+    if not record["finished"]:
         began = time.monotonic()
         whole.begin(step.name, resumed=record["resumed"])
         if step.alone:
@@ -382,6 +383,8 @@ def _take(source: Path, directory: Path) -> None:
             copy_function=_link,
             dirs_exist_ok=True,
         )
+        buckets.take_arrays(source, directory, partial)
+    buckets.push(directory)
 
 
 def _link(source: str, target: str) -> None:

@@ -130,7 +130,8 @@ def run(
                             "window": window,
                             "config": config,
                         }
-                        buckets.push(directory)  # never a checkpoint without its metrics
+                        # Never a checkpoint without its metrics.
+                        buckets.push(directory, at_once=True)
                         checkpoints.save(step, state, host, measured)
                 progress.update(values=means)
                 if interrupted:

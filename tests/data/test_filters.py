@@ -113,3 +113,19 @@ def test_only_items_and_reindex():
     assert kept.tolist() == sorted(set(even.items.tolist()))
     assert renumbered.items.max() == len(kept) - 1
     np.testing.assert_array_equal(kept[renumbered.items], even.items)
+
+
+def test_ties_are_broken_alike_in_whatever_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(0, 40, 900), rng.integers(0, 5, 900)
+    rows = Histories.from_rows(
+        list(map(str, range(40))), users, rng.integers(0, 99, 900), times, rng.random(900)
+    )
+    key = np.random.default_rng(3).random(900)
+    order = np.lexsort((key, rows.timestamps, rows.user_of_row))
+    for at_once in (10_000, 100, 1):
+        monkeypatch.setattr(filters, "_AT_ONCE", at_once)
+        found = filters.break_ties(rows, 3)
+        assert np.array_equal(found.items, rows.items[order])
+        assert np.array_equal(found.ratings, rows.ratings[order])
+        assert np.array_equal(found.timestamps, rows.timestamps)

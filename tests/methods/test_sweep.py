@@ -1,5 +1,6 @@
 """A sweep: its points are checked first, run one after the other, go on, and end in one table."""
 
+import contextlib
 import csv
 import io
 import json
@@ -20,6 +21,7 @@ from mmsrec_jax.methods.sweep import Sweep, each
 from mmsrec_jax.methods.sweep_run import SweepRun
 from mmsrec_jax.pages import run_folder
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
@@ -97,7 +99,7 @@ def test_a_point_that_reads_what_users_state_is_finished_with_these_files_alone(
         {"silent": {}, "told": {"data.user_fields": ("age",)}},
         {"data.source": "atomic", "data.root": str(root)},
     )
-    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
+    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, str(workdir), ["train"])
     for point in run.points:
         data = point.settings.data
         steps = [Step("data", write_a_file, {"files": build.source_files(data)})]
@@ -113,6 +115,45 @@ def test_a_point_that_reads_what_users_state_is_finished_with_these_files_alone(
 
 def write_a_file(directory):
     (directory / "file").write_text("what the step left")
+
+
+def test_the_points_of_a_sweep_in_a_bucket_are_there_too(bucket_server, machine, monkeypatch):
+    found = made(each("sasrec.dim", (16, 4)))
+    points, commands = sweep.points(FILE, found), []
+
+    class There:
+        """launch/train.py, which works in a copy of its own."""
+
+        returncode, stdout = 0, ("what it says\n",)
+
+        def __init__(self, command, *, env, **_):
+            commands.append(command)
+            (url,) = [text for text in command if text.startswith("--workdir=")]
+            point = points[len(commands) - 1]
+            settings = point.settings
+            with buckets.opened(url.removeprefix("--workdir=")) as folder:
+                files = {"files": build.source_files(settings.data)}
+                run_steps(folder, [Step("data", write_a_file, files)])
+                run_folder.begin(folder, described(settings), ["data"])
+
+        def wait(self):
+            return self.returncode
+
+    monkeypatch.setattr(subprocess, "Popen", There)
+    for _ in range(2):
+        with buckets.opened("gs://lab/sweep") as workdir:
+            run = SweepRun(FILE, found, points, workdir, "gs://lab/sweep", ["train"])
+            assert [run._run_point(point) for point in points] == ["", ""]
+        machine("another")
+    assert len(commands) == 2
+    assert commands[1][-2:] == ["--workdir=gs://lab/sweep/dim-4", "--reuse=gs://lab/sweep/dim-16"]
+    names = bucket_server.names("lab", "sweep/")
+    assert {"sweep/dim-4/data/file", "sweep/logs/dim-4.log"} <= set(names)
+    with pytest.raises(UserError, match="gs://lab/sweep: another run is under way"):
+        with buckets.opened("gs://lab/sweep"):
+            monkeypatch.setattr(buckets.local_lock, "only_run", lambda *_: contextlib.nullcontext())
+            with buckets.opened("gs://lab/sweep"):
+                raise AssertionError("two at once")
 
 
 class Here:
@@ -158,7 +199,7 @@ def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog)
     found = made(
         {**each("sasrec.dim", (16, 4)), "twice": {"seeds": (0, 1)}, "bad": {"mesh.data": 3}}
     )
-    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, ["train"])
+    run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, str(workdir), ["train"])
     text, failed = run.run()
     assert failed == 1 and "bad failed: config.mesh: data=3" in text
     said = [record.getMessage() for record in caplog.records]
@@ -170,7 +211,7 @@ def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog)
 
     started.clear()
     (workdir / "dim-4" / "evaluation" / "step.json").unlink()  # as if it was killed
-    again, _ = SweepRun(FILE, found, run.points[:3], workdir, ["train"]).run()
+    again, _ = SweepRun(FILE, found, run.points[:3], workdir, str(workdir), ["train"]).run()
     assert [command[-2] for command in started] == [f"--workdir={workdir / 'dim-4'}"]
     assert again == text[: text.index("\nbad failed")]
     page = Page((workdir / "sweep.html").read_text())
@@ -210,9 +251,8 @@ def check_numbers(workdir, text):
 
 def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     found = made({"bad": {"mesh.data": 3}, "good": {}})
-    run = SweepRun(
-        FILE, found, sweep.points(FILE, found), tmp_path / "s", ["train"], stop_on_failure=True
-    )
+    points, workdir = sweep.points(FILE, found), tmp_path / "s"
+    run = SweepRun(FILE, found, points, workdir, str(workdir), ["train"], stop_on_failure=True)
     with pytest.raises(UserError, match="stopped at point bad"):
         run.run()
     assert len(started) == 1

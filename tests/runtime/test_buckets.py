@@ -161,6 +161,22 @@ def test_the_marker_of_a_step_arrives_last_and_not_with_a_look_between(bucket_se
     assert uploads == ["b", "a", "step.json"]
 
 
+def test_what_does_not_build_on_another_file_goes_at_once(bucket_server, tmp_path):
+    mirror = Mirror("gs://lab/run", tmp_path / "copy")
+    fill(mirror.local, **{"step__step.json": "{}", "step__b": "1", "step__a": "2"})
+    both = threading.Barrier(2)
+
+    def wait(method, path):
+        if path.endswith(("/a", "/b")):
+            both.wait(30)
+        elif path.endswith("/step.json"):
+            assert bucket_server.names("lab") == ["run/step/a", "run/step/b"]
+
+    bucket_server.fault = wait
+    mirror.push("step", at_once=True)
+    assert len(bucket_server.names("lab")) == 3
+
+
 def test_a_large_file_goes_on_where_it_was(bucket_server, tmp_path):
     content = os.urandom(3 << 20)
     known = bucket_server.put("lab", "run/large", content)
@@ -379,3 +395,12 @@ def test_data_are_the_same_to_every_machine(bucket_server, machine):
     with pytest.raises(UserError, match="gs://lab/date: nothing is there"):
         given.local("gs://lab/date")
     assert str(given.local("/of/this/machine")) == "/of/this/machine"
+
+
+def test_a_data_set_may_call_its_files_as_a_run_does(bucket_server, machine):
+    names = ("checkpoints/a.jpg", "compiled/b.jpg", "images/superseded")
+    for name in names:
+        bucket_server.put("lab", f"data/{name}", b"1")
+    assert set(tree(given.local("gs://lab/data"))) == set(names)
+    bucket_server.put("lab", "data/table.json", b"{}")
+    assert set(tree(given.local_run("gs://lab/data"))) == {"table.json"}

@@ -1,12 +1,16 @@
 """Runs whose workdir is in a bucket: another machine goes on from what is left of a lost one."""
 
+import contextlib
 import json
 import multiprocessing
 import signal
 
 import bucket_run
+import pytest
 
+from mmsrec_jax import methods
 from mmsrec_jax.runtime.buckets import run
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
 
@@ -74,3 +78,51 @@ def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
     assert bucket_server.names("lab", "run/step/") == [
         "run/step/step.json", "run/step/weights/array", "run/step/x",
     ]  # fmt: skip
+
+
+def write_arrays(directory):
+    """As training does: a file, arrays that lie in the bucket alone, a checkpoint."""
+    (directory / "model.json").write_text("about the arrays")
+    for name in ("model/weights/d/array", "checkpoints/7/array"):
+        place = run.in_bucket(directory / name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"content of {name}")
+
+
+def refuse(directory):
+    raise AssertionError("it is taken from another run")
+
+
+@pytest.mark.parametrize("source", ["gs://lab/source", ""])
+@pytest.mark.parametrize("target", ["gs://lab/target", ""])
+def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, source, target):
+    source, target = source or tmp_path / "source", target or tmp_path / "target"
+    with run.opened(source) as folder:
+        run_steps(folder, [Step("step", write_arrays, {"a": 1})])
+    machine("another")
+    bucket_server.requests.clear()
+    with run.reading(source) as other, run.opened(target) as folder:
+        run_steps(folder, [Step("step", refuse, {"a": 1})], reuse=[other])
+    written = [r for r in bucket_server.requests if r.startswith("POST") and "target" in r]
+    if str(target).startswith("gs://"):
+        kept = ["step/model.json", "step/model/weights/d/array", "step/step.json"]
+        assert bucket_server.names("lab", "target/") == [f"target/{name}" for name in kept]
+        (marker,) = [i for i, r in enumerate(written) if r.endswith("/step/step.json")]
+        assert marker == len(written) - 1
+        found = bucket_server.objects["lab", "target/step/model/weights/d/array"].data
+    else:
+        found = (target / "step/model/weights/d/array").read_bytes()
+        assert not (target / "step/checkpoints").exists()
+    assert found == b"content of model/weights/d/array"
+    machine("a third")
+    with run.opened(target) as folder:  # it counts as finished, on any machine
+        run_steps(folder, [Step("step", refuse, {"a": 1})])
+
+
+def test_another_run_that_is_not_there(bucket_server, machine, tmp_path):
+    for given, said in (
+        ("gs://lab/none", "no run has begun here"),
+        (tmp_path / "none", "--reuse="),
+    ):
+        with contextlib.ExitStack() as stack, pytest.raises(UserError, match=said):
+            methods._others([given], stack)

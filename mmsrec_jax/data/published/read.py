@@ -1,8 +1,9 @@
 """A publisher's files as items and histories, as `atomic.read` gives those of atomic files."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,39 @@ from mmsrec_jax.runtime.errors import UserError
 
 _BARE = "; or set config.data.text_fields='()' for items without text"
 _NO_USERS = "; or leave config.data.user_fields out"
+
+
+class Fields(NamedTuple):
+    """What is read of the items: fields that are text, the category, attributes."""
+
+    texts: tuple[str, ...]
+    category: str | None
+    attributes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        category: str | None,
+        attributes: Sequence[str],
+        texts: Sequence[str] | None,
+    ) -> "Fields":
+        """Those that are named; texts: None for all that have no other use. Raises UserError for
+        one that the source does not have."""
+        for name in (category, *attributes, *(texts or ())):
+            if name is not None and name not in source.fields:
+                raise UserError(
+                    f"{source.name} has no field {name}; it has {', '.join(source.fields)}"
+                )
+        if texts is None:
+            texts = [name for name in source.fields if name not in {category, *attributes}]
+        return cls(tuple(texts), category, tuple(attributes))
+
+    @property
+    def all(self) -> list[str]:
+        """Each once: a field may have two uses."""
+        named = [*self.texts, *self.attributes, *([self.category] if self.category else [])]
+        return list(dict.fromkeys(named))
 
 
 def check(source: Source, root: Path, *, with_items: bool, user_fields: Sequence[str] = ()) -> None:
@@ -63,23 +97,14 @@ def read(
     """
     root = Path(root).resolve()
     report = Report(source=f"{source.name} in {root}")
-    texts = _text_fields(source, category_field, attribute_fields, text_fields)
-    named = [*texts, *attribute_fields, *([category_field] if category_field else [])]
-    wanted = list(dict.fromkeys(named))  # a column may have two uses
-    check(source, root, with_items=bool(wanted))
+    fields = Fields.of(source, category_field, attribute_fields, text_fields)
+    check(source, root, with_items=bool(fields.all))
     notes: Notes = Counter()
-    where = ", ".join(str(file.locate(root)) for file in source.interactions.values())
     users, user_of_row, seen, seen_of_row, times, ratings = _collected(
-        interactions(source, root, notes), where
+        interactions(source, root, notes), source, root
     )
-    ids, columns = _described(source, root, seen if wanted else [], wanted, notes)
-    index = {id: i for i, id in enumerate(ids)}
-    bare = [id for id in seen if id not in index]
-    index |= {id: len(ids) + i for i, id in enumerate(bare)}
-    if wanted:
-        notes["interacted items that the publisher does not describe, kept as bare ids"] += len(
-            bare
-        )
+    catalog = items_of(source, root, seen, fields, images_of(source, root, images_root), notes)
+    index = {id: i for i, id in enumerate(catalog.ids)}
     items = np.array([index[id] for id in seen], np.int32)[seen_of_row]
     del seen_of_row
     if times is None:
@@ -88,23 +113,42 @@ def read(
     histories = Histories.from_rows(users, user_of_row, items, seconds, ratings)
     if times is None:
         histories = histories.by_position()
-    images = _images(source, root, images_root)
-    notes["image files of no item, unused"] += len(images.keys() - index.keys())
     for what, count in notes.items():
         report.note(what, count)
     report.read = describe(histories, len(index))
     if rating_threshold is not None:
         kept = filters.at_least(histories, rating_threshold)
-        histories = report.step(f"rated below {rating_threshold:g}", histories, kept)
-    columns = {name: column + [""] * len(bare) for name, column in columns.items()}
-    catalog = ColumnItems(
-        ids + bare,
-        {name: columns[name] for name in texts},
-        columns[category_field] if category_field else None,
-        {name: columns[name] for name in attribute_fields},
-        images,
-    )
+        histories = report.step(filters.rated_below(rating_threshold), histories, kept)
     return catalog, histories, report
+
+
+def items_of(
+    source: Source,
+    root: Path,
+    seen: list[str],
+    fields: Fields,
+    images: Mapping[str, Path],
+    notes: Notes,
+) -> ColumnItems:
+    """The items `seen`: first those that the publisher describes, in the order of its file, then
+    bare ids, in theirs. images: item id -> file."""
+    ids, columns = _described(source, root, seen if fields.all else [], fields.all, notes)
+    known = set(ids)
+    bare = [id for id in seen if id not in known]
+    if fields.all:
+        notes["interacted items that the publisher does not describe, kept as bare ids"] += len(
+            bare
+        )
+    ids += bare
+    notes["image files of no item, unused"] += len(images.keys() - set(ids))
+    columns = {name: column + [""] * len(bare) for name, column in columns.items()}
+    return ColumnItems(
+        ids,
+        {name: columns[name] for name in fields.texts},
+        columns[fields.category] if fields.category else None,
+        {name: columns[name] for name in fields.attributes},
+        dict(images),
+    )
 
 
 def read_users(source: Source, root: Path, fields: Sequence[str], users: np.ndarray) -> Joined:
@@ -131,31 +175,28 @@ def _users_of(source: Source, fields: Sequence[str]) -> Users:
     return found
 
 
-def _text_fields(
-    source: Source,
-    category_field: str | None,
-    attribute_fields: Sequence[str],
-    text_fields: Sequence[str] | None,
-) -> list[str]:
-    for name in (category_field, *attribute_fields, *(text_fields or ())):
-        if name is not None and name not in source.fields:
-            raise UserError(f"{source.name} has no field {name}; it has {', '.join(source.fields)}")
-    if text_fields is not None:
-        return list(text_fields)
-    special = {category_field, *attribute_fields}
-    return [name for name in source.fields if name not in special]
-
-
 def interactions(source: Source, root: Path, notes: Notes) -> Iterable[Rows]:
     """The rows of all files of interactions in `root`. Raises UserError as `read`."""
-    for file in source.interactions.values():
-        path = file.required(root, source.page)
-        file.check_digest(path, source.page)
+    for path in interaction_files(source, root):
         yield from source.rows(path, notes=notes)
 
 
+def interaction_files(source: Source, root: Path) -> Iterator[Path]:
+    """The files of interactions in `root`, each checked. Raises UserError as `read`."""
+    for file in source.interactions.values():
+        path = file.required(root, source.page)
+        file.check_digest(path, source.page)
+        yield path
+
+
+def without_interactions(source: Source, root: Path) -> UserError:
+    """What is wrong with files in `root` that hold none."""
+    where = ", ".join(str(file.locate(root)) for file in source.interactions.values())
+    return UserError(f"{where}: no interactions; download or copy it again")
+
+
 def _collected(
-    parts: Iterable[Rows], where: str
+    parts: Iterable[Rows], source: Source, root: Path
 ) -> tuple[list[str], np.ndarray, list[str], np.ndarray, np.ndarray | None, np.ndarray | None]:
     """User ids, int32[T] indices into them, the same of items, times and ratings."""
     users, items, times, ratings = [], [], [], []
@@ -165,7 +206,7 @@ def _collected(
         times.append(part.times)
         ratings.append(part.ratings)
     if not sum(map(len, users)):
-        raise UserError(f"{where}: no interactions; download or copy it again")
+        raise without_interactions(source, root)
     return (*_codes(users), *_codes(items), _joined(times), _joined(ratings))
 
 
@@ -206,7 +247,9 @@ def described(
     return source.items(paths, wanted, notes)
 
 
-def _images(source: Source, root: Path, images_root: str | Path | None) -> dict[str, Path]:
+def images_of(source: Source, root: Path, images_root: str | Path | None) -> dict[str, Path]:
+    """Item id -> image file, in `images_root` or where the publisher has them. Raises UserError for
+    a folder without images."""
     if images_root is None:
         return source.images(root)
     images = image_files(Path(images_root), within=None)

@@ -21,12 +21,19 @@ def local(given: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: nothing is there, or the bucket cannot be read.
     """
-    return _copied(str(given).rstrip("/")) if is_url(given) else Path(given)
+    return _copied(str(given).rstrip("/"), "folder", ()) if is_url(given) else Path(given)
+
+
+def local_run(given: str | os.PathLike[str]) -> Path:
+    """The same of a finished run, without what nobody but the run itself reads."""
+    return (
+        _copied(str(given).rstrip("/"), "of-run", OF_A_RUN_ALONE) if is_url(given) else Path(given)
+    )
 
 
 @functools.cache
-def _copied(url: str) -> Path:
-    folder = Mirror(url, copy_of(url, "folder"), OF_A_RUN_ALONE)
+def _copied(url: str, kind: str, skipped: tuple[str, ...]) -> Path:
+    folder = Mirror(url, copy_of(url, kind), skipped)
     if folder.pull():
         logging.info("%s: read in %s", url, folder.local)
         return folder.local

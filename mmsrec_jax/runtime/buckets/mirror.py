@@ -75,7 +75,7 @@ class Mirror:
         return self._take([] if found is None else [found], "")
 
     def _take(self, found: list[Object], under: str) -> bool:
-        with self._alone():
+        with self._pushing, self._alone():
             self._files = self._read()
             wanted = {each.name: each for each in found if self._is_copied(each.name)}
             for name in sorted(self._local_files(under).keys() - wanted.keys()):
@@ -88,14 +88,22 @@ class Mirror:
                 self._write()
         return bool(wanted)
 
-    def push(self, under: str = "", *, marked: bool = True, only_known: bool = False) -> None:
+    def push(
+        self,
+        under: str = "",
+        *,
+        marked: bool = True,
+        only_known: bool = False,
+        at_once: bool = False,
+    ) -> None:
         """Takes to the bucket what has changed since it was pulled or pushed, and removes there
         what was removed here.
 
         The files go in the order in which they were written, so that at no moment one is there
         without those that it builds on; those called `MARKER` go last.
 
-        marked: False leaves those out. only_known: an object that another program changed since it
+        marked: False leaves those out. at_once: none of the files builds on another, so that they
+        go many at a time. only_known: an object that another program changed since it
         was pulled or pushed stays; without, this process is the only one that writes there.
 
         Raises:
@@ -107,14 +115,18 @@ class Mirror:
             markers = [name for name in changed if Path(name).name == MARKER]
             others = [name for name in changed if name not in markers]
             others.sort(key=lambda name: found[name][1])
-            said = _Said(f"to {self.objects.url}", sum(found[name][0] for name in others))
-            refused = []
-            for name in [*others, *(markers if marked else ())]:
+            said = Said(f"to {self.objects.url}", sum(found[name][0] for name in others))
+            refused: list[str] = []
+
+            def upload(name: str) -> None:
                 try:
                     self._upload(name, found[name], self._generation(name) if only_known else None)
                 except ChangedError:
                     refused.append(name)
                 said.add(found[name][0])
+
+            each(upload, others, threads=CONNECTIONS if at_once else 1)
+            each(upload, markers if marked else (), threads=1)
             inside = f"{under}/" if under else ""
             for name in [n for n in self._files if n.startswith(inside) and n not in found]:
                 self.objects.delete(name, self._generation(name) if only_known else None)
@@ -132,7 +144,7 @@ class Mirror:
         with self._pushing:
             names = [found.name for found in self.objects.list(source)]
             names.sort(key=lambda name: name == f"{source}/{MARKER}")
-            _each(lambda name: self.objects.copy(name, target + name.removeprefix(source)), names)
+            each(lambda name: self.objects.copy(name, target + name.removeprefix(source)), names)
             for name in names:
                 self.objects.delete(name)
                 self._files.pop(name, None)
@@ -166,7 +178,7 @@ class Mirror:
 
     def _download(self, wanted: list[Object]) -> None:
         total = sum(found.size for found in wanted)
-        said = _Said(f"from {self.objects.url}", total)
+        said = Said(f"from {self.objects.url}", total)
 
         def copy(found: Object) -> None:
             path = self.local / found.name
@@ -178,7 +190,7 @@ class Mirror:
                 self._keep(found, partial)
                 os.replace(partial, path)
 
-        _each(copy, wanted)
+        each(copy, wanted)
 
     def _keep(self, found: Object, path: Path) -> None:
         """A copy has the time of the object, the same on every machine: digests of what a run reads
@@ -244,7 +256,7 @@ class Mirror:
             os.replace(partial, self._state)
 
 
-class _Said:
+class Said:
     """Lines of progress of what takes longer than a few seconds, in MiB."""
 
     def __init__(self, name: str, total: int):
@@ -259,15 +271,16 @@ class _Said:
                 self._progress.update(new)
 
 
-def _each(work: Callable[[T], object], items: Iterable[T]) -> None:
-    """Calls `work` with all of them, many at once; after an error it begins no more."""
-    with ThreadPoolExecutor(CONNECTIONS) as threads:
-        begun = [threads.submit(work, item) for item in items]
+def each(work: Callable[[T], object], items: Iterable[T], *, threads: int = CONNECTIONS) -> None:
+    """Calls `work` with all of them, in their order and so many at once; after an error it begins
+    no more."""
+    with ThreadPoolExecutor(threads) as pool:
+        begun = [pool.submit(work, item) for item in items]
         try:
-            for each in as_completed(begun):
-                each.result()
+            for one in as_completed(begun):
+                one.result()
         finally:
-            threads.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -186,10 +186,11 @@ class Objects:
         with contextlib.suppress(*passing), self._named(name, passing=passing):
             blob.delete(if_generation_match=generation, retry=_retry())
 
-    def copy(self, name: str, to: str) -> None:
-        """Copies an object inside the bucket."""
+    def copy(self, name: str, to: str, into: "Objects | None" = None) -> None:
+        """Copies an object inside the buckets, to another name here or in another folder."""
+        into = into or self
         source = self._bucket.blob(self._prefix + name)
-        target = self._bucket.blob(self._prefix + to)
+        target = into._bucket.blob(into._prefix + to)
         with self._named(name):
             token, _, _ = target.rewrite(source, retry=_retry())
             while token is not None:

@@ -7,6 +7,7 @@ processes write together, and compiled programs lie in the bucket alone.
 
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -20,13 +21,15 @@ from mmsrec_jax.runtime import lock as local_lock
 from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.buckets import lock
 from mmsrec_jax.runtime.buckets.copies import OF_A_RUN_ALONE, copy_of
-from mmsrec_jax.runtime.buckets.mirror import PRIVATE, Mirror
-from mmsrec_jax.runtime.buckets.objects import is_url
+from mmsrec_jax.runtime.buckets.mirror import PRIVATE, Mirror, each
+from mmsrec_jax.runtime.buckets.objects import Objects, is_url
 from mmsrec_jax.runtime.errors import UserError
 
 EVERY = 60.0
 """Seconds between two looks at what has changed in a step that runs."""
-_NOT_COPIED = (*OF_A_RUN_ALONE, "weights", local_lock.NAME)
+_ARRAYS = "weights"
+_NOT_COPIED = (*OF_A_RUN_ALONE, _ARRAYS, local_lock.NAME)
+_WITHOUT = frozenset(OF_A_RUN_ALONE)
 _BUSY = 10  # times as long as a look took, at least, between it and the next
 
 _open: dict[Path, Mirror] = {}
@@ -41,9 +44,9 @@ def opened(workdir: str | Path) -> Iterator[Path]:
       UserError: another run is under way there; the bucket cannot be read or written.
     """
     if not is_url(workdir):
-        yield Path(workdir).resolve()
+        yield place(workdir)
         return
-    mirror = Mirror(str(workdir), copy_of(str(workdir), "run"), _NOT_COPIED)
+    mirror = Mirror(str(workdir), place(workdir), _NOT_COPIED)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_explained(mirror))
         stack.enter_context(local_lock.only_run(mirror.local / PRIVATE, "--local_dir"))
@@ -87,6 +90,11 @@ def reading(workdir: str | Path) -> Iterator[Path]:
         mirror.push(only_known=True)
 
 
+def place(workdir: str | Path) -> Path:
+    """The folder in which `opened` works on this machine; nobody asks the bucket."""
+    return copy_of(str(workdir), "run") if is_url(workdir) else Path(workdir).resolve()
+
+
 def in_bucket(path: Path) -> epath.Path:
     """Where arrays and compiled programs lie that belong in this folder of a workdir: in the
     bucket, where it is in one."""
@@ -94,10 +102,28 @@ def in_bucket(path: Path) -> epath.Path:
     return epath.Path(path) if found is None else epath.Path(_url(found, path))
 
 
-def push(directory: Path) -> None:
-    """Takes what has changed in a folder of the workdir to the bucket; the main process does."""
+def push(directory: Path, *, at_once: bool = False) -> None:
+    """Takes what has changed in a folder of the workdir to the bucket; the main process does.
+    at_once: none of the files builds on another."""
     if processes.is_main() and (found := _of(directory)):
-        found.push(found.relative(directory))
+        found.push(found.relative(directory), at_once=at_once)
+
+
+def refresh(directory: Path) -> None:
+    """Reads what another program has left in a folder of the workdir."""
+    if found := _of(directory):
+        found.pull(found.relative(directory))
+
+
+def only_run(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of a run in a folder of the workdir.
+
+    Raises:
+      UserError: another run is under way there.
+    """
+    if found := _of(directory):
+        return lock.only_run(Objects(_url(found, directory)))
+    return local_lock.only_run(directory)
 
 
 def pull(directory: Path) -> None:
@@ -124,6 +150,32 @@ def move(source: Path, target: Path) -> None:
     source.rename(target)
     if found := _of(source):
         found.move(found.relative(source), found.relative(target))
+
+
+def take_arrays(source: Path, target: Path, partial: Path) -> None:
+    """Brings the arrays of a step's folder to another run's, `target`, which is made in `partial`
+    and has its other files there. In a bucket arrays are not in the copy."""
+    ours, theirs = _of(target), _of(source)
+    if theirs is not None:
+        under = f"{theirs.relative(source)}/"
+        for found in theirs.objects.list(under[:-1]):
+            name = found.name.removeprefix(under)
+            if _ARRAYS not in name.split("/") or not _WITHOUT.isdisjoint(name.split("/")):
+                continue
+            if ours is not None:
+                theirs.objects.copy(found.name, f"{ours.relative(target)}/{name}", ours.objects)
+            else:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                theirs.objects.download(found, partial / name, lambda size: None)
+    elif ours is not None:
+        name = ours.relative(target)
+
+        def upload(path: Path) -> None:
+            ours.objects.upload(path, f"{name}/{path.relative_to(partial).as_posix()}")
+
+        for folder in [path for path in partial.rglob(_ARRAYS) if path.is_dir()]:
+            each(upload, [path for path in folder.rglob("*") if path.is_file()])
+            shutil.rmtree(folder)
 
 
 def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:

@@ -1,0 +1,184 @@
+"""The steps of `plan` as pipelines of Apache Beam, of the extra [beam]."""
+
+import contextlib
+import functools
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmsrec_jax.data.partitioned import core, items, spills, users
+from mmsrec_jax.data.partitioned.core import State
+from mmsrec_jax.data.partitioned.plan import Plan
+from mmsrec_jax.runtime.errors import UserError, first_line
+
+if TYPE_CHECKING:  # of the extra [beam]
+    import apache_beam as beam
+
+ROUNDS = 8  # of the core in one pipeline: on a cluster each one takes minutes to start
+_LOCAL = ("", "DirectRunner", "FnApiRunner")  # runners that work in this process
+_PROBLEM, _SPILLS, _STATE = "problem", "spills", "state"
+
+
+def require() -> None:
+    """Raises UserError where the package is missing."""
+    if importlib.util.find_spec("apache_beam") is None:
+        raise UserError(
+            "config.data.beam_options: the package apache_beam is not installed; run pip install "
+            "-e '.[beam]', or leave it out"
+        )
+
+
+class Runner:
+    """Runs pipelines.
+
+    Args:
+      given: options of Beam with commas between, as in "runner=DataflowRunner,project=lab".
+
+    Raises:
+      UserError: there is no such runner; it runs elsewhere, and nothing says where its workers
+        leave files to each other.
+
+    Attributes:
+      folder: that `temp_location` names for files of the workers; empty where there is none.
+    """
+
+    def __init__(self, given: str):
+        require()
+        from apache_beam.options.pipeline_options import (
+            GoogleCloudOptions,
+            PipelineOptions,
+            StandardOptions,
+        )
+
+        flags = [f"--{option.strip().removeprefix('--')}" for option in given.split(",") if option]
+        try:
+            self._options = PipelineOptions(flags)
+            self.folder: str = self._options.view_as(GoogleCloudOptions).temp_location or ""
+            name = self._options.view_as(StandardOptions).runner or ""
+            self._runner = _runner(name)
+        except (SystemExit, ValueError, ImportError, AttributeError) as error:
+            raise UserError(
+                f"config.data.beam_options={given!r}: Beam refuses it ({first_line(error)}); give "
+                "its options with commas between, such as runner=DirectRunner"
+            ) from error
+        if name not in _LOCAL and not self.folder:
+            raise UserError(
+                f"config.data.beam_options={given!r}: add temp_location=FOLDER, one that all "
+                f"workers of {name} see, such as gs://BUCKET/FOLDER"
+            )
+
+    def run(self, plan: Plan, files: Sequence[str]) -> tuple[list[str], State]:
+        """All steps of a plan. files: of interactions, in order, where every worker reads them.
+
+        Returns:
+          The names of the spills, and the state of the core at its end.
+
+        Raises:
+          UserError: what a step raises, or the runner.
+        """
+        self._run(plan, lambda pipeline: _begun(pipeline, plan, files))
+        while (state := State(*plan.record(_STATE)["state"])).goes_on:
+            self._run(plan, functools.partial(_continued, plan=plan, state=state))
+        return plan.record(_SPILLS)["names"], state
+
+    def _run(self, plan: Plan, build: Callable[["beam.Pipeline"], None]) -> None:
+        import apache_beam as beam
+
+        try:
+            with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
+                build(pipeline)
+        except Exception as error:  # runners raise what they like
+            told = plan.record(_PROBLEM).get("problem")
+            raise UserError(
+                told or f"config.data.beam_options: the pipeline failed ({first_line(error)})"
+            ) from error
+
+
+def _runner(name: str) -> Any:
+    """DirectRunner tries another one first, which it downloads."""
+    from apache_beam.runners.runner import create_runner
+
+    return create_runner("FnApiRunner" if name in _LOCAL else name)
+
+
+def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
+    """Everything up to the first rounds of the core."""
+    import apache_beam as beam
+    from apache_beam.pvalue import AsList, AsSingleton
+
+    names = _each(pipeline, "file", list(enumerate(files))) | "spill" >> beam.FlatMap(
+        lambda file: _spilled(plan, file)
+    )
+    cleaned = _each(pipeline, "part", range(plan.parts)) | "clean" >> beam.Map(
+        lambda part, all: _cleaned(plan, all, part), AsList(names)
+    )
+    index = _each(pipeline, "index", [0]) | "index" >> beam.Map(
+        lambda _, parts: items.index(plan, parts), AsList(cleaned)
+    )
+    numbered = _each(pipeline, "number", range(plan.parts)) | "number" >> beam.Map(
+        lambda part, name: items.number(plan, name, part), AsSingleton(index)
+    )
+    begin = _each(pipeline, "begin", [0]) | "begin" >> beam.Map(_noted, plan, AsList(names))
+    states = begin | "numbered" >> beam.Map(lambda state, _: state, AsList(numbered))
+    _rounds(pipeline, plan, states)
+
+
+def _continued(pipeline: "beam.Pipeline", plan: Plan, state: State) -> None:
+    """More rounds of the core. Beam has no loops."""
+    import apache_beam as beam
+
+    _rounds(pipeline, plan, pipeline | "state" >> beam.Create([tuple(state)]))
+
+
+def _rounds(
+    pipeline: "beam.Pipeline", plan: Plan, states: "beam.PCollection[tuple[int, bool]]"
+) -> None:
+    """Rounds of the core after a state, and a note of the last one."""
+    import apache_beam as beam
+    from apache_beam.pvalue import AsList, AsSingleton
+
+    for number in range(ROUNDS):
+        parts = _each(pipeline, f"part {number}", range(plan.parts)) | f"drop {number}" >> beam.Map(
+            lambda part, at: core.drop(plan, State(*at), part), AsSingleton(states)
+        )
+        states = _each(pipeline, f"count {number}", [0]) | f"count {number}" >> beam.Map(
+            lambda _, at, all: tuple(core.count(plan, State(*at), all)),
+            AsSingleton(states),
+            AsList(parts),
+        )
+    states | "end" >> beam.Map(lambda at: plan.put_record(_STATE, {"state": list(at)}))
+
+
+def _each(pipeline: "beam.Pipeline", name: str, elements: Iterable[Any]) -> "beam.PCollection[Any]":
+    """What a step is done with, on any worker. A step never goes on with what an earlier one gave:
+    what it waits for are side inputs, so that no runner fuses the two."""
+    import apache_beam as beam
+
+    created = pipeline | f"each {name}" >> beam.Create(list(elements))
+    return created | f"spread {name}" >> beam.Reshuffle()
+
+
+def _noted(_: int, plan: Plan, names: list[str]) -> tuple[int, bool]:
+    plan.put_record(_SPILLS, {"names": sorted(names)})
+    return tuple(core.BEGIN)
+
+
+def _spilled(plan: Plan, file: tuple[int, str]) -> list[str]:
+    with _telling(plan):
+        return list(spills.write(plan, file))
+
+
+def _cleaned(plan: Plan, names: list[str], part: int) -> int:
+    with _telling(plan):
+        return users.clean(plan, names, part)
+
+
+@contextlib.contextmanager
+def _telling(plan: Plan) -> Iterator[None]:
+    """Tells who started the pipeline what is wrong with the user's files: runners put errors into
+    words of their own."""
+    try:
+        yield
+    except UserError as error:
+        plan.put_record(_PROBLEM, {"problem": str(error)})
+        raise

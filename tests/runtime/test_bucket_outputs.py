@@ -1,0 +1,72 @@
+"""What programs leave in a bucket outside of a run: all of it, what is read first at the end, and
+over nothing that another program wrote."""
+
+import os
+
+import pytest
+
+from mmsrec_jax.runtime.buckets import outputs
+from mmsrec_jax.runtime.errors import UserError
+
+
+def uploads(bucket_server):
+    return [r.rpartition("/")[2] for r in bucket_server.requests if r.startswith("POST")]
+
+
+def fill(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name}\n")
+
+
+def test_a_folder_arrives_with_what_is_read_first_at_the_end(bucket_server, machine):
+    with outputs.folder("gs://lab/model", new=True, last=("config.json",)) as out:
+        assert out.name == "model"
+        fill(out, "config.json", "a.safetensors", "z/tokenizer.json")
+        assert not bucket_server.names("lab")
+    assert uploads(bucket_server)[-1] == "config.json"
+    assert bucket_server.objects["lab", "model/z/tokenizer.json"].data == b"z/tokenizer.json\n"
+    assert len(bucket_server.names("lab")) == 3 and not out.exists()
+    with pytest.raises(UserError, match="^gs://lab/model is there and not empty; name a new"):
+        with outputs.folder("gs://lab/model", new=True):
+            raise AssertionError("something is there")
+    with outputs.folder("gs://lab/model") as out:  # of programs that write over their own
+        fill(out, "config.json", "more.json")
+    assert len(bucket_server.names("lab")) == 4
+
+
+def test_nothing_arrives_of_a_program_that_fails_or_comes_second(bucket_server, machine):
+    with pytest.raises(UserError, match="the disk is full"):
+        with outputs.folder("gs://lab/model", new=True) as out:
+            fill(out, "config.json")
+            raise UserError("the disk is full")
+    assert not bucket_server.names("lab")
+    with pytest.raises(UserError, match="gs://lab/model/a: another program wrote it meanwhile"):
+        with outputs.folder("gs://lab/model", new=True, last=("config.json",)) as out:
+            fill(out, "a", "config.json")
+            bucket_server.put("lab", "model/a", b"of another")
+    assert bucket_server.objects["lab", "model/a"].data == b"of another"
+    assert bucket_server.names("lab") == ["model/a"]
+
+
+def test_a_file_is_seen_and_replaced(bucket_server, machine, tmp_path):
+    def write(path, text):
+        (path.parent / "partial").write_text(text)
+        os.replace(path.parent / "partial", path)
+
+    with outputs.file("gs://lab/fits/a.json") as path:
+        assert not path.exists()
+        write(path, "one")
+    with outputs.file("gs://lab/fits/a.json") as path:
+        assert path.read_text() == "one"
+    assert uploads(bucket_server) == ["a.json"]  # nothing was written the second time
+    with pytest.raises(UserError, match="step two does not fit"):
+        with outputs.file("gs://lab/fits/a.json") as path:
+            write(path, "of step one")
+            raise UserError("step two does not fit")
+    assert bucket_server.objects["lab", "fits/a.json"].data == b"of step one"
+    with outputs.file(tmp_path / "here.json") as path:
+        assert path == tmp_path / "here.json"
+    with pytest.raises(UserError, match="gs://lab: no path of a bucket|gs:/"):
+        with outputs.file("gs://lab"):
+            raise AssertionError("no file")
