@@ -94,4 +94,5 @@ def _become(
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     sys.argv = [str(ROOT / program), *arguments]
+    sys.orig_argv = [sys.executable, program, *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
