@@ -4,6 +4,7 @@ An import of jax and of the methods takes longer than many a test of a command. 
 as a process of its own: the program as `__main__`, its arguments, its exit status and its output.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -22,6 +23,8 @@ from mmsrec_jax import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 methods.find("mmsrarec")  # imports all of them
+gc.set_threshold(50_000, 20, 20)  # in forks, as conftest.py has it
+gc.freeze()
 
 
 def context() -> ForkServerContext:
