@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xla_flags
 from html_check import Page
 from logged_metrics import explained, logged
 
@@ -198,7 +199,8 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(
         [sys.executable, "launch/train.py", "--config=configs/quickstart.py:smok",
          f"--workdir={tmp_path / 'run'}"],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
     assert "no variant 'smok'" in done.stderr and "Traceback" not in done.stderr

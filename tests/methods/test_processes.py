@@ -12,6 +12,7 @@ import launched
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xla_flags
 
 LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft", "cached")
 DEVICES = 8
@@ -49,7 +50,7 @@ class Job:
         self.processes = []
         for index, log in enumerate(self.logs):
             log.write_text("")
-            variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}"}
+            variables = {"XLA_FLAGS": xla_flags.of_devices(DEVICES // count)}
             if count > 1:
                 variables["JAX_COORDINATOR_ADDRESS"] = address
                 variables["JAX_NUM_PROCESSES"] = str(count)

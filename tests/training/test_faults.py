@@ -15,6 +15,7 @@ import killed
 import launched
 import numpy as np
 import pytest
+import xla_flags
 
 from mmsrec_jax.runtime import interruption
 
@@ -82,7 +83,7 @@ def test_sigterm_saves_after_the_step_and_the_rest_is_the_same(unbroken, tmp_pat
 def test_signals_to_the_group_of_a_run_with_workers(tmp_path):
     """SIGTERM reaches the workers as well, which the main process needs until it has saved; of a
     main process that was killed they leave nothing."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags.of_devices(1)}
 
     def start(until):
         process = subprocess.Popen(
@@ -164,7 +165,11 @@ def test_the_command_that_sigterm_names_goes_on(tmp_path):
     before = newest()
     assert before > 0
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_a_checkpoint(before, lambda: process.poll() is not None)
     process.send_signal(signal.SIGTERM)
