@@ -37,8 +37,9 @@ results: $(VENV)/.installed-torch
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "$(TESTS)" --durations=10 $(IN_TWO)
 
+# Only their files are collected: the imports of all others take longer than some of these tests.
 parity: $(VENV)/.installed-torch
-	$(BIN)/python -m pytest -m parity $(IN_TWO)
+	$(BIN)/python -m pytest -m parity $(IN_TWO) $$(grep -rlF mark.parity tests --include=*.py)
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes

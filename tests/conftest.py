@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, and the fixtures that more than one file uses."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -7,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+import xla_flags
+
+os.environ.setdefault("XLA_FLAGS", xla_flags.of_devices(8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most of the time goes into compiling programs that run once or a few times, the same ones in many
@@ -24,6 +27,8 @@ from absl import flags
 if TYPE_CHECKING:
     from bucket_server import BucketServer
 
+# Tracing makes many objects that stay: by default a tenth of the time goes into looking at them.
+gc.set_threshold(50_000, 20, 20)
 flags.FLAGS(sys.argv[:1])  # grain worker processes read absl flags
 
 LONG = ("test_mmsrarec.py", "test_processes.py")
@@ -32,6 +37,10 @@ LONG = ("test_mmsrarec.py", "test_processes.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: begun last, they would keep one worker while the other is idle."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ An import of jax and of the methods takes longer than many a test of a command. 
 as a process of its own: the program as `__main__`, its arguments, its exit status and its output.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import jax
 import pytest
+import xla_flags
 from ml_collections import config_flags  # noqa: F401 for the forks
 
 from mmsrec_jax import methods
 
 ROOT = Path(__file__).resolve().parents[1]
 methods.find("mmsrarec")  # imports all of them
+gc.set_threshold(50_000, 20, 20)  # in forks, as conftest.py has it
+gc.freeze()
 
 
 def context() -> ForkServerContext:
@@ -89,9 +93,10 @@ def _become(
     os.chdir(cwd)
     for kind, value in limits:
         resource.setrlimit(kind, (value, value))
-    os.environ |= {"XLA_FLAGS": "", **variables}  # one device, as a user has
+    os.environ |= {"XLA_FLAGS": xla_flags.of_devices(1), **variables}  # as a user has
     if directory := variables.get("JAX_COMPILATION_CACHE_DIR"):  # which jax read when imported
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     sys.argv = [str(ROOT / program), *arguments]
+    sys.orig_argv = [sys.executable, program, *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")

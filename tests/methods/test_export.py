@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import step_records
+import xla_flags
 from flax import nnx
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -152,7 +153,8 @@ def test_runs_that_have_no_such_model(adapted, tmp_path):
 def launch(*arguments):
     return subprocess.run(
         [sys.executable, "launch/export.py", *arguments],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -4,20 +4,16 @@ Nearly all of the time every process compiles for itself, hence the flags for th
 """
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import launched
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import xla_flags
 
-ROOT = Path(__file__).resolve().parents[2]
 LOOPS = ("warmup", "summarizer", "sasrec", "plain_sft", "sft", "cached")
 DEVICES = 8
 TINY = {
@@ -53,28 +49,26 @@ class Job:
         self.logs = [workdir.with_name(f"{workdir.name}-{count}-{i}.log") for i in range(count)]
         self.processes = []
         for index, log in enumerate(self.logs):
-            environment = os.environ | {
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // count}",
-                "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / f"compiled-{count}"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
+            log.write_text("")
+            variables = {"XLA_FLAGS": xla_flags.of_devices(DEVICES // count)}
             if count > 1:
-                environment["JAX_COORDINATOR_ADDRESS"] = address
-                environment["JAX_NUM_PROCESSES"] = str(count)
-                environment["JAX_PROCESS_ID"] = str(index)
-            with log.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "launch/train.py", "--config=configs/quickstart.py",
-                         f"--workdir={workdir}", *flags, *arguments],
-                        cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                    )
-                )  # fmt: skip
+                variables["JAX_COORDINATOR_ADDRESS"] = address
+                variables["JAX_NUM_PROCESSES"] = str(count)
+                variables["JAX_PROCESS_ID"] = str(index)
+            self.processes.append(
+                launched.start(
+                    "launch/train.py", "--config=configs/quickstart.py", f"--workdir={workdir}",
+                    *flags, *arguments, log=log, compiled=workdir.parent / f"compiled-{count}",
+                    variables=variables,
+                )
+            )  # fmt: skip
 
     def wait(self):
         """What each process has said. All end with status 0."""
         try:
-            codes = [process.wait(timeout=1200) for process in self.processes]
+            for process in self.processes:
+                process.join(timeout=1200)
+            codes = [process.exitcode for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
@@ -104,9 +98,9 @@ def taken_over(runs):
     deadline = time.monotonic() + 400
     while not (workdir / "warmup" / "metrics.jsonl").exists():  # the first step compiles
         assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in job.processes), job.wait()
+        assert all(process.exitcode is None for process in job.processes), job.wait()
         time.sleep(0.05)
-    job.processes[1].send_signal(signal.SIGTERM)
+    job.processes[1].terminate()
     stopped = job.wait()
     left = max(int(path.name) for path in (workdir / "warmup" / "checkpoints").iterdir())
     Job(workdir, 1, "--steps=warmup").wait()

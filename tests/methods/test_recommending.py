@@ -20,6 +20,7 @@ import local_page
 import numpy as np
 import pytest
 import step_records
+import xla_flags
 
 import mmsrec_jax
 from configs import quickstart
@@ -533,7 +534,8 @@ def test_the_command_prints_one_json_object_with_a_new_item(workdir, scorer, tmp
         [sys.executable, "launch/recommend.py", f"--workdir={workdir}", f"--top={ITEMS}",
          f"--html={tmp_path / 'answer.html'}",
          f"--history={','.join(HISTORY)}", f"--add={tmp_path / 'new.jsonl'}", "--json"],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import launched
 import pytest
+import xla_flags
 from test_state_commands import FLAGS, TRAIN
 
 pytestmark = pytest.mark.robustness
@@ -44,7 +45,7 @@ def start(folder, workdir, who=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = os.environ | {
-        "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "XLA_FLAGS": xla_flags.of_devices(1), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
     }  # fmt: skip
     failing = {

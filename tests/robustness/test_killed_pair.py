@@ -8,6 +8,7 @@ import time
 
 import launched
 import pytest
+import xla_flags
 from test_state_commands import FLAGS, TRAIN
 
 pytestmark = pytest.mark.robustness
@@ -18,7 +19,7 @@ def start(workdir, compiled):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = os.environ | {
-        "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "XLA_FLAGS": xla_flags.of_devices(1), "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
     }  # fmt: skip
     command = [sys.executable, *TRAIN, f"--workdir={workdir}", *FLAGS]

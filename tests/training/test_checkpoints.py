@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+import xla_flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmsrec_jax.runtime.errors import UserError
@@ -115,7 +116,7 @@ def test_two_processes_use_what_both_can_read_and_share_rows_without_overlap(tmp
     script = Path(__file__).with_name("pair.py")
     shared = os.environ | {
         "PYTHONPATH": str(script.parents[2]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags.of_devices(2),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
     }

@@ -129,9 +129,9 @@ def test_a_stopped_run_ends_with_the_same_bits(name, kind, tmp_path, monkeypatch
     assert all(np.array_equal(whole[path], again[path]) for path in whole)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "llava_clip"])
-def test_eight_devices_make_the_updates_of_one(name, tmp_path):
-    kind, found = "connector+lora", {}
+def test_eight_devices_make_the_updates_of_one(tmp_path):
+    """Of the connector with the most parts; tests/models compares gradients of every family."""
+    name, kind, found = "qwen3_vl", "connector+lora", {}
     for sizes in ((1, 1, 1), (2, 2, 2)):
         directory = tmp_path / "x".join(map(str, sizes))
         model = train(make_model(name, kind), kind, directory, sizes=sizes, steps=3)

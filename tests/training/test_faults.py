@@ -1,8 +1,6 @@
-"""Twenty kills at random moments, and SIGTERM: the same weights as without."""
+"""Ten kills at random moments, and SIGTERM: the same weights as without."""
 
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import shlex
@@ -14,33 +12,21 @@ from pathlib import Path
 
 import grouped
 import killed
+import launched
 import numpy as np
 import pytest
+import xla_flags
 
 from mmsrec_jax.runtime import interruption
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, KILLS = 1000, 20
+STEPS, KILLS = 600, 10
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Forks of a process that has imported everything and started nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
-@pytest.fixture(scope="module")
-def unbroken(processes, tmp_path_factory):
+def unbroken(tmp_path_factory):
     directory = tmp_path_factory.mktemp("unbroken")
-    process = processes.Process(target=killed.run, args=(directory, STEPS, 0.0))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
+    killed.run(directory, STEPS, 0.0)
     return directory
 
 
@@ -49,11 +35,12 @@ def lines(directory):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in found]
 
 
-def test_twenty_kills_end_in_the_same_bits(processes, unbroken, tmp_path):
+def test_ten_kills_end_in_the_same_bits(unbroken, tmp_path):
+    forks = launched.context()
     draw, started_at = random.Random(0), []
     for _ in range(KILLS):
-        receive, send = processes.Pipe(duplex=False)
-        process = processes.Process(target=killed.run, args=(tmp_path, STEPS, 0.002, send))
+        receive, send = forks.Pipe(duplex=False)
+        process = forks.Process(target=killed.run, args=(tmp_path, STEPS, 0.002, send))
         process.start()
         if draw.random() > 0.2:  # else it dies while it starts
             started_at.append(step := receive.recv())
@@ -65,10 +52,7 @@ def test_twenty_kills_end_in_the_same_bits(processes, unbroken, tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert started_at == sorted(started_at) and len(set(started_at)) > KILLS / 4
-    process = processes.Process(target=killed.run, args=(tmp_path, STEPS, 0.0))
-    process.start()
-    process.join(200)
-    assert process.exitcode == 0
+    killed.run(tmp_path, STEPS, 0.0)
     np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), np.load(unbroken / "w.npy"))
     assert lines(tmp_path) == lines(unbroken)
 
@@ -99,7 +83,7 @@ def test_sigterm_saves_after_the_step_and_the_rest_is_the_same(unbroken, tmp_pat
 def test_signals_to_the_group_of_a_run_with_workers(tmp_path):
     """SIGTERM reaches the workers as well, which the main process needs until it has saved; of a
     main process that was killed they leave nothing."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags.of_devices(1)}
 
     def start(until):
         process = subprocess.Popen(
@@ -153,30 +137,42 @@ def test_the_command_that_sigterm_names_goes_on(tmp_path):
         "data.toyshop.num_groups": 3, "sasrec.dim": 8, "sasrec.layers": 1, "sasrec.steps": 100000,
         "sasrec.evaluate_every": 20, "sasrec.batch_size": 8, "sasrec.patience": 100000,
     }  # fmt: skip
-    command = [
-        sys.executable, "launch/train.py", "--config=configs/base.py:sasrec",
-        f"--workdir={tmp_path / 'a run'}", *(f"--config.{k}={v}" for k, v in sizes.items()),
-    ]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": ""}
+    arguments = ["--config=configs/base.py:sasrec", f"--workdir={tmp_path / 'a run'}"]
+    arguments += [f"--config.{name}={value}" for name, value in sizes.items()]
+    command = [sys.executable, "launch/train.py", *arguments]
     checkpoints = tmp_path / "a run" / "sasrec" / "checkpoints"
 
     def newest():
         names = [path.name for path in checkpoints.glob("*") if path.name.isdigit()]
         return max(map(int, names), default=0)
 
-    before = 0
-    for _ in range(2):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
+    def wait_for_a_checkpoint(after, ended):
         deadline = time.monotonic() + 300
-        while newest() <= before and process.poll() is None and time.monotonic() < deadline:
+        while newest() <= after and not ended() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said[-2000:]
-        last = said.splitlines()[-1]
-        _, _, named = last.partition("stopped by SIGTERM; go on with: ")
+
+    def check(status, said):
+        assert status == 0, said[-2000:]
+        _, _, named = said.splitlines()[-1].partition("stopped by SIGTERM; go on with: ")
         assert shlex.split(named) == command
-        assert newest() > before
-        command, before = shlex.split(named), newest()
+
+    log = tmp_path / "log"
+    fork = launched.start("launch/train.py", *arguments, log=log)
+    wait_for_a_checkpoint(0, lambda: fork.exitcode is not None)
+    fork.terminate()
+    fork.join(60)
+    check(fork.exitcode, log.read_text())
+    before = newest()
+    assert before > 0
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_a_checkpoint(before, lambda: process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    check(process.returncode, said)
+    assert newest() > before

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xla_flags
 from html_check import Page
 
 from configs import quickstart
@@ -243,7 +244,8 @@ def test_the_command(runs, tmp_path):
     done = subprocess.run(
         [sys.executable, "launch/evaluate.py", "--compare", str(runs["a"]), str(runs["b"]),
          "--k=5", "--bootstrap=20", f"--out={tmp_path}"],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=240,
+        cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags.of_devices(1)},
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "difference to popularity, 95% paired bootstrap" in done.stdout
