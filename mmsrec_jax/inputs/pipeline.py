@@ -211,6 +211,11 @@ class _Iterator(grain.DatasetIterator, abc.ABC):
         return {"draw": self._draw}
 
     def set_state(self, state: dict[str, int]) -> None:
+        if "draw" not in state:
+            raise UserError(
+                "the position in the data is of an earlier version; remove the checkpoints of this "
+                "step, which then begins again"
+            )
         self._stop()
         self._draw = int(state["draw"])
 
