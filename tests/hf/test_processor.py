@@ -60,8 +60,8 @@ def test_patches_equal_transformers(tmp_path, tower, size):
 def test_a_picture_gives_the_patches_of_its_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
     picture = Image.fromarray(pixels)
-    for processor in (ImageProcessor(), ImageProcessor(max_pixels=56 * 56)):
-        ours, wanted = processor.patchify(picture), processor.patchify(pixels)
+    for made in (ImageProcessor(), ImageProcessor(max_pixels=56 * 56)):
+        ours, wanted = made.patchify(picture), made.patchify(pixels)
         assert ours["grid"] == wanted["grid"] and (ours["patches"] == wanted["patches"]).all()
     with pytest.raises(UserError, match="must be RGB, got L"):
         ImageProcessor().patchify(picture.convert("L"))
