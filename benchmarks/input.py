@@ -15,12 +15,20 @@ sft, pictures kept   the same where all fit that room (256 MiB a process)
 
 First the results are compared: the ids of whole prompts must be those of transformers' Qwen2-VL
 processor, and our patches its pixel values before normalization, which is the device's part here.
-A timing begins when workers have made some batches. Without --tokenizer and --data pictures are
-made, and a tokenizer is trained. At the end: cores of this machine that feed one chip with prompts
-for Qwen2.5-VL-7B with LoRA, if its step ran at the chip's peak, which none does.
+A timing begins when workers have made some batches. "ms of a core" is processor time of all
+processes for a picture: it says more than pictures/s where other work shares the cores. Without
+--tokenizer and --data pictures are made, and a tokenizer is trained.
+
+At the end: cores of this machine that feed one chip, if each SFT step took its roofline time, which
+none does: full rows of configs/beauty.py, the steps of docs/pods.csv, and prompts of job sft.
 """
 
+import csv
 import json
+import math
+import multiprocessing
+import os
+import re
 import statistics
 import sys
 import tempfile
@@ -34,9 +42,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from benchmarks.input_sides import Case, World, check_equal, ours, theirs  # noqa: E402
-from mmsrec_jax.hf import presets  # noqa: E402
-from mmsrec_jax.models import flops  # noqa: E402
-from mmsrec_jax.runtime.chips import CHIPS  # noqa: E402
+from configs import beauty  # noqa: E402
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Folder of a Qwen's tokenizer; else one is made.")
 _DATA = flags.DEFINE_string("data", "", "Folder of atomic files with images; else some are made.")
@@ -51,7 +57,8 @@ _OUT = flags.DEFINE_string("out", None, "Where to write the figures as JSON.")
 SIDES = {"ours": ours, "theirs": theirs}
 JOBS = ("summarizer", "sft", "sft, pictures kept")
 WARM = 4  # batches before a timing begins
-MODEL, RANK = "qwen2.5-vl-7b", 16
+PODS = _ROOT / "docs/pods.csv"
+MODEL, MACHINES = "qwen2.5-vl-7b", ("v5e-64", "v5p-64")
 Rates = dict[str, float]
 
 
@@ -60,10 +67,10 @@ def measured(world: World, side: str, job: str, seconds: float = 20) -> Rates:
     made = SIDES[side](world, job)
     for _ in range(WARM):
         next(made)
-    begun, found = time.perf_counter(), Counter[str]()
+    begun, used, found = time.perf_counter(), processor_seconds(), Counter[str]()
     for count in made:
         found.update(count)
-        taken = time.perf_counter() - begun
+        taken, computed = time.perf_counter() - begun, processor_seconds() - used
         if taken > seconds:
             break
     made.close()
@@ -71,23 +78,37 @@ def measured(world: World, side: str, job: str, seconds: float = 20) -> Rates:
         "pictures": found["pictures"] / taken,
         "tokens": found["tokens"] / taken,
         "padding": 1 - found["tokens"] / found["slots"],
+        "milliseconds": 1e3 * computed / found["pictures"],
     }
 
 
-def cores(rates: Rates, workers: int, slots: int) -> dict[str, float]:
-    """Chip -> processes that keep it busy at its peak, from what `workers` give.
+def processor_seconds() -> float:
+    """Of this process and those that it has started and that run."""
+    ticks = 0
+    for child in multiprocessing.active_children():
+        stat = Path(f"/proc/{child.pid}/stat")
+        if stat.exists():
+            ticks += sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
-    slots: image tokens of a picture.
-    """
-    config = presets.config(MODEL)
-    side = round(slots**0.5)
-    tokens = rates["tokens"] / rates["pictures"]  # of a candidate
-    row = flops.Row(round(tokens), 1, [(2 * side, 2 * side)])
-    needed = sum(flops.train_step(config, row, flops.Adapters(RANK)).values())
-    return {
-        name: CHIPS[name].flops / needed / (rates["pictures"] / workers)
-        for name in ("v5e", "v5p", "v6e")
-    }
+
+def cores(rates: Rates) -> list[dict]:
+    """Of SFT cases of docs/pods.csv: what a chip reads, and how many cores make that in the same
+    time. rates: of one side in one job."""
+    length = beauty.get_config().sft.length
+    each = rates["milliseconds"] / 1e3 * rates["pictures"] / rates["tokens"]  # core seconds a token
+    found = []
+    with PODS.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["step"], row["model"]) != ("sft", MODEL) or row["machine"] not in MACHINES:
+                continue
+            step = max(float(row[f"{name}_ms"]) for name in ("compute", "memory", "network"))
+            chips = math.prod(map(int, re.findall(r"mesh\.\w+=(\d+)", row["flags"])))
+            batch = int(re.findall(r"batch_size=(\d+)", row["flags"])[0])
+            tokens = batch * length / chips / step * 1e3
+            case = {name: row[name] for name in ("model", "training", "machine")}
+            found.append(case | {"step_ms": step, "tokens": tokens, "cores": tokens * each})
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -109,9 +130,14 @@ def main(argv: list[str]) -> None:
                 for side in sorted(SIDES, reverse=bool(repeat % 2)):
                     rates[side].append(measured(world, side, job))
             report[job] = _said(job, rates)
-        report["cores"] = cores(report["sft"]["ours"], case.workers, case.pixels // 28**2)
-    for chip, count in report["cores"].items():
-        print(f"one {chip} at its peak, {MODEL} with LoRA: {count:.2f} processes like these")
+        report["cores"] = cores(report["sft"]["ours"])
+    print(f"{MODEL}, on a core like these")
+    print("| machine, training | roofline step, ms | tokens/s a chip | cores a chip |")
+    for case in report["cores"]:
+        print(
+            f"| {case['machine']}, {case['training']} | {case['step_ms']:.0f} | "
+            f"{case['tokens']:,.0f} | {case['cores']:.2f} |"
+        )
     if _OUT.value:
         Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(equal != compared)
@@ -123,17 +149,19 @@ def _said(job: str, rates: dict[str, list[Rates]]) -> dict:
         side: {name: statistics.median(one[name] for one in some) for name in some[0]}
         for side, some in rates.items()
     }
-    for name in ("pictures", "tokens"):
+    for name in ("pictures", "tokens", "milliseconds"):
         pairs = zip(rates["ours"], rates["theirs"], strict=True)
         found[f"ratio_{name}"] = statistics.median(a[name] / b[name] for a, b in pairs)
     for side in SIDES:
         one = found[side]
         print(
             f"{job:18} {side:6} {one['pictures']:8.1f} pictures/s {one['tokens']:9.0f} tokens/s "
-            f"{one['padding']:6.1%} padding"
+            f"{one['padding']:6.1%} padding {one['milliseconds']:6.2f} ms of a core"
         )
     print(
-        f"{job:18} ratio  {found['ratio_pictures']:8.2f} {found['ratio_tokens']:18.2f}", flush=True
+        f"{job:18} ratio  {found['ratio_pictures']:8.2f} {found['ratio_tokens']:18.2f} "
+        f"{found['ratio_milliseconds']:33.2f}",
+        flush=True,
     )
     return found
 

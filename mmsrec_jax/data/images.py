@@ -23,7 +23,12 @@ class ImageError(Exception):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """uint8[height, width, 3] of the first frame, upright, blended on white.
+    """uint8[height, width, 3], the pixels of `picture`; raises ImageError as it does."""
+    return np.array(picture(data))
+
+
+def picture(data: bytes) -> Image.Image:
+    """The first frame in RGB, upright, blended on white.
 
     Grayscale, palette, CMYK and 16-bit images become 8-bit RGB.
 
@@ -33,7 +38,8 @@ def decode(data: bytes) -> np.ndarray:
     """
     with opened(data) as image:
         image.load()
-        return np.array(_rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 @contextlib.contextmanager
@@ -120,4 +126,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

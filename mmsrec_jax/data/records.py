@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image
 
 from mmsrec_jax.data import images
 from mmsrec_jax.data.user_attributes import UserAttributes
@@ -89,8 +90,13 @@ class Catalog:
 
     def image(self, i: int) -> np.ndarray | None:
         """uint8[height, width, 3], or None when the item has no image."""
+        found = self.picture(i)
+        return None if found is None else np.array(found)
+
+    def picture(self, i: int) -> Image.Image | None:
+        """`image` before its pixels are copied into an array."""
         encoded = self[i].image if self.has_image[i] else None
-        return None if encoded is None else images.decode(encoded)
+        return None if encoded is None else images.picture(encoded)
 
     def text(self, i: int, fields: Sequence[str] | None = None) -> str:
         """The texts of the fields that the item has (all, or those named, in that order)."""

@@ -158,24 +158,22 @@ class ImageProcessor:
         least = min(max_pixels, self.min_pixels)
         return dataclasses.replace(self, max_pixels=max_pixels, min_pixels=least)
 
-    def patchify(self, image: np.ndarray) -> dict:
-        """One uint8 [H, W, 3] image as patches in merge-block order.
+    def patchify(self, image: np.ndarray | Image.Image) -> dict:
+        """One uint8 [H, W, 3] image, or one of Pillow in RGB, as patches in merge-block order.
 
         Blocks of `merge_size`^2 patches are contiguous, row-major within and among blocks. Returns
         `patches` uint8 [n, 3 * patch_size^2] in (channel, row, column) order, `hw` int32 [n, 2],
         `window_ids` int32 [n] from 1, and `grid` (rows, columns) of patches.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(
-                f"an image must be uint8 [height, width, 3], got {image.dtype} "
-                f"{list(image.shape)}; convert it to 8-bit RGB"
-            )
-        grid = self.grid(*image.shape[:2])
-        height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
-        if image.shape[:2] != (height, width):
-            image = np.asarray(Image.fromarray(image).resize((width, height), self.resample))
+        height, width = _height_and_width(image)
+        grid = self.grid(height, width)
+        resized = grid[0] * self.patch_size, grid[1] * self.patch_size
+        if (height, width) != resized:
+            picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+            image = picture.resize(resized[::-1], self.resample)
+        pixels = np.asarray(image)
         merge, size = self.merge_size, self.patch_size
-        blocks = image.reshape(grid[0] // merge, merge, size, grid[1] // merge, merge, size, 3)
+        blocks = pixels.reshape(grid[0] // merge, merge, size, grid[1] // merge, merge, size, 3)
         patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid[0] * grid[1], 3 * size * size)
         hw = patch_hw(grid, merge)
         return {
@@ -184,6 +182,19 @@ class ImageProcessor:
             "window_ids": window_ids(hw, grid, size, self.window_size, merge),
             "grid": grid,
         }
+
+
+def _height_and_width(image: np.ndarray | Image.Image) -> tuple[int, int]:
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise UserError(f"an image must be RGB, got {image.mode}; convert it to RGB")
+        return image.height, image.width
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(
+            f"an image must be uint8 [height, width, 3], got {image.dtype} "
+            f"{list(image.shape)}; convert it to 8-bit RGB"
+        )
+    return image.shape[0], image.shape[1]
 
 
 def smart_resize(

@@ -131,8 +131,8 @@ class ItemRenderer:
 
         def make() -> dict | None:
             try:
-                pixels = self.catalog.image(i)
-                return None if pixels is None else processor.patchify(pixels)
+                picture = self.catalog.picture(i)
+                return None if picture is None else processor.patchify(picture)
             except (ImageError, UserError):
                 return None
 

@@ -11,7 +11,7 @@ import numpy as np
 from mmsrec_jax.data import sequences
 from mmsrec_jax.inputs.batch import Room
 from mmsrec_jax.inputs.item_renderer import PromptConfig
-from mmsrec_jax.inputs.pipeline import end_with_the_run
+from mmsrec_jax.inputs.pipeline import ahead
 from mmsrec_jax.inputs.recommend import PromptContext, UserPrompts
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.models.batch import Batch, pack_images
@@ -414,16 +414,10 @@ def dataset(batches: PairBatches, workers: int, counts: Counter) -> grain.IterDa
 
     workers: processes, 0 = threads of this one; counts: is added to as batches are used.
     """
-    found = grain.MapDataset.source(batches).to_iter_dataset(
-        grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    )
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        found = found.mp_prefetch(options, worker_init_fn=end_with_the_run)
 
     def counted(made: Counted) -> PairBatch:
         batch, left_out = made
         counts.update(left_out)
         return batch
 
-    return found.map(counted)
+    return ahead(grain.MapDataset.source(batches), workers).map(counted)

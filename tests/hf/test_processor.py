@@ -57,6 +57,16 @@ def test_patches_equal_transformers(tmp_path, tower, size):
     np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
 
 
+def test_a_picture_gives_the_patches_of_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    for made in (ImageProcessor(), ImageProcessor(max_pixels=56 * 56)):
+        ours, wanted = made.patchify(picture), made.patchify(pixels)
+        assert ours["grid"] == wanted["grid"] and (ours["patches"] == wanted["patches"]).all()
+    with pytest.raises(UserError, match="must be RGB, got L"):
+        ImageProcessor().patchify(picture.convert("L"))
+
+
 def test_patch_rows_and_columns_point_at_the_pixels():
     ours = ImageProcessor(patch_size=4, merge_size=2, do_resize=False)
     image = image_of(24, 16)

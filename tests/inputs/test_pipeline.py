@@ -110,14 +110,14 @@ def test_packing_loses_and_changes_nothing(source):
     assert batch.answer_positions.shape == (3, 10)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_restored_stream_goes_on_with_the_same_batches(source, workers):
+@pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 1)])
+def test_restored_stream_goes_on_with_the_same_batches(source, workers, then):
     dataset = batches(source, **SHAPE, seed=3, workers=workers)
     iterator = iter(dataset)
     whole = [next(iterator) for _ in range(3)]
     state = json.loads(json.dumps(iterator.get_state()))
     whole += [next(iterator) for _ in range(4)]
-    again = iter(batches(source, **SHAPE, seed=3, workers=workers))
+    again = iter(batches(source, **SHAPE, seed=3, workers=then))
     next(again)
     again.set_state(state)
     assert all(same(next(again), batch) for batch in whole[3:])
@@ -125,6 +125,39 @@ def test_restored_stream_goes_on_with_the_same_batches(source, workers):
         assert all(map(same, take(batches(source, **SHAPE, seed=3), 7), whole))
     for it in (iterator, again):
         it.close()
+
+
+@pytest.mark.parametrize(("pack", "shards"), [(True, 2), (False, 3)])
+def test_a_run_that_dies_often_sees_the_unbroken_stream(source, pack, shards):
+    rng, shape = np.random.default_rng(shards + 10 * pack), SHAPE | {"batch_size": 2 * shards}
+    length = 6
+
+    def make(shard):
+        return batches(source, **shape, seed=1, pack=pack, shard=shard, shards=shards)
+
+    for shard in range(shards):
+        whole, at, state = take(make(shard), length), 0, None
+        while at < length:
+            iterator = iter(make(shard))
+            if state is not None:
+                iterator.set_state(state)
+            for batch in whole[at : at + int(rng.integers(1, 4))]:
+                assert same(next(iterator), batch)
+                at += 1
+            state = json.loads(json.dumps(iterator.get_state()))
+            for _ in range(int(rng.integers(2))):  # seen after the last save, and lost
+                next(iterator)
+            iterator.close()
+
+
+def test_workers_make_the_batches_of_an_evaluation(prompt_config):
+    source = SummarySource(toy_items.catalog(), prompt_config, length=60)
+    options = dict(batch_size=5, length=60, patches=16, shuffle=False, repeat=False, pack=False)
+    counts, counted = Counter(), Counter()
+    wanted = list(batches(source, **options, counts=counts))
+    found = list(batches(source, **options, counts=counted, workers=2))
+    assert len(found) == len(wanted) == 5 and all(map(same, found, wanted))
+    assert counted == counts and counts["examples"] == 24
 
 
 def test_epochs_and_seeds_differ(prompt_config):
