@@ -4,7 +4,6 @@ Text with a header; separated by commas, semicolons or tabs, whichever the heade
 quotes; packed with gzip or not.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -20,7 +19,6 @@ from mmsrec_jax.data.published import csv_items, files, texts
 from mmsrec_jax.data.records import LONGEST_ID
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.files import write
 
 _TYPES = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
 _NEEDED = ("user_id", "item_id")
@@ -82,6 +80,8 @@ def convert(
       UserError: a file cannot be read; a column is missing; a cell is not what its column holds; or
         one of the files to be written is there already.
     """
+    from mmsrec_jax.runtime.files import write  # imports jax, which input workers must not
+
     name = root.resolve().name
     paths = {kind: root / f"{name}.{kind}" for kind in ("inter", "item")}
     for path in paths.values():
@@ -167,8 +167,7 @@ def _items(csv: Csv, out: TextIO) -> Counter[str]:
 
 def _open(csv: Csv, needed: tuple[str, ...], flag: str) -> tuple[list[str], Iterator[Row]]:
     """The columns of a file that have a name, by our names, and its rows."""
-    with contextlib.closing(files.lines(csv.path, csv.encoding)) as lines:
-        _, line = next(lines, (1, ""))
+    _, line = next(files.lines(csv.path, csv.encoding), (1, ""))
     separator = max(",;\t", key=line.count)
     rows = csv_items.records(csv.path, separator, csv.encoding)
     _, header = next(rows, ("", []))

@@ -85,10 +85,10 @@ def of_items(
     return found
 
 
-def _in_rows(items: Sequence[int], batch_size: int, mesh: Mesh) -> np.ndarray:
-    """int[n], whole batches of items, so ordered that a batch's rows over all processes are the
+def _in_rows(items: Sequence[int], batch_size: int, mesh: Mesh) -> list[int]:
+    """Whole batches of items, so ordered that a batch's rows over all processes are the
     same on any number of them: a process takes every so-manyth example."""
     _, shards = sharding.process_batch_shard(mesh)
     count = -(-len(items) // batch_size) * batch_size
     rows = np.resize(items, count).reshape(-1, shards, batch_size // shards)
-    return rows.swapaxes(1, 2).ravel()
+    return rows.swapaxes(1, 2).ravel().tolist()
