@@ -1,4 +1,4 @@
-"""Fine-tunes a Qwen-VL with LoRA on pictures and what to answer about them.
+r"""Fine-tunes a Qwen-VL with LoRA on pictures and what to answer about them.
 
     python examples/finetune_vlm.py --model=DIR/Qwen2.5-VL-3B-Instruct --images=DIR \
         --texts=pairs.jsonl --out=runs/finetuned

@@ -1,4 +1,4 @@
-"""What a finished run recommends after a history that you type.
+r"""What a finished run recommends after a history that you type.
 
 The best of the whole catalog, by the run's sequential recommender:
 

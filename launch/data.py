@@ -1,8 +1,10 @@
-"""Looks at a data set before anything is trained on it, and fetches pictures of items.
+r"""Looks at a data set before anything is trained on it, makes one of CSV files, fetches pictures.
 
     python launch/data.py stats --config=configs/base.py --config.data.root=shop --html=shop.html
     python launch/data.py check --config=configs/base.py --config.data.root=shop
     python launch/data.py sample --config=configs/base.py --config.data.root=shop --user=u1
+    python launch/data.py csv --interactions=orders.csv --items=products.csv --out=shop \
+        --columns=user_id=customer,item_id=sku,timestamp=date --item_columns=item_id=sku,title=name
     python launch/data.py fetch --urls=urls.tsv --images=shop/images
     python launch/data.py fetch --config=configs/base.py --config.data.root=DIR \
         --config.data.source=amazon_reviews_2014/Beauty
@@ -10,6 +12,7 @@
 stats   how much there is of what: fields, pictures, lengths, times, the split, tokens
 check   what is wrong: one line each with file, row and remedy; status 1 when something is
 sample  histories of users, with titles and times
+csv     atomic files, shop/shop.inter and shop/shop.item, out of CSV files with headers
 fetch   pictures from a list of lines of an item id, a tab and a URL. They are made small and stored
         as shop/images/<item_id>.jpg. With --config, the URLs are those in the files of the data's
         publisher. The same command again goes on where it was stopped
@@ -21,69 +24,129 @@ stats, check and sample read the data as the step `data` of a run would, and wri
 import shlex
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from mmsrec_jax.data import from_csv
 from mmsrec_jax.data.fetching import listed
 from mmsrec_jax.data.fetching.client import Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings
+from mmsrec_jax.data.from_csv import Csv
 from mmsrec_jax.runtime import interruption, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
 
-_COMMANDS = ("stats", "check", "sample", "fetch")
-_READ_BY = {  # flag -> commands; the others are of all
-    "html": ("stats", "check", "sample"), "tokenizer": ("stats",), "users": ("stats", "sample"),
-    "seed": ("stats", "sample"), "user": ("sample",),
-    **dict.fromkeys(
-        ("urls", "images", "max_side", "rate", "parallel", "per_host", "attempts", "max_bytes",
-         "connect_timeout", "read_timeout", "whole_timeout", "retry_failures", "private_hosts",
-         "user_agent"), ("fetch",),
-    ),
-}  # fmt: skip
+_COMMANDS = ("stats", "check", "sample", "csv", "fetch")
+_READ_BY: dict[str, tuple[str, ...]] = {}  # flag -> commands; the others are of all
+
+_T = TypeVar("_T")
+
+
+def _of(commands: tuple[str, ...], flag: "flags.FlagHolder[_T]") -> "flags.FlagHolder[_T]":
+    """A flag that only these commands read; its help begins with them."""
+    _READ_BY[flag.name] = commands
+    described = flags.FLAGS[flag.name]
+    described.help = f"{', '.join(commands)}: {described.help}"
+    return flag
+
+
+def _of_csv(flag: "flags.FlagHolder[_T]") -> "flags.FlagHolder[_T]":
+    return _of(("csv",), flag)
+
+
+def _of_fetch(flag: "flags.FlagHolder[_T]") -> "flags.FlagHolder[_T]":
+    return _of(("fetch",), flag)
+
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment whose data it is.", lock_config=True
 )
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
-_HTML = flags.DEFINE_string("html", None, "stats, check, sample: file of a page to write.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "stats: folder of a model to count tokens by, else config.model.path."
+_HTML = _of(
+    ("stats", "check", "sample"), flags.DEFINE_string("html", None, "file of a page to write.")
 )
-_USERS = flags.DEFINE_integer("users", 5, "stats, sample: histories to show.", 1, 1000)
-_USER = flags.DEFINE_string("user", None, "sample: raw id of a user, in place of random ones.")
-_SEED = flags.DEFINE_integer("seed", 0, "stats, sample: of the users drawn.", 0, MAX_SEED)
+_TOKENIZER = _of(
+    ("stats",),
+    flags.DEFINE_string(
+        "tokenizer", None, "folder of a model to count tokens by, else config.model.path."
+    ),
+)
+_USERS = _of(("stats", "sample"), flags.DEFINE_integer("users", 5, "histories to show.", 1, 1000))
+_USER = _of(
+    ("sample",), flags.DEFINE_string("user", None, "raw id of a user, in place of random ones.")
+)
+_SEED = _of(
+    ("stats", "sample"), flags.DEFINE_integer("seed", 0, "of the users drawn.", 0, MAX_SEED)
+)
 
-_URLS = flags.DEFINE_string("urls", None, "fetch: file of item ids and URLs.")
-_IMAGES = flags.DEFINE_string("images", None, "fetch: folder of the pictures.")
-_MAX_SIDE = flags.DEFINE_integer(
-    "max_side", 512, "fetch: pixels of the longer side; larger pictures are made smaller.", 16, 8192
+_INTERACTIONS = _of_csv(flags.DEFINE_string("interactions", None, "file of interactions."))
+_ITEMS = _of_csv(flags.DEFINE_string("items", None, "file of items, if there is one."))
+_OUT = _of_csv(flags.DEFINE_string("out", None, "folder of the atomic files."))
+_COLUMNS = _of_csv(
+    flags.DEFINE_list(
+        "columns",
+        [],
+        "names in the file of interactions, such as user_id=customer,item_id=sku,timestamp=date.",
+    ),
 )
-_RATE = flags.DEFINE_float("rate", 10.0, "fetch: requests a second to one host.", 0.001, 10_000)
-_PARALLEL = flags.DEFINE_integer("parallel", 16, "fetch: requests at once.", 1, 256)
-_PER_HOST = flags.DEFINE_integer("per_host", 8, "fetch: requests at once to one host.", 1, 256)
-_ATTEMPTS = flags.DEFINE_integer(
-    "attempts", 5, "fetch: tries of one picture, where the fault may pass.", 1, 100
+_ITEM_COLUMNS = _of_csv(
+    flags.DEFINE_list("item_columns", [], "names in the file of items: item_id=sku,title=name."),
 )
-_MAX_BYTES = flags.DEFINE_integer(
-    "max_bytes", 20 << 20, "fetch: largest file that is taken.", 1, 1 << 28
+_TIME_FORMAT = _of_csv(
+    flags.DEFINE_string(
+        "time_format",
+        "",
+        "how times are written, such as %d.%m.%Y; else seconds since 1970 or YYYY-MM-DD HH:MM:SS.",
+    ),
 )
-_CONNECT = flags.DEFINE_float("connect_timeout", 10.0, "fetch: seconds to connect.", 0.01, 3600)
-_READ = flags.DEFINE_float("read_timeout", 20.0, "fetch: seconds without a byte.", 0.01, 3600)
-_WHOLE = flags.DEFINE_float("whole_timeout", 120.0, "fetch: seconds of a request.", 0.01, 86_400)
-_RETRY = flags.DEFINE_bool(
-    "retry_failures", False, "fetch: try again what failed in an earlier start."
+_ENCODING = _of_csv(
+    flags.DEFINE_enum(
+        "encoding",
+        "utf-8",
+        ["utf-8", "cp1252", "latin-1", "shift_jis", "gb18030", "euc-kr"],
+        "of the files.",
+    ),
 )
-_PRIVATE = flags.DEFINE_list(
-    "private_hosts", [], "fetch: hosts that may be asked although their addresses are private."
+
+_URLS = _of_fetch(flags.DEFINE_string("urls", None, "file of item ids and URLs."))
+_IMAGES = _of_fetch(flags.DEFINE_string("images", None, "folder of the pictures."))
+_MAX_SIDE = _of_fetch(
+    flags.DEFINE_integer(
+        "max_side", 512, "pixels of the longer side; larger pictures are made smaller.", 16, 8192
+    ),
 )
-_AGENT = flags.DEFINE_string(
-    "user_agent",
-    "mmsrec_jax (research; images of a data set)",
-    "fetch: how the program names itself; many hosts want an address to write to.",
+_RATE = _of_fetch(flags.DEFINE_float("rate", 10.0, "requests a second to one host.", 0.001, 10_000))
+_PARALLEL = _of_fetch(flags.DEFINE_integer("parallel", 16, "requests at once.", 1, 256))
+_PER_HOST = _of_fetch(flags.DEFINE_integer("per_host", 8, "requests at once to one host.", 1, 256))
+_ATTEMPTS = _of_fetch(
+    flags.DEFINE_integer("attempts", 5, "tries of one picture, where the fault may pass.", 1, 100),
+)
+_MAX_BYTES = _of_fetch(
+    flags.DEFINE_integer("max_bytes", 20 << 20, "largest file that is taken.", 1, 1 << 28),
+)
+_CONNECT = _of_fetch(flags.DEFINE_float("connect_timeout", 10.0, "seconds to connect.", 0.01, 3600))
+_READ = _of_fetch(flags.DEFINE_float("read_timeout", 20.0, "seconds without a byte.", 0.01, 3600))
+_WHOLE = _of_fetch(
+    flags.DEFINE_float("whole_timeout", 120.0, "seconds of a request.", 0.01, 86_400)
+)
+_RETRY = _of_fetch(
+    flags.DEFINE_bool("retry_failures", False, "try again what failed in an earlier start."),
+)
+_PRIVATE = _of_fetch(
+    flags.DEFINE_list(
+        "private_hosts", [], "hosts that may be asked although their addresses are private."
+    ),
+)
+_AGENT = _of_fetch(
+    flags.DEFINE_string(
+        "user_agent",
+        "mmsrec_jax (research; images of a data set)",
+        "how the program names itself; many hosts want an address to write to.",
+    ),
 )
 
 
@@ -93,6 +156,8 @@ def main(argv: list[str]) -> int:
     startup.no_arguments(argv[1:])
     _check_flags(argv[1])
     interruption.watch()
+    if argv[1] == "csv":
+        return _convert()
     return _fetch() if argv[1] == "fetch" else _look(argv[1])
 
 
@@ -132,6 +197,22 @@ def _look(command: str) -> int:
         logging.info("%s: the page", _HTML.value)
     print(printable_lines(seen.json() if _JSON.value else seen.text()))
     return 0 if seen.is_sound else 1
+
+
+def _convert() -> int:
+    if not (_INTERACTIONS.value and _OUT.value):
+        raise UserError("csv needs --interactions and --out; --help explains them")
+    items = None
+    if _ITEMS.value:
+        renamed = from_csv.parsed_columns(_ITEM_COLUMNS.value, "--item_columns")
+        items = Csv(Path(_ITEMS.value), renamed, _ENCODING.value)
+    elif _ITEM_COLUMNS.value:
+        raise UserError("--item_columns names columns of --items; give that too")
+    renamed = from_csv.parsed_columns(_COLUMNS.value, "--columns")
+    interactions = Csv(Path(_INTERACTIONS.value), renamed, _ENCODING.value)
+    made = from_csv.convert(Path(_OUT.value), interactions, items, time_format=_TIME_FORMAT.value)
+    print(printable_lines(made.json() if _JSON.value else made.text()))
+    return 0
 
 
 def _fetch() -> int:

@@ -6,7 +6,6 @@ from typing import Any
 from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Dataset
-from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
@@ -47,16 +46,9 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     if (path / "data" / "step.json").exists():
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
-        return of_run(path)
+        return build.open_run(path)
     choices = as_dict(DataSettings()).keys() - {"root", "toyshop"}
     for name in settings:
         choose_name(name, choices, what="setting")
     record = as_dict(DataSettings()) | {"root": str(path)} | settings
     return build.read(from_record(DataSettings, record, "open_dataset")).dataset
-
-
-def of_run(workdir: Path) -> Dataset:
-    """What the step `data` of a run stored. Raises UserError when it has not finished."""
-    recorded = workdir_lib.finished(workdir, "data")["data"]
-    settings = from_record(DataSettings, recorded, "config.data")
-    return build.open_built(settings, workdir / "data")

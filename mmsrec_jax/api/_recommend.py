@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmsrec_jax.api import _dataset
+from mmsrec_jax.data import build
 from mmsrec_jax.data.records import Catalog, Dataset
 from mmsrec_jax.methods import recorded
 from mmsrec_jax.methods.recommending import open_scorer
@@ -121,7 +121,7 @@ def _open(workdir: Path, fingerprint: str) -> _Run:
     del fingerprint
     name = next(n for n in workdir_lib.inputs(workdir, "evaluation") if n in registry.MODELS)
     recommender = SequentialRecommender.load(workdir / name / "model")
-    return _Run(_dataset.of_run(workdir), recommender)
+    return _Run(build.open_run(workdir), recommender)
 
 
 @functools.lru_cache(maxsize=1)

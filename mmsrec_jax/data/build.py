@@ -23,7 +23,7 @@ from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import Section, group, seed_setting, setting
+from mmsrec_jax.runtime.settings import Section, from_record, group, seed_setting, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
 _OF_FILES = (  # settings that a generated shop would pass over
@@ -168,10 +168,8 @@ def build(settings: DataSettings, directory: Path) -> None:
     items: list[Item] | ColumnItems
     image_name: Callable[[str], str] = str
     if settings.source == "toyshop":
-        items, histories, world = toyshop.generate(settings.toyshop)
+        items, histories, world, report = _generate(settings)
         world.save(directory / _WORLD)
-        report = Report(source="toyshop, generated")
-        report.read = describe(histories, len(items))
     else:
         items, histories, report = _read_files(settings)
         image_name = items.image_name
@@ -200,9 +198,7 @@ def read(settings: DataSettings) -> Prepared:
       UserError: as `build`.
     """
     if settings.source == "toyshop":
-        generated, histories, _ = toyshop.generate(settings.toyshop)
-        report = Report(source="toyshop, generated")
-        report.read = describe(histories, len(generated))
+        generated, histories, _, report = _generate(settings)
         dataset = Dataset(Catalog.from_items(generated), histories, split(settings, histories))
         return Prepared(dataset, generated, report)
     items, histories, report = _read_files(settings)
@@ -215,10 +211,29 @@ def read(settings: DataSettings) -> Prepared:
     return Prepared(Dataset(catalog, histories, split(settings, histories)), items, report)
 
 
+def _generate(settings: DataSettings) -> tuple[list[Item], Histories, toyshop.World, Report]:
+    items, histories, world = toyshop.generate(settings.toyshop)
+    report = Report(source="toyshop, generated")
+    report.read = describe(histories, len(items))
+    return items, histories, world, report
+
+
 def open_built(settings: DataSettings, directory: Path) -> Dataset:
     """What `build` prepared."""
     catalog, histories = store.open(directory / _STORE)
     return Dataset(catalog, histories, split(settings, histories))
+
+
+def settings_of_run(folder: Path) -> DataSettings:
+    """Those with which the run in `folder` prepared its data. Raises UserError when it has not."""
+    from mmsrec_jax.runtime import workdir  # imports jax, which input workers must not
+
+    return from_record(DataSettings, workdir.finished(folder, "data")["data"], "config.data")
+
+
+def open_run(folder: Path) -> Dataset:
+    """What the step `data` of the run in `folder` stored; raises as `settings_of_run`."""
+    return open_built(settings_of_run(folder), folder / "data")
 
 
 def fingerprint(directory: Path) -> str:

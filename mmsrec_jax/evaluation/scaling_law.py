@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import least_squares
 
+from mmsrec_jax.evaluation import figures
 from mmsrec_jax.evaluation.report import aligned
 from mmsrec_jax.runtime import disk, reading
 from mmsrec_jax.runtime.errors import UserError
@@ -280,11 +280,8 @@ def _plot(path: Path, points: Sequence[Point], law: Law, laws: Sequence[Law]) ->
     flops = np.array([point.flops for point in points])
     x = np.geomspace(flops.min() / 2, flops.max() * 10, 100)
     low, high = np.quantile([one(x) for one in laws], [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
-    # Text as text and no random ids: equal numbers give equal files.
-    with matplotlib.rc_context(
-        {"svg.hashsalt": path.name, "svg.fonttype": "none", "text.parse_math": False}
-    ):
-        figure = Figure(figsize=(6, 4), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         axis = figure.subplots()
         axis.fill_between(x, low, high, color="lightgray")
         axis.plot(x, law(x), color="black")
@@ -292,7 +289,5 @@ def _plot(path: Path, points: Sequence[Point], law: Law, laws: Sequence[Law]) ->
         for point in points:
             axis.annotate(point.name, (point.flops, point.loss), (4, 4), textcoords="offset points")
         axis.set(xscale="log", xlabel="training FLOPs", ylabel="held-out loss, nats a token")
-        for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-            partial = disk.temporary(path.with_name(path.name + suffix))
-            figure.savefig(partial, dpi=150, format=suffix[1:], metadata=metadata)
-            partial.replace(path.with_name(path.name + suffix))
+
+    figures.write(path, (6, 4), draw)

@@ -120,7 +120,7 @@ def generate(
     )
     graphdef, state = nnx.split(model)
     dataset = in_order(
-        _Subset(source, rows),
+        Subset(source, rows),
         mesh,
         batch_size=decoding.batch_size,
         length=source.length,
@@ -144,7 +144,7 @@ def generate(
         iterator.close()
 
 
-class _Subset:
+class Subset:
     """Some rows of a source; `Example.index` is the place of the row in the whole source."""
 
     def __init__(self, source: PromptSource, rows: Sequence[int]):

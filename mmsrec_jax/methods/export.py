@@ -26,7 +26,6 @@ from mmsrec_jax.models import trainable as trainables
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import from_record
 from mmsrec_jax.sequential import exporting as sequential_exporting
 from mmsrec_jax.sequential import standalone
 from mmsrec_jax.sequential.recommender import SequentialRecommender
@@ -128,7 +127,7 @@ def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license:
         f'Recommender(".").top([["ITEM_ID", "ITEM_ID"]]{times})\n'
     )
     card = Card(step, "jax", "", license, _data(workdir), loading)
-    catalog = build.open_built(_data_settings(workdir), workdir / "data").catalog
+    catalog = build.open_run(workdir).catalog
     sequential_exporting.write(
         out,
         recommender,
@@ -139,16 +138,11 @@ def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license:
     logging.info("export: %s of %s is in %s", step, workdir, out)
 
 
-def _data_settings(workdir: Path) -> build.DataSettings:
-    recorded = workdir_lib.finished(workdir, "data")["data"]
-    return from_record(build.DataSettings, recorded, "config.data")
-
-
 def _data(workdir: Path) -> str:
     """Name of the run's data set: that of its folder, or of what is no atomic files."""
     if not (workdir / "data").is_dir():
         return "unknown"
-    settings = _data_settings(workdir)
+    settings = build.settings_of_run(workdir)
     return Path(settings.root).resolve().name if settings.source == "atomic" else settings.source
 
 

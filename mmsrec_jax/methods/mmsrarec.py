@@ -23,6 +23,7 @@ weight or a flag in the settings.
 
 import dataclasses
 import functools
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,11 +44,13 @@ from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.mllm import MLLMExperiment
 from mmsrec_jax.methods.reranker import Reranker
 from mmsrec_jax.models.mllm import MLLM
+from mmsrec_jax.pages.items import CARDS, sample
 from mmsrec_jax.prompts import parse_summary
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval import table as neighbors_table
-from mmsrec_jax.rl import grpo
+from mmsrec_jax.rl import grpo, item_rewards
 from mmsrec_jax.rl.settings import GRPOSettings
+from mmsrec_jax.runtime.files import write_text
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.workdir import Step
 from mmsrec_jax.sequential import train
@@ -125,8 +128,10 @@ class MMSRARec(MLLMExperiment):
         self.base.save("summarizer", model)
 
     def summaries(self, directory: Path) -> None:
-        """Keywords of every item, `summaries.jsonl`; goes on where it was stopped."""
-        catalog = self.dataset.catalog
+        """Keywords of every item, `summaries.jsonl`; goes on where it was stopped. With
+        `config.use.rewards` the rewards of a few items' keywords too, `rewards.jsonl`."""
+        catalog, store = self.dataset.catalog, self.summary_store()
+        model = functools.cache(self.summary_model)
 
         def fields(item: int, text: str) -> dict[str, Any]:
             words = parse_summary(text)
@@ -138,10 +143,10 @@ class MMSRARec(MLLMExperiment):
             return digest_of(shown.text, shown.category, shown.image)
 
         write_texts(
-            self.summary_store(),
+            store,
             self.summary_source(),
             range(len(catalog)),
-            self.summary_model,
+            model,
             self.tokenizer,
             name="summaries",
             decoding=self.summary_decoding(self.config.summaries.batch_size),
@@ -149,6 +154,20 @@ class MMSRARec(MLLMExperiment):
             fields=fields,
             digest=digest,
         )
+        if self.config.use.rewards:
+            self._reward_examples(directory / "rewards.jsonl", store, model())
+
+    def _reward_examples(self, path: Path, store: TextStore, model: MLLM) -> None:
+        """For the run's page: a line for each of a few items, with the rewards of its keywords."""
+        settings = self._summarizer_settings()
+        batches = -(-CARDS // settings.batch_size)
+        items = sample(self.dataset.catalog, batches * settings.batch_size, seed=1)
+        written = [parse_summary(store[item]["written"]) for item in items]
+        found = item_rewards.of_items(
+            settings, model, self.summary_source(), items, written, mesh=self.mesh
+        )
+        lines = [json.dumps({"item": item, "rewards": found[item]}) for item in items]
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
     def summary_model(self) -> MLLM:
         """What turns items into keywords: tuned by rewards or, without them, the base model."""

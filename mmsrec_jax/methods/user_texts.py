@@ -135,8 +135,8 @@ class UserTexts:
 
     @property
     def is_taught(self) -> bool:
-        """Whether a step teaches the model to write; a pretrained one can."""
-        return not self._run.base.is_pretrained or self._run.config.writer.pretrained
+        """Whether a step teaches the model to write."""
+        return self._run.config.writer.teaches(is_pretrained=self._run.base.is_pretrained)
 
     @functools.cached_property
     def tastes(self) -> Tastes:

@@ -9,10 +9,11 @@ import numpy as np
 
 from mmsrec_jax.pages.charts import COLORS, Line, line_chart
 from mmsrec_jax.pages.document import folded, note
-from mmsrec_jax.pages.markup import Html, element, joined
+from mmsrec_jax.pages.markup import Html, clipped, element, joined
 
 _MOST_LINES = 2_000  # of a file that are parsed; validation lines are parsed in any case
 _MOST_METRICS = 60  # of a step
+_LONGEST_NAME = 60
 _SAME_SCALE = 8.0
 _FIRST = ("Loss", "Validation", "Rewards", "Yes and no")  # the others are folded
 
@@ -33,18 +34,18 @@ def read(path: Path) -> Series:
         for name, pair in pairs:
             values.setdefault(name, []).append(pair)
     values.pop("time/compilations", None)
-    kept = list(values.items())[:_MOST_METRICS]
-    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in kept}
+    return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in values.items()}
 
 
 def charts_of_step(series: Series) -> Html:
-    """Charts of the metrics of one step: loss, validation and rewards, the others folded."""
+    """Charts of the metrics of one step: loss, validation and rewards, the others folded. Those
+    beyond `_MOST_METRICS` are named and not drawn, and these are never of the first."""
     groups: dict[str, list[Line]] = {}
-    zero = []
-    for name, (x, y) in series.items():
-        if not y.any():
-            zero.append(name)
-            continue
+    zero = [name for name, (_, y) in series.items() if not y.any()]
+    moving = [name for name in series if name not in zero]
+    moving.sort(key=lambda name: _order(_place(name)[0]) == len(_FIRST))
+    for name in moving[:_MOST_METRICS]:
+        x, y = series[name]
         group, own = _place(name)
         groups.setdefault(group, []).append(Line(own, x, y, marked=group == "Validation"))
     shown: list[Html] = []
@@ -66,7 +67,15 @@ def charts_of_step(series: Series) -> Html:
         element("div", shown, class_="charts") if shown else note("No loss is logged."),
         note(f"0 throughout: {', '.join(zero)}.") if zero else None,
         element("div", more, class_="more") if more else None,
+        _not_drawn(moving[_MOST_METRICS:]),
     )
+
+
+def _not_drawn(names: Sequence[str]) -> Html | None:
+    if not names:
+        return None
+    told = ", ".join(clipped(name, _LONGEST_NAME) for name in names[:_MOST_METRICS])
+    return note(f"{len(names):,} more metrics are in metrics.jsonl and not drawn: {told}.")
 
 
 def overlaid(runs: Mapping[str, Series]) -> Html:

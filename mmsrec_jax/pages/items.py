@@ -54,8 +54,7 @@ def cards_section(
     rewards = None
     if "summarizer" in done:
         rewards = curves.read(workdir / "summarizer" / "metrics.jsonl")
-    items = written.examples_of_claims(workdir, CARDS) if claims else []
-    items = items or sample(catalog, CARDS, seed=1)
+    items = written.examples(workdir, CARDS, done) or sample(catalog, CARDS, seed=1)
     about = written.of_items(workdir, items, done)
     cards = [_card(pictures.item(i), about.get(i, About()), pictures.picture(i)) for i in items]
     return joined(
@@ -132,6 +131,9 @@ def _card(item: Item, about: About, picture: Html) -> Html:
         rows.append(("summary, checked", told))
     elif about.summary:
         rows.append(("summary", tags(about.summary, "shared")))
+    if about.rewards:
+        scored = [f"{_worded(name)} {value:.2f}" for name, value in about.rewards.items()]
+        rows.append(("rewards of the keywords", tags(scored)))
     if attributes:
         rows.append(("stated in the data", tags(attributes)))
     return element(
@@ -146,6 +148,10 @@ def _card(item: Item, about: About, picture: Html) -> Html:
         ],
         class_="card",
     )  # fmt: skip
+
+
+def _worded(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _claim(words: str, outcome: str) -> Html:
@@ -178,7 +184,7 @@ def _claims(workdir: Path) -> Html | None:
 
 def _rewards(rewards: Series) -> Html | None:
     found = [
-        (name.partition("/")[2].replace("_", " "), short(float(values[-1])))
+        (_worded(name.partition("/")[2]), short(float(values[-1])))
         for name, (_, values) in rewards.items()
         if name.startswith("reward/") and name != "reward/groups_without_spread"
     ]

@@ -28,6 +28,7 @@ class About:
       summary: keywords of MLLM-SRec.
       answers: (what was asked, answer) of MLLM-SRec.
       claims: (words, outcome), where claims were checked and the item is among the examples.
+      rewards: of the keywords by name, where the item is among those that were scored.
     """
 
     image: list[str] = field(default_factory=list)
@@ -35,6 +36,7 @@ class About:
     summary: list[str] = field(default_factory=list)
     answers: list[tuple[str, str]] = field(default_factory=list)
     claims: list[tuple[str, str]] = field(default_factory=list)
+    rewards: dict[str, float] = field(default_factory=dict)
 
     @property
     def keywords(self) -> list[str]:
@@ -58,6 +60,8 @@ def of_items(workdir: Path, wanted: Collection[int], done: Collection[str]) -> d
 
     for about, row in lines("summaries", "summaries.jsonl"):
         about.image, about.text = _words(row.get("image")), _words(row.get("text"))
+    for about, row in lines("summaries", "rewards.jsonl"):
+        about.rewards = {str(name): float(value) for name, value in row["rewards"].items()}
     for about, row in lines("item_texts", "summaries.jsonl"):
         about.summary = _words(clean(str(row.get("summary", ""))).split(","))
     for about, row in lines("visual_answers", "answers.jsonl"):
@@ -67,10 +71,16 @@ def of_items(workdir: Path, wanted: Collection[int], done: Collection[str]) -> d
     return found
 
 
-def examples_of_claims(workdir: Path, most: int) -> list[int]:
-    """Items of which step `claims` kept an example, the first `most`."""
-    path = workdir / "claims" / "examples.jsonl"
-    return [int(found[1]) for line in _lines(path) if (found := _ITEM.match(line))][:most]
+def examples(workdir: Path, most: int, done: Collection[str]) -> list[int]:
+    """At most so many items of which step `claims` kept an example or, without that step, of which
+    step `summaries` scored the keywords; evenly spread. done: as of `of_items`."""
+    for step, file in (("claims", "examples.jsonl"), ("summaries", "rewards.jsonl")):
+        if step in done:
+            lines = _lines(workdir / step / file)
+            found = [int(begins[1]) for line in lines if (begins := _ITEM.match(line))]
+            count = min(most, len(found))
+            return [found[place * len(found) // count] for place in range(count)]
+    return []
 
 
 def of_users(

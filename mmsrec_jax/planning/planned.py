@@ -101,8 +101,8 @@ def model_config(config: Planned) -> MLLMConfig:
 
 
 def is_taught(config: Planned) -> bool:
-    """Whether a step teaches the model to write about users; a pretrained one can."""
-    return not model_name(config) or config.writer.pretrained
+    """Whether a step teaches the model that is planned for to write about users."""
+    return config.writer.teaches(is_pretrained=bool(model_name(config)))
 
 
 def names(config: Planned) -> list[str]:

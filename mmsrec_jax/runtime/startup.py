@@ -39,6 +39,8 @@ _PATHS = (
     "add",
     "urls",
     "images",
+    "interactions",
+    "items",
     "html",
     "local_dir",
 )  # flags that name a file or folder

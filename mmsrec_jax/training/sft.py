@@ -235,6 +235,10 @@ class WriterSettings(FineTuneSettings):
         0.3, "Share of the examples that are about whole histories.", low=0, high=1
     )
 
+    def teaches(self, *, is_pretrained: bool) -> bool:
+        """Whether there is a step that teaches the model to write; a pretrained one can."""
+        return not is_pretrained or self.pretrained
+
 
 def train(
     settings: FineTuneSettings,

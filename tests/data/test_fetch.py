@@ -107,6 +107,15 @@ def test_every_wrong_answer_is_a_failure_with_its_reason(server, tmp_path):
     assert asked == {"404": 1, "truncated": 2, "page": 1, "circle": 6}
 
 
+def test_a_fault_of_ours_is_not_said_of_the_server(server, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(client.Client, "_body", broken)
+    assert run(server, tmp_path, {"a": "good"}).missing == 1
+    assert reasons(tmp_path)["a"] == "fault of this program: ZeroDivisionError: ours"
+
+
 def test_a_busy_server_is_left_alone_as_long_as_it_asks(server, tmp_path):
     found = run(server, tmp_path, {"a": "busy", "b": "good?1"}, per_host=1)
     assert found.stored == 2

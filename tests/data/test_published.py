@@ -352,6 +352,15 @@ def test_something_else_in_the_place_of_the_images(tmp_path):
                 interactions(root, name)
 
 
+def test_lines_of_blanks_count_as_lines_and_not_as_rows(tmp_path):
+    good = made.review_2014(U1, I1, 5.0, 1391040000)
+    lines = made.json_lines(good, {**good, "overall": 7.0})
+    made.write(tmp_path / "reviews_Beauty.json", f" \t\r\n{lines}")
+    made.write(tmp_path / "meta_Beauty.json", made.META_2014)
+    with pytest.raises(UserError, match=r"reviews_Beauty\.json:3: rating 7"):
+        interactions(tmp_path, "amazon_reviews_2014/Beauty-raw")
+
+
 def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path):
     good = made.json_lines(made.review_2014(U1, I1, 5.0, 1391040000))
     twice = good.replace('"asin"', '"asin": "x", "asin"')

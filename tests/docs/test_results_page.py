@@ -10,6 +10,8 @@ PAGE = ROOT / "docs" / "results.md"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # Pages whose numbers are defaults, the papers' or limits, and no measurements of ours.
 NOT_MEASURED = ("configuration", "paper-to-code", "rewards", "architecture", "faq", "results")
+# Sections of other pages whose tables have such numbers and no measurement.
+DEFINITIONS = {("evaluation.md", "protocols")}
 TOOL = re.compile(r"((?:launch|benchmarks)/[\w/]+\.py)|\bmake ([a-z][a-z-]+)\b")
 MEASURED = re.compile(r"(?<![\w.])\d{0,3}\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?!\w)")
 
@@ -53,7 +55,8 @@ def test_every_section_with_measured_numbers_has_a_row():
         for anchor, text in sections(page):
             tables = [line for line in text.splitlines() if line.startswith("|")]
             counts = any(MEASURED.search(line) for line in tables) or "    python bench" in text
-            if counts and tools(text) and (page, anchor) not in listed:
+            defines = (page.name, anchor) in DEFINITIONS
+            if counts and not defines and (page, anchor) not in listed:
                 missing.append(f"{page.name}#{anchor}")
     assert not missing and len(listed) > 25
 

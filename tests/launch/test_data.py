@@ -59,13 +59,16 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "name what to do: stats, check, sample, fetch"),
-        (("steal",), "name what to do: stats, check, sample, fetch"),
+        ((), "name what to do: stats, check, sample, csv, fetch"),
+        (("steal",), "name what to do: stats, check, sample, csv, fetch"),
         (("fetch", "--urls=nowhere.tsv"), "fetch needs either --urls and --images, or --config"),
         (("fetch", "--urls=nowhere.tsv", "--images=@"), "nowhere.tsv: no such file"),
         (("fetch", "--urls=a", "--images=gs://a/b"), "a path of this machine is wanted"),
         (("fetch", "--urls=a", "--images=@", "--rate=0"), "--rate"),
         (("fetch", "--config=configs/base.py", "--config.data.root=."), "names no URLs"),
+        (("csv", "--interactions=a"), "csv needs --interactions and --out"),
+        (("csv", "--interactions=a", "--out=@", "--item_columns=a=b"), "give that too"),
+        (("csv", "--interactions=nowhere.csv", "--out=@"), "nowhere.csv: cannot be read"),
         (("stats",), "stats needs --config"),
         (("stats", "--user=u1"), "stats reads no --user, which is of sample; leave it out"),
         (("check", "--rate=3"), "check reads no --rate, which is of fetch; leave it out"),

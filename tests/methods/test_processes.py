@@ -163,6 +163,10 @@ def test_summaries_and_ranks_are_those_of_one_process(one, several):
     workdir, _ = several
     summaries = [(run / "summaries" / "summaries.jsonl").read_text() for run in (workdir, one)]
     assert summaries[0] == summaries[1]
+    scored = [(run / "summaries" / "rewards.jsonl").read_text() for run in (workdir, one)]
+    for found, wanted in zip(*(map(json.loads, text.splitlines()) for text in scored), strict=True):
+        assert found["item"] == wanted["item"]
+        assert found["rewards"] == pytest.approx(wanted["rewards"], abs=1e-4)
     names = sorted(path.name for path in (one / "evaluation").iterdir())
     assert names == sorted(path.name for path in (workdir / "evaluation").iterdir())
     assert len([name for name in names if name.startswith("ranks-")]) == 27

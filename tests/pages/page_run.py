@@ -91,6 +91,12 @@ class PageRun:
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / "summaries.jsonl").write_text(text)
+        scored = [
+            {"item": n, "rewards": {"image_contrastive": n / 100, "total": -float(n)}}
+            for n in range(1, ITEMS, 2)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in scored)
+        (folder / "rewards.jsonl").write_text(text)
 
     def sasrec(self, folder: Path) -> None:
         _log(folder, lambda step: {"loss": 5 / step, "time/steps": 7.0})

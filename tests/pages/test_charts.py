@@ -98,3 +98,13 @@ def test_what_is_0_throughout_is_named_and_not_drawn():
     steps = np.arange(4.0)
     found = curves.charts_of_step({"loss": (steps, steps), "loss/listwise": (steps, 0 * steps)})
     assert "0 throughout: loss/listwise." in found and found.count("<svg") == 1
+
+
+def test_metrics_that_are_not_drawn_are_named_and_are_none_of_the_first():
+    steps = np.arange(3.0)
+    series = {f"extra/m{n}": (steps, steps + n) for n in range(70)}
+    series |= {"loss": (steps, 1 / (1 + steps)), "still": (steps, np.zeros(3))}
+    text = curves.charts_of_step(series)
+    found = Page(document.document("t", [], [document.Section("s", "s", text)], None))
+    assert "11 more metrics are in metrics.jsonl and not drawn: extra/m59, extra/m60" in found.words
+    assert found.problems == [] and "Loss" in found.words and "0 throughout: still." in found.words

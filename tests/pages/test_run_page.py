@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 
 import numpy as np
@@ -146,6 +147,16 @@ def test_users_are_shown_with_history_neighbors_lists_and_truth(done):
     assert "color1 × " in found.words
     assert len(found.pictures) > 100
     assert all(p["src"].startswith("data:image/png;base64,") for p in found.pictures)
+
+
+def test_cards_are_of_the_items_whose_keywords_were_scored(done):
+    """Those with an odd number, spread evenly over all of them."""
+    _, _, found = done
+    told = re.findall(r"image contrastive (\d\.\d\d)total (-\d+\.00)", found.words)
+    assert len(told) == items.CARDS
+    numbers = [round(float(share) * 100) for share, _ in told]
+    assert [float(total) for _, total in told] == [-n for n in numbers]
+    assert all(n % 2 for n in numbers) and max(numbers) > page_run.ITEMS * 0.8
 
 
 def test_a_picture_is_that_of_its_item(done):

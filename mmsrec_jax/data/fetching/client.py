@@ -5,6 +5,7 @@ of a thread, and knows no limit on the whole of a request. No cookies, no creden
 of the environment.
 """
 
+import contextlib
 import dataclasses
 import email.utils
 import http.client
@@ -12,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import urllib3.exceptions
@@ -131,8 +132,9 @@ class Client:
             raise Failure(f"broken off: {first_line(root(error))}", again=True) from error
         except (Failure, _NoAnswer):
             raise
-        except Exception as error:  # of an answer that is none the libraries raise what they like
-            raise Failure(f"not HTTP: {first_line(error)}", again=False) from error
+        except Exception as error:  # one address must not end the fetch of all the others
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise Failure(f"fault of this program: {what}", again=False) from error
         finally:
             timer.cancel()
             if not complete:
@@ -148,7 +150,8 @@ class Client:
                 "GET", link.target, headers=self._headers, preload_content=False,
                 decode_content=False,
             )  # fmt: skip
-            return connection.getresponse()
+            with _reading():
+                return connection.getresponse()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
             if connection.is_aborted:
                 raise
@@ -177,7 +180,7 @@ class Client:
         if (response.length_remaining or 0) > most:
             raise Failure(f"larger than {most:,} bytes", again=False)
         parts: list[bytes] = []
-        while part := response.read(_CHUNK):
+        while part := _read(response, _CHUNK):
             parts.append(part)
             if (most := most - len(part)) < 0:
                 raise Failure(f"larger than {self._limits.size:,} bytes", again=False)
@@ -188,7 +191,7 @@ class Client:
         if response.length_remaining is None or response.length_remaining > _CHUNK:
             self.close()
         else:
-            response.read()
+            _read(response)
 
     def _connection(self, link: Link) -> "_Connection":
         if self._open is not None and self._is_open(link):
@@ -200,6 +203,22 @@ class Client:
             self._open = _Connection(link.host, link.port)
         self._open.allow_private = link.host in self._private_hosts
         return self._open
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Of an answer that is none the libraries raise what they like: a Failure."""
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+        raise
+    except Exception as error:
+        raise Failure(f"not HTTP: {first_line(error)}", again=False) from error
+
+
+def _read(response: BaseHTTPResponse, most: int | None = None) -> bytes:
+    with _reading():
+        return response.read(most)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -22,7 +22,7 @@ def read(
       UserError: a column is missing, or a row has another number of cells.
     """
     header: list[str] = []
-    for where, cells in _records(path, separator):
+    for where, cells in records(path, separator):
         if not header:
             header = cells
             for name in columns:
@@ -37,12 +37,17 @@ def read(
         yield where, dict(zip(header, cells, strict=True))
 
 
-def _records(path: Path, separator: str) -> Iterator[tuple[str, list[str]]]:
+def records(path: Path, separator: str, encoding: str = "utf-8") -> Iterator[tuple[str, list[str]]]:
+    """(file and line for messages, cells) of each row, that of the header too.
+
+    Raises:
+      UserError: a quote is left open, or the text is not of the encoding.
+    """
     number = 0  # of the line read last: blank ones are passed over
 
     def text() -> Iterator[str]:
         nonlocal number
-        for number, line in lines(path):  # noqa: B007
+        for number, line in lines(path, encoding):  # noqa: B007
             yield f"{line}\n"
 
     try:

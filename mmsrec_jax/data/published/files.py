@@ -146,6 +146,6 @@ def decoded(line: bytes, path: Path, number: int, encoding: str = "utf-8") -> st
         return line.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}:{number}: not {encoding} at byte {error.start} of the line; download or copy "
-            "the file again"
+            f"{path}:{number}: not {encoding} at byte {error.start} of the line; convert the "
+            "file, or download or copy it again"
         ) from None

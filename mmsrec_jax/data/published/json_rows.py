@@ -1,6 +1,7 @@
 """Interactions out of JSON lines: an object each, of which a few fields are read."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mmsrec_jax.data.published.files import Chunk, chunks, decoded
 from mmsrec_jax.data.published.rows import Layout, Notes, Rows, checked
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
+
+_BLANKS = re.compile(rb"^[ \t\r]+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def read(path: Path, fields: Fields, layout: Layout, notes: Notes) -> Iterator[R
     Raises:
       UserError: a line is no JSON object, or a field is missing or of another type.
     """
-    for chunk in chunks(path):
+    for chunk in map(_without_blanks, chunks(path)):
         columns = _columns(chunk, fields.types())
         if not len(columns[fields.user]):
             continue
@@ -55,6 +58,11 @@ def read(path: Path, fields: Fields, layout: Layout, notes: Notes) -> Iterator[R
             chunk, layout, notes, columns[fields.user], columns[fields.item],
             _floats(columns["time"]), _floats(columns[fields.rating]),
         )  # fmt: skip
+
+
+def _without_blanks(chunk: Chunk) -> Chunk:
+    """The same lines, those of blanks alone empty: to count rows by, they are none."""
+    return chunk._replace(data=_BLANKS.sub(b"", chunk.data))
 
 
 def _columns(chunk: Chunk, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:

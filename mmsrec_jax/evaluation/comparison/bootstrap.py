@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES, LEVEL = 10_000, 0.95
+Bounds = tuple[np.ndarray, np.ndarray]  # low and high
 _DRAWS = 1 << 21  # at a time: bounds the memory
 
 
@@ -43,24 +44,24 @@ def differences(
     systems: float[S, M, n] of each, the metrics of every user under every seed; S may differ.
     """
     averaged = _averaged(systems, np.random.default_rng(seed), resamples)
-    found = [_percentiles(own - averaged[base], level) for own in averaged]
-    low, high = (np.stack(bounds) for bounds in zip(*found, strict=True))
-    return low, high
+    return _bounds([own - averaged[base] for own in averaged], level)
 
 
-def means(
+def means_and_differences(
     systems: Sequence[np.ndarray],
+    base: int | None,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals of each system's metrics themselves, arguments and draws as those of
-    `differences`: low and high, float64[E, M] each."""
+) -> tuple[Bounds, Bounds | None]:
+    """Intervals of each system's metrics themselves, and those of `differences`, None without a
+    base; both out of the same draws, those of `differences`, whose arguments these are."""
     averaged = _averaged(systems, np.random.default_rng(seed), resamples)
-    found = [_percentiles(own, level) for own in averaged]
-    low, high = (np.stack(bounds) for bounds in zip(*found, strict=True))
-    return low, high
+    means = _bounds(averaged, level)
+    if base is None:
+        return means, None
+    return means, _bounds([own - averaged[base] for own in averaged], level)
 
 
 def _averaged(
@@ -93,6 +94,12 @@ def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: in
         weights = np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows)
         means[start : start + count] = weights.astype(np.float64) @ values / rows
     return means
+
+
+def _bounds(averaged: Sequence[np.ndarray], level: float) -> Bounds:
+    """float64[E, M] each, of float64[resamples, M] of each system."""
+    low, high = zip(*(_percentiles(own, level) for own in averaged), strict=True)
+    return np.stack(low), np.stack(high)
 
 
 def _percentiles(means: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

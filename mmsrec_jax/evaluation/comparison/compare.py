@@ -24,7 +24,6 @@ from mmsrec_jax.evaluation.protocols import Candidates
 from mmsrec_jax.evaluation.results import Result, Setting
 from mmsrec_jax.runtime import workdir as workdir_lib
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import from_record
 
 BASELINE = "popularity"  # every run has it
 
@@ -165,9 +164,7 @@ def read_results(workdir: Path) -> list[Result]:
 
 
 def _open_data(workdir: Path) -> Data:
-    recorded = workdir_lib.finished(workdir, "data")["data"]
-    settings = from_record(build.DataSettings, recorded, "config.data")
-    catalog, histories, split = build.open_built(settings, workdir / "data")
+    catalog, histories, split = build.open_run(workdir)
     training = Training.of(histories, split, len(catalog))
     return Data(catalog, histories, split, training)
 

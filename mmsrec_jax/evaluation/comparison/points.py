@@ -110,10 +110,9 @@ def _rows(
     """values: float64[S, M, n] of each point that has ranks under the protocol."""
     points, of_points = list(values), list(values.values())
     base = points.index(reference) if reference in points else None
-    low, high = bootstrap.means(of_points, resamples=resamples, seed=seed)
-    gaps = None
-    if base is not None:
-        gaps = bootstrap.differences(of_points, base, resamples=resamples, seed=seed)
+    (low, high), gaps = bootstrap.means_and_differences(
+        of_points, base, resamples=resamples, seed=seed
+    )
     rows = []
     for p, point in enumerate(points):
         own = of_points[p].mean(-1)

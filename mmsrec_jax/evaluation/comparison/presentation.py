@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mmsrec_jax.evaluation import figures
 from mmsrec_jax.evaluation.report import aligned, is_shown
 from mmsrec_jax.evaluation.results import Setting
 from mmsrec_jax.evaluation.slices import WHOLE
-from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.files import write_text
 
 _HEADLINE = 10  # the cut-off of slices and plots, or the largest there is
@@ -181,11 +180,8 @@ def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
     shown = headline(rows)
     rows = [row for row in rows if row.slice == WHOLE and row.low is not None]
     systems = list(dict.fromkeys(row.system for row in rows))
-    # Text as text and no random ids: equal numbers give equal files.
-    with matplotlib.rc_context(
-        {"svg.hashsalt": path.name, "svg.fonttype": "none", "text.parse_math": False}
-    ):
-        figure = Figure(figsize=(9, 1.4 + 0.35 * len(systems)), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         for axis, metric in zip(figure.subplots(1, 2, sharey=True), shown, strict=True):
             own = {row.system: row for row in rows if row.metric == metric}
             for y, system in enumerate(systems):
@@ -199,10 +195,8 @@ def _plot(path: Path, rows: Sequence[Row], about: About) -> None:
         figure.suptitle(
             f"{path.name}, {rows[0].users:,} users, 95% paired-bootstrap intervals", fontsize=10
         )
-        for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-            partial = disk.temporary(path.with_name(path.name + suffix))
-            figure.savefig(partial, dpi=150, format=suffix[1:], metadata=metadata)
-            partial.replace(path.with_name(path.name + suffix))
+
+    figures.write(path, (9, 1.4 + 0.35 * len(systems)), draw)
 
 
 def mean_cell(row: Row) -> str:

@@ -39,6 +39,18 @@ def test_differences_of_one_seed_each_are_intervals_of_the_differences():
         np.testing.assert_allclose((lower, upper), wanted, atol=1e-12)
 
 
+def test_means_and_differences_are_of_the_same_draws():
+    rng = np.random.default_rng(0)
+    systems = [rng.random((seeds, 3, 40)) for seeds in (1, 1, 3)]
+    means, gaps = bootstrap.means_and_differences(systems, 1, resamples=300, seed=5)
+    np.testing.assert_array_equal(gaps, bootstrap.differences(systems, 1, resamples=300, seed=5))
+    wanted = bootstrap.intervals(systems[0][0].T, resamples=300, seed=5)
+    np.testing.assert_allclose((means[0][0], means[1][0]), wanted, atol=1e-12)
+    alone, none = bootstrap.means_and_differences(systems, None, resamples=300, seed=5)
+    np.testing.assert_array_equal(alone, means)
+    assert none is None
+
+
 def test_differences_of_several_seeds_draw_users_and_seeds():
     """Without noise between users the interval is that of the seeds, which are paired."""
     of_seed = np.array([0.1, 0.3, 0.8])

@@ -1,0 +1,226 @@
+"""Atomic files out of CSV files as shops and spreadsheets write them (*ours*).
+
+Text with a header; separated by commas, semicolons or tabs, whichever the header has most of; with
+quotes; packed with gzip or not.
+"""
+
+import functools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from mmsrec_jax.data.published import csv_items, files, texts
+from mmsrec_jax.data.records import LONGEST_ID
+from mmsrec_jax.runtime import reading
+from mmsrec_jax.runtime.errors import UserError
+
+_TYPES = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
+_NEEDED = ("user_id", "item_id")
+_WITHOUT_IDS = "rows without an id of a user or an item, left out"
+_REPEATED = "rows of an item that stands above, left out: the first one counts"
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+Row = tuple[str, Mapping[str, str]]  # file and line for messages, cells by our names
+
+
+@dataclass(frozen=True)
+class Csv:
+    """One CSV file.
+
+    Attributes:
+      path: of the file, plain or .gz.
+      columns: our name -> the name in its header, for those that are called otherwise.
+      encoding: of its text, one that has ASCII's line breaks.
+    """
+
+    path: Path
+    columns: Mapping[str, str]
+    encoding: str = "utf-8"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: file -> what -> how many rows."""
+
+    written: dict[str, dict[str, int]]
+
+    def text(self) -> str:
+        """A line for each count."""
+        return "\n".join(
+            f"{file}: {count:,} {what}"
+            for file, counts in self.written.items()
+            for what, count in counts.items()
+        )
+
+    def json(self) -> str:
+        """The same as one JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def convert(
+    root: Path, interactions: Csv, items: Csv | None, *, time_format: str = ""
+) -> Converted:
+    """Writes `root/NAME.inter` and, with `items`, `root/NAME.item`; NAME is that of the folder.
+
+    Of interactions these columns are read: user_id, item_id and, where there are any, timestamp and
+    rating. All columns of items are: texts without markup and line breaks. Blanks around ids go.
+
+    Args:
+      time_format: of `datetime.strptime`; empty: times are seconds since 1970, or dates of ISO 8601
+        such as 2024-03-31 18:05:00. A date without a zone is UTC.
+
+    Raises:
+      UserError: a file cannot be read; a column is missing; a cell is not what its column holds; or
+        one of the files to be written is there already.
+    """
+    from mmsrec_jax.runtime.files import write  # imports jax, which input workers must not
+
+    name = root.resolve().name
+    paths = {kind: root / f"{name}.{kind}" for kind in ("inter", "item")}
+    for path in paths.values():
+        for taken in (path, path.with_name(f"{path.name}.gz")):
+            if os.path.lexists(taken):
+                raise UserError(f"{taken}: is there already; delete it or name another --out")
+    written: dict[str, dict[str, int]] = {}
+
+    def fill(kind: str, rows: Callable[[TextIO], Counter[str]], partial: Path) -> None:
+        with partial.open("w", encoding="utf-8") as out:
+            written[str(paths[kind])] = dict(rows(out))
+
+    def write_interactions() -> None:
+        make = functools.partial(
+            fill, "inter", lambda out: _interactions(interactions, out, time_format)
+        )
+        write(paths["inter"], make)
+
+    def fill_items(partial: Path) -> None:
+        assert items is not None
+        fill("item", lambda out: _items(items, out), partial)
+        write_interactions()  # neither file appears when one of them is refused
+
+    if items is None:
+        write_interactions()
+    else:
+        write(paths["item"], fill_items)
+    return Converted(written)
+
+
+def parsed_columns(given: list[str], flag: str) -> dict[str, str]:
+    """{"user_id": "customer"} of ["user_id=customer"]; UserError for what is not of this form."""
+    found = {}
+    for pair in given:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise UserError(f"{flag}: {reading.shown(pair)} is not OURS=THEIRS: user_id=customer")
+        found[ours.strip()] = theirs
+    return found
+
+
+def _interactions(csv: Csv, out: TextIO, time_format: str) -> Counter[str]:
+    for ours in csv.columns:
+        if ours not in _TYPES:
+            raise UserError(f"--columns: {ours} is not one of {', '.join(_TYPES)}")
+    names, rows = _open(csv, _NEEDED, "--columns")
+    kept = [name for name in _TYPES if name in names]
+    counts = Counter({"interactions": 0})
+    if "timestamp" not in kept:
+        counts["times: the order of the file counts"] = 0
+    print(*(f"{name}:{_TYPES[name]}" for name in kept), sep="\t", file=out)
+    for where, row in rows:
+        ids = [_id(where, row, name) for name in _NEEDED]
+        if not all(ids):
+            counts[_WITHOUT_IDS] += 1
+            continue
+        cells = list(ids)
+        if "timestamp" in kept:
+            cells.append(f"{_seconds(where, row['timestamp'], time_format):.15g}")
+        if "rating" in kept:
+            cells.append(f"{_number(where, 'rating', row['rating']):.15g}")
+        print(*cells, sep="\t", file=out)
+        counts["interactions"] += 1
+    return counts
+
+
+def _items(csv: Csv, out: TextIO) -> Counter[str]:
+    names, rows = _open(csv, ("item_id",), "--item_columns")
+    others = [name for name in names if name != "item_id"]
+    header = [texts.plain(name) for name in others]
+    counts, seen = Counter({"items": 0}), set()
+    print("item_id:token", *(f"{name}:token_seq" for name in header), sep="\t", file=out)
+    for where, row in rows:
+        id = _id(where, row, "item_id")
+        if not id or id in seen:
+            counts[_REPEATED if id else _WITHOUT_IDS] += 1
+            continue
+        seen.add(id)
+        print(id, *(texts.plain(row[name]) for name in others), sep="\t", file=out)
+        counts["items"] += 1
+    return counts
+
+
+def _open(csv: Csv, needed: tuple[str, ...], flag: str) -> tuple[list[str], Iterator[Row]]:
+    """The columns of a file that have a name, by our names, and its rows."""
+    _, line = next(files.lines(csv.path, csv.encoding), (1, ""))
+    separator = max(",;\t", key=line.count)
+    rows = csv_items.records(csv.path, separator, csv.encoding)
+    _, header = next(rows, ("", []))
+    ours = {theirs: ours for ours, theirs in csv.columns.items()}
+    names = [ours.get(name, name) for name in map(str.strip, header)]
+    for name in dict.fromkeys([*needed, *csv.columns, *filter(None, names)]):
+        if names.count(name) != 1:
+            raise UserError(
+                f"{csv.path}:1: no column {csv.columns.get(name, name)}, or two; the header has "
+                f"{', '.join(header)}: name the one to take, {flag}={name}=COLUMN"
+            )
+
+    def cells() -> Iterator[Row]:
+        for where, row in rows:
+            if len(row) != len(header):
+                raise UserError(f"{where}: {len(row)} columns, the header has {len(header)}")
+            yield where, dict(zip(names, row, strict=True))
+
+    return [name for name in names if name], cells()
+
+
+def _id(where: str, row: Mapping[str, str], name: str) -> str:
+    id = row[name].strip()
+    if len(id) > LONGEST_ID or _CONTROL.search(id):
+        raise UserError(
+            f"{where}: {name} {reading.shown(id)} is no id: at most {LONGEST_ID} characters, no "
+            "tabs and line breaks; is it another column?"
+        )
+    return id
+
+
+def _number(where: str, name: str, text: str) -> float:
+    try:
+        return reading.number(text)
+    except ValueError:
+        raise UserError(f"{where}: {name} {reading.shown(text)} is not a number") from None
+
+
+def _seconds(where: str, text: str, time_format: str) -> float:
+    text = text.strip()
+    try:
+        if time_format:
+            date = datetime.strptime(text, time_format)
+        elif text.isdecimal() and len(text) == len("20240331"):
+            raise ValueError("seconds or a date?")
+        elif text.replace(".", "", 1).isdecimal():
+            return reading.number(text)
+        else:
+            date = datetime.fromisoformat(text)
+    except ValueError:
+        wanted = f"of the form {time_format}" if time_format else "seconds since 1970 or YYYY-MM-DD"
+        raise UserError(
+            f"{where}: timestamp {reading.shown(text)} is not {wanted}; say how the file writes "
+            'times, such as --time_format="%d.%m.%Y %H:%M"'
+        ) from None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
