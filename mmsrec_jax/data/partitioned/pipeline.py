@@ -158,7 +158,7 @@ def _each(pipeline: "beam.Pipeline", name: str, elements: Iterable[Any]) -> "bea
     return created | f"spread {name}" >> beam.Reshuffle()
 
 
-def _noted(_: int, plan: Plan, names: list[str]) -> tuple[int, bool]:
+def _noted(_: int, plan: Plan, names: list[str]) -> tuple[int, ...]:
     plan.put_record(_SPILLS, {"names": sorted(names)})
     return tuple(core.BEGIN)
 
