@@ -9,6 +9,7 @@ import bucket_run
 import pytest
 
 from mmsrec_jax import methods
+from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.buckets import run
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
@@ -117,6 +118,22 @@ def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, 
     machine("a third")
     with run.opened(target) as folder:  # it counts as finished, on any machine
         run_steps(folder, [Step("step", refuse, {"a": 1})])
+
+
+def test_only_the_main_process_reads_another_run(bucket_server, machine, monkeypatch):
+    """The others wait for its answer: another exchange would meet theirs."""
+    bucket_server.put("lab", "source/page", b"1")
+    exchanged = []
+
+    def gather(value):
+        exchanged.append(value)
+        return [value, value]
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", gather)
+    with contextlib.ExitStack() as stack:
+        found = processes.from_main(lambda: methods._others(["gs://lab/source"], stack))
+    assert exchanged == [{"value": found}] and len(found) == 1
 
 
 def test_another_run_that_is_not_there(bucket_server, machine, tmp_path):

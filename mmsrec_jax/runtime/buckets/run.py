@@ -189,7 +189,7 @@ def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
             continue
         copy.parent.mkdir(exist_ok=True)
         with contextlib.suppress(UserError):  # another process has it
-            stack.enter_context(local_lock.only_run(copy.parent))
+            stack.enter_context(local_lock.only_process(copy.parent))
             return copy
 
 
