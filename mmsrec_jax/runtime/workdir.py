@@ -375,7 +375,8 @@ def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
 def _take(source: Path, directory: Path) -> None:
     """Links what a finished step left into the folder of a step that has not begun. No program
     changes such a file in place."""
-    with disk.arriving(directory) as partial:
+    # The copy of a bucket holds what a start that was killed had pushed, without the record.
+    with disk.arriving(directory, replaces=buckets.is_copy(directory)) as partial:
         shutil.copytree(
             source,
             partial,

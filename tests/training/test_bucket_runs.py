@@ -3,6 +3,7 @@
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 
 import bucket_run
@@ -118,6 +119,29 @@ def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, 
     machine("a third")
     with run.opened(target) as folder:  # it counts as finished, on any machine
         run_steps(folder, [Step("step", refuse, {"a": 1})])
+
+
+def test_a_step_that_was_half_taken_is_taken_again(bucket_server, machine, tmp_path):
+    def write(directory):
+        for age, name in enumerate(("later", "first")):  # in which order they are pushed
+            (directory / name).write_text(name)
+            os.utime(directory / name, (1000 - age, 1000 - age))
+
+    run_steps(tmp_path / "source", [Step("step", write, {})])
+
+    def take():
+        with run.opened("gs://lab/target") as folder:
+            run_steps(folder, [Step("step", refuse, {})], reuse=[tmp_path / "source"])
+
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/later") else None
+    with pytest.raises(UserError, match="target/step/later: no permission"):
+        take()
+    assert bucket_server.names("lab", "target/") == ["target/step/first"]
+    bucket_server.fault = lambda method, path: None
+    machine("another")
+    take()
+    kept = ["target/step/first", "target/step/later", "target/step/step.json"]
+    assert bucket_server.names("lab", "target/") == kept
 
 
 def test_only_the_main_process_reads_another_run(bucket_server, machine, monkeypatch):
