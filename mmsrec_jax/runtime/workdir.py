@@ -321,7 +321,7 @@ def _begin(
             serial += 1
             old = old.with_name(f"{step.name}-{record['fingerprint'][:12]}.{serial}")
         for name in shown:
-            (directory.parent / name).unlink(missing_ok=True)  # no longer of this run
+            buckets.remove(directory.parent / name)  # no longer of this run
         buckets.move(directory, old)
         logging.info(
             "step %s runs again, changed: %s (what was there is in %s)",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import stat
 import threading
 import time
@@ -96,6 +97,27 @@ def test_what_was_removed_here_is_removed_there(bucket_server, tmp_path):
     (mirror.local / "x").unlink()
     mirror.push()
     assert bucket_server.names("lab") == ["run/y"]
+
+
+def test_what_others_clean_up_stays_in_the_bucket(bucket_server, machine):
+    for name in ("page", "done/step.json", "done/a", "runs/step.json", "runs/a"):
+        bucket_server.put("lab", f"run/{name}", b"1")
+    all_of_it = bucket_server.names("lab")
+    with run.only_reading("gs://lab/run") as folder:
+        fill(folder, page="of the reader")
+        shutil.rmtree(folder)
+    with run.reading("gs://lab/run") as folder:
+        shutil.rmtree(folder / "done")
+        fill(folder, new="1")
+    with run.opened("gs://lab/run") as folder:  # as a sweep has its points
+        (folder / "done" / "a").unlink()
+        shutil.rmtree(folder / "runs")
+        with pytest.raises(UserError, match="run/runs: all its files went away, and stay in the b"):
+            run.push(folder / "runs")
+        fill(folder, new="2")
+    assert bucket_server.names("lab") == sorted([*all_of_it, "run/new"])
+    assert bucket_server.objects["lab", "run/page"].data == b"1"
+    assert bucket_server.objects["lab", "run/new"].data == b"2"
 
 
 def test_a_reader_writes_over_nothing_that_it_has_not_read(bucket_server, tmp_path):

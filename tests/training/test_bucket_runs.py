@@ -65,20 +65,22 @@ def test_a_run_that_is_killed_anywhere_ends_in_the_same_bits(bucket_server, mach
 
 def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
     def write(directory):
+        assert "run/shown" not in bucket_server.names("lab")  # of the step as it was
         (directory / "x").write_text("1")
+        (directory / "shown").write_text("1")
         place = run.in_bucket(directory / "weights" / "array")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("of all processes")
 
     for config in ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}):
         with run.opened("gs://lab/run") as folder:
-            run_steps(folder, [Step("step", write, config)])
+            run_steps(folder, [Step("step", write, config, shown=("shown",))])
     names = bucket_server.names("lab", "run/superseded/")
     folders = sorted({name.split("/")[2] for name in names})
     assert len(folders) == 3 and sum(name.endswith(".1") for name in folders) == 1
-    assert len(names) == 9  # each with its marker
+    assert len(names) == 12  # each with its marker
     assert bucket_server.names("lab", "run/step/") == [
-        "run/step/step.json", "run/step/weights/array", "run/step/x",
+        "run/step/shown", "run/step/step.json", "run/step/weights/array", "run/step/x",
     ]  # fmt: skip
 
 
