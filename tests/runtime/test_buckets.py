@@ -183,6 +183,17 @@ def test_the_marker_of_a_step_arrives_last_and_not_with_a_look_between(bucket_se
     assert uploads == ["b", "a", "step.json"]
 
 
+def test_nothing_arrives_after_a_file_that_it_builds_on_was_refused(bucket_server, tmp_path):
+    mirror = Mirror("gs://lab/run", tmp_path / "copy")
+    for age in range(20):
+        fill(mirror.local, **{f"f{age}": "1"})
+        os.utime(mirror.local / f"f{age}", (1000 - age, 1000 - age))
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/f19") else None
+    with pytest.raises(UserError, match="gs://lab/run/f19: no permission"):
+        mirror.push()
+    assert [r.rpartition("/")[2] for r in bucket_server.requests if "POST" in r] == ["f19"]
+
+
 def test_what_does_not_build_on_another_file_goes_at_once(bucket_server, tmp_path):
     mirror = Mirror("gs://lab/run", tmp_path / "copy")
     fill(mirror.local, **{"step__step.json": "{}", "step__b": "1", "step__a": "2"})

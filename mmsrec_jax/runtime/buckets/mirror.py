@@ -289,7 +289,11 @@ class Said:
 
 def each(work: Callable[[T], object], items: Iterable[T], *, threads: int = CONNECTIONS) -> None:
     """Calls `work` with all of them, in their order and so many at once; after an error it begins
-    no more."""
+    no more, of several threads as soon as it has heard of it."""
+    if threads == 1:  # the thread of a pool would take the next one before it is told not to
+        for item in items:
+            work(item)
+        return
     with ThreadPoolExecutor(threads) as pool:
         begun = [pool.submit(work, item) for item in items]
         try:
