@@ -51,7 +51,7 @@ def _others(given: Sequence[str | Path], stack: contextlib.ExitStack) -> list[st
     """Where the main process reads the other runs, and those of their seeds."""
     found = []
     for one in given:
-        folder = stack.enter_context(buckets.reading(one))
+        folder = stack.enter_context(buckets.only_reading(one))
         if not folder.is_dir():
             raise UserError(f"--reuse={one}: no such folder; name the --workdir of another run")
         folder = folder.resolve()

@@ -49,6 +49,21 @@ def turn(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Inside, no other process has `folder`, an existing folder, in `only_process`. Unlike the
+    others it is of this process alone, which exchanges nothing with those of its run.
+
+    Raises:
+      UserError: another process has it.
+    """
+    number = _lock(folder, "--local_dir")
+    try:
+        yield
+    finally:
+        _release(number)
+
+
+@contextlib.contextmanager
 def _locked(lock: Callable[[], int]) -> Iterator[None]:
     opened: list[int] = []
     processes.from_main(lambda: opened.append(lock()))
@@ -56,9 +71,7 @@ def _locked(lock: Callable[[], int]) -> Iterator[None]:
         yield
     finally:
         for number in opened:
-            with contextlib.suppress(OSError):  # of a disk that went away
-                os.ftruncate(number, 0)
-            os.close(number)
+            _release(number)
 
 
 def _lock(folder: Path, flag: str | None) -> int:
@@ -90,6 +103,12 @@ def _lock(folder: Path, flag: str | None) -> int:
         os.ftruncate(number, 0)
         os.pwrite(number, text.encode(), 0)
     return number
+
+
+def _release(number: int) -> None:
+    with contextlib.suppress(OSError):  # of a disk that went away
+        os.ftruncate(number, 0)
+    os.close(number)
 
 
 def holder(content: bytes) -> str:

@@ -321,7 +321,7 @@ def _begin(
             serial += 1
             old = old.with_name(f"{step.name}-{record['fingerprint'][:12]}.{serial}")
         for name in shown:
-            (directory.parent / name).unlink(missing_ok=True)  # no longer of this run
+            buckets.remove(directory.parent / name)  # no longer of this run
         buckets.move(directory, old)
         logging.info(
             "step %s runs again, changed: %s (what was there is in %s)",
@@ -375,7 +375,8 @@ def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
 def _take(source: Path, directory: Path) -> None:
     """Links what a finished step left into the folder of a step that has not begun. No program
     changes such a file in place."""
-    with disk.arriving(directory) as partial:
+    # The copy of a bucket holds what a start that was killed had pushed, without the record.
+    with disk.arriving(directory, replaces=buckets.is_copy(directory)) as partial:
         shutil.copytree(
             source,
             partial,

@@ -65,6 +65,13 @@ def test_a_file_is_seen_and_replaced(bucket_server, machine, tmp_path):
             write(path, "of step one")
             raise UserError("step two does not fit")
     assert bucket_server.objects["lab", "fits/a.json"].data == b"of step one"
+    with outputs.file("gs://lab/fits/a.json") as path:
+        for step in ("two", "three"):  # the second may get the inode that the first made free
+            write(path, f"of step {step}")
+    assert bucket_server.objects["lab", "fits/a.json"].data == b"of step three"
+    with outputs.file("gs://lab/fits/a.json") as path:
+        path.write_text("in the same inode")
+    assert bucket_server.objects["lab", "fits/a.json"].data == b"in the same inode"
     with outputs.file(tmp_path / "here.json") as path:
         assert path == tmp_path / "here.json"
     with pytest.raises(UserError, match="gs://lab: no path of a bucket|gs:/"):

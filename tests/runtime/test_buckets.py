@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import stat
 import threading
 import time
@@ -98,6 +99,27 @@ def test_what_was_removed_here_is_removed_there(bucket_server, tmp_path):
     assert bucket_server.names("lab") == ["run/y"]
 
 
+def test_what_others_clean_up_stays_in_the_bucket(bucket_server, machine):
+    for name in ("page", "done/step.json", "done/a", "runs/step.json", "runs/a"):
+        bucket_server.put("lab", f"run/{name}", b"1")
+    all_of_it = bucket_server.names("lab")
+    with run.only_reading("gs://lab/run") as folder:
+        fill(folder, page="of the reader")
+        shutil.rmtree(folder)
+    with run.reading("gs://lab/run") as folder:
+        shutil.rmtree(folder / "done")
+        fill(folder, new="1")
+    with run.opened("gs://lab/run") as folder:  # as a sweep has its points
+        (folder / "done" / "a").unlink()
+        shutil.rmtree(folder / "runs")
+        with pytest.raises(UserError, match="run/runs: all its files went away, and stay in the b"):
+            run.push(folder / "runs")
+        fill(folder, new="2")
+    assert bucket_server.names("lab") == sorted([*all_of_it, "run/new"])
+    assert bucket_server.objects["lab", "run/page"].data == b"1"
+    assert bucket_server.objects["lab", "run/new"].data == b"2"
+
+
 def test_a_reader_writes_over_nothing_that_it_has_not_read(bucket_server, tmp_path):
     bucket_server.put("lab", "run/page", b"old")
     bucket_server.put("lab", "run/gone", b"old")
@@ -159,6 +181,17 @@ def test_the_marker_of_a_step_arrives_last_and_not_with_a_look_between(bucket_se
     fresh.push()  # all at once
     uploads = [r.rpartition("/")[2] for r in bucket_server.requests if r.startswith("POST")]
     assert uploads == ["b", "a", "step.json"]
+
+
+def test_nothing_arrives_after_a_file_that_it_builds_on_was_refused(bucket_server, tmp_path):
+    mirror = Mirror("gs://lab/run", tmp_path / "copy")
+    for age in range(20):
+        fill(mirror.local, **{f"f{age}": "1"})
+        os.utime(mirror.local / f"f{age}", (1000 - age, 1000 - age))
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/f19") else None
+    with pytest.raises(UserError, match="gs://lab/run/f19: no permission"):
+        mirror.push()
+    assert [r.rpartition("/")[2] for r in bucket_server.requests if "POST" in r] == ["f19"]
 
 
 def test_what_does_not_build_on_another_file_goes_at_once(bucket_server, tmp_path):

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 
 import bucket_run
 import pytest
 
 from mmsrec_jax import methods
+from mmsrec_jax.runtime import processes
 from mmsrec_jax.runtime.buckets import run
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
@@ -63,20 +65,22 @@ def test_a_run_that_is_killed_anywhere_ends_in_the_same_bits(bucket_server, mach
 
 def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
     def write(directory):
+        assert "run/shown" not in bucket_server.names("lab")  # of the step as it was
         (directory / "x").write_text("1")
+        (directory / "shown").write_text("1")
         place = run.in_bucket(directory / "weights" / "array")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text("of all processes")
 
     for config in ({"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}):
         with run.opened("gs://lab/run") as folder:
-            run_steps(folder, [Step("step", write, config)])
+            run_steps(folder, [Step("step", write, config, shown=("shown",))])
     names = bucket_server.names("lab", "run/superseded/")
     folders = sorted({name.split("/")[2] for name in names})
     assert len(folders) == 3 and sum(name.endswith(".1") for name in folders) == 1
-    assert len(names) == 9  # each with its marker
+    assert len(names) == 12  # each with its marker
     assert bucket_server.names("lab", "run/step/") == [
-        "run/step/step.json", "run/step/weights/array", "run/step/x",
+        "run/step/shown", "run/step/step.json", "run/step/weights/array", "run/step/x",
     ]  # fmt: skip
 
 
@@ -117,6 +121,45 @@ def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, 
     machine("a third")
     with run.opened(target) as folder:  # it counts as finished, on any machine
         run_steps(folder, [Step("step", refuse, {"a": 1})])
+
+
+def test_a_step_that_was_half_taken_is_taken_again(bucket_server, machine, tmp_path):
+    def write(directory):
+        for age, name in enumerate(("later", "first")):  # in which order they are pushed
+            (directory / name).write_text(name)
+            os.utime(directory / name, (1000 - age, 1000 - age))
+
+    run_steps(tmp_path / "source", [Step("step", write, {})])
+
+    def take():
+        with run.opened("gs://lab/target") as folder:
+            run_steps(folder, [Step("step", refuse, {})], reuse=[tmp_path / "source"])
+
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/later") else None
+    with pytest.raises(UserError, match="target/step/later: no permission"):
+        take()
+    assert bucket_server.names("lab", "target/") == ["target/step/first"]
+    bucket_server.fault = lambda method, path: None
+    machine("another")
+    take()
+    kept = ["target/step/first", "target/step/later", "target/step/step.json"]
+    assert bucket_server.names("lab", "target/") == kept
+
+
+def test_only_the_main_process_reads_another_run(bucket_server, machine, monkeypatch):
+    """The others wait for its answer: another exchange would meet theirs."""
+    bucket_server.put("lab", "source/page", b"1")
+    exchanged = []
+
+    def gather(value):
+        exchanged.append(value)
+        return [value, value]
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", gather)
+    with contextlib.ExitStack() as stack:
+        found = processes.from_main(lambda: methods._others(["gs://lab/source"], stack))
+    assert exchanged == [{"value": found}] and len(found) == 1
 
 
 def test_another_run_that_is_not_there(bucket_server, machine, tmp_path):

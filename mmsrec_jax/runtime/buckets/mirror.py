@@ -97,7 +97,8 @@ class Mirror:
         at_once: bool = False,
     ) -> None:
         """Takes to the bucket what has changed since it was pulled or pushed, and removes there
-        what was removed here.
+        what was removed here, except with `only_known` or without what is `marked`: it may be that
+        someone has cleaned up the copy.
 
         The files go in the order in which they were written, so that at no moment one is there
         without those that it builds on; those called `MARKER` go last.
@@ -107,7 +108,8 @@ class Mirror:
         was pulled or pushed stays; without, this process is the only one that writes there.
 
         Raises:
-          UserError: with `only_known`, such an object was to be written; all others are.
+          UserError: nothing is left of what was here; with `only_known`, such an object was to be
+            written; all others are.
         """
         with self._pushing:
             found = self._local_files(under)
@@ -128,9 +130,16 @@ class Mirror:
             each(upload, others, threads=CONNECTIONS if at_once else 1)
             each(upload, markers if marked else (), threads=1)
             inside = f"{under}/" if under else ""
-            for name in [n for n in self._files if n.startswith(inside) and n not in found]:
-                self.objects.delete(name, self._generation(name) if only_known else None)
-                del self._files[name]
+            gone = [n for n in self._files if n.startswith(inside) and n not in found]
+            if marked and not only_known:
+                if gone and not found:
+                    raise UserError(
+                        f"{self.local / under}: all its files went away, and stay in the bucket; "
+                        "give a --local_dir where nobody cleans up, then the same command goes on"
+                    )
+                for name in gone:
+                    self.objects.delete(name)
+                    del self._files[name]
             if changed:
                 self._write()
         if refused:
@@ -149,6 +158,13 @@ class Mirror:
                 self.objects.delete(name)
                 self._files.pop(name, None)
             self._write()
+
+    def remove(self, name: str) -> None:
+        """Removes an object that is no longer in the copy."""
+        with self._pushing:
+            self.objects.delete(name)
+            if self._files.pop(name, None):
+                self._write()
 
     def relative(self, path: Path) -> str:
         """The name in the bucket of a path in the copy; "" of the copy itself."""
@@ -273,7 +289,11 @@ class Said:
 
 def each(work: Callable[[T], object], items: Iterable[T], *, threads: int = CONNECTIONS) -> None:
     """Calls `work` with all of them, in their order and so many at once; after an error it begins
-    no more."""
+    no more, of several threads as soon as it has heard of it."""
+    if threads == 1:  # the thread of a pool would take the next one before it is told not to
+        for item in items:
+            work(item)
+        return
     with ThreadPoolExecutor(threads) as pool:
         begun = [pool.submit(work, item) for item in items]
         try:

@@ -2,7 +2,8 @@
 
 The main process takes to the bucket what a step left when it ends, its record last, and what has
 changed at all once a minute; every machine reads the others' steps from there. Arrays, which all
-processes write together, and compiled programs lie in the bucket alone.
+processes write together, and compiled programs lie in the bucket alone. Only what is gone from the
+folder of the step that runs is removed there: others may clean up the folder where copies lie.
 """
 
 import contextlib
@@ -73,6 +74,19 @@ def reading(workdir: str | Path) -> Iterator[Path]:
       UserError: the bucket cannot be read, or written where something was; another program wrote
         meanwhile what this one wrote.
     """
+    with only_reading(workdir) as folder:
+        yield folder
+        if is_url(workdir):
+            _open[folder].push(only_known=True)
+
+
+@contextlib.contextmanager
+def only_reading(workdir: str | Path) -> Iterator[Path]:
+    """The same, and nothing is taken to the bucket.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
     if not is_url(workdir):
         yield Path(workdir)
         return
@@ -87,7 +101,6 @@ def reading(workdir: str | Path) -> Iterator[Path]:
         logging.info("%s: read in %s", mirror.objects.url, mirror.local)
         with _registered(mirror):
             yield mirror.local
-        mirror.push(only_known=True)
 
 
 def place(workdir: str | Path) -> Path:
@@ -107,6 +120,13 @@ def push(directory: Path, *, at_once: bool = False) -> None:
     at_once: none of the files builds on another."""
     if processes.is_main() and (found := _of(directory)):
         found.push(found.relative(directory), at_once=at_once)
+
+
+def remove(path: Path) -> None:
+    """Removes a file of a workdir, if it is there, in the bucket too."""
+    path.unlink(missing_ok=True)
+    if found := _of(path):
+        found.remove(found.relative(path))
 
 
 def refresh(directory: Path) -> None:
@@ -189,7 +209,7 @@ def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
             continue
         copy.parent.mkdir(exist_ok=True)
         with contextlib.suppress(UserError):  # another process has it
-            stack.enter_context(local_lock.only_run(copy.parent))
+            stack.enter_context(local_lock.only_process(copy.parent))
             return copy
 
 
