@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mmsrec_jax.data.published import csv_items, files, texts
+from mmsrec_jax.data.published.rows import EARLIEST, LATEST
 from mmsrec_jax.data.records import LONGEST_ID
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
@@ -77,8 +78,8 @@ def convert(
         such as 2024-03-31 18:05:00. A date without a zone is UTC.
 
     Raises:
-      UserError: a file cannot be read; a column is missing; a cell is not what its column holds; or
-        one of the files to be written is there already.
+      UserError: a file cannot be read; a column is missing; a cell is not what its column holds, of
+        a time 1990 to 2100; or one of the files to be written is there already.
     """
     from mmsrec_jax.runtime.files import write  # imports jax, which input workers must not
 
@@ -208,6 +209,17 @@ def _number(where: str, name: str, text: str) -> float:
 
 def _seconds(where: str, text: str, time_format: str) -> float:
     text = text.strip()
+    seconds = _parsed_seconds(where, text, time_format)
+    if not EARLIEST / 1000 <= seconds <= LATEST / 1000:
+        raise UserError(
+            f"{where}: timestamp {reading.shown(text)} is no time of 1990 to 2100 in seconds since "
+            "1970; are columns swapped, or are these milliseconds, to be divided by 1,000, or "
+            'dates, which need such as --time_format="%Y%m%d%H%M%S"?'
+        )
+    return seconds
+
+
+def _parsed_seconds(where: str, text: str, time_format: str) -> float:
     try:
         if time_format:
             date = datetime.strptime(text, time_format)

@@ -68,6 +68,12 @@ def test_times_as_the_file_writes_them(tmp_path):
         (ORDERS.replace("2024-04-01", "20240401"), PRODUCTS.replace("B/2", ""), None),
         (ORDERS.replace("1711908301.5", "20240401"), PRODUCTS, ":6: timestamp .*--time_format"),
         (ORDERS.replace("1711908301.5", "31.3.24"), PRODUCTS, ":6: timestamp '31.3.24' is not"),
+        *(
+            (ORDERS.replace("1711908301.5", time), PRODUCTS, f":6: .*'{time}' is no time of 1990")
+            for time in ("20240331180500", "1711908300123", "2024", "1970-01-01")
+        ),
+        (f'{ORDERS}bob,A 1,2024-04-02,5,"open\r\n', PRODUCTS, ":7: .*the row after line 6"),
+        (ORDERS, f'{PRODUCTS}C;"A";"B" C;\n', "gz:6: .*is a quote open"),
         (ORDERS.replace("3.5", "3,5"), PRODUCTS, "orders.csv:6: 6 columns, the header has 5"),
         (ORDERS.replace(",3.5", ",good"), PRODUCTS, "orders.csv:6: rating 'good' is not a number"),
         (ORDERS, PRODUCTS.replace("A 1;T", f"{'A' * 257};T"), "products.csv.gz:3: item_id"),
