@@ -62,10 +62,14 @@ def _of_fetch(flag: "flags.FlagHolder[_T]") -> "flags.FlagHolder[_T]":
 
 
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment whose data it is.", lock_config=True
+_WITH_CONFIG = ("stats", "check", "sample", "fetch")
+_CONFIG = _of(
+    _WITH_CONFIG,
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment whose data it is.", lock_config=True
+    ),
 )
-flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)
+_of(_WITH_CONFIG, flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR))
 _HTML = _of(
     ("stats", "check", "sample"), flags.DEFINE_string("html", None, "file of a page to write.")
 )

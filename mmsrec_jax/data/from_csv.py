@@ -9,13 +9,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 from mmsrec_jax.data.published import csv_items, files, texts
+from mmsrec_jax.data.published.rows import EARLIEST, LATEST
 from mmsrec_jax.data.records import LONGEST_ID
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
@@ -36,7 +37,8 @@ class Csv:
 
     Attributes:
       path: of the file, plain or .gz.
-      columns: our name -> the name in its header, for those that are called otherwise.
+      columns: our name -> the name in its header, for those that are called otherwise. A column
+        that has such a name of ours itself is not read.
       encoding: of its text, one that has ASCII's line breaks.
     """
 
@@ -77,8 +79,8 @@ def convert(
         such as 2024-03-31 18:05:00. A date without a zone is UTC.
 
     Raises:
-      UserError: a file cannot be read; a column is missing; a cell is not what its column holds; or
-        one of the files to be written is there already.
+      UserError: a file cannot be read; a column is missing; a cell is not what its column holds, of
+        a time 1990 to 2100; or one of the files to be written is there already.
     """
     from mmsrec_jax.runtime.files import write  # imports jax, which input workers must not
 
@@ -117,9 +119,10 @@ def parsed_columns(given: list[str], flag: str) -> dict[str, str]:
     found = {}
     for pair in given:
         ours, equals, theirs = pair.partition("=")
-        if not (ours and equals and theirs):
+        ours = texts.plain(ours)
+        if not (ours and equals and theirs.strip()):
             raise UserError(f"{flag}: {reading.shown(pair)} is not OURS=THEIRS: user_id=customer")
-        found[ours.strip()] = theirs
+        found[ours] = theirs
     return found
 
 
@@ -127,7 +130,7 @@ def _interactions(csv: Csv, out: TextIO, time_format: str) -> Counter[str]:
     for ours in csv.columns:
         if ours not in _TYPES:
             raise UserError(f"--columns: {ours} is not one of {', '.join(_TYPES)}")
-    names, rows = _open(csv, _NEEDED, "--columns")
+    names, rows = _open(csv, _NEEDED, "--columns", most=_TYPES)
     kept = [name for name in _TYPES if name in names]
     counts = Counter({"interactions": 0})
     if "timestamp" not in kept:
@@ -151,9 +154,8 @@ def _interactions(csv: Csv, out: TextIO, time_format: str) -> Counter[str]:
 def _items(csv: Csv, out: TextIO) -> Counter[str]:
     names, rows = _open(csv, ("item_id",), "--item_columns")
     others = [name for name in names if name != "item_id"]
-    header = [texts.plain(name) for name in others]
     counts, seen = Counter({"items": 0}), set()
-    print("item_id:token", *(f"{name}:token_seq" for name in header), sep="\t", file=out)
+    print("item_id:token", *(f"{name}:token_seq" for name in others), sep="\t", file=out)
     for where, row in rows:
         id = _id(where, row, "item_id")
         if not id or id in seen:
@@ -165,19 +167,28 @@ def _items(csv: Csv, out: TextIO) -> Counter[str]:
     return counts
 
 
-def _open(csv: Csv, needed: tuple[str, ...], flag: str) -> tuple[list[str], Iterator[Row]]:
-    """The columns of a file that have a name, by our names, and its rows."""
+def _open(
+    csv: Csv, needed: tuple[str, ...], flag: str, most: Collection[str] | None = None
+) -> tuple[list[str], Iterator[Row]]:
+    """The columns of a file that are read, by our names, and its rows; `most`: no others are."""
     _, line = next(files.lines(csv.path, csv.encoding), (1, ""))
     separator = max(",;\t", key=line.count)
     rows = csv_items.records(csv.path, separator, csv.encoding)
     _, header = next(rows, ("", []))
-    ours = {theirs: ours for ours, theirs in csv.columns.items()}
-    names = [ours.get(name, name) for name in map(str.strip, header)]
-    for name in dict.fromkeys([*needed, *csv.columns, *filter(None, names)]):
-        if names.count(name) != 1:
+    names = _names(csv, header)
+    for name in (*needed, *csv.columns):
+        if name not in names:
             raise UserError(
-                f"{csv.path}:1: no column {csv.columns.get(name, name)}, or two; the header has "
+                f"{csv.path}:1: no column {csv.columns.get(name, name)}; the header has "
                 f"{', '.join(header)}: name the one to take, {flag}={name}=COLUMN"
+            )
+    read = [name for name in names if name and (most is None or name in most)]
+    for name in read:
+        if read.count(name) > 1:
+            same = [theirs for theirs, ours in zip(header, names, strict=True) if ours == name]
+            raise UserError(
+                f"{csv.path}:1: {len(same)} columns would be {name}: "
+                f"{', '.join(map(reading.shown, same))}; rename or remove all but one in the file"
             )
 
     def cells() -> Iterator[Row]:
@@ -186,7 +197,18 @@ def _open(csv: Csv, needed: tuple[str, ...], flag: str) -> tuple[list[str], Iter
                 raise UserError(f"{where}: {len(row)} columns, the header has {len(header)}")
             yield where, dict(zip(names, row, strict=True))
 
-    return [name for name in names if name], cells()
+    return read, cells()
+
+
+def _names(csv: Csv, header: list[str]) -> list[str]:
+    """Ours of each column, plain text; empty for one that has none or whose name is taken by the
+    column that `csv.columns` gives it to."""
+    ours = {theirs.strip(): ours for ours, theirs in csv.columns.items()}
+    names = []
+    for theirs in map(str.strip, header):
+        plain = texts.plain(theirs)
+        names.append(ours.get(theirs, "" if plain in csv.columns else plain))
+    return names
 
 
 def _id(where: str, row: Mapping[str, str], name: str) -> str:
@@ -208,6 +230,17 @@ def _number(where: str, name: str, text: str) -> float:
 
 def _seconds(where: str, text: str, time_format: str) -> float:
     text = text.strip()
+    seconds = _parsed_seconds(where, text, time_format)
+    if not EARLIEST / 1000 <= seconds <= LATEST / 1000:
+        raise UserError(
+            f"{where}: timestamp {reading.shown(text)} is no time of 1990 to 2100 in seconds since "
+            "1970; are columns swapped, or are these milliseconds, to be divided by 1,000, or "
+            'dates, which need such as --time_format="%Y%m%d%H%M%S"?'
+        )
+    return seconds
+
+
+def _parsed_seconds(where: str, text: str, time_format: str) -> float:
     try:
         if time_format:
             date = datetime.strptime(text, time_format)

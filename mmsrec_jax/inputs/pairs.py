@@ -420,4 +420,4 @@ def dataset(batches: PairBatches, workers: int, counts: Counter) -> grain.IterDa
         counts.update(left_out)
         return batch
 
-    return ahead(grain.MapDataset.source(batches), workers).map(counted)
+    return ahead(grain.MapDataset.source(batches), workers, waiting=1).map(counted)

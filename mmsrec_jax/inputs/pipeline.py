@@ -130,14 +130,18 @@ def batches(
     return grain.experimental.ThreadPrefetchIterDataset(_Batches(iterate), prefetch_buffer_size=2)
 
 
-def ahead(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+def ahead(dataset: grain.MapDataset, workers: int, waiting: int) -> grain.IterDataset:
     """The elements in order, made ahead of their use by `workers` processes or, if that is 0, by
-    threads of this one. To move an element between processes costs the more, the smaller it is."""
+    threads of this one. To move an element between processes costs the more, the smaller it is.
+
+    waiting: so many wait in each process and as many that were taken from it, beside the one being
+      made and the one being taken.
+    """
     if not workers:
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     # Threads of a worker would only take turns.
     made = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=waiting)
     return made.mp_prefetch(options, worker_init_fn=end_with_the_run)
 
 
@@ -159,6 +163,8 @@ def _draw(draw: int, row: int) -> tuple[int, int]:
 class _Make:
     """Examples of `count` draws, from the one at `start` on."""
 
+    waiting = 2
+
     def __init__(self, source: Source, draws: grain.MapDataset, count: int):
         self.source, self.draws, self.count = source, draws, count
 
@@ -175,6 +181,8 @@ class _Make:
 
 class _MakeBatch(_Make):
     """A batch with an example a row, and what these count."""
+
+    waiting = 1  # with pictures it takes hundreds of MB
 
     def __init__(self, source: Source, draws: grain.MapDataset, room: Room, prefix: str):
         super().__init__(source, draws, room.rows)
@@ -234,7 +242,7 @@ class _Iterator(grain.DatasetIterator, abc.ABC):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if self._made is None:
             starts = grain.MapDataset.range(self._draw, len(self._make.draws), self._make.count)
-            self._made = iter(ahead(starts.map(self._make), self._workers))
+            self._made = iter(ahead(starts.map(self._make), self._workers, self._make.waiting))
         return next(self._made)
 
 

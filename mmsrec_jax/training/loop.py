@@ -71,7 +71,8 @@ def run(
       unbroken one.
 
     Raises:
-      UserError: the checkpoints are of another config, or cannot be read; the loss is not finite.
+      UserError: the checkpoints are of another config, do not fit the batches, or cannot be read;
+        the loss is not finite.
       Interrupted: SIGTERM came; the state after the last whole step is on disk.
     """
     directory = Path(directory)
@@ -93,7 +94,10 @@ def run(
                     "go on with that one, or remove the directory"
                 )
             stopped, window = host["stopped"], host["window"]
-            batches.set_state(host["batches"])
+            try:
+                batches.set_state(host["batches"])
+            except UserError as error:
+                raise UserError(f"{directory / 'checkpoints'}: {error}") from None
         with (
             MetricsLog(directory, resume_step=start) as log,
             contextlib.closing(Meter(name)) as meter,

@@ -26,11 +26,13 @@ PRODUCTS = (
 )
 
 
-def files(folder: Path, orders: str = ORDERS, products: str = PRODUCTS) -> tuple[Csv, Csv]:
+def files(
+    folder: Path, orders: str = ORDERS, products: str = PRODUCTS, names=NAMES
+) -> tuple[Csv, Csv]:
     (folder / "orders.csv").write_bytes(orders.encode())
     (folder / "products.csv.gz").write_bytes(gzip.compress(products.encode()))
     named = {"item_id": "sku", "title": "name"}
-    return Csv(folder / "orders.csv", NAMES), Csv(folder / "products.csv.gz", named)
+    return Csv(folder / "orders.csv", names), Csv(folder / "products.csv.gz", named)
 
 
 def test_a_spreadsheets_files_become_what_was_in_them(tmp_path):
@@ -52,6 +54,18 @@ def test_a_spreadsheets_files_become_what_was_in_them(tmp_path):
     ]
 
 
+def test_only_columns_that_are_read_have_to_differ(tmp_path):
+    """A column of the file loses its name to the one that is given it; markup is no name."""
+    orders = "user_id,customer,sku,note,note,<b></b>\nwrong,u,i,a,b,c\n"
+    products = "sku,name,title,<b>about</b>,<br>\ni,Mug,wrong,plain,lost\n"
+    named = {"user_id": "customer", "item_id": "sku"}
+    from_csv.convert(tmp_path / "shop", *files(tmp_path, orders, products, named))
+    assert (tmp_path / "shop/shop.inter").read_text() == "user_id:token\titem_id:token\nu\ti\n"
+    assert (tmp_path / "shop/shop.item").read_text() == (
+        "item_id:token\ttitle:token_seq\tabout:token_seq\ni\tMug\tplain\n"
+    )
+
+
 def test_times_as_the_file_writes_them(tmp_path):
     orders = "user_id\titem_id\ttimestamp\nu\ti\t31.03.2024 18:05\n"
     (tmp_path / "orders.tsv").write_text(orders)
@@ -63,15 +77,31 @@ def test_times_as_the_file_writes_them(tmp_path):
 @pytest.mark.parametrize(
     ("orders", "products", "problem"),
     [
-        (ORDERS.replace("sku", "what"), PRODUCTS, "orders.csv:1: no column sku, or two; .*--col"),
+        (ORDERS.replace("sku", "what"), PRODUCTS, "orders.csv:1: no column sku; .*--col"),
         (ORDERS, PRODUCTS.replace("sku", "id"), "products.csv.gz:1: no column sku.*--item_columns"),
         (ORDERS.replace("2024-04-01", "20240401"), PRODUCTS.replace("B/2", ""), None),
         (ORDERS.replace("1711908301.5", "20240401"), PRODUCTS, ":6: timestamp .*--time_format"),
         (ORDERS.replace("1711908301.5", "31.3.24"), PRODUCTS, ":6: timestamp '31.3.24' is not"),
+        *(
+            (ORDERS.replace("1711908301.5", time), PRODUCTS, f":6: .*'{time}' is no time of 1990")
+            for time in ("20240331180500", "1711908300123", "2024", "1970-01-01")
+        ),
+        (f'{ORDERS}bob,A 1,2024-04-02,5,"open\r\n', PRODUCTS, ":7: .*the row after line 6"),
+        (ORDERS, f'{PRODUCTS}C;"A";"B" C;\n', "gz:6: .*is a quote open"),
         (ORDERS.replace("3.5", "3,5"), PRODUCTS, "orders.csv:6: 6 columns, the header has 5"),
         (ORDERS.replace(",3.5", ",good"), PRODUCTS, "orders.csv:6: rating 'good' is not a number"),
         (ORDERS, PRODUCTS.replace("A 1;T", f"{'A' * 257};T"), "products.csv.gz:3: item_id"),
         ("", PRODUCTS, "orders.csv:1: no column customer"),
+        (
+            ORDERS.replace("note", "sku"),
+            PRODUCTS,
+            "be item_id: 'sku', 'sku'; rename .* in the file",
+        ),
+        (
+            ORDERS,
+            PRODUCTS.replace(";about;", ";a b;<i>a b</i>", 1),
+            "be a b: 'a b', '<i>a b</i>'; re",
+        ),
     ],
 )
 def test_a_refused_file_leaves_nothing(tmp_path, orders, products, problem):

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import grain
 import numpy as np
 import pytest
 import toy_items
@@ -150,7 +151,15 @@ def test_a_run_that_dies_often_sees_the_unbroken_stream(source, pack, shards):
             iterator.close()
 
 
-def test_workers_make_the_batches_of_an_evaluation(prompt_config):
+def test_workers_make_the_batches_of_an_evaluation(prompt_config, monkeypatch):
+    made_by = grain.MultiprocessingOptions
+    options_of_workers = []
+
+    def kept(**options):
+        options_of_workers.append(options)
+        return made_by(**options)
+
+    monkeypatch.setattr(grain, "MultiprocessingOptions", kept)
     source = SummarySource(toy_items.catalog(), prompt_config, length=60)
     options = dict(batch_size=5, length=60, patches=16, shuffle=False, repeat=False, pack=False)
     counts, counted = Counter(), Counter()
@@ -158,6 +167,8 @@ def test_workers_make_the_batches_of_an_evaluation(prompt_config):
     found = list(batches(source, **options, counts=counted, workers=2))
     assert len(found) == len(wanted) == 5 and all(map(same, found, wanted))
     assert counted == counts and counts["examples"] == 24
+    # A batch with pictures takes hundreds of MB, and each may wait on both sides of the process.
+    assert options_of_workers == [{"num_workers": 2, "per_worker_buffer_size": 1}]
 
 
 def test_epochs_and_seeds_differ(prompt_config):

@@ -69,6 +69,8 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
         (("csv", "--interactions=a"), "csv needs --interactions and --out"),
         (("csv", "--interactions=a", "--out=@", "--item_columns=a=b"), "give that too"),
         (("csv", "--interactions=nowhere.csv", "--out=@"), "nowhere.csv: cannot be read"),
+        (("csv", "--config=configs/base.py"), "csv reads no --config, which is of stats, check"),
+        (("csv", "--local_dir=@"), "csv reads no --local_dir, which is of stats, check"),
         (("stats",), "stats needs --config"),
         (("stats", "--user=u1"), "stats reads no --user, which is of sample; leave it out"),
         (("check", "--rate=3"), "check reads no --rate, which is of fetch; leave it out"),

@@ -107,6 +107,17 @@ def test_checkpoints_of_another_config_are_not_gone_on_with(tmp_path):
         run(tmp_path, config={"learning_rate": 0.1, "weights": {"image": 0.5}})
 
 
+def test_a_position_that_the_batches_refuse_names_the_checkpoints(tmp_path, monkeypatch):
+    run(tmp_path, stop_at=5)
+
+    def refuse(state):
+        raise UserError("of an earlier version; remove the checkpoints of this step")
+
+    monkeypatch.setattr(type(data()), "set_state", lambda self, state: refuse(state))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/checkpoints: of an earlier version"):
+        run(tmp_path)
+
+
 def test_divergence_stops_the_run(tmp_path):
     def step_fn(state, batch):
         return state, {"loss": jnp.float32(np.nan)}

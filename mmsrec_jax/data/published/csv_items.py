@@ -41,9 +41,10 @@ def records(path: Path, separator: str, encoding: str = "utf-8") -> Iterator[tup
     """(file and line for messages, cells) of each row, that of the header too.
 
     Raises:
-      UserError: a quote is left open, or the text is not of the encoding.
+      UserError: a quote is left open or stands inside a quoted cell, or the text is not of the
+        encoding.
     """
-    number = 0  # of the line read last: blank ones are passed over
+    number = before = 0  # of the line read last: blank ones are passed over
 
     def text() -> Iterator[str]:
         nonlocal number
@@ -51,10 +52,13 @@ def records(path: Path, separator: str, encoding: str = "utf-8") -> Iterator[tup
             yield f"{line}\n"
 
     try:
-        for cells in csv.reader(text(), delimiter=separator):
+        for cells in csv.reader(text(), delimiter=separator, strict=True):
             yield f"{path}:{number}", cells
+            before = number
     except csv.Error as error:
-        raise UserError(f"{path}:{number}: {first_line(error)}; is a quote open?") from None
+        raise UserError(
+            f"{path}:{number}: {first_line(error)}; is a quote open in the row after line {before}?"
+        ) from None
 
 
 def checked_id(where: str, id: str, ids: Ids, of: str = "item") -> str:

@@ -15,7 +15,7 @@ from mmsrec_jax.runtime.errors import UserError
 
 Notes = Counter[str]  # what was noticed in the files, with a count
 
-_EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # the years 1990 and 2100 in milliseconds
+EARLIEST, LATEST = 631_152_000_000, 4_102_444_800_000  # the years 1990 and 2100 in milliseconds
 # As a table program writes whole numbers: 31852.0, 1.5e+12.
 _FLOAT_ID = r"^[0-9]+\.[0-9]*$|^[0-9](\.[0-9]+)?[eE]\+[0-9]+$"
 _LEAST_MATCHING = 0.5  # of the ids of a chunk: with fewer the column is another
@@ -85,7 +85,7 @@ def checked(
         is none; names file and line.
     """
     scale = 1 if layout.milliseconds else 1000
-    outside = ~((times >= _EARLIEST / scale) & (times <= _LATEST / scale))
+    outside = ~((times >= EARLIEST / scale) & (times <= LATEST / scale))
     if outside.any():
         row, unit = int(outside.argmax()), "milliseconds" if scale == 1 else "seconds"
         _blame(
