@@ -24,6 +24,7 @@ weight or a flag in the settings.
 import dataclasses
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,11 @@ class MMSRARec(MLLMExperiment):
         found = item_rewards.of_items(
             settings, model, self.summary_source(), items, written, mesh=self.mesh
         )
-        lines = [json.dumps({"item": item, "rewards": found[item]}) for item in items]
+        finite = {
+            item: {name: value for name, value in found[item].items() if math.isfinite(value)}
+            for item in items
+        }
+        lines = [json.dumps({"item": item, "rewards": finite[item]}) for item in items]
         write_text(path, "".join(f"{line}\n" for line in lines))
 
     def summary_model(self) -> MLLM:

@@ -104,6 +104,7 @@ class SweepRun:
         """Runs one point; why it has failed, empty if it has not."""
         folder = self.workdir / point.name
         self._wait_for_others(folder)
+        buckets.refresh(folder)
         if self._is_finished(point):
             return ""
         command = self.command(point)

@@ -57,12 +57,14 @@ def file(given: str | os.PathLike[str]) -> Iterator[Path]:
     however the block ends.
 
     Raises:
-      UserError: as `folder`.
+      UserError: as `folder`; the URL names no file.
     """
     if not is_url(given):
         yield Path(given)
         return
     above, _, name = str(given).rpartition("/")
+    if not name or above == "gs:/":
+        raise UserError(f"{given}: name a file, gs://BUCKET/FILE")
     objects = Objects(above)
     found = objects.find(name)
     with _place(str(given)) as path:
