@@ -207,6 +207,24 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
 
 
 @needs_beam
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("runer=DataflowRunner,project=lab", "Beam has no option 'runer'; correct its name"),
+        ("runner=DirectRunner, direct_num_worker=2", "no option 'direct_num_worker'; correct"),
+        ("runner=FlinkRunner,flink_mastr=there:80", "no option 'flink_mastr'; correct"),
+        ("DirectRunner", "no option 'DirectRunner'; correct"),
+        ("direct_num_workers=two", r"refuses it \(argument --direct_num_workers: invalid .*'two'"),
+        ("runner", r"refuses it \(argument --runner: expected one argument\); correct"),
+    ],
+)
+def test_an_option_that_beam_would_pass_over(options, said, capfd):
+    with pytest.raises(UserError, match=said):
+        pipeline.Runner(options)
+    assert "usage" not in capfd.readouterr().err
+
+
+@needs_beam
 def test_beam_with_everything_in_a_bucket(raw, small, bucket_server, machine):
     for path in raw.rglob("*"):
         if path.is_file():

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,8 @@ class Runner:
       given: options of Beam with commas between, as in "runner=DataflowRunner,project=lab".
 
     Raises:
-      UserError: there is no such runner; it runs elsewhere, and nothing says where its workers
-        leave files to each other.
+      UserError: Beam has no such option or runner, or refuses a value; the runner runs elsewhere,
+        and nothing says where its workers leave files to each other.
 
     Attributes:
       folder: that `temp_location` names for files of the workers; empty where there is none.
@@ -50,13 +51,15 @@ class Runner:
             StandardOptions,
         )
 
-        flags = [f"--{option.strip().removeprefix('--')}" for option in given.split(",") if option]
+        names = [option.strip().removeprefix("--") for option in given.split(",")]
+        flags = [f"--{name}" for name in names if name]
+        _check(given, flags)
         try:
             self._options = PipelineOptions(flags)
             self.folder: str = self._options.view_as(GoogleCloudOptions).temp_location or ""
             name = self._options.view_as(StandardOptions).runner or ""
             self._runner = _runner(name)
-        except (SystemExit, ValueError, ImportError, AttributeError) as error:
+        except (ValueError, ImportError, AttributeError) as error:
             raise UserError(
                 f"config.data.beam_options={given!r}: Beam refuses it ({first_line(error)}); give "
                 "its options with commas between, such as runner=DirectRunner"
@@ -92,6 +95,30 @@ class Runner:
             raise UserError(
                 told or f"config.data.beam_options: the pipeline failed ({first_line(error)})"
             ) from error
+
+
+def _check(given: str, flags: list[str]) -> None:
+    """Raises UserError for an option that Beam would pass over, or for a value of a wrong type."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    unknown: list[str] = []
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # a page of usage, then what is wrong
+            PipelineOptions(flags).get_all_options(
+                add_extra_args_fn=lambda parser: unknown.extend(parser.parse_known_args(flags)[1])
+            )
+    except SystemExit as error:
+        wrong = said.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(
+            f"config.data.beam_options={given!r}: Beam refuses it ({wrong}); correct the value"
+        ) from error
+    if unknown:
+        name = unknown[0].removeprefix("--").partition("=")[0]
+        raise UserError(
+            f"config.data.beam_options={given!r}: Beam has no option {name!r}; correct its name, "
+            "or leave it out"
+        )
 
 
 def _runner(name: str) -> Any:
