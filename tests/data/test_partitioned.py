@@ -2,6 +2,7 @@
 it is installed."""
 
 import dataclasses
+import errno
 import importlib.util
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.partitioned import core, items, pipeline, spills, users
 from mmsrec_jax.data.partitioned import read as partitioned_read
+from mmsrec_jax.data.partitioned.plan import Plan
 from mmsrec_jax.data.published import files
 from mmsrec_jax.runtime.errors import UserError
 
@@ -28,7 +30,7 @@ class Loops:
 
     folder = ""
 
-    def __init__(self, given):
+    def __init__(self, given, root):
         self.given = given
 
     def run(self, plan, paths):
@@ -201,9 +203,29 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
     for options, said in (
         ("runner=Derect", "Beam refuses it .*Derect"),
         ("runner=FlinkRunner", "add temp_location=FOLDER, one that all workers of FlinkRunner see"),
+        ("runner=dataflow,temp_location=gs://lab/tmp", "do not see config.data.root=.*; copy it"),
     ):
         with pytest.raises(UserError, match=said):
             build.check(settings_of(raw, beam_options=options))
+    with pytest.raises(UserError, match="do not see temp_location=/tmp/between; copy it"):
+        pipeline.Runner("runner=DataflowRunner,temp_location=/tmp/between", "gs://lab/raw")
+
+
+def test_what_a_worker_cannot_do_is_told(tmp_path):
+    def full(plan):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/spill")
+
+    def told(step, *given):
+        with pytest.raises((UserError, OSError), match=r"No such file|No space"):
+            pipeline._told(plan, step, *given)
+        return plan.record("problem").get("problem")
+
+    plan = Plan("amazon_reviews_2023/Software-0core", str(tmp_path), 1, None, 5, 5, False)
+    unseen = "/elsewhere/{}: a worker of Beam does not see it; config.data.root and temp_location"
+    assert told(pipeline._spilled, (0, "/elsewhere/a.csv")).startswith(unseen.format("a.csv"))
+    assert told(full).startswith("a worker of Beam: /tmp/spill: No space left on device; free")
+    plan = dataclasses.replace(plan, folder="/elsewhere")  # where it cannot be told either
+    assert told(users.clean, ["spill-000-000000"], 0) is None
 
 
 @needs_beam
@@ -220,7 +242,7 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
 )
 def test_an_option_that_beam_would_pass_over(options, said, capfd):
     with pytest.raises(UserError, match=said):
-        pipeline.Runner(options)
+        pipeline.Runner(options, "raw")
     assert "usage" not in capfd.readouterr().err
 
 

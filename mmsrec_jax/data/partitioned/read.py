@@ -59,7 +59,7 @@ def read(
       UserError: as `data.published.read.read` and `pipeline.Runner`.
     """
     root = local(given).resolve()
-    runner = Runner(beam_options)
+    runner = Runner(beam_options, given)
     published_read.check(source, root, with_items=bool(fields.all))
     paths = list(published_read.interaction_files(source, root))
     images = published_read.images_of(source, root, images_root)
