@@ -4,6 +4,8 @@ it is installed."""
 import dataclasses
 import errno
 import importlib.util
+import json
+from collections import Counter
 
 import numpy as np
 import published_files as made
@@ -22,6 +24,10 @@ needs_beam = pytest.mark.skipif(
     reason="needs the extra [beam]: pip install -e '.[beam]'",
 )
 BEAM = "runner=DirectRunner"
+OF_ITEMS = (
+    "items described twice, the first one kept",
+    "interacted items that the publisher does not describe, kept as bare ids",
+)
 MILLISECONDS = 1_600_000_000_000
 
 
@@ -72,7 +78,7 @@ def raw(tmp_path_factory):
     ]
     made.write(root / "raw/meta_categories/meta_Software.jsonl", made.json_lines(*lines))
     (root / "images").mkdir()
-    for item in range(0, 200, 2):
+    for item in (*range(0, 200, 2), 999):  # nobody rated the last one
         (root / f"images/B{item:09}.jpg").write_bytes(b"no picture is looked into")
     return root
 
@@ -111,6 +117,10 @@ def check_same(settings, options=BEAM):
         expected.report.read, expected.report.dropped,
     )  # fmt: skip
     assert found.report.source == expected.report.source
+    begin = partitioned_read.OF_THE_LEFT
+    of_all = {what: n for what, n in expected.report.notes.items() if what not in OF_ITEMS}
+    notes = {what: n for what, n in found.report.notes.items() if not what.startswith(begin)}
+    assert notes == of_all
     return found
 
 
@@ -127,6 +137,24 @@ def test_the_rows_are_those_of_memory(raw, small, loops, given):
     found = check_same(settings_of(raw, **given))
     assert len(found.dataset.histories) > 10
     assert len(found.items.ids) > 10
+
+
+def test_notes_are_of_all_items_or_say_so(raw, small, loops):
+    settings = settings_of(raw, images_root=str(raw / "images"), user_core=5, item_core=12)
+    found = check_same(settings)
+    ratings = (raw / "0core/rating_only/Software.csv").read_text().splitlines()[1:]
+    rated = {line.split(",")[1] for line in ratings}
+    metadata = (raw / "raw/meta_categories/meta_Software.jsonl").read_text().splitlines()
+    described = [json.loads(line)["parent_asin"] for line in metadata]
+    pictured = {path.stem for path in (raw / "images").iterdir()}
+    left = set(found.items.ids)
+    twice = sum(count > 1 and id in left for id, count in Counter(described).items())
+    assert found.report.notes == {
+        "image files of no item, unused": len(pictured - rated),
+        f"of the items that are left: {OF_ITEMS[0]}": twice,
+        f"of the items that are left: {OF_ITEMS[1]}": len(left - set(described)),
+    }
+    assert len(pictured - left) > len(pictured - rated) and rated - left - set(described)
 
 
 def test_a_core_that_takes_many_rounds(tmp_path, loops, small):
