@@ -210,7 +210,7 @@ def test_without_the_extra_it_is_refused(monkeypatch):
 def test_beam_does_what_the_loops_do(raw, small, monkeypatch):
     monkeypatch.setattr(pipeline, "ROUNDS", 1)  # more than one pipeline
     check_same(settings_of(raw))
-    check_same(settings_of(raw, user_core=6, rating_threshold=3.0), "")
+    check_same(settings_of(raw, user_core=6, rating_threshold=3.0))
 
 
 @needs_beam
