@@ -150,7 +150,7 @@ def check(settings: DataSettings) -> None:
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
     if settings.beam_options:
-        pipeline.Runner(settings.beam_options)
+        pipeline.Runner(settings.beam_options, settings.root)
     root, fields = local(settings.root), settings.user_fields
     if source:
         with_items = _reads_items(settings)

@@ -2,7 +2,10 @@
 it is installed."""
 
 import dataclasses
+import errno
 import importlib.util
+import json
+from collections import Counter
 
 import numpy as np
 import published_files as made
@@ -12,6 +15,7 @@ from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.partitioned import core, items, pipeline, spills, users
 from mmsrec_jax.data.partitioned import read as partitioned_read
+from mmsrec_jax.data.partitioned.plan import Plan
 from mmsrec_jax.data.published import files
 from mmsrec_jax.runtime.errors import UserError
 
@@ -20,6 +24,10 @@ needs_beam = pytest.mark.skipif(
     reason="needs the extra [beam]: pip install -e '.[beam]'",
 )
 BEAM = "runner=DirectRunner"
+OF_ITEMS = (
+    "items described twice, the first one kept",
+    "interacted items that the publisher does not describe, kept as bare ids",
+)
 MILLISECONDS = 1_600_000_000_000
 
 
@@ -28,7 +36,7 @@ class Loops:
 
     folder = ""
 
-    def __init__(self, given):
+    def __init__(self, given, root):
         self.given = given
 
     def run(self, plan, paths):
@@ -70,7 +78,7 @@ def raw(tmp_path_factory):
     ]
     made.write(root / "raw/meta_categories/meta_Software.jsonl", made.json_lines(*lines))
     (root / "images").mkdir()
-    for item in range(0, 200, 2):
+    for item in (*range(0, 200, 2), 999):  # nobody rated the last one
         (root / f"images/B{item:09}.jpg").write_bytes(b"no picture is looked into")
     return root
 
@@ -109,6 +117,10 @@ def check_same(settings, options=BEAM):
         expected.report.read, expected.report.dropped,
     )  # fmt: skip
     assert found.report.source == expected.report.source
+    begin = partitioned_read.OF_THE_LEFT
+    of_all = {what: n for what, n in expected.report.notes.items() if what not in OF_ITEMS}
+    notes = {what: n for what, n in found.report.notes.items() if not what.startswith(begin)}
+    assert notes == of_all
     return found
 
 
@@ -125,6 +137,24 @@ def test_the_rows_are_those_of_memory(raw, small, loops, given):
     found = check_same(settings_of(raw, **given))
     assert len(found.dataset.histories) > 10
     assert len(found.items.ids) > 10
+
+
+def test_notes_are_of_all_items_or_say_so(raw, small, loops):
+    settings = settings_of(raw, images_root=str(raw / "images"), user_core=5, item_core=12)
+    found = check_same(settings)
+    ratings = (raw / "0core/rating_only/Software.csv").read_text().splitlines()[1:]
+    rated = {line.split(",")[1] for line in ratings}
+    metadata = (raw / "raw/meta_categories/meta_Software.jsonl").read_text().splitlines()
+    described = [json.loads(line)["parent_asin"] for line in metadata]
+    pictured = {path.stem for path in (raw / "images").iterdir()}
+    left = set(found.items.ids)
+    twice = sum(count > 1 and id in left for id, count in Counter(described).items())
+    assert found.report.notes == {
+        "image files of no item, unused": len(pictured - rated),
+        f"of the items that are left: {OF_ITEMS[0]}": twice,
+        f"of the items that are left: {OF_ITEMS[1]}": len(left - set(described)),
+    }
+    assert len(pictured - left) > len(pictured - rated) and rated - left - set(described)
 
 
 def test_a_core_that_takes_many_rounds(tmp_path, loops, small):
@@ -180,7 +210,7 @@ def test_without_the_extra_it_is_refused(monkeypatch):
 def test_beam_does_what_the_loops_do(raw, small, monkeypatch):
     monkeypatch.setattr(pipeline, "ROUNDS", 1)  # more than one pipeline
     check_same(settings_of(raw))
-    check_same(settings_of(raw, user_core=6, rating_threshold=3.0), "")
+    check_same(settings_of(raw, user_core=6, rating_threshold=3.0))
 
 
 @needs_beam
@@ -201,9 +231,47 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
     for options, said in (
         ("runner=Derect", "Beam refuses it .*Derect"),
         ("runner=FlinkRunner", "add temp_location=FOLDER, one that all workers of FlinkRunner see"),
+        ("runner=dataflow,temp_location=gs://lab/tmp", "do not see config.data.root=.*; copy it"),
     ):
         with pytest.raises(UserError, match=said):
             build.check(settings_of(raw, beam_options=options))
+    with pytest.raises(UserError, match="do not see temp_location=/tmp/between; copy it"):
+        pipeline.Runner("runner=DataflowRunner,temp_location=/tmp/between", "gs://lab/raw")
+
+
+def test_what_a_worker_cannot_do_is_told(tmp_path):
+    def full(plan):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/spill")
+
+    def told(step, *given):
+        with pytest.raises((UserError, OSError), match=r"No such file|No space"):
+            pipeline._told(plan, step, *given)
+        return plan.record("problem").get("problem")
+
+    plan = Plan("amazon_reviews_2023/Software-0core", str(tmp_path), 1, None, 5, 5, False)
+    unseen = "/elsewhere/{}: a worker of Beam does not see it; config.data.root and temp_location"
+    assert told(pipeline._spilled, (0, "/elsewhere/a.csv")).startswith(unseen.format("a.csv"))
+    assert told(full).startswith("a worker of Beam: /tmp/spill: No space left on device; free")
+    plan = dataclasses.replace(plan, folder="/elsewhere")  # where it cannot be told either
+    assert told(users.clean, ["spill-000-000000"], 0) is None
+
+
+@needs_beam
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("runer=DataflowRunner,project=lab", "Beam has no option 'runer'; correct its name"),
+        ("runner=DirectRunner, direct_num_worker=2", "no option 'direct_num_worker'; correct"),
+        ("runner=FlinkRunner,flink_mastr=there:80", "no option 'flink_mastr'; correct"),
+        ("DirectRunner", "no option 'DirectRunner'; correct"),
+        ("direct_num_workers=two", r"refuses it \(argument --direct_num_workers: invalid .*'two'"),
+        ("runner", r"refuses it \(argument --runner: expected one argument\); correct"),
+    ],
+)
+def test_an_option_that_beam_would_pass_over(options, said, capfd):
+    with pytest.raises(UserError, match=said):
+        pipeline.Runner(options, "raw")
+    assert "usage" not in capfd.readouterr().err
 
 
 @needs_beam

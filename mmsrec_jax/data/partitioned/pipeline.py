@@ -3,19 +3,22 @@
 import contextlib
 import functools
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmsrec_jax.data.partitioned import core, items, spills, users
 from mmsrec_jax.data.partitioned.core import State
 from mmsrec_jax.data.partitioned.plan import Plan
-from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.buckets.objects import is_url
+from mmsrec_jax.runtime.errors import UserError, first_line, of_os_error
 
 if TYPE_CHECKING:  # of the extra [beam]
     import apache_beam as beam
 
 ROUNDS = 8  # of the core in one pipeline: on a cluster each one takes minutes to start
 _LOCAL = ("", "DirectRunner", "FnApiRunner")  # runners that work in this process
+_WITHOUT_DISK = "apache_beam.runners.dataflow."  # its workers see buckets alone
 _PROBLEM, _SPILLS, _STATE = "problem", "spills", "state"
 
 
@@ -33,16 +36,18 @@ class Runner:
 
     Args:
       given: options of Beam with commas between, as in "runner=DataflowRunner,project=lab".
+      root: of the data, as the user names it.
 
     Raises:
-      UserError: there is no such runner; it runs elsewhere, and nothing says where its workers
-        leave files to each other.
+      UserError: Beam has no such option or runner, or refuses a value; the runner runs elsewhere,
+        and nothing says where its workers leave files to each other; or its workers see no disk,
+        and the data or these files are not in a bucket.
 
     Attributes:
       folder: that `temp_location` names for files of the workers; empty where there is none.
     """
 
-    def __init__(self, given: str):
+    def __init__(self, given: str, root: str):
         require()
         from apache_beam.options.pipeline_options import (
             GoogleCloudOptions,
@@ -50,13 +55,15 @@ class Runner:
             StandardOptions,
         )
 
-        flags = [f"--{option.strip().removeprefix('--')}" for option in given.split(",") if option]
+        names = [option.strip().removeprefix("--") for option in given.split(",")]
+        flags = [f"--{name}" for name in names if name]
+        _check(given, flags)
         try:
             self._options = PipelineOptions(flags)
             self.folder: str = self._options.view_as(GoogleCloudOptions).temp_location or ""
             name = self._options.view_as(StandardOptions).runner or ""
             self._runner = _runner(name)
-        except (SystemExit, ValueError, ImportError, AttributeError) as error:
+        except (ValueError, ImportError, AttributeError) as error:
             raise UserError(
                 f"config.data.beam_options={given!r}: Beam refuses it ({first_line(error)}); give "
                 "its options with commas between, such as runner=DirectRunner"
@@ -66,6 +73,14 @@ class Runner:
                 f"config.data.beam_options={given!r}: add temp_location=FOLDER, one that all "
                 f"workers of {name} see, such as gs://BUCKET/FOLDER"
             )
+        if not type(self._runner).__module__.startswith(_WITHOUT_DISK):
+            return
+        for what, folder in (("config.data.root", root), ("temp_location", self.folder)):
+            if not is_url(folder):
+                raise UserError(
+                    f"config.data.beam_options={given!r}: workers of {name} do not see "
+                    f"{what}={folder}; copy it into a bucket and name that, gs://BUCKET/FOLDER"
+                )
 
     def run(self, plan: Plan, files: Sequence[str]) -> tuple[list[str], State]:
         """All steps of a plan. files: of interactions, in order, where every worker reads them.
@@ -94,6 +109,30 @@ class Runner:
             ) from error
 
 
+def _check(given: str, flags: list[str]) -> None:
+    """Raises UserError for an option that Beam would pass over, or for a value of a wrong type."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    unknown: list[str] = []
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):  # a page of usage, then what is wrong
+            PipelineOptions(flags).get_all_options(
+                add_extra_args_fn=lambda parser: unknown.extend(parser.parse_known_args(flags)[1])
+            )
+    except SystemExit as error:
+        wrong = said.getvalue().strip().rpartition("error: ")[2]
+        raise UserError(
+            f"config.data.beam_options={given!r}: Beam refuses it ({wrong}); correct the value"
+        ) from error
+    if unknown:
+        name = unknown[0].removeprefix("--").partition("=")[0]
+        raise UserError(
+            f"config.data.beam_options={given!r}: Beam has no option {name!r}; correct its name, "
+            "or leave it out"
+        )
+
+
 def _runner(name: str) -> Any:
     """DirectRunner tries another one first, which it downloads."""
     from apache_beam.runners.runner import create_runner
@@ -107,16 +146,16 @@ def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
     from apache_beam.pvalue import AsList, AsSingleton
 
     names = _each(pipeline, "file", list(enumerate(files))) | "spill" >> beam.FlatMap(
-        lambda file: _spilled(plan, file)
+        lambda file: _told(plan, _spilled, file)
     )
     cleaned = _each(pipeline, "part", range(plan.parts)) | "clean" >> beam.Map(
-        lambda part, all: _cleaned(plan, all, part), AsList(names)
+        lambda part, all: _told(plan, users.clean, all, part), AsList(names)
     )
     index = _each(pipeline, "index", [0]) | "index" >> beam.Map(
-        lambda _, parts: items.index(plan, parts), AsList(cleaned)
+        lambda _, parts: _told(plan, items.index, parts), AsList(cleaned)
     )
     numbered = _each(pipeline, "number", range(plan.parts)) | "number" >> beam.Map(
-        lambda part, name: items.number(plan, name, part), AsSingleton(index)
+        lambda part, name: _told(plan, items.number, name, part), AsSingleton(index)
     )
     begin = _each(pipeline, "begin", [0]) | "begin" >> beam.Map(_noted, plan, AsList(names))
     states = begin | "numbered" >> beam.Map(lambda state, _: state, AsList(numbered))
@@ -139,10 +178,10 @@ def _rounds(
 
     for number in range(ROUNDS):
         parts = _each(pipeline, f"part {number}", range(plan.parts)) | f"drop {number}" >> beam.Map(
-            lambda part, at: core.drop(plan, State(*at), part), AsSingleton(states)
+            lambda part, at: _told(plan, core.drop, State(*at), part), AsSingleton(states)
         )
         states = _each(pipeline, f"count {number}", [0]) | f"count {number}" >> beam.Map(
-            lambda _, at, all: tuple(core.count(plan, State(*at), all)),
+            lambda _, at, all: tuple(_told(plan, core.count, State(*at), all)),
             AsSingleton(states),
             AsList(parts),
         )
@@ -164,21 +203,25 @@ def _noted(_: int, plan: Plan, names: list[str]) -> tuple[int, ...]:
 
 
 def _spilled(plan: Plan, file: tuple[int, str]) -> list[str]:
-    with _telling(plan):
-        return list(spills.write(plan, file))
+    return list(spills.write(plan, file))
 
 
-def _cleaned(plan: Plan, names: list[str], part: int) -> int:
-    with _telling(plan):
-        return users.clean(plan, names, part)
-
-
-@contextlib.contextmanager
-def _telling(plan: Plan) -> Iterator[None]:
-    """Tells who started the pipeline what is wrong with the user's files: runners put errors into
-    words of their own."""
+def _told(plan: Plan, step: Callable[..., Any], *given: Any) -> Any:
+    """What a step gives. Tells who started the pipeline what is wrong with the user's files or the
+    disk of a worker: runners put errors into words of their own."""
     try:
-        yield
-    except UserError as error:
-        plan.put_record(_PROBLEM, {"problem": str(error)})
+        return step(plan, *given)
+    except (UserError, OSError) as error:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            plan.put_record(_PROBLEM, {"problem": _problem(error)})
         raise
+
+
+def _problem(error: UserError | OSError) -> str:
+    missing = error.__cause__ if isinstance(error, UserError) else error
+    if isinstance(missing, FileNotFoundError) and missing.filename:
+        return (
+            f"{missing.filename}: a worker of Beam does not see it; config.data.root and "
+            "temp_location must be folders that all workers see, such as gs://BUCKET/FOLDER"
+        )
+    return str(error) if isinstance(error, UserError) else f"a worker of Beam: {of_os_error(error)}"

@@ -3,6 +3,7 @@ Beam."""
 
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +22,15 @@ from mmsrec_jax.data.partitioned.core import State
 from mmsrec_jax.data.partitioned.pipeline import Runner
 from mmsrec_jax.data.partitioned.plan import Plan
 from mmsrec_jax.data.published import read as published_read
+from mmsrec_jax.data.published.rows import Notes
 from mmsrec_jax.data.published.source import Source
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.data.report import Dropped, Report, describe_lengths
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.buckets.objects import is_url, require
 
+OF_THE_LEFT = "of the items that are left: "
+"""Begins the notes of a report on how the publisher describes items: others are not looked up."""
 PART_BYTES = 64 << 20  # of unpacked text, about, for a partition
 _MOST_PARTS = 1024
 _PACKED = 5  # times as small is a .gz, about
@@ -46,8 +50,8 @@ def read(
 ) -> tuple[ColumnItems, Histories, Report]:
     """The interactions that the filters leave, and their items.
 
-    The same as in memory, row for row, where the order of equal times is drawn afterwards. What is
-    noticed of items is noticed of those that are left.
+    The same as in memory, row for row, where the order of equal times is drawn afterwards. Only
+    items that are left are looked up in the publisher's files; notes of these say so.
 
     Args:
       given: folder of the data set, also in a bucket.
@@ -59,7 +63,7 @@ def read(
       UserError: as `data.published.read.read` and `pipeline.Runner`.
     """
     root = local(given).resolve()
-    runner = Runner(beam_options)
+    runner = Runner(beam_options, given)
     published_read.check(source, root, with_items=bool(fields.all))
     paths = list(published_read.interaction_files(source, root))
     images = published_read.images_of(source, root, images_root)
@@ -83,7 +87,12 @@ def read(
         raise published_read.without_interactions(source, root)
     histories, kept = filters.reindex(histories)
     seen = known["item"].take(pa.array(kept)).to_pylist()
-    catalog = published_read.items_of(source, root, seen, fields, images, notes)
+    found: Notes = Counter()
+    catalog = published_read.items_of(source, root, seen, fields, images, found)
+    notes.update({OF_THE_LEFT + what: count for what, count in found.items()})
+    if images:
+        all_items = (id.as_py() for id in known["item"])
+        notes[published_read.UNUSED_IMAGES] += published_read.unused(images, all_items)
     place = {id: i for i, id in enumerate(catalog.ids)}
     order = np.array([place[id] for id in seen], np.int32)
     for what, count in notes.items():

@@ -17,6 +17,7 @@ from mmsrec_jax.data.report import Report, describe
 from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime.errors import UserError
 
+UNUSED_IMAGES = "image files of no item, unused"
 _BARE = "; or set config.data.text_fields='()' for items without text"
 _NO_USERS = "; or leave config.data.user_fields out"
 
@@ -103,7 +104,9 @@ def read(
     users, user_of_row, seen, seen_of_row, times, ratings = _collected(
         interactions(source, root, notes), source, root
     )
-    catalog = items_of(source, root, seen, fields, images_of(source, root, images_root), notes)
+    images = images_of(source, root, images_root)
+    notes[UNUSED_IMAGES] += unused(images, seen)
+    catalog = items_of(source, root, seen, fields, images, notes)
     index = {id: i for i, id in enumerate(catalog.ids)}
     items = np.array([index[id] for id in seen], np.int32)[seen_of_row]
     del seen_of_row
@@ -140,7 +143,6 @@ def items_of(
             bare
         )
     ids += bare
-    notes["image files of no item, unused"] += len(images.keys() - set(ids))
     columns = {name: column + [""] * len(bare) for name, column in columns.items()}
     return ColumnItems(
         ids,
@@ -149,6 +151,11 @@ def items_of(
         {name: columns[name] for name in fields.attributes},
         dict(images),
     )
+
+
+def unused(images: Mapping[str, Path], seen: Iterable[str]) -> int:
+    """How many images are of none of the items `seen`, which are named once each."""
+    return len(images) - sum(id in images for id in seen)
 
 
 def read_users(source: Source, root: Path, fields: Sequence[str], users: np.ndarray) -> Joined:
