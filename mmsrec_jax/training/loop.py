@@ -94,10 +94,7 @@ def run(
                     "go on with that one, or remove the directory"
                 )
             stopped, window = host["stopped"], host["window"]
-            try:
-                batches.set_state(host["batches"])
-            except UserError as error:
-                raise UserError(f"{directory / 'checkpoints'}: {error}") from None
+            _go_on(batches, host["batches"], directory / "checkpoints")
         with (
             MetricsLog(directory, resume_step=start) as log,
             contextlib.closing(Meter(name)) as meter,
@@ -141,6 +138,13 @@ def run(
                 if interrupted:
                     raise interruption.Interrupted
         return state if best is None else checkpoints.restore_best(state)
+
+
+def _go_on(batches: Batches, position: Any, checkpoints: Path) -> None:
+    try:
+        batches.set_state(position)
+    except UserError as error:
+        raise UserError(f"{checkpoints}: {error}") from None
 
 
 def _on_host(window: Sequence[Mapping[str, float | jax.Array]]) -> list[dict[str, float]]:
