@@ -59,12 +59,12 @@ def test_a_fine_tuned_model_learns_its_answers(script, tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     script.run(
         model=tmp_path / "models" / "tiny", images=tmp_path, texts=tmp_path / "pairs.csv",
-        out=tmp_path / "out", steps=30, batch_size=8, length=64, patches=128, learning_rate=0.05,
+        out=tmp_path / "out", steps=60, batch_size=8, length=64, patches=128, learning_rate=0.02,
         dtype="float32",
     )  # fmt: skip
     rows = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(row)["loss"] for row in rows]
-    assert len(losses) == 3 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
     assert (tmp_path / "out" / "adapters" / "adapter_model.safetensors").exists()
     assert capsys.readouterr().out
     assert len((example_scripts.FOLDER / "finetune_vlm.py").read_text().splitlines()) <= 120
