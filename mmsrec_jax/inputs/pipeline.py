@@ -278,7 +278,8 @@ class _Packing(_Iterator):
             if problem := _too_large(example, self._room, self._prefix):
                 self._skip(problem)
                 continue
-            taken = np.array(list(needs(example).values()))
+            needed = needs(example)
+            taken = np.array([needed[name] for name in self._room.of_a_row])
             fits = (used + taken <= self._sizes).all(axis=1)
             if not fits.any():
                 break
