@@ -1,6 +1,7 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
+# make beam   the tests of reading by Apache Beam, in a virtual environment of their own
 # make processes  the tests that run all steps in 2 and 4 real processes
 # make robustness  hostile cases: damaged files, nonsense settings, whole command lines too;
 #                  FUZZ_SECONDS=600 damages the files of each reader for ten minutes
@@ -26,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 # Large pages for what the CPU backend allocates anew in every step: docs/performance.md.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test results parity processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
+.PHONY: run test results parity beam processes robustness mutation real-llava real-tokenizer bench-model bench-loss-memory bench-accelerator lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -40,6 +41,10 @@ test: $(VENV)/.installed-dev
 # Only their files are collected: the imports of all others take longer than some of these tests.
 parity: $(VENV)/.installed-torch
 	$(BIN)/python -m pytest -m parity $(IN_TWO) $$(grep -rlF mark.parity tests --include=*.py)
+
+# Of its own: Beam asks for older packages than others bring.
+beam: $(VENV)-beam/.installed
+	$(VENV)-beam/bin/python -m pytest tests/data/test_partitioned.py
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
@@ -72,7 +77,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-beam runs
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -85,6 +90,11 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.txt pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)-beam/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check -e ".[beam,gcs]" pytest
 	touch $@
 
 # The CPU build of torch exists under this version for Python 3.11; elsewhere use any installed one.

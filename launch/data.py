@@ -35,6 +35,7 @@ from mmsrec_jax.data.fetching.client import Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings
 from mmsrec_jax.data.from_csv import Csv
 from mmsrec_jax.runtime import interruption, startup
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
@@ -206,6 +207,8 @@ def _look(command: str) -> int:
 def _convert() -> int:
     if not (_INTERACTIONS.value and _OUT.value):
         raise UserError("csv needs --interactions and --out; --help explains them")
+    if is_url(_OUT.value):
+        raise UserError(f"--out={_OUT.value}: csv writes to a folder of this machine")
     items = None
     if _ITEMS.value:
         renamed = from_csv.parsed_columns(_ITEM_COLUMNS.value, "--item_columns")

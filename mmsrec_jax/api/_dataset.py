@@ -6,10 +6,13 @@ from typing import Any
 from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Dataset
-from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.given import local, local_run
+from mmsrec_jax.runtime.buckets.objects import Objects, is_url
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict, from_record
+
+_PREPARED = "data/step.json"  # a run has it
 
 
 def open_dataset(path: str | Path, **settings: Any) -> Dataset:
@@ -42,8 +45,9 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     >>> mmsrec_jax.open_dataset("runs/shop").catalog.ids.tolist() == catalog.ids.tolist()
     True
     """
-    path = local(path)
-    if (path / "data" / "step.json").exists():
+    of_run = is_url(path) and Objects(str(path)).find(_PREPARED) is not None
+    path = local_run(path) if of_run else local(path)
+    if (path / _PREPARED).exists():
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
         return build.open_run(path)

@@ -69,6 +69,7 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
         (("csv", "--interactions=a"), "csv needs --interactions and --out"),
         (("csv", "--interactions=a", "--out=@", "--item_columns=a=b"), "give that too"),
         (("csv", "--interactions=nowhere.csv", "--out=@"), "nowhere.csv: cannot be read"),
+        (("csv", "--interactions=a", "--out=gs://a/b"), "csv writes to a folder of this machine"),
         (("csv", "--config=configs/base.py"), "csv reads no --config, which is of stats, check"),
         (("csv", "--local_dir=@"), "csv reads no --local_dir, which is of stats, check"),
         (("stats",), "stats needs --config"),

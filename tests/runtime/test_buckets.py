@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+import mmsrec_jax
+from mmsrec_jax.data import build
 from mmsrec_jax.runtime import digests, startup
 from mmsrec_jax.runtime.buckets import copies, given, lock, objects, run
 from mmsrec_jax.runtime.buckets.mirror import Mirror
@@ -437,3 +439,19 @@ def test_a_data_set_may_call_its_files_as_a_run_does(bucket_server, machine):
     assert set(tree(given.local("gs://lab/data"))) == set(names)
     bucket_server.put("lab", "data/table.json", b"{}")
     assert set(tree(given.local_run("gs://lab/data"))) == {"table.json"}
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_of_a_run_no_checkpoints_are_copied_to_open_its_data(
+    bucket_server, machine, monkeypatch, is_run
+):
+    opened = []
+    monkeypatch.setattr(build, "open_run", opened.append)
+    bucket_server.put("lab", "it/checkpoints/a", b"1")
+    if is_run:
+        bucket_server.put("lab", "it/data/step.json", b"{}")
+        mmsrec_jax.open_dataset("gs://lab/it")
+        assert set(tree(opened[0])) == {"data/step.json"}
+    else:
+        with pytest.raises(UserError, match="neither it.inter nor it.inter.gz"):
+            mmsrec_jax.open_dataset("gs://lab/it")
