@@ -6,7 +6,7 @@ from typing import Any
 from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.records import Dataset
-from mmsrec_jax.runtime.buckets.given import local, local_run
+from mmsrec_jax.runtime.buckets.given import local_run
 from mmsrec_jax.runtime.buckets.objects import Objects, is_url
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
@@ -46,11 +46,11 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
     True
     """
     of_run = is_url(path) and Objects(str(path)).find(_PREPARED) is not None
-    path = local_run(path) if of_run else local(path)
-    if (path / _PREPARED).exists():
+    folder = local_run(path) if of_run else Path(path)
+    if of_run or (folder / _PREPARED).exists():
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
-        return build.open_run(path)
+        return build.open_run(folder)
     choices = as_dict(DataSettings()).keys() - {"root", "toyshop"}
     for name in settings:
         choose_name(name, choices, what="setting")

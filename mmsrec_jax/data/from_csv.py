@@ -122,6 +122,8 @@ def parsed_columns(given: list[str], flag: str) -> dict[str, str]:
         ours = texts.plain(ours)
         if not (ours and equals and theirs.strip()):
             raise UserError(f"{flag}: {reading.shown(pair)} is not OURS=THEIRS: user_id=customer")
+        if ours in found:
+            raise UserError(f"{flag}: {ours} is named twice")
         found[ours] = theirs
     return found
 
@@ -133,8 +135,11 @@ def _interactions(csv: Csv, out: TextIO, time_format: str) -> Counter[str]:
     names, rows = _open(csv, _NEEDED, "--columns", most=_TYPES)
     kept = [name for name in _TYPES if name in names]
     counts = Counter({"interactions": 0})
-    if "timestamp" not in kept:
-        counts["times: the order of the file counts"] = 0
+    if time_format and "timestamp" not in kept:
+        raise UserError(
+            f"--time_format={time_format}: no column of times is read; add "
+            "--columns=timestamp=COLUMN"
+        )
     print(*(f"{name}:{_TYPES[name]}" for name in kept), sep="\t", file=out)
     for where, row in rows:
         ids = [_id(where, row, name) for name in _NEEDED]
@@ -148,6 +153,8 @@ def _interactions(csv: Csv, out: TextIO, time_format: str) -> Counter[str]:
             cells.append(f"{_number(where, 'rating', row['rating']):.15g}")
         print(*cells, sep="\t", file=out)
         counts["interactions"] += 1
+    if "timestamp" not in kept:
+        counts["of them without a time: the order of the file counts"] = counts["interactions"]
     return counts
 
 
@@ -173,7 +180,7 @@ def _open(
     """The columns of a file that are read, by our names, and its rows; `most`: no others are."""
     _, line = next(files.lines(csv.path, csv.encoding), (1, ""))
     separator = max(",;\t", key=line.count)
-    rows = csv_items.records(csv.path, separator, csv.encoding)
+    rows = csv_items.records(csv.path, separator, csv.encoding, strict=True)
     _, header = next(rows, ("", []))
     names = _names(csv, header)
     for name in (*needed, *csv.columns):
@@ -250,7 +257,7 @@ def _parsed_seconds(where: str, text: str, time_format: str) -> float:
             return reading.number(text)
         else:
             date = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, re.error):  # the second of a format that names something twice
         wanted = f"of the form {time_format}" if time_format else "seconds since 1970 or YYYY-MM-DD"
         raise UserError(
             f"{where}: timestamp {reading.shown(text)} is not {wanted}; say how the file writes "

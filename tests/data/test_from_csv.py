@@ -121,3 +121,17 @@ def test_no_file_is_replaced_and_names_are_pairs(tmp_path):
     assert from_csv.parsed_columns(["item_id=a=b"], "--columns") == {"item_id": "a=b"}
     with pytest.raises(UserError, match="--columns: 'sku' is not OURS=THEIRS"):
         from_csv.parsed_columns(["sku"], "--columns")
+    with pytest.raises(UserError, match="--columns: item_id is named twice"):
+        from_csv.parsed_columns(["item_id=a", "item_id=b"], "--columns")
+
+
+@pytest.mark.parametrize(
+    ("header", "form", "problem"),
+    [("date", "%Y", "no column of times is read"), ("timestamp", "%Y %H:%M:%M", "is not of the")],
+)
+def test_a_form_of_times_is_used_or_refused(tmp_path, header, form, problem):
+    (tmp_path / "orders.csv").write_text(f"user_id,item_id,{header}\nu,i,2024\n")
+    with pytest.raises(UserError, match=problem):
+        from_csv.convert(
+            tmp_path / "shop", Csv(tmp_path / "orders.csv", {}), None, time_format=form
+        )

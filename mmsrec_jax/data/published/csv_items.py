@@ -37,12 +37,16 @@ def read(
         yield where, dict(zip(header, cells, strict=True))
 
 
-def records(path: Path, separator: str, encoding: str = "utf-8") -> Iterator[tuple[str, list[str]]]:
+def records(
+    path: Path, separator: str, encoding: str = "utf-8", *, strict: bool = False
+) -> Iterator[tuple[str, list[str]]]:
     """(file and line for messages, cells) of each row, that of the header too.
 
+    strict: quotes must be closed, and doubled inside of a quoted cell. Otherwise a cell with others
+      is what `csv.reader` makes of it.
+
     Raises:
-      UserError: a quote is left open or stands inside a quoted cell, or the text is not of the
-        encoding.
+      UserError: quotes are not as they must be, or the text is not of the encoding.
     """
     number = before = 0  # of the line read last: blank ones are passed over
 
@@ -52,7 +56,7 @@ def records(path: Path, separator: str, encoding: str = "utf-8") -> Iterator[tup
             yield f"{line}\n"
 
     try:
-        for cells in csv.reader(text(), delimiter=separator, strict=True):
+        for cells in csv.reader(text(), delimiter=separator, strict=strict):
             yield f"{path}:{number}", cells
             before = number
     except csv.Error as error:
