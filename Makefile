@@ -38,9 +38,11 @@ results: $(VENV)/.installed-torch
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "$(TESTS)" --durations=10 $(IN_TWO)
 
-# Only their files are collected: the imports of all others take longer than some of these tests.
+# Compiled as users' programs are: other tests set a flag (tests/xla_flags.py). Only their files are
+# collected: the imports of all others take longer than some of these tests.
 parity: $(VENV)/.installed-torch
-	$(BIN)/python -m pytest -m parity $(IN_TWO) $$(grep -rlF mark.parity tests --include=*.py)
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+		$(BIN)/python -m pytest -m parity $(IN_TWO) $$(grep -rlF mark.parity tests --include=*.py)
 
 # Of its own: Beam asks for older packages than others bring.
 beam: $(VENV)-beam/.installed

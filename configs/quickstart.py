@@ -110,8 +110,6 @@ def _mllm_srec(config: ConfigDict) -> None:
     with config.unlocked():
         config.method = "mllm_srec"
         config.data.toyshop.num_users = 8000  # each of them has windows and a profile to be written
-        for name in base.SEQUENTIAL_MODELS:
-            config[name].steps = 800
         config.warmup.steps = 120  # less is to be learned than for MMSRARec
         config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
         config.understanding.update(

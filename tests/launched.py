@@ -93,7 +93,7 @@ def _become(
     os.chdir(cwd)
     for kind, value in limits:
         resource.setrlimit(kind, (value, value))
-    os.environ |= {"XLA_FLAGS": xla_flags.of_devices(1), **variables}  # as a user has
+    os.environ |= {"XLA_FLAGS": xla_flags.of_devices(1), **variables}  # one device, as a user has
     if directory := variables.get("JAX_COMPILATION_CACHE_DIR"):  # which jax read when imported
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

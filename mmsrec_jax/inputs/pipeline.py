@@ -132,7 +132,8 @@ def batches(
 
 def ahead(dataset: grain.MapDataset, workers: int, waiting: int) -> grain.IterDataset:
     """The elements in order, made ahead of their use by `workers` processes or, if that is 0, by
-    threads of this one. To move an element between processes costs the more, the smaller it is.
+    threads of this one. Elements go through pipes, batches too: small ones cost more for their
+    size, and shared memory, of which a container may have little, is not needed.
 
     waiting: so many wait in each process and as many that were taken from it, beside the one being
       made and the one being taken.
@@ -146,7 +147,10 @@ def ahead(dataset: grain.MapDataset, workers: int, waiting: int) -> grain.IterDa
 
 
 def end_with_the_run(worker: int, workers: int) -> None:
-    """Of a run that was killed, workers would wait forever for someone to take their examples."""
+    """Of a run that was killed, workers would wait forever for someone to take their examples. And
+    SIGTERM to the whole process group must not end them before the run has saved, for which it
+    needs batches."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def wait() -> None:
         if (parent := multiprocessing.parent_process()) is not None:
@@ -237,8 +241,8 @@ class _Iterator(grain.DatasetIterator, abc.ABC):
         self._made = None
 
     def _next_made(self) -> Any:
-        # In a thread that starts the workers, and these inherit the mask: SIGTERM to the whole
-        # process group must not end them before the run has saved, for which it needs batches.
+        # In a thread that starts the workers, and these inherit the mask: before they ignore it
+        # themselves, a SIGTERM to the whole group must not end them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if self._made is None:
             starts = grain.MapDataset.range(self._draw, len(self._make.draws), self._make.count)

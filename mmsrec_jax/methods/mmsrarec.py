@@ -24,7 +24,6 @@ weight or a flag in the settings.
 import dataclasses
 import functools
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -167,11 +166,10 @@ class MMSRARec(MLLMExperiment):
         found = item_rewards.of_items(
             settings, model, self.summary_source(), items, written, mesh=self.mesh
         )
-        finite = {
-            item: {name: value for name, value in found[item].items() if math.isfinite(value)}
-            for item in items
-        }
-        lines = [json.dumps({"item": item, "rewards": finite[item]}) for item in items]
+        lines = [
+            json.dumps({"item": item, "rewards": rewards})
+            for item, rewards in item_rewards.finite(found).items()
+        ]
         write_text(path, "".join(f"{line}\n" for line in lines))
 
     def summary_model(self) -> MLLM:

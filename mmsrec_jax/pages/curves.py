@@ -41,8 +41,8 @@ def charts_of_step(series: Series) -> Html:
     """Charts of the metrics of one step: loss, validation and rewards, the others folded. Those
     beyond `_MOST_METRICS` are named and not drawn, and these are never of the first."""
     groups: dict[str, list[Line]] = {}
+    moving = [name for name, (_, y) in series.items() if y.any()]
     zero = [name for name, (_, y) in series.items() if not y.any()]
-    moving = [name for name in series if name not in zero]
     moving.sort(key=lambda name: _order(_place(name)[0]) == len(_FIRST))
     for name in moving[:_MOST_METRICS]:
         x, y = series[name]
@@ -65,17 +65,18 @@ def charts_of_step(series: Series) -> Html:
         )
     return joined(
         element("div", shown, class_="charts") if shown else note("No loss is logged."),
-        note(f"0 throughout: {', '.join(zero)}.") if zero else None,
+        _listed("0 throughout", zero),
         element("div", more, class_="more") if more else None,
-        _not_drawn(moving[_MOST_METRICS:]),
+        _listed("in metrics.jsonl and not drawn", moving[_MOST_METRICS:]),
     )
 
 
-def _not_drawn(names: Sequence[str]) -> Html | None:
+def _listed(what: str, names: Sequence[str]) -> Html | None:
     if not names:
         return None
     told = ", ".join(clipped(name, _LONGEST_NAME) for name in names[:_MOST_METRICS])
-    return note(f"{len(names):,} more metrics are in metrics.jsonl and not drawn: {told}.")
+    more = f" and {len(names) - _MOST_METRICS:,} more" if len(names) > _MOST_METRICS else ""
+    return note(f"{what}: {told}{more}.")
 
 
 def overlaid(runs: Mapping[str, Series]) -> Html:

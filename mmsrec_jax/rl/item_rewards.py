@@ -1,9 +1,12 @@
 """Rewards of the summaries that items have in the end, for people who look at a run (*ours*)."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -83,6 +86,19 @@ def of_items(
     finally:
         batches.close()
     return found
+
+
+def finite(found: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
+    """What `of_items` found, without numbers that are not finite, which JSON does not have; a
+    warning counts them."""
+    kept = {
+        item: {name: value for name, value in rewards.items() if math.isfinite(value)}
+        for item, rewards in found.items()
+    }
+    lacking = Counter(name for item in found for name in found[item].keys() - kept[item].keys())
+    for name, count in sorted(lacking.items()):
+        logging.warning("reward %s of %d in %d items is not finite", name, count, len(found))
+    return kept
 
 
 def _in_rows(items: Sequence[int], batch_size: int, mesh: Mesh) -> list[int]:

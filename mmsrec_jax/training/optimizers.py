@@ -30,7 +30,7 @@ def make_optimizer(
     "muon" moves each kernel of a layer or a connector by the orthogonal factor of its momentum
     (Jordan et al. 2024), scaled so that its root mean square is that of an AdamW update (Liu et
     al., arXiv 2502.16982): one rate serves both. Embeddings, the head, norms, biases and adapters
-    are updated by AdamW.
+    are updated by AdamW with Nesterov's momentum, as optax has it beside Muon.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -54,7 +54,7 @@ def make_optimizer(
 
 
 def _matrices(params: Any) -> Any:
-    """Of each variable of `params` the axes of a kernel's inputs and outputs; None: AdamW's."""
+    """Of each variable of `params` the axes of a kernel's inputs and outputs; None: not Muon's."""
     return jax.tree.map(_matrix, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 

@@ -1,6 +1,8 @@
 """Batches taken apart give back the examples, and an interrupted stream goes on with the same."""
 
 import json
+import os
+import signal
 from collections import Counter
 
 import grain
@@ -9,7 +11,7 @@ import pytest
 import toy_items
 
 from mmsrec_jax.inputs.item_prompts import SummarySource
-from mmsrec_jax.inputs.pipeline import batches
+from mmsrec_jax.inputs.pipeline import ahead, batches
 from mmsrec_jax.inputs.recommend import CandidateSource, PromptContext, RecommendSource
 from mmsrec_jax.inputs.sharded import Sharded
 from mmsrec_jax.inputs.warmup import WarmupSource
@@ -81,6 +83,28 @@ def unpack(batch):
                 batch.labels[b][mine].tolist(),
             )
         assert (ids[patch:] == 0).all() and (windows[patch:] == 0).all()
+
+
+def test_a_signal_does_not_end_workers():
+    dataset = ahead(grain.MapDataset.range(1000).map(lambda x: (x, os.getpid())), 1, waiting=1)
+    iterator = iter(dataset)
+    _, worker = next(iterator)
+    os.kill(worker, signal.SIGTERM)
+    assert [next(iterator) for _ in range(20)] == [(n, worker) for n in range(1, 21)]
+    iterator.close()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_restored_at_the_end_of_an_epoch_nothing_comes(source, pack):
+    settings = SHAPE if pack else SHAPE | {"batch_size": 4}
+    iterator = iter(batches(source, **settings, repeat=False, pack=pack))
+    count = sum(1 for _ in iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    assert state == {"draw": len(source) if pack else count * 4}
+    iterator.set_state(state)
+    with pytest.raises(StopIteration):
+        next(iterator)
+    iterator.close()
 
 
 def flat(example):

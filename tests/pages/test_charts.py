@@ -106,5 +106,12 @@ def test_metrics_that_are_not_drawn_are_named_and_are_none_of_the_first():
     series |= {"loss": (steps, 1 / (1 + steps)), "still": (steps, np.zeros(3))}
     text = curves.charts_of_step(series)
     found = Page(document.document("t", [], [document.Section("s", "s", text)], None))
-    assert "11 more metrics are in metrics.jsonl and not drawn: extra/m59, extra/m60" in found.words
+    assert "in metrics.jsonl and not drawn: extra/m59, extra/m60" in found.words
     assert found.problems == [] and "Loss" in found.words and "0 throughout: still." in found.words
+
+
+def test_many_metrics_that_are_0_throughout_are_counted():
+    steps = np.arange(3.0)
+    text = curves.charts_of_step({f"{n}{'x' * 500}": (steps, 0 * steps) for n in range(200)})
+    found = Page(document.document("t", [], [document.Section("s", "s", text)], None))
+    assert "and 140 more." in found.words and len(text) < 10_000

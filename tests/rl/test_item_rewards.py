@@ -45,3 +45,9 @@ def test_they_are_those_of_the_items_own_words(tmp_path):
         assert set(of) == {*WEIGHTS, "total"}
         assert of["total"] == pytest.approx(sum(w * of[name] for name, w in WEIGHTS.items()))
         assert (of["image_contrastive"] == 0) == (item == toy_items.NO_IMAGE)
+
+
+def test_numbers_that_are_not_finite_are_counted_and_left_out(caplog):
+    found = {3: {"length": 1.0, "total": float("nan")}, 5: {"length": 2.0, "total": float("inf")}}
+    assert item_rewards.finite(found) == {3: {"length": 1.0}, 5: {"length": 2.0}}
+    assert "reward total of 2 in 2 items is not finite" in caplog.text
