@@ -210,7 +210,14 @@ def test_without_the_extra_it_is_refused(monkeypatch):
 def test_beam_does_what_the_loops_do(raw, small, monkeypatch):
     monkeypatch.setattr(pipeline, "ROUNDS", 1)  # more than one pipeline
     check_same(settings_of(raw))
-    check_same(settings_of(raw, user_core=6, rating_threshold=3.0))
+    check_same(settings_of(raw, user_core=6, rating_threshold=3.0), "runner=direct")
+
+
+@needs_beam
+@pytest.mark.parametrize("name", ["direct", "DIRECTRUNNER", "FnApi", "fnapirunner"])
+def test_a_runner_of_this_process_by_any_of_its_names(name):
+    runner = pipeline.Runner(f"runner={name}", "raw")._runner
+    assert type(runner).__name__ == "FnApiRunner"
 
 
 @needs_beam

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # of the extra [beam]
     import apache_beam as beam
 
 ROUNDS = 8  # of the core in one pipeline: on a cluster each one takes minutes to start
-_LOCAL = ("", "DirectRunner", "FnApiRunner")  # runners that work in this process
+_LOCAL = ("", "direct", "directrunner", "fnapi", "fnapirunner")  # they work in this process
 _WITHOUT_DISK = "apache_beam.runners.dataflow."  # its workers see buckets alone
 _PROBLEM, _SPILLS, _STATE = "problem", "spills", "state"
 
@@ -68,7 +68,7 @@ class Runner:
                 f"config.data.beam_options={given!r}: Beam refuses it ({first_line(error)}); give "
                 "its options with commas between, such as runner=DirectRunner"
             ) from error
-        if name not in _LOCAL and not self.folder:
+        if not _is_local(name) and not self.folder:
             raise UserError(
                 f"config.data.beam_options={given!r}: add temp_location=FOLDER, one that all "
                 f"workers of {name} see, such as gs://BUCKET/FOLDER"
@@ -137,7 +137,12 @@ def _runner(name: str) -> Any:
     """DirectRunner tries another one first, which it downloads."""
     from apache_beam.runners.runner import create_runner
 
-    return create_runner("FnApiRunner" if name in _LOCAL else name)
+    return create_runner("FnApiRunner" if _is_local(name) else name)
+
+
+def _is_local(name: str) -> bool:
+    """By the names that Beam takes: in any case, and without "Runner" too."""
+    return name.lower() in _LOCAL
 
 
 def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
