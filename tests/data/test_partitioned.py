@@ -202,8 +202,9 @@ def test_settings_that_do_not_go_with_it():
 
 def test_without_the_extra_it_is_refused(monkeypatch):
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build, "local", None)  # nothing is copied for it
     with pytest.raises(UserError, match=r"apache_beam is not installed; .* -e '.\[beam\]'"):
-        build.check(settings_of(".", beam_options=BEAM))
+        build.check(settings_of("gs://lab/raw", beam_options=BEAM))
 
 
 @needs_beam
