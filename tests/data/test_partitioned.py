@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import sys
 from collections import Counter
 
 import numpy as np
@@ -240,11 +241,51 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
         ("runner=Derect", "Beam refuses it .*Derect"),
         ("runner=FlinkRunner", "add temp_location=FOLDER, one that all workers of FlinkRunner see"),
         ("runner=dataflow,temp_location=gs://lab/tmp", "do not see config.data.root=.*; copy it"),
+        (f"{BEAM},no_wait_until_finish", "with no_wait_until_finish nothing is read when"),
+        ("template_location=gs://lab/template", "with template_location nothing .*; leave it out"),
+        ("dry_run=True", "with dry_run nothing is read"),
     ):
         with pytest.raises(UserError, match=said):
             build.check(settings_of(raw, beam_options=options))
     with pytest.raises(UserError, match="do not see temp_location=/tmp/between; copy it"):
         pipeline.Runner("runner=DataflowRunner,temp_location=/tmp/between", "gs://lab/raw")
+
+
+@needs_beam
+def test_dataflow_needs_packages_of_its_own(monkeypatch):
+    given = "runner=DataflowRunner,temp_location=gs://lab/between", "gs://lab/raw"
+    monkeypatch.setitem(sys.modules, pipeline._OF_DATAFLOW, None)
+    with pytest.raises(UserError, match=r"are missing .*; run pip install 'apache-beam\[gcp\]'"):
+        pipeline.Runner(*given)
+    monkeypatch.setitem(sys.modules, pipeline._OF_DATAFLOW, sys)
+    assert pipeline.Runner(*given).folder == "gs://lab/between"
+
+
+@needs_beam
+def test_nothing_of_an_earlier_pipeline_is_taken_for_one_of_this(tmp_path):
+    def fails(_):
+        raise RuntimeError("no quota")
+
+    def fails_after_a_step(_):
+        plan.put_record("problem", {"problem": "a worker: a disk was full"})
+        fails(_)
+
+    runner = pipeline.Runner(BEAM, "raw")
+    plan = Plan("amazon_reviews_2023/Software-0core", str(tmp_path), 1, None, 5, 5, False)
+    plan.put_record("state", {"state": [8, True]})
+    plan.put_record("problem", {"problem": "a disk was full"})
+    with pytest.raises(UserError, match="the pipeline ended without its last step, as one"):
+        runner._run(plan, lambda _: None)
+    plan.put_record("problem", {"problem": "a disk was full"})
+    with pytest.raises(UserError, match=r"^[^ ]*: the pipeline failed \(no quota\)$"):
+        runner._run(plan, fails)
+    with pytest.raises(UserError, match=r"a disk was full \(the runner: no quota\)$"):
+        runner._run(plan, fails_after_a_step)
+    of_a_worker = RuntimeError(
+        "Traceback (most recent call last):\n  File\nKeyError: 'x' [while]\n"
+    )
+    said = "config.data.beam_options: the pipeline failed (KeyError: 'x' [while])"
+    assert pipeline._failure(None, of_a_worker) == said
 
 
 def test_what_a_worker_cannot_do_is_told(tmp_path):
