@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import published_files as made
@@ -50,6 +51,8 @@ class Loops:
             for part in parts:
                 core.drop(plan, state, part)
             state = core.count(plan, state, parts)
+            for name in core.outdated(plan, [state.round - 1]):
+                plan.remove(name)
         self.rounds = state.round
         return names, state
 
@@ -213,6 +216,25 @@ def test_beam_does_what_the_loops_do(raw, small, monkeypatch):
     monkeypatch.setattr(pipeline, "ROUNDS", 1)  # more than one pipeline
     check_same(settings_of(raw))
     check_same(settings_of(raw, user_core=6, rating_threshold=3.0), "runner=direct")
+
+
+@needs_beam
+def test_rounds_of_earlier_pipelines_are_removed(raw, small, monkeypatch):
+    left = []
+
+    def gathered(plan, state):
+        names = [path.name.split("-") for path in Path(plan.folder).iterdir()]
+        left.extend((state.round, kind, int(number[0])) for kind, *number in names if number)
+        return real(plan, state)
+
+    real = partitioned_read._gathered
+    monkeypatch.setattr(partitioned_read, "_gathered", gathered)
+    monkeypatch.setattr(pipeline, "ROUNDS", 1)
+    build.read(settings_of(raw, text_fields=(), beam_options=BEAM))
+    last = left[0][0]
+    assert last > 2
+    for kind in ("edges", "degrees", "there"):
+        assert {number for _, of, number in left if of == kind} == {last - 1, last}
 
 
 @needs_beam

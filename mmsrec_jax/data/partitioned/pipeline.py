@@ -208,10 +208,17 @@ def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
 
 
 def _continued(pipeline: "beam.Pipeline", plan: Plan, state: State) -> None:
-    """More rounds of the core. Beam has no loops."""
+    """More rounds of the core, after what the last pipeline leaves over is removed. Beam has no
+    loops."""
     import apache_beam as beam
+    from apache_beam.pvalue import AsList
 
-    _rounds(pipeline, plan, pipeline | "state" >> beam.Create([tuple(state)]))
+    old = core.outdated(plan, range(max(state.round - ROUNDS, 1), state.round))
+    removed = _each(pipeline, "old", old) | "remove" >> beam.Map(
+        lambda name: _told(plan, Plan.remove, name)
+    )
+    begin = pipeline | "state" >> beam.Create([tuple(state)])
+    _rounds(pipeline, plan, begin | "removed" >> beam.Map(lambda at, _: at, AsList(removed)))
 
 
 def _rounds(
