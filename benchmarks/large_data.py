@@ -32,7 +32,7 @@ _PLACE = flags.DEFINE_string("place", None, "Folder for the ratings and what Bea
 _OPTIONS = flags.DEFINE_string(
     "beam_options", "runner=DirectRunner", "As config.data.beam_options."
 )
-_SIDES = flags.DEFINE_list("sides", ["memory", "beam"], "Which to run.")
+_SIDES = flags.DEFINE_multi_enum("sides", ["memory", "beam"], ["memory", "beam"], "Which to run.")
 
 _AT_ONCE = 1_000_000
 _START = 1_400_000_000_000

@@ -145,12 +145,12 @@ def check(settings: DataSettings) -> None:
             f"config.data.root is not set: give the folder of {files} with "
             f"--config.data.root=DIR{page}"
         )
+    if settings.beam_options:  # before a bucket is copied
+        pipeline.Runner(settings.beam_options, settings.root)
     if not local(settings.root).is_dir():
         raise UserError(
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
         )
-    if settings.beam_options:
-        pipeline.Runner(settings.beam_options, settings.root)
     root, fields = local(settings.root), settings.user_fields
     if source:
         with_items = _reads_items(settings)

@@ -1,6 +1,7 @@
 """Histories in, fewer or reordered histories out; item indices change only in `reindex`."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -71,9 +72,8 @@ def break_ties(histories: Histories, seed: int) -> Histories:
     items, timestamps = np.empty_like(histories.items), np.empty_like(histories.timestamps)
     ratings = None if histories.ratings is None else np.empty_like(histories.ratings)
     # Some users at a time: keys and places of all rows would take more memory than the rows.
-    begins = np.searchsorted(offsets, np.arange(0, len(items), _AT_ONCE))
-    ends = [*np.unique(begins)[1:], len(histories)]
-    for begin, end in zip(np.unique(begins), ends, strict=False):
+    begins = np.unique(np.searchsorted(offsets, np.arange(0, len(items), _AT_ONCE)))
+    for begin, end in pairwise([*begins, len(histories)]):
         rows = slice(offsets[begin], offsets[end])
         # One random key per row, drawn without a look at the items.
         key = rng.random(rows.stop - rows.start)

@@ -5,7 +5,9 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import published_files as made
@@ -49,6 +51,8 @@ class Loops:
             for part in parts:
                 core.drop(plan, state, part)
             state = core.count(plan, state, parts)
+            for name in core.outdated(plan, [state.round - 1]):
+                plan.remove(name)
         self.rounds = state.round
         return names, state
 
@@ -202,15 +206,42 @@ def test_settings_that_do_not_go_with_it():
 
 def test_without_the_extra_it_is_refused(monkeypatch):
     monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build, "local", None)  # nothing is copied for it
     with pytest.raises(UserError, match=r"apache_beam is not installed; .* -e '.\[beam\]'"):
-        build.check(settings_of(".", beam_options=BEAM))
+        build.check(settings_of("gs://lab/raw", beam_options=BEAM))
 
 
 @needs_beam
 def test_beam_does_what_the_loops_do(raw, small, monkeypatch):
     monkeypatch.setattr(pipeline, "ROUNDS", 1)  # more than one pipeline
     check_same(settings_of(raw))
-    check_same(settings_of(raw, user_core=6, rating_threshold=3.0))
+    check_same(settings_of(raw, user_core=6, rating_threshold=3.0), "runner=direct")
+
+
+@needs_beam
+def test_rounds_of_earlier_pipelines_are_removed(raw, small, monkeypatch):
+    left = []
+
+    def gathered(plan, state):
+        names = [path.name.split("-") for path in Path(plan.folder).iterdir()]
+        left.extend((state.round, kind, int(number[0])) for kind, *number in names if number)
+        return real(plan, state)
+
+    real = partitioned_read._gathered
+    monkeypatch.setattr(partitioned_read, "_gathered", gathered)
+    monkeypatch.setattr(pipeline, "ROUNDS", 1)
+    build.read(settings_of(raw, text_fields=(), beam_options=BEAM))
+    last = left[0][0]
+    assert last > 2
+    for kind in ("edges", "degrees", "there"):
+        assert {number for _, of, number in left if of == kind} == {last - 1, last}
+
+
+@needs_beam
+@pytest.mark.parametrize("name", ["direct", "DIRECTRUNNER", "FnApi", "fnapirunner"])
+def test_a_runner_of_this_process_by_any_of_its_names(name):
+    runner = pipeline.Runner(f"runner={name}", "raw")._runner
+    assert type(runner).__name__ == "FnApiRunner"
 
 
 @needs_beam
@@ -232,11 +263,51 @@ def test_beam_says_in_one_line_what_is_wrong(raw, tmp_path):
         ("runner=Derect", "Beam refuses it .*Derect"),
         ("runner=FlinkRunner", "add temp_location=FOLDER, one that all workers of FlinkRunner see"),
         ("runner=dataflow,temp_location=gs://lab/tmp", "do not see config.data.root=.*; copy it"),
+        (f"{BEAM},no_wait_until_finish", "with no_wait_until_finish nothing is read when"),
+        ("template_location=gs://lab/template", "with template_location nothing .*; leave it out"),
+        ("dry_run=True", "with dry_run nothing is read"),
     ):
         with pytest.raises(UserError, match=said):
             build.check(settings_of(raw, beam_options=options))
     with pytest.raises(UserError, match="do not see temp_location=/tmp/between; copy it"):
         pipeline.Runner("runner=DataflowRunner,temp_location=/tmp/between", "gs://lab/raw")
+
+
+@needs_beam
+def test_dataflow_needs_packages_of_its_own(monkeypatch):
+    given = "runner=DataflowRunner,temp_location=gs://lab/between", "gs://lab/raw"
+    monkeypatch.setitem(sys.modules, pipeline._OF_DATAFLOW, None)
+    with pytest.raises(UserError, match=r"are missing .*; run pip install 'apache-beam\[gcp\]'"):
+        pipeline.Runner(*given)
+    monkeypatch.setitem(sys.modules, pipeline._OF_DATAFLOW, sys)
+    assert pipeline.Runner(*given).folder == "gs://lab/between"
+
+
+@needs_beam
+def test_nothing_of_an_earlier_pipeline_is_taken_for_one_of_this(tmp_path):
+    def fails(_):
+        raise RuntimeError("no quota")
+
+    def fails_after_a_step(_):
+        plan.put_record("problem", {"problem": "a worker: a disk was full"})
+        fails(_)
+
+    runner = pipeline.Runner(BEAM, "raw")
+    plan = Plan("amazon_reviews_2023/Software-0core", str(tmp_path), 1, None, 5, 5, False)
+    plan.put_record("state", {"state": [8, True]})
+    plan.put_record("problem", {"problem": "a disk was full"})
+    with pytest.raises(UserError, match="the pipeline ended without its last step, as one"):
+        runner._run(plan, lambda _: None)
+    plan.put_record("problem", {"problem": "a disk was full"})
+    with pytest.raises(UserError, match=r"^[^ ]*: the pipeline failed \(no quota\)$"):
+        runner._run(plan, fails)
+    with pytest.raises(UserError, match=r"a disk was full \(the runner: no quota\)$"):
+        runner._run(plan, fails_after_a_step)
+    of_a_worker = RuntimeError(
+        "Traceback (most recent call last):\n  File\nKeyError: 'x' [while]\n"
+    )
+    said = "config.data.beam_options: the pipeline failed (KeyError: 'x' [while])"
+    assert pipeline._failure(None, of_a_worker) == said
 
 
 def test_what_a_worker_cannot_do_is_told(tmp_path):

@@ -5,6 +5,7 @@ The largest part in which all have enough is one and the same in whatever order 
 this is what `filters.k_core` leaves.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,19 @@ def count(plan: Plan, state: State, parts: list[int]) -> State:
 def rows(plan: Plan, state: State, part: int) -> np.ndarray:
     """int32[n]: the rows of a partition that are left, ascending. state: the last one."""
     return plan.arrays(f"edges-{state.round}-{part}")["row"]
+
+
+def outdated(plan: Plan, rounds: Iterable[int]) -> list[str]:
+    """Files of these rounds, which nobody reads once a pipeline of later ones has begun. Within one
+    they stay: a runner may do steps again whose results it lost."""
+    return [
+        name
+        for number in rounds
+        for name in (
+            f"there-{number}",
+            *(f"{of}-{number}-{part}" for of in ("edges", "degrees") for part in range(plan.parts)),
+        )
+    ]
 
 
 def _lengths(plan: Plan, part: int) -> np.ndarray:

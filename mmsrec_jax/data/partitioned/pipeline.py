@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +16,13 @@ from mmsrec_jax.runtime.errors import UserError, first_line, of_os_error
 
 if TYPE_CHECKING:  # of the extra [beam]
     import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 ROUNDS = 8  # of the core in one pipeline: on a cluster each one takes minutes to start
-_LOCAL = ("", "DirectRunner", "FnApiRunner")  # runners that work in this process
+_LOCAL = ("", "direct", "directrunner", "fnapi", "fnapirunner")  # they work in this process
 _WITHOUT_DISK = "apache_beam.runners.dataflow."  # its workers see buckets alone
+_OF_DATAFLOW = "apache_beam.runners.dataflow.internal.apiclient"  # needs the extra [gcp] of Beam
+_WITHOUT_RUN = ("no_wait_until_finish", "template_location", "dry_run")
 _PROBLEM, _SPILLS, _STATE = "problem", "spills", "state"
 
 
@@ -39,9 +43,10 @@ class Runner:
       root: of the data, as the user names it.
 
     Raises:
-      UserError: Beam has no such option or runner, or refuses a value; the runner runs elsewhere,
-        and nothing says where its workers leave files to each other; or its workers see no disk,
-        and the data or these files are not in a bucket.
+      UserError: Beam has no such option or runner, or refuses a value; with an option nothing would
+        have been read when the pipeline ends; the runner runs elsewhere, and nothing says where its
+        workers leave files to each other; its workers see no disk, and the data or these files are
+        not in a bucket; or packages of the runner are missing.
 
     Attributes:
       folder: that `temp_location` names for files of the workers; empty where there is none.
@@ -68,7 +73,8 @@ class Runner:
                 f"config.data.beam_options={given!r}: Beam refuses it ({first_line(error)}); give "
                 "its options with commas between, such as runner=DirectRunner"
             ) from error
-        if name not in _LOCAL and not self.folder:
+        _check_waits(given, self._options)
+        if not _is_local(name) and not self.folder:
             raise UserError(
                 f"config.data.beam_options={given!r}: add temp_location=FOLDER, one that all "
                 f"workers of {name} see, such as gs://BUCKET/FOLDER"
@@ -81,6 +87,13 @@ class Runner:
                     f"config.data.beam_options={given!r}: workers of {name} do not see "
                     f"{what}={folder}; copy it into a bucket and name that, gs://BUCKET/FOLDER"
                 )
+        try:
+            importlib.import_module(_OF_DATAFLOW)
+        except ImportError as error:
+            raise UserError(
+                f"config.data.beam_options={given!r}: packages of {name} are missing "
+                f"({first_line(error)}); run pip install 'apache-beam[gcp]'"
+            ) from error
 
     def run(self, plan: Plan, files: Sequence[str]) -> tuple[list[str], State]:
         """All steps of a plan. files: of interactions, in order, where every worker reads them.
@@ -91,22 +104,39 @@ class Runner:
         Raises:
           UserError: what a step raises, or the runner.
         """
-        self._run(plan, lambda pipeline: _begun(pipeline, plan, files))
-        while (state := State(*plan.record(_STATE)["state"])).goes_on:
-            self._run(plan, functools.partial(_continued, plan=plan, state=state))
+        state = self._run(plan, functools.partial(_begun, plan=plan, files=files))
+        while state.goes_on:
+            state = self._run(plan, functools.partial(_continued, plan=plan, state=state))
         return plan.record(_SPILLS)["names"], state
 
-    def _run(self, plan: Plan, build: Callable[["beam.Pipeline"], None]) -> None:
+    def _run(self, plan: Plan, build: Callable[["beam.Pipeline"], None]) -> State:
         import apache_beam as beam
 
+        for name in (_PROBLEM, _STATE):  # those of an earlier pipeline
+            plan.remove(name)
         try:
             with beam.Pipeline(runner=self._runner, options=self._options) as pipeline:
                 build(pipeline)
         except Exception as error:  # runners raise what they like
-            told = plan.record(_PROBLEM).get("problem")
+            raise UserError(_failure(plan.record(_PROBLEM).get("problem"), error)) from error
+        if not (found := plan.record(_STATE)):
             raise UserError(
-                told or f"config.data.beam_options: the pipeline failed ({first_line(error)})"
-            ) from error
+                "config.data.beam_options: the pipeline ended without its last step, as one does "
+                "that is canceled; see what the runner logged, and start again"
+            )
+        return State(*found["state"])
+
+
+def _failure(told: str | None, error: Exception) -> str:
+    """told: by a step. It may have been done again since, so what the runner says belongs to it."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Traceback"):  # of a worker, whole
+        said = first_line(RuntimeError(lines[-1]))
+    else:
+        said = first_line(error)
+    if told is None:
+        return f"config.data.beam_options: the pipeline failed ({said})"
+    return told if told in str(error) else f"{told} (the runner: {said})"
 
 
 def _check(given: str, flags: list[str]) -> None:
@@ -133,11 +163,26 @@ def _check(given: str, flags: list[str]) -> None:
         )
 
 
+def _check_waits(given: str, options: "PipelineOptions") -> None:
+    """Raises UserError for an option with which a pipeline ends before its steps are done."""
+    for name, value in options.get_all_options(drop_default=True).items():
+        if value and name in _WITHOUT_RUN:
+            raise UserError(
+                f"config.data.beam_options={given!r}: with {name} nothing is read when the "
+                "pipeline ends; leave it out"
+            )
+
+
 def _runner(name: str) -> Any:
     """DirectRunner tries another one first, which it downloads."""
     from apache_beam.runners.runner import create_runner
 
-    return create_runner("FnApiRunner" if name in _LOCAL else name)
+    return create_runner("FnApiRunner" if _is_local(name) else name)
+
+
+def _is_local(name: str) -> bool:
+    """By the names that Beam takes: in any case, and without "Runner" too."""
+    return name.lower() in _LOCAL
 
 
 def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
@@ -163,10 +208,17 @@ def _begun(pipeline: "beam.Pipeline", plan: Plan, files: Sequence[str]) -> None:
 
 
 def _continued(pipeline: "beam.Pipeline", plan: Plan, state: State) -> None:
-    """More rounds of the core. Beam has no loops."""
+    """More rounds of the core, after what the last pipeline leaves over is removed. Beam has no
+    loops."""
     import apache_beam as beam
+    from apache_beam.pvalue import AsList
 
-    _rounds(pipeline, plan, pipeline | "state" >> beam.Create([tuple(state)]))
+    old = core.outdated(plan, range(max(state.round - ROUNDS, 1), state.round))
+    removed = _each(pipeline, "old", old) | "remove" >> beam.Map(
+        lambda name: _told(plan, Plan.remove, name)
+    )
+    begin = pipeline | "state" >> beam.Create([tuple(state)])
+    _rounds(pipeline, plan, begin | "removed" >> beam.Map(lambda at, _: at, AsList(removed)))
 
 
 def _rounds(

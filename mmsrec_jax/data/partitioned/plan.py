@@ -70,6 +70,10 @@ class Plan:
         path = self._path(name)
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        self._path(name).unlink(missing_ok=True)
+
     def _path(self, name: str) -> epath.Path:
         return epath.Path(self.folder) / name
 
