@@ -107,12 +107,12 @@ def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, 
     bucket_server.requests.clear()
     with run.reading(source) as other, run.opened(target) as folder:
         run_steps(folder, [Step("step", refuse, {"a": 1})], reuse=[other])
-    written = [r for r in bucket_server.requests if r.startswith("POST") and "target" in r]
+    written = [r for r in bucket_server.requests if r.startswith("POST") and "step/" in r]
     if str(target).startswith("gs://"):
         kept = ["step/model.json", "step/model/weights/d/array", "step/step.json"]
         assert bucket_server.names("lab", "target/") == [f"target/{name}" for name in kept]
-        (marker,) = [i for i, r in enumerate(written) if r.endswith("/step/step.json")]
-        assert marker == len(written) - 1
+        markers = [i for i, r in enumerate(written) if r.endswith("/step/step.json")]
+        assert markers == [0, len(written) - 1]  # that it arrives, and that it is there
         found = bucket_server.objects["lab", "target/step/model/weights/d/array"].data
     else:
         found = (target / "step/model/weights/d/array").read_bytes()
@@ -138,12 +138,31 @@ def test_a_step_that_was_half_taken_is_taken_again(bucket_server, machine, tmp_p
     bucket_server.fault = lambda method, path: 403 if path.endswith("/later") else None
     with pytest.raises(UserError, match="target/step/later: no permission"):
         take()
-    assert bucket_server.names("lab", "target/") == ["target/step/first"]
+    assert bucket_server.names("lab", "target/") == ["target/step/first", "target/step/step.json"]
     bucket_server.fault = lambda method, path: None
     machine("another")
     take()
     kept = ["target/step/first", "target/step/later", "target/step/step.json"]
     assert bucket_server.names("lab", "target/") == kept
+
+
+def test_of_a_step_that_was_half_taken_another_finds_nothing(bucket_server, machine, tmp_path):
+    run_steps(tmp_path / "source", [Step("step", write_arrays, {"a": 1})])
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/model.json") else None
+    with pytest.raises(UserError, match="target/step/model.json: no permission"):
+        with run.opened("gs://lab/target") as folder:
+            run_steps(folder, [Step("step", refuse, {"a": 1})], reuse=[tmp_path / "source"])
+    bucket_server.fault = lambda method, path: None
+    kept = ["target/step/model/weights/d/array", "target/step/step.json"]
+    assert bucket_server.names("lab", "target/") == kept
+
+    def look(directory):
+        assert os.listdir(directory) == ["step.json"]
+        assert bucket_server.names("lab", "target/step/") == ["target/step/step.json"]
+
+    machine("another")
+    with run.opened("gs://lab/target") as folder:
+        run_steps(folder, [Step("step", look, {"a": 2})], reuse=[tmp_path / "source"])
 
 
 def test_only_the_main_process_reads_another_run(bucket_server, machine, monkeypatch):

@@ -166,6 +166,17 @@ class Mirror:
             if self._files.pop(name, None):
                 self._write()
 
+    def remove_folder(self, name: str) -> None:
+        """Removes whatever is in a folder of the bucket that is no longer in the copy; the marker
+        goes last."""
+        with self._pushing:
+            names = [found.name for found in self.objects.list(name)]
+            each(self.objects.delete, [n for n in names if n != f"{name}/{MARKER}"])
+            self.objects.delete(f"{name}/{MARKER}")
+            for known in [n for n in self._files if n.startswith(f"{name}/")]:
+                del self._files[known]
+            self._write()
+
     def relative(self, path: Path) -> str:
         """The name in the bucket of a path in the copy; "" of the copy itself."""
         name = path.relative_to(self.local).as_posix()

@@ -129,6 +129,13 @@ def remove(path: Path) -> None:
         found.remove(found.relative(path))
 
 
+def remove_folder(directory: Path) -> None:
+    """Removes a folder of a workdir, in the bucket too, where its marker goes last."""
+    shutil.rmtree(directory)
+    if found := _of(directory):
+        found.remove_folder(found.relative(directory))
+
+
 def refresh(directory: Path) -> None:
     """Reads what another program has left in a folder of the workdir."""
     if found := _of(directory):
