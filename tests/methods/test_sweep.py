@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import subprocess
+import types
 from pathlib import Path
 
 import launched
@@ -15,13 +16,15 @@ from html_check import Page
 
 from mmsrec_jax import methods
 from mmsrec_jax.data import build
-from mmsrec_jax.methods import sweep
+from mmsrec_jax.methods import sweep, sweep_run
 from mmsrec_jax.methods.settings import described
 from mmsrec_jax.methods.sweep import Sweep, each
 from mmsrec_jax.methods.sweep_run import SweepRun
 from mmsrec_jax.pages import run_folder
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import lock as bucket_lock
 from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.objects import Objects
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
@@ -154,6 +157,30 @@ def test_the_points_of_a_sweep_in_a_bucket_are_there_too(bucket_server, machine,
             monkeypatch.setattr(buckets.local_lock, "only_run", lambda *_: contextlib.nullcontext())
             with buckets.opened("gs://lab/sweep"):
                 raise AssertionError("two at once")
+
+
+def test_a_point_in_a_bucket_is_waited_for_and_a_refusal_is_not(
+    bucket_server, machine, monkeypatch
+):
+    found = made({"a": {}})
+    with buckets.opened("gs://lab/sweep") as workdir:
+        run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, "gs://lab/sweep", ["train"])
+        began = bucket_lock.only_run(Objects("gs://lab/sweep/a"))  # as on another machine
+        began.__enter__()
+        waits = []
+
+        def sleep(seconds):
+            waits.append(seconds)
+            began.__exit__(None, None, None)
+
+        monkeypatch.setattr(sweep_run, "time", types.SimpleNamespace(sleep=sleep))
+        assert not (workdir / "a").exists()
+        run._wait_for_others(workdir / "a")
+        assert waits == [sweep_run._POLL]
+        bucket_server.fault = lambda method, path: 403 if path.endswith("/a/run.lock") else None
+        (workdir / "a").mkdir()
+        with pytest.raises(UserError, match="gs://lab/sweep/a/run.lock: no permission"):
+            run._wait_for_others(workdir / "a")
 
 
 class Here:

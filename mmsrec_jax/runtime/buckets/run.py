@@ -143,10 +143,11 @@ def refresh(directory: Path) -> None:
 
 
 def only_run(directory: Path) -> contextlib.AbstractContextManager[None]:
-    """The lock of a run in a folder of the workdir.
+    """The lock of a run in a folder of the workdir, which is there or in a bucket.
 
     Raises:
-      UserError: another run is under way there.
+      HeldError: another run is under way there.
+      UserError: the bucket cannot be read or written.
     """
     if found := _of(directory):
         return lock.only_run(Objects(_url(found, directory)))
@@ -215,7 +216,7 @@ def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
         if copy in _open:
             continue
         copy.parent.mkdir(exist_ok=True)
-        with contextlib.suppress(UserError):  # another process has it
+        with contextlib.suppress(local_lock.HeldError):
             stack.enter_context(local_lock.only_process(copy.parent))
             return copy
 
