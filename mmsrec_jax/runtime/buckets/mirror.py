@@ -127,11 +127,12 @@ class Mirror:
                     refused.append(name)
                 said.add(found[name][0])
 
-            each(upload, others, threads=CONNECTIONS if at_once else 1)
-            each(upload, markers if marked else (), threads=1)
             inside = f"{under}/" if under else ""
             gone = [n for n in self._files if n.startswith(inside) and n not in found]
-            if marked and not only_known:
+            gone = gone if marked and not only_known else []
+            try:
+                each(upload, others, threads=CONNECTIONS if at_once else 1)
+                each(upload, markers if marked else (), threads=1)
                 if gone and not found:
                     raise UserError(
                         f"{self.local / under}: all its files went away, and stay in the bucket; "
@@ -140,8 +141,9 @@ class Mirror:
                 for name in gone:
                     self.objects.delete(name)
                     del self._files[name]
-            if changed:
-                self._write()
+            finally:  # what did arrive or go is known to the next start
+                if changed or gone:
+                    self._write()
         if refused:
             raise UserError(
                 f"{self.objects.url}/{refused[0]}: another program changed it since this one read "
