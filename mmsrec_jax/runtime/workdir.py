@@ -393,7 +393,7 @@ def _take(source: Path, directory: Path) -> None:
             dirs_exist_ok=True,
         )
         buckets.take_arrays(source, directory, partial)
-    buckets.push(directory)
+    buckets.push(directory, at_once=True)
 
 
 def _link(source: str, target: str) -> None:

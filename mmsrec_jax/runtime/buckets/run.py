@@ -186,24 +186,33 @@ def take_arrays(source: Path, target: Path, partial: Path) -> None:
     ours, theirs = _of(target), _of(source)
     if theirs is not None:
         under = f"{theirs.relative(source)}/"
-        for found in theirs.objects.list(under[:-1]):
-            name = found.name.removeprefix(under)
-            if _ARRAYS not in name.split("/") or not _WITHOUT.isdisjoint(name.split("/")):
-                continue
+
+        def bring(name: str) -> None:
+            found = wanted[name]
             if ours is not None:
                 theirs.objects.copy(found.name, f"{ours.relative(target)}/{name}", ours.objects)
             else:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 theirs.objects.download(found, partial / name, lambda size: None)
+
+        there = {o.name.removeprefix(under): o for o in theirs.objects.list(under[:-1])}
+        wanted = {name: found for name, found in there.items() if _is_array(name)}
+        each(bring, wanted)
     elif ours is not None:
         name = ours.relative(target)
 
         def upload(path: Path) -> None:
             ours.objects.upload(path, f"{name}/{path.relative_to(partial).as_posix()}")
 
-        for folder in [path for path in partial.rglob(_ARRAYS) if path.is_dir()]:
-            each(upload, [path for path in folder.rglob("*") if path.is_file()])
+        folders = [path for path in partial.rglob(_ARRAYS) if path.is_dir()]
+        each(upload, [p for folder in folders for p in folder.rglob("*") if p.is_file()])
+        for folder in folders:
             shutil.rmtree(folder)
+
+
+def _is_array(name: str) -> bool:
+    parts = name.split("/")
+    return _ARRAYS in parts and _WITHOUT.isdisjoint(parts)
 
 
 def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
