@@ -287,7 +287,7 @@ def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     assert bad["problem"].startswith("config.mesh: data=3") and not good["problem"]
 
 
-def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
+def test_the_command_lists_points_and_refuses_in_one_line(bucket_server, tmp_path):
     flags = ["--sweep=configs/sweeps/neighbors.py", f"--workdir={tmp_path / 's'}", "--list"]
     given = ["--config=configs/base.py", "--set=data.root=some where"]
     (tmp_path / "some where").mkdir()
@@ -300,3 +300,13 @@ def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
     assert all(" --config.sft.steps=30 --config." in command for command in commands)
     status, said = launched.run("launch/sweep.py", *flags, *given, log=tmp_path / "c")
     assert status == 2 and "some where" in said
+    url = ["--workdir=gs://lab/s", f"--local_dir={tmp_path / 'copies'}", "--set=sft.steps=30"]
+    bucket_server.put("lab", "s/similar-5/run.json", b"{}")
+    status, said = launched.run(
+        "launch/sweep.py", flags[0], *url, "--list", log=tmp_path / "d",
+        variables=bucket_server.environment,
+    )  # fmt: skip
+    commands = [line for line in said.splitlines() if "--workdir=" in line]
+    assert status == 0 and len(commands) == 5 and "--reuse" not in commands[0]
+    assert all("--reuse=gs://lab/s/similar-5" in command for command in commands[1:])
+    assert bucket_server.names("lab") == ["s/similar-5/run.json"]

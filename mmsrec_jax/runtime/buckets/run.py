@@ -81,8 +81,8 @@ def reading(workdir: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def only_reading(workdir: str | Path) -> Iterator[Path]:
-    """The same, and nothing is taken to the bucket.
+def only_reading(workdir: str | Path, *, begun: bool = True) -> Iterator[Path]:
+    """The same, and nothing is taken to the bucket. begun: something has to be there.
 
     Raises:
       UserError: the bucket cannot be read.
@@ -93,7 +93,7 @@ def only_reading(workdir: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         mirror = Mirror(str(workdir), _unused_copy(str(workdir), stack), _NOT_COPIED)
         stack.enter_context(_explained(mirror))
-        if not mirror.pull():
+        if not mirror.pull() and begun:
             raise UserError(
                 f"{mirror.objects.url}: no run has begun here; name the --workdir of "
                 "launch/train.py"
