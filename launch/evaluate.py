@@ -13,7 +13,7 @@ import contextlib
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.buckets import outputs
@@ -57,6 +57,9 @@ def main(argv: list[str]) -> None:
         if _COMPARE.value:
             with outputs.folder(_OUT.value or runs[0] / "comparison") as out:
                 _compare(runs, out)
+    if _COMPARE.value:
+        place = _OUT.value or f"{argv[1].rstrip('/')}/comparison"
+        logging.info("comparison: CSV, JSON, LaTeX, plots and page are in %s", place)
 
 
 def _compare(runs: list[Path], out: Path) -> None:

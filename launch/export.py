@@ -8,7 +8,7 @@ A run that trained every weight takes neither flag. Works on the host alone, ten
 """
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.buckets import outputs
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         buckets.reading(_WORKDIR.value) as workdir,
         outputs.folder(_OUT.value, new=True, last=export.READ_FIRST) as out,
     ):
-        export.export(
+        step = export.export(
             workdir.resolve(),
             out.resolve(),
             step=_STEP.value,
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
             top_k=_TOP_K.value,
             license=_LICENSE.value,
         )
+    logging.info("export: %s of %s is in %s", step, _WORKDIR.value, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ and a page with a plot, sweep.html. --list prints the commands of the points and
 import dataclasses
 import shlex
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -52,7 +51,9 @@ def main(argv: list[str]) -> int:
     points = sweep.points(file, found)
     given = _WORKDIR.value.rstrip("/")
     own = [f"--local_dir={flags.FLAGS.local_dir}"] if flags.FLAGS.local_dir else []
-    with nullcontext(buckets.place(given)) if _LIST.value else buckets.opened(given) as workdir:
+    opened = buckets.only_reading(given, begun=False) if _LIST.value else buckets.opened(given)
+    with opened as workdir:
+        workdir = workdir.resolve()
         run = SweepRun(
             file=file,
             sweep=found,

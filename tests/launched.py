@@ -68,9 +68,15 @@ def start(
     return process
 
 
-def run(program: str, *arguments: str, log: Path, timeout: float = 120) -> tuple[int, str]:
+def run(
+    program: str,
+    *arguments: str,
+    log: Path,
+    timeout: float = 120,
+    variables: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """(exit status, standard output and error); arguments as in `start`."""
-    process = start(program, *arguments, log=log)
+    process = start(program, *arguments, log=log, variables=variables)
     process.join(timeout)
     if process.exitcode is None:
         process.kill()

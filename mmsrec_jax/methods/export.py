@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from mmsrec_jax.data import build
 from mmsrec_jax.hf import exporting
@@ -49,8 +48,9 @@ def export(
     max_shard_bytes: int | None = None,
     top_k: int | None = None,
     license: str = "",
-) -> None:
-    """Writes the model that `step` of the run in `workdir` left to the new folder `out`.
+) -> str:
+    """Writes the model that `step` of the run in `workdir` left to the new folder `out`; returns
+    the name of the step.
 
     `step` None is sft, or cached in a run that trains that form alone.
 
@@ -75,7 +75,7 @@ def export(
                 "--adapter_only, --dtype and --max_shard_gib out"
             )
         _export_sequential(workdir, out, step, _TOP_K if top_k is None else top_k, license)
-        return
+        return step
     if top_k is not None:
         raise UserError(f"step {step} of {workdir} is an MLLM: leave --top_k out")
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
@@ -114,7 +114,7 @@ def export(
             max_shard_bytes=max_shard_bytes or exporting.MAX_SHARD_BYTES,
             card=card,
         )
-    logging.info("export: %s of %s is in %s", step, workdir, out)
+    return step
 
 
 def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license: str) -> None:
@@ -135,7 +135,6 @@ def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license:
         top_k=top_k,
         card=card.text(model_card.table_of(workdir)),
     )
-    logging.info("export: %s of %s is in %s", step, workdir, out)
 
 
 def _data(workdir: Path) -> str:

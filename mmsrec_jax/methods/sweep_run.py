@@ -152,11 +152,11 @@ class SweepRun:
     def _wait_for_others(self, folder: Path) -> None:
         """A point may still run although its sweep was killed, or on another machine."""
         told = False
-        while folder.is_dir():
+        while folder.is_dir() or buckets.is_copy(folder):  # of a bucket it may not be here yet
             try:
                 with buckets.only_run(folder):
                     return
-            except UserError as error:
+            except lock.HeldError as error:
                 if not told:
                     logging.info("waiting: %s", error)
                 told = True

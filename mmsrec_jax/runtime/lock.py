@@ -23,7 +23,11 @@ from mmsrec_jax.runtime.disk import named
 from mmsrec_jax.runtime.errors import UserError, first_line
 
 NAME = "run.lock"
-_HELD = (errno.EACCES, errno.EAGAIN)
+_REFUSED = (errno.EACCES, errno.EAGAIN)
+
+
+class HeldError(UserError):
+    """Another run, or another process, has the lock."""
 
 
 @contextlib.contextmanager
@@ -34,7 +38,7 @@ def only_run(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     flag: what names another folder on the command line.
 
     Raises:
-      UserError: another run is under way there.
+      HeldError: another run is under way there.
     """
     with _locked(lambda: _lock(folder, flag)):
         yield
@@ -54,7 +58,7 @@ def only_process(folder: Path) -> Iterator[None]:
     others it is of this process alone, which exchanges nothing with those of its run.
 
     Raises:
-      UserError: another process has it.
+      HeldError: another process has it.
     """
     number = _lock(folder, "--local_dir")
     try:
@@ -84,7 +88,7 @@ def _lock(folder: Path, flag: str | None) -> int:
         fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         told = holder(os.pread(number, 4096, 0))
-        if error.errno not in _HELD:
+        if error.errno not in _REFUSED:
             logging.warning(
                 "%s: this disk has no locks (%s); see to it that no other run uses the folder",
                 folder, first_line(error),
@@ -94,7 +98,7 @@ def _lock(folder: Path, flag: str | None) -> int:
             fcntl.lockf(number, fcntl.LOCK_EX)
         else:
             os.close(number)
-            raise UserError(
+            raise HeldError(
                 f"{folder}: another run is under way here ({told}); wait for its end, stop it, "
                 f"or give this one another {flag}"
             ) from error

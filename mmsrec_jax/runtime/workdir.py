@@ -156,7 +156,8 @@ def unfinished(
         if only is not None and step.name not in only:
             continue
         own = _read(workdir / step.name)
-        if own.get("fingerprint") == fingerprints[step.name]:  # begun, it goes on here
+        begun = own.get("fingerprint") == fingerprints[step.name] and not own.get("arriving")
+        if begun:  # it goes on here
             is_done = own["finished"]
         else:
             is_done = _same(reuse, step.name, fingerprints[step.name]) is not None
@@ -310,6 +311,9 @@ def _begin(
     config = json.loads(json.dumps(step.config))  # tuples become lists, as in the stored form
     fingerprint = _fingerprint(step.name, config, inputs)
     record = _read(directory)
+    if record.get("arriving"):
+        buckets.remove_folder(directory)
+        record = {}
     if record and record["fingerprint"] != fingerprint:
         changed = differences(record["config"], config)
         read = {**record["inputs"], **inputs}
@@ -375,7 +379,11 @@ def _same(reuse: Sequence[Path], step: str, fingerprint: str) -> Path | None:
 def _take(source: Path, directory: Path) -> None:
     """Links what a finished step left into the folder of a step that has not begun. No program
     changes such a file in place."""
-    # The copy of a bucket holds what a start that was killed had pushed, without the record.
+    if buckets.is_copy(directory):  # whose files arrive one by one: what they are, if not all do
+        directory.mkdir(parents=True, exist_ok=True)
+        record = {**_read(source), "finished": False, "arriving": True}
+        files.write_json(directory / _RECORD, record)
+        buckets.push(directory)
     with disk.arriving(directory, replaces=buckets.is_copy(directory)) as partial:
         shutil.copytree(
             source,
@@ -385,7 +393,7 @@ def _take(source: Path, directory: Path) -> None:
             dirs_exist_ok=True,
         )
         buckets.take_arrays(source, directory, partial)
-    buckets.push(directory)
+    buckets.push(directory, at_once=True)
 
 
 def _link(source: str, target: str) -> None:

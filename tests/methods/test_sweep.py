@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import subprocess
+import types
 from pathlib import Path
 
 import launched
@@ -15,13 +16,15 @@ from html_check import Page
 
 from mmsrec_jax import methods
 from mmsrec_jax.data import build
-from mmsrec_jax.methods import sweep
+from mmsrec_jax.methods import sweep, sweep_run
 from mmsrec_jax.methods.settings import described
 from mmsrec_jax.methods.sweep import Sweep, each
 from mmsrec_jax.methods.sweep_run import SweepRun
 from mmsrec_jax.pages import run_folder
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import lock as bucket_lock
 from mmsrec_jax.runtime.buckets import run as buckets
+from mmsrec_jax.runtime.buckets.objects import Objects
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
@@ -156,6 +159,30 @@ def test_the_points_of_a_sweep_in_a_bucket_are_there_too(bucket_server, machine,
                 raise AssertionError("two at once")
 
 
+def test_a_point_in_a_bucket_is_waited_for_and_a_refusal_is_not(
+    bucket_server, machine, monkeypatch
+):
+    found = made({"a": {}})
+    with buckets.opened("gs://lab/sweep") as workdir:
+        run = SweepRun(FILE, found, sweep.points(FILE, found), workdir, "gs://lab/sweep", ["train"])
+        began = bucket_lock.only_run(Objects("gs://lab/sweep/a"))  # as on another machine
+        began.__enter__()
+        waits = []
+
+        def sleep(seconds):
+            waits.append(seconds)
+            began.__exit__(None, None, None)
+
+        monkeypatch.setattr(sweep_run, "time", types.SimpleNamespace(sleep=sleep))
+        assert not (workdir / "a").exists()
+        run._wait_for_others(workdir / "a")
+        assert waits == [sweep_run._POLL]
+        bucket_server.fault = lambda method, path: 403 if path.endswith("/a/run.lock") else None
+        (workdir / "a").mkdir()
+        with pytest.raises(UserError, match="gs://lab/sweep/a/run.lock: no permission"):
+            run._wait_for_others(workdir / "a")
+
+
 class Here:
     """launch/train.py, run in this process before anyone reads what it says."""
 
@@ -260,7 +287,7 @@ def test_a_failure_ends_the_sweep_when_asked(tmp_path, started):
     assert bad["problem"].startswith("config.mesh: data=3") and not good["problem"]
 
 
-def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
+def test_the_command_lists_points_and_refuses_in_one_line(bucket_server, tmp_path):
     flags = ["--sweep=configs/sweeps/neighbors.py", f"--workdir={tmp_path / 's'}", "--list"]
     given = ["--config=configs/base.py", "--set=data.root=some where"]
     (tmp_path / "some where").mkdir()
@@ -273,3 +300,13 @@ def test_the_command_lists_points_and_refuses_in_one_line(tmp_path):
     assert all(" --config.sft.steps=30 --config." in command for command in commands)
     status, said = launched.run("launch/sweep.py", *flags, *given, log=tmp_path / "c")
     assert status == 2 and "some where" in said
+    url = ["--workdir=gs://lab/s", f"--local_dir={tmp_path / 'copies'}", "--set=sft.steps=30"]
+    bucket_server.put("lab", "s/similar-5/run.json", b"{}")
+    status, said = launched.run(
+        "launch/sweep.py", flags[0], *url, "--list", log=tmp_path / "d",
+        variables=bucket_server.environment,
+    )  # fmt: skip
+    commands = [line for line in said.splitlines() if "--workdir=" in line]
+    assert status == 0 and len(commands) == 5 and "--reuse" not in commands[0]
+    assert all("--reuse=gs://lab/s/similar-5" in command for command in commands[1:])
+    assert bucket_server.names("lab") == ["s/similar-5/run.json"]

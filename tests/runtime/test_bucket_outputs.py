@@ -3,10 +3,15 @@ over nothing that another program wrote."""
 
 import os
 
+import launched
 import pytest
 
-from mmsrec_jax.runtime.buckets import outputs
+from mmsrec_jax.evaluation.comparison import compare
+from mmsrec_jax.methods import export
+from mmsrec_jax.pages import compare_page
+from mmsrec_jax.runtime.buckets import copies, outputs
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.lock import HeldError
 
 
 def uploads(bucket_server):
@@ -47,6 +52,62 @@ def test_nothing_arrives_of_a_program_that_fails_or_comes_second(bucket_server, 
             bucket_server.put("lab", "model/a", b"of another")
     assert bucket_server.objects["lab", "model/a"].data == b"of another"
     assert bucket_server.names("lab") == ["model/a"]
+
+
+def test_what_a_program_that_was_killed_left_here_goes(bucket_server, machine):
+    child = os.fork()
+    if not child:
+        with outputs.folder("gs://lab/model", new=True) as out:
+            fill(out, "of_the_killed")
+            os._exit(0)  # nothing is tidied up
+    os.waitpid(child, 0)
+    left = list(copies.copy_of("gs://lab/model", "out").parent.rglob("of_the_killed"))
+    with outputs.folder("gs://lab/model", new=True) as out:
+        assert len(left) == 1 and not left[0].exists()
+        fill(out, "mine")
+        child = os.fork()
+        if not child:  # another program at the same time
+            with pytest.raises(HeldError, match="another run is under way"):
+                with outputs.folder("gs://lab/model"):
+                    os._exit(1)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert bucket_server.names("lab") == ["model/mine"]
+
+
+def writes(program, environment, machine, arguments, log):
+    """The program, with what makes the files replaced."""
+    os.environ |= environment
+
+    def write(*runs, out=None, **_):
+        fill(out or runs[1], "file")
+        return "sft"
+
+    export.export = compare.run = write
+    compare_page.write = lambda out, runs: None
+    arguments += (f"--local_dir={machine}",)
+    launched._become(program, arguments, log, log, launched.ROOT, (), {})
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        ("export", ["--workdir=gs://lab/run"], "export: sft of gs://lab/run is in gs://lab/made"),
+        ("evaluate", ["--compare", "gs://lab/run"], "plots and page are in gs://lab/made"),
+    ],
+)
+def test_programs_say_where_in_the_bucket_it_is(bucket_server, tmp_path, program, arguments, said):
+    bucket_server.put("lab", "run/file", b"of the run")
+    log = tmp_path / "log"
+    arguments = (*arguments, "--out=gs://lab/made")
+    given = (f"launch/{program}.py", bucket_server.environment, tmp_path / "x", arguments, log)
+    process = launched.context().Process(target=writes, args=given)
+    process.start()
+    process.join(100)
+    lines = log.read_text().splitlines()
+    assert process.exitcode == 0 and said in "".join(lines), lines
+    assert not [line for line in lines if "/out-" in line]
+    assert bucket_server.names("lab", "made") == ["made/file"]
 
 
 def test_a_file_is_seen_and_replaced(bucket_server, machine, tmp_path):

@@ -101,6 +101,26 @@ def test_what_was_removed_here_is_removed_there(bucket_server, tmp_path):
     assert bucket_server.names("lab") == ["run/y"]
 
 
+def test_what_a_push_did_is_known_to_the_next_start(bucket_server, tmp_path):
+    mirror = Mirror("gs://lab/run", tmp_path / "copy")
+    for age, name in enumerate(("late", "early", "gone")):  # which are pushed from the last on
+        fill(mirror.local, **{name: "1"})
+        os.utime(mirror.local / name, (1000 - age, 1000 - age))
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/late") else None
+    with pytest.raises(UserError, match="gs://lab/run/late: no permission"):
+        mirror.push()
+    bucket_server.fault = lambda method, path: None
+    bucket_server.requests.clear()
+    mirror = Mirror("gs://lab/run", tmp_path / "copy")
+    mirror.push()
+    assert [r.rpartition("/")[2] for r in bucket_server.requests if "POST" in r] == ["late"]
+    (mirror.local / "gone").unlink()
+    mirror.push()
+    bucket_server.put("lab", "run/gone", b"of another machine")
+    Mirror("gs://lab/run", tmp_path / "copy").push()
+    assert "run/gone" in bucket_server.names("lab")
+
+
 def test_what_others_clean_up_stays_in_the_bucket(bucket_server, machine):
     for name in ("page", "done/step.json", "done/a", "runs/step.json", "runs/a"):
         bucket_server.put("lab", f"run/{name}", b"1")

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 
 import bucket_run
 import pytest
@@ -85,9 +86,10 @@ def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
 
 
 def write_arrays(directory):
-    """As training does: a file, arrays that lie in the bucket alone, a checkpoint."""
-    (directory / "model.json").write_text("about the arrays")
-    for name in ("model/weights/d/array", "checkpoints/7/array"):
+    """As training does: files, arrays that lie in the bucket alone, a checkpoint."""
+    for name in ("model.json", "more.json"):
+        (directory / name).write_text("about the arrays")
+    for name in ("model/weights/d/array", "other/weights/d/array", "checkpoints/7/array"):
         place = run.in_bucket(directory / name)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f"content of {name}")
@@ -105,14 +107,29 @@ def test_a_step_is_taken_from_and_to_a_bucket(bucket_server, machine, tmp_path, 
         run_steps(folder, [Step("step", write_arrays, {"a": 1})])
     machine("another")
     bucket_server.requests.clear()
-    with run.reading(source) as other, run.opened(target) as folder:
+    arrays, others = threading.Barrier(2), threading.Barrier(2)
+    pairs, alone = {"d/array": arrays, "/model.json": others, "/more.json": others}, []
+
+    def wait(method, path):
+        for end, both in pairs.items():
+            if path.endswith(end) and (method == "POST" or path.startswith("/download/")):
+                try:
+                    both.wait(20)
+                except threading.BrokenBarrierError:
+                    alone.append(path)
+
+    with run.only_reading(source) as other, run.opened(target) as folder:
+        bucket_server.fault = wait
         run_steps(folder, [Step("step", refuse, {"a": 1})], reuse=[other])
-    written = [r for r in bucket_server.requests if r.startswith("POST") and "target" in r]
+        bucket_server.fault = lambda method, path: None
+    assert not alone
+    written = [r for r in bucket_server.requests if r.startswith("POST") and "step/" in r]
     if str(target).startswith("gs://"):
-        kept = ["step/model.json", "step/model/weights/d/array", "step/step.json"]
+        arrays = ["step/model/weights/d/array", "step/other/weights/d/array"]
+        kept = sorted(["step/model.json", "step/more.json", *arrays, "step/step.json"])
         assert bucket_server.names("lab", "target/") == [f"target/{name}" for name in kept]
-        (marker,) = [i for i, r in enumerate(written) if r.endswith("/step/step.json")]
-        assert marker == len(written) - 1
+        markers = [i for i, r in enumerate(written) if r.endswith("/step/step.json")]
+        assert markers == [0, len(written) - 1]  # that it arrives, and that it is there
         found = bucket_server.objects["lab", "target/step/model/weights/d/array"].data
     else:
         found = (target / "step/model/weights/d/array").read_bytes()
@@ -138,12 +155,30 @@ def test_a_step_that_was_half_taken_is_taken_again(bucket_server, machine, tmp_p
     bucket_server.fault = lambda method, path: 403 if path.endswith("/later") else None
     with pytest.raises(UserError, match="target/step/later: no permission"):
         take()
-    assert bucket_server.names("lab", "target/") == ["target/step/first"]
+    assert bucket_server.names("lab", "target/") == ["target/step/first", "target/step/step.json"]
     bucket_server.fault = lambda method, path: None
     machine("another")
     take()
     kept = ["target/step/first", "target/step/later", "target/step/step.json"]
     assert bucket_server.names("lab", "target/") == kept
+
+
+def test_of_a_step_that_was_half_taken_another_finds_nothing(bucket_server, machine, tmp_path):
+    run_steps(tmp_path / "source", [Step("step", write_arrays, {"a": 1})])
+    bucket_server.fault = lambda method, path: 403 if path.endswith("/model.json") else None
+    with pytest.raises(UserError, match="target/step/model.json: no permission"):
+        with run.opened("gs://lab/target") as folder:
+            run_steps(folder, [Step("step", refuse, {"a": 1})], reuse=[tmp_path / "source"])
+    bucket_server.fault = lambda method, path: None
+    assert "target/step/model/weights/d/array" in bucket_server.names("lab", "target/step/")
+
+    def look(directory):
+        assert os.listdir(directory) == ["step.json"]
+        assert bucket_server.names("lab", "target/step/") == ["target/step/step.json"]
+
+    machine("another")
+    with run.opened("gs://lab/target") as folder:
+        run_steps(folder, [Step("step", look, {"a": 2})], reuse=[tmp_path / "source"])
 
 
 def test_only_the_main_process_reads_another_run(bucket_server, machine, monkeypatch):

@@ -83,7 +83,6 @@ def run(
         predictions=Predictions(_external_names(external_files), out),
     )
     presentation.write(out, rows, about)
-    logging.info("comparison: CSV, JSON, LaTeX and plots are in %s", out)
     return presentation.screen(rows, about)
 
 

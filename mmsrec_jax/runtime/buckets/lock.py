@@ -37,7 +37,7 @@ def only_run(objects: Objects) -> Iterator[None]:
     bucket for long, ends its process.
 
     Raises:
-      UserError: another run is under way there.
+      HeldError: another run is under way there.
     """
     held = _Held(objects)
     held.take()
@@ -72,7 +72,7 @@ class _Held:
         self._content = json.dumps(about).encode()
 
     def take(self) -> None:
-        """Makes the lock, or takes that of a run that is dead; UserError where it is alive."""
+        """Makes the lock, or takes that of a run that is dead; HeldError where it is alive."""
         found = self._objects.read(lock.NAME)
         if found is not None and not _is_dead_process(found[0]):
             where = f"{self._objects.url}/{lock.NAME}"
@@ -112,8 +112,8 @@ class _Held:
     def _write(self, generation: int) -> None:
         self.generation = self._objects.write_if(lock.NAME, self._content, generation)
 
-    def _refused(self, content: bytes) -> UserError:
-        return UserError(
+    def _refused(self, content: bytes) -> lock.HeldError:
+        return lock.HeldError(
             f"{self._objects.url}: another run is under way here ({lock.holder(content)}); wait "
             "for its end, stop it, or give this one another --workdir"
         )

@@ -127,11 +127,12 @@ class Mirror:
                     refused.append(name)
                 said.add(found[name][0])
 
-            each(upload, others, threads=CONNECTIONS if at_once else 1)
-            each(upload, markers if marked else (), threads=1)
             inside = f"{under}/" if under else ""
             gone = [n for n in self._files if n.startswith(inside) and n not in found]
-            if marked and not only_known:
+            gone = gone if marked and not only_known else []
+            try:
+                each(upload, others, threads=CONNECTIONS if at_once else 1)
+                each(upload, markers if marked else (), threads=1)
                 if gone and not found:
                     raise UserError(
                         f"{self.local / under}: all its files went away, and stay in the bucket; "
@@ -140,8 +141,9 @@ class Mirror:
                 for name in gone:
                     self.objects.delete(name)
                     del self._files[name]
-            if changed:
-                self._write()
+            finally:  # what did arrive or go is known to the next start
+                if changed or gone:
+                    self._write()
         if refused:
             raise UserError(
                 f"{self.objects.url}/{refused[0]}: another program changed it since this one read "
@@ -165,6 +167,17 @@ class Mirror:
             self.objects.delete(name)
             if self._files.pop(name, None):
                 self._write()
+
+    def remove_folder(self, name: str) -> None:
+        """Removes whatever is in a folder of the bucket that is no longer in the copy; the marker
+        goes last."""
+        with self._pushing:
+            names = [found.name for found in self.objects.list(name)]
+            each(self.objects.delete, [n for n in names if n != f"{name}/{MARKER}"])
+            self.objects.delete(f"{name}/{MARKER}")
+            for known in [n for n in self._files if n.startswith(f"{name}/")]:
+                del self._files[known]
+            self._write()
 
     def relative(self, path: Path) -> str:
         """The name in the bucket of a path in the copy; "" of the copy itself."""

@@ -3,12 +3,13 @@ files are taken to the bucket when it ends."""
 
 import contextlib
 import os
-import tempfile
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from absl import logging
 
+from mmsrec_jax.runtime import lock as local_lock
 from mmsrec_jax.runtime.buckets.copies import copy_of
 from mmsrec_jax.runtime.buckets.mirror import Said, each
 from mmsrec_jax.runtime.buckets.objects import ChangedError, Objects, is_url
@@ -27,7 +28,7 @@ def folder(
 
     Raises:
       UserError: something is there; the bucket cannot be written; another program wrote there
-        meanwhile.
+        meanwhile, or is about to on this machine.
     """
     if not is_url(given):
         yield Path(given)
@@ -80,11 +81,19 @@ def file(given: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _place(url: str) -> Iterator[Path]:
-    """A path of this machine with the name of what `url` names."""
+    """A path of this machine with the name of what `url` names. What a program that was killed left
+    there goes first."""
     above = copy_of(url, "out").parent
     above.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=above) as own:
-        yield Path(own) / url.rstrip("/").rpartition("/")[2]
+    own = above / "new"
+    with local_lock.only_process(above):
+        if own.exists():
+            shutil.rmtree(own)
+        own.mkdir()
+        try:
+            yield own / url.rstrip("/").rpartition("/")[2]
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _upload(objects: Objects, path: Path, name: str, generation: int) -> None:

@@ -81,8 +81,8 @@ def reading(workdir: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def only_reading(workdir: str | Path) -> Iterator[Path]:
-    """The same, and nothing is taken to the bucket.
+def only_reading(workdir: str | Path, *, begun: bool = True) -> Iterator[Path]:
+    """The same, and nothing is taken to the bucket. begun: something has to be there.
 
     Raises:
       UserError: the bucket cannot be read.
@@ -93,7 +93,7 @@ def only_reading(workdir: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         mirror = Mirror(str(workdir), _unused_copy(str(workdir), stack), _NOT_COPIED)
         stack.enter_context(_explained(mirror))
-        if not mirror.pull():
+        if not mirror.pull() and begun:
             raise UserError(
                 f"{mirror.objects.url}: no run has begun here; name the --workdir of "
                 "launch/train.py"
@@ -129,6 +129,13 @@ def remove(path: Path) -> None:
         found.remove(found.relative(path))
 
 
+def remove_folder(directory: Path) -> None:
+    """Removes a folder of a workdir, in the bucket too, where its marker goes last."""
+    shutil.rmtree(directory)
+    if found := _of(directory):
+        found.remove_folder(found.relative(directory))
+
+
 def refresh(directory: Path) -> None:
     """Reads what another program has left in a folder of the workdir."""
     if found := _of(directory):
@@ -136,10 +143,11 @@ def refresh(directory: Path) -> None:
 
 
 def only_run(directory: Path) -> contextlib.AbstractContextManager[None]:
-    """The lock of a run in a folder of the workdir.
+    """The lock of a run in a folder of the workdir, which is there or in a bucket.
 
     Raises:
-      UserError: another run is under way there.
+      HeldError: another run is under way there.
+      UserError: the bucket cannot be read or written.
     """
     if found := _of(directory):
         return lock.only_run(Objects(_url(found, directory)))
@@ -178,24 +186,33 @@ def take_arrays(source: Path, target: Path, partial: Path) -> None:
     ours, theirs = _of(target), _of(source)
     if theirs is not None:
         under = f"{theirs.relative(source)}/"
-        for found in theirs.objects.list(under[:-1]):
-            name = found.name.removeprefix(under)
-            if _ARRAYS not in name.split("/") or not _WITHOUT.isdisjoint(name.split("/")):
-                continue
+
+        def bring(name: str) -> None:
+            found = wanted[name]
             if ours is not None:
                 theirs.objects.copy(found.name, f"{ours.relative(target)}/{name}", ours.objects)
             else:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 theirs.objects.download(found, partial / name, lambda size: None)
+
+        there = {o.name.removeprefix(under): o for o in theirs.objects.list(under[:-1])}
+        wanted = {name: found for name, found in there.items() if _is_array(name)}
+        each(bring, wanted)
     elif ours is not None:
         name = ours.relative(target)
 
         def upload(path: Path) -> None:
             ours.objects.upload(path, f"{name}/{path.relative_to(partial).as_posix()}")
 
-        for folder in [path for path in partial.rglob(_ARRAYS) if path.is_dir()]:
-            each(upload, [path for path in folder.rglob("*") if path.is_file()])
+        folders = [path for path in partial.rglob(_ARRAYS) if path.is_dir()]
+        each(upload, [p for folder in folders for p in folder.rglob("*") if p.is_file()])
+        for folder in folders:
             shutil.rmtree(folder)
+
+
+def _is_array(name: str) -> bool:
+    parts = name.split("/")
+    return _ARRAYS in parts and _WITHOUT.isdisjoint(parts)
 
 
 def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
@@ -208,7 +225,7 @@ def _unused_copy(url: str, stack: contextlib.ExitStack) -> Path:
         if copy in _open:
             continue
         copy.parent.mkdir(exist_ok=True)
-        with contextlib.suppress(UserError):  # another process has it
+        with contextlib.suppress(local_lock.HeldError):
             stack.enter_context(local_lock.only_process(copy.parent))
             return copy
 
