@@ -2,6 +2,8 @@
 
     python launch/sweep.py --sweep=configs/sweeps/ablations_mllm_srec.py \\
         --workdir=runs/ablations-mllm-srec
+
+`no-vqa` writes summaries from image and text without the questions, `text-alone` without the image.
 """
 
 from mmsrec_jax.methods.sweep import Sweep
@@ -12,10 +14,12 @@ def get_sweep() -> Sweep:
         config="configs/quickstart.py:mllm_srec",
         points={
             "whole": {},
-            "no-windows": {"use.windows": False},
             "no-clock": {"use.clock": False},
+            "no-windows": {"use.windows": False},
             "no-profile": {"use.profile": False},
             "no-chain": {"use.chain": False},
+            "no-vqa": {"understanding.mode": "both"},
+            "text-alone": {"understanding.mode": "text"},
             "liked-alone": {"preferences.positives": "liked"},
         },
     )
