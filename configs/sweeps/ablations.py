@@ -1,9 +1,14 @@
 """MMSRARec without one of its parts at a time.
 
-python launch/sweep.py --sweep=configs/sweeps/ablations.py --workdir=runs/ablations
+    python launch/sweep.py --sweep=configs/sweeps/ablations.py --workdir=runs/ablations
+
+`plain` has neither keywords nor similar users: titles of the history, and the whole text and the
+image of an item, in the form of the method and with as many updates.
 """
 
 from mmsrec_jax.methods.sweep import Sweep
+
+_TEXTS = {"cached.item_length": 56}  # an item's text is longer than its keywords
 
 
 def get_sweep() -> Sweep:
@@ -13,8 +18,14 @@ def get_sweep() -> Sweep:
         points={
             "whole": {},
             "no-rewards": {"use.rewards": False},
-            "no-summaries": {"use.summaries": False},
+            "no-summaries": {"use.summaries": False, **_TEXTS},
             "no-retrieval": {"use.retrieval": False},
+            "plain": {
+                "use.summaries": False,
+                "use.retrieval": False,
+                "cached.prompt_length": 80,
+                **_TEXTS,
+            },
             "no-images": {"use.images": False},
             "no-ratings": {"prompts.ratings": False},
             "no-pauses": {"prompts.pauses": False},
