@@ -26,7 +26,7 @@ ALL = [
         (movielens, variant)
         for variant in ("", "smoke", "titles", "small", *base.SEQUENTIAL_MODELS)
     ),
-    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec")),
+    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec", "own")),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]
 
