@@ -7,8 +7,8 @@
 The fields, their defaults and their ranges: docs/configuration.md. They stand in the code as
 settings classes beside what reads them, composed in mmsrec_jax/methods/settings.py.
 
-MMSRARec on a folder of atomic files, with a pretrained model or, without `model.path`, a small one
-from scratch:
+MMSRARec on a folder of atomic files, with a pretrained model (for a small one from scratch on a CPU
+take configs/quickstart.py:own):
 
     python launch/train.py --config=configs/base.py --config.data.root=DIR \\
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/my

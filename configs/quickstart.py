@@ -1,16 +1,19 @@
-"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores; MLLM-SRec.
+r"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU cores; MLLM-SRec.
 
     python launch/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python launch/train.py --config=configs/quickstart.py:full --workdir=runs/quickstart-full
     python launch/train.py --config=configs/quickstart.py:long --workdir=runs/quickstart-long
     python launch/train.py --config=configs/quickstart.py:seeds --workdir=runs/quickstart-seeds
     python launch/train.py --config=configs/quickstart.py:mllm_srec --workdir=runs/mllm_srec
+    python launch/train.py --config=configs/quickstart.py:own --config.data.root=shop \
+        --workdir=runs/small
 
 `full` has every row and form: the joint form, its reranking of the catalog and its generated
 keywords, SFT without images, Molar, HM4SR, and 1+99 candidates beside 1+20. `long` trains the
 cached form for about an hour. `seeds` is the quickstart under three seeds, one after the other, in
 seed-0, seed-1 and seed-2 of its workdir; a command that was stopped goes on, and the table has
-means and paired intervals. The same of another variant: --config.seeds="(0, 1, 2)".
+means and paired intervals. The same of another variant: --config.seeds="(0, 1, 2)". `own` is the
+quickstart on a folder of atomic files, of any size (docs/faq.md).
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +27,7 @@ _VARIANTS = {
     "long": "one hour of two cores",
     "seeds": "three seeds and one table",
     "mllm_srec": "MLLM-SRec on the same shop",
+    "own": "your data: a small model from scratch, without a GPU",
 }
 
 
@@ -96,6 +100,8 @@ def get_config(variant: str = "") -> ConfigDict:
             config.seeds = (0, 1, 2)
     if variant == "mllm_srec":
         _mllm_srec(config)
+    if variant == "own":
+        _own(config)
     return config.lock()
 
 
@@ -129,3 +135,22 @@ def _mllm_srec(config: ConfigDict) -> None:
         config.sft.update(targets=160, length=640)
         config.cached.update(steps=1050, prompt_length=160, optimizer="adamw", learning_rate=1.5e-3)
         config.evaluation.length = 1536
+
+
+def _own(config: ConfigDict) -> None:
+    """Files need no more than users, items and titles. Words of real titles are more tokens than
+    those of the toyshop, so that prompts show fewer items in more room."""
+    with config.unlocked():
+        config.data.source = "atomic"
+        config.model.tiny.vocab_size = 2048
+        config.use.plain_sft = False
+        config.prompts.update(
+            ratings=False, pauses=False, image_attributes=(), history=8, similar=3, text_tokens=48
+        )
+        config.summarizer.update(prompt_length=80, max_new_tokens=32)
+        for name in base.SEQUENTIAL_MODELS:
+            config[name].length = 50
+        config.cached.update(
+            steps=1000, num_items=128, prompt_length=256, item_length=48, words_length=48,
+            each_user_once=False, evaluate_every=250,
+        )  # fmt: skip

@@ -31,6 +31,7 @@ from mmsrec_jax.training.pairs import CachedSettings
 from mmsrec_jax.training.sft import FineTuneSettings
 
 MODEL, WARMUP = "model", "warmup"  # the steps that make a base model
+SFT = "sft"  # the step that an ablation leaves out
 SECTIONS = {
     "warmup": "warmup", "summarizer": "summarizer", "plain_sft": "sft", "text_sft": "sft",
     "sft": "sft", "cached": "cached", "writer": "writer", "chain_sft": "sft",
@@ -145,9 +146,13 @@ class BaseModel:
     def trained(self, name: str, step: str) -> MLLM:
         """The model that `step`, which is not the warm-up, ended with, reported under `name`.
 
+        Step `sft` ends with the model that it began with where `config.use.sft` is False.
+
         Raises:
           UserError: the step has left no weights, or they are of another model.
         """
+        if step == SFT and not self._config.use.sft:
+            return self.load(name)
         model = self.load(name, self._trainable(step))
         self._restore(model, step)
         return model

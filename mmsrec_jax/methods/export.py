@@ -15,6 +15,7 @@ from mmsrec_jax.methods import model_card
 from mmsrec_jax.methods.base_model import (
     MODEL,
     SECTIONS,
+    SFT,
     WARMUP,
     base_path,
     check_unchanged,
@@ -79,6 +80,11 @@ def export(
     if top_k is not None:
         raise UserError(f"step {step} of {workdir} is an MLLM: leave --top_k out")
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
+    if step == SFT and not config.get("use", {}).get("sft", True):
+        raise UserError(
+            f"step sft of {workdir} trained nothing (config.use.sft=False): the run ranks by its "
+            "base model; export that with --step=warmup if the run warmed it up"
+        )
     base = base_path(workdir, config["model"]["path"])
     if not base.is_dir():
         raise UserError(

@@ -242,7 +242,11 @@ class MMSRARec(MLLMExperiment):
     # --- stage 3: multi-task SFT -----------------------------------------------------------------
 
     def sft(self, directory: Path) -> None:
-        """SFT on prompts with keywords and similar users' next items."""
+        """SFT on prompts with keywords and similar users' next items; without `config.use.sft` the
+        step records what is ranked by, and trains nothing."""
+        if not self.config.use.sft:
+            logging.info("sft: nothing is trained, as config.use.sft=False says")
+            return
         targets, context = self.training_targets(), self.context(self.training_targets())
         if self.config.sft.retriever_negatives:
             context = dataclasses.replace(context, retrieved=self._first_items(targets))

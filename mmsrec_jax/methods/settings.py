@@ -46,6 +46,9 @@ class UseSettings(Section):
     rewards: bool = setting(True, "False: summaries by the model as it is, not tuned by rewards.")
     retrieval: bool = setting(True, "False: no similar users in the prompt.")
     multitask: bool = setting(True, "False: the pointwise task alone.")
+    sft: bool = setting(
+        True, "False: the joint form of MMSRARec ranks by the model as it is before stage 3."
+    )
     plain_sft: bool = setting(True, "False: plain SFT is not trained beside the method.")
     text_sft: bool = setting(False, "True: plain SFT without images is trained too.")
     windows: bool = setting(
@@ -154,17 +157,32 @@ class Settings(Section):
                 "the mode to text"
             )
         self._check_tasks(name)
+        self._check_sft(name)
         if self.evaluation.fuse and self.forms == ("joint",) and not self.evaluation.rerank:
             raise UserError(
                 f"{name}.evaluation.fuse=True, but {name}.evaluation.rerank=0 reranks nothing; set "
                 f"{name}.evaluation.rerank, for example to 100, or fuse to False"
             )
-        trains = "joint" in self.forms and self.tasks.get("next_keywords")
+        trains = "joint" in self.forms and self.use.sft and self.tasks.get("next_keywords")
         if self.evaluation.generate and not trains:
             raise UserError(
                 f"{name}.evaluation.generate={self.evaluation.generate}, but the task "
                 f"next_keywords is not trained; give it a share in {name}.sft.tasks, with "
-                f"{name}.use.multitask=True and joint among {name}.forms"
+                f"{name}.use.multitask=True, {name}.use.sft=True and joint among {name}.forms"
+            )
+
+    def _check_sft(self, name: str) -> None:
+        if self.use.sft:
+            return
+        if self.method != "mmsrarec":
+            raise UserError(
+                f"{name}.use.sft=False is an ablation of mmsrarec, but {name}.method="
+                f"{self.method!r}; leave it out"
+            )
+        if "cached" in self.forms:
+            raise UserError(
+                f"{name}.use.sft=False, but {name}.forms={self.forms}: the score of cached items "
+                f"is learned; set {name}.forms to ('joint',)"
             )
 
     def _check_tasks(self, name: str) -> None:

@@ -141,7 +141,7 @@ def _card(item: Item, about: About, picture: Html) -> Html:
         picture,
         element("h3", title_of(item), class_="title"),
         element("div", [item.id, f" · {item.category}" if item.category else None], class_="id"),
-        element("div", clipped(". ".join(texts), _LONGEST_TEXT), class_="wide"),
+        element("div", clipped(" · ".join(texts), _LONGEST_TEXT), class_="wide"),
         [
             element("div", element("h4", name), value, class_="wide")
             for name, value in rows

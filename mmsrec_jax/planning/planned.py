@@ -37,6 +37,8 @@ class _Use(Protocol):
     def summaries(self) -> bool: ...
     @property
     def rewards(self) -> bool: ...
+    @property
+    def sft(self) -> bool: ...
 
 
 class Planned(Protocol):
@@ -113,7 +115,8 @@ def names(config: Planned) -> list[str]:
     """
     if config.method == "scaling":
         return ["sft"]
-    by_form = {"joint": ["sft", "rank"], "cached": ["cached", "catalog"]}
+    trained = ["sft"] if config.use.sft else []
+    by_form = {"joint": [*trained, "rank"], "cached": ["cached", "catalog"]}
     of_forms = [name for form in config.forms for name in by_form[form]]
     if config.method == "mmsrarec":
         tuned = config.use.summaries and config.use.rewards

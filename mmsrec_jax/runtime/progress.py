@@ -36,6 +36,9 @@ def listening(listener: Callable[["Progress"], None]) -> Iterator[None]:
 class Progress:
     """Logs `name  done/total  rate  ETA  values` every `interval` seconds and once at the end.
 
+    The first update, which compiles, says nothing of the others: on the way it does not count in
+    the rate, and before the second one the time left is unknown.
+
     Args:
       name: what is running.
       total: how many units the whole job has.
@@ -54,17 +57,26 @@ class Progress:
         self.done = self.start = start
         self.began = self.last_line = time.monotonic()
         self.left: float | None = None
+        self._first: tuple[int, float] | None = None  # units done by then, and when
 
     def update(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
         """Counts `units` as done and prints a line when one is due (always when all is done)."""
         self.done += units
         now = time.monotonic()
+        if self._first is None:
+            self._first = self.done, now
         if self.done < self.total and now - self.last_line < self.interval:
             return
         self.last_line = now
         elapsed = max(now - self.began, 1e-9)
         rate = (self.done - self.start) / elapsed
-        self.left = (self.total - self.done) / rate if rate else None
+        first, since = self._first
+        self.left = None
+        if self.done >= self.total:
+            self.left = 0.0
+        elif self.done > first:
+            rate = (self.done - first) / max(now - since, 1e-9)
+            self.left = (self.total - self.done) / rate
         left = "unknown" if self.left is None else clock(self.left)
         tail = f"ETA {left}" if self.done < self.total else f"took {clock(elapsed)}"
         shown = "  ".join(f"{k} {number(v)}" for k, v in (values or {}).items())

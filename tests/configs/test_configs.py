@@ -26,7 +26,7 @@ ALL = [
         (movielens, variant)
         for variant in ("", "smoke", "titles", "small", *base.SEQUENTIAL_MODELS)
     ),
-    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec")),
+    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec", "own")),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]
 
@@ -135,6 +135,12 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"profile": "3"}, "config.profile='3' is not FIRST:LAST"),
         ({"seeds": (1, 1)}, r"config.seeds=\(1, 1\): 1 stands twice; name each once"),
         ({"seeds": (0,), "method": "scaling"}, "none for a point of a scaling study"),
+        ({"use.sft": False, "method": "mllm_srec"}, "config.use.sft=False is an .* of mmsrarec"),
+        ({"use.sft": False, "forms": ("joint", "cached")}, "use.sft=False, but .* is learned"),
+        (
+            {"use.sft": False, "evaluation.generate": 4},
+            "generate=4, but the task .* is not trained",
+        ),
         ({"seed": 2**32}, "config.seed=4294967296: must be at least 0 and at most 2,147,483,647"),
         ({"mesh.data": 0}, "config.mesh.data=0: must be at least 1, or -1"),
         ({"mesh.data": -1}, "config.mesh.data=-1 and config.mesh.fsdp=-1: one of them"),

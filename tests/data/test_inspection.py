@@ -108,6 +108,19 @@ def test_pictures_and_texts(tmp_path):
     assert "item 'i1': its text has markup such as '&amp;'" in notes
     assert "item 'i3': has the same text as another item; so do 2 items" in notes
     assert "1 image files of no item, unused" in notes
+    assert "3 of 6 items have no picture, such as 'i1'; they are shown by their texts" in notes
+    assert "config.data.images_root" not in notes
+
+
+def test_a_folder_of_pictures_that_was_not_found_is_a_note(tmp_path):
+    settings = write_shop(tmp_path / "shop", sound_rows(), ITEMS)
+    assert "6 of 6 items have no picture" in (note := str(check(settings).notes[0]))
+    assert "name their folder in config.data.images_root" in note
+    (tmp_path / "shop" / "images").rename(tmp_path / "photos")
+    for item in ITEMS:
+        (tmp_path / "photos" / f"{item}.png").write_bytes(jpeg(seed=1))
+    found = check(dataclasses.replace(settings, images_root=str(tmp_path / "photos")))
+    assert not found.problems and not found.notes
 
 
 def test_pictures_that_are_called_otherwise(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import known_users
 import numpy as np
 import pytest
 import tiny_text_model
@@ -10,9 +11,12 @@ from flax import nnx
 import mmsrec_jax
 from configs import base, quickstart
 from mmsrec_jax import methods
+from mmsrec_jax.evaluation.protocols import Candidates
+from mmsrec_jax.evaluation.ranking import read_ranks
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.methods.export import export
 from mmsrec_jax.methods.mmsrarec import MMSRARec
+from mmsrec_jax.methods.scorer import Scorer
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts import TEMPLATES, corpus, tasks
 from mmsrec_jax.runtime import sharding
@@ -104,6 +108,56 @@ def test_the_trained_model_is_exported(run, model_path, tmp_path):
     ):
         np.testing.assert_array_equal(written[...], mine[...], err_msg=str(path))
         assert not np.array_equal(written[...], before[...]), path
+
+
+@pytest.fixture(scope="module")
+def without_sft(run, model_path, tmp_path_factory):
+    """The paper's ablation: what it shares with the run is taken from there."""
+    config = configured(model_path)
+    config.forms = ("joint",)
+    config.use.update(sft=False, plain_sft=False)
+    config.evaluation.update(fuse=False, users=8)
+    workdir = tmp_path_factory.mktemp("run") / "no-sft"
+    methods.run(config, workdir, reuse=[run])
+    return workdir
+
+
+def test_without_sft_the_model_ranks_as_it_is(without_sft, model_path):
+    """By the margin of yes and no after each candidate's own chat, one forward pass each."""
+    model, scorer = mmsrec_jax.load(model_path, "float32"), Scorer(without_sft)
+    experiment = MMSRARec(scorer.config, without_sft, sharding.make_mesh())
+    evaluation = without_sft / "evaluation"
+    frozen = Candidates.read(evaluation / "candidates-sampled@20.parquet")
+    ranks, _ = read_ranks(evaluation / "ranks-mmsrarec-sampled@20.parquet")
+    source = experiment.candidate_source(experiment.context(frozen.rows), frozen.rows, frozen.items)
+    yes, no = experiment.prompt_config.chat.yes_no_ids
+    for row in range(2):
+        example = source.example(row, 0)
+        rooms = [np.isin(example.suffix_ids, (0, c)) for c in range(1, 22)]
+        chats = [example.tokens[room] for room in rooms]
+        ids = np.zeros((21, max(map(len, chats))), np.int32)
+        for c, chat in enumerate(chats):
+            assert chat[-1] == (yes if c == frozen.positive[row] else no)
+            ids[c, : len(chat)] = chat
+        logits = mmsrec_jax.logits(model, ids, ids > 0, [[]] * 21)
+        after = logits[np.arange(21), [len(chat) - 2 for chat in chats]]
+        margins = after[:, yes] - after[:, no]
+        own = margins[frozen.positive[row]]
+        assert (margins > own + 1e-5).sum() < ranks.ranks[row] <= (margins >= own - 1e-5).sum()
+        user, position = frozen.rows[row]
+        found = scorer.scores(
+            scorer.catalog.ids[scorer.histories.of(user)[:position]].tolist(),
+            scorer.catalog.ids[frozen.items[row]].tolist(),
+            **known_users.before(scorer, user, position),
+        )
+        np.testing.assert_allclose(found, margins, rtol=0, atol=1e-4)
+        assert np.ptp(margins) > 1e-3
+
+
+def test_what_was_not_trained_is_not_exported(without_sft, tmp_path):
+    assert [path.name for path in (without_sft / "sft").iterdir()] == ["step.json"]
+    with pytest.raises(UserError, match="trained nothing .config.use.sft=False"):
+        export(without_sft, tmp_path / "out")
 
 
 def test_features_of_items(model_path, tmp_path):

@@ -201,6 +201,7 @@ def test_published_models_have_no_large_replicated_leaf(name, sizes):
     [
         ("", ("joint",), {}, ["rollout", "grpo", "sft", "rank"]),
         ("", ("joint",), {"use.rewards": False}, ["sft", "rank"]),
+        ("", ("joint",), {"use.sft": False}, ["rollout", "grpo", "rank"]),
         ("cached", ("cached",), {}, ["cached", "catalog"]),
         (
             "mllm_srec", ("joint", "cached"), {},

@@ -132,6 +132,7 @@ def _check_images(settings: DataSettings, prepared: Prepared, findings: Findings
         count for what, count in prepared.report.notes.items() if what.startswith("image files of")
     )
     numbers = np.flatnonzero(catalog.has_image)
+    missing = np.flatnonzero(~catalog.has_image)
     if unused and not len(numbers):
         findings.problems.append(
             Finding(
@@ -140,6 +141,13 @@ def _check_images(settings: DataSettings, prepared: Prepared, findings: Findings
                 "name them <item_id>.jpg",
             )
         )
+    elif len(missing):
+        example = shown(str(catalog.ids[missing[0]]))
+        what = f"{len(missing):,} of {len(catalog):,} items have no picture, such as {example}"
+        remedy = "they are shown by their texts"
+        if not len(numbers):
+            remedy += "; if there are pictures, name their folder in config.data.images_root"
+        findings.notes.append(Finding(source, what, remedy))
     corrupt = _corrupt(catalog, numbers)
     found = [
         Finding(_picture_of(prepared, i), reason, "copy it again or delete it: the item then has "
