@@ -10,6 +10,7 @@ import pytest
 from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.retrieval import similar
+from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.runtime.sharding import make_mesh
 from mmsrec_jax.sequential.recommender import SequentialRecommender, init_params
 from mmsrec_jax.sequential.sasrec import SASRecConfig
@@ -95,7 +96,8 @@ def test_own_user_is_excluded_and_the_rest_is_exact(histories, distinct_items):
     stub, split = Stub(0), splits.leave_one_out(histories)
     rows = np.concatenate([split.train[::7], split.validation, split.test])
     got = similar.neighbors(
-        stub, histories, split, rows, k=3, distinct_items=distinct_items
+        stub, histories, split, rows, k=3,
+        settings=RetrievalSettings(distinct_items=distinct_items),
     )  # fmt: skip
     own_would_have_won = 0
     for n, row in enumerate(rows):
@@ -132,7 +134,7 @@ def test_search_equals_greedy_choice_among_all_entries(distinct_items, base_chun
     )
     owners = np.arange(50, dtype=np.int32)
     got = similar.search(
-        base, embeddings[::60], owners, k=4, distinct_items=distinct_items,
+        base, embeddings[::60], owners, k=4, settings=RetrievalSettings(distinct_items=distinct_items),
         query_chunk=16, base_chunk=base_chunk,
     )  # fmt: skip
     beyond = 0
@@ -225,7 +227,8 @@ def test_sharded_search_equals_search_on_one_device(histories, distinct_items):
     base = similar.knowledge_base(stub, histories, split)
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(20, 5)).astype(np.float32)
-    options = {"k": 3, "distinct_items": distinct_items, "base_chunk": 16}
+    settings = RetrievalSettings(distinct_items=distinct_items)
+    options = {"k": 3, "settings": settings, "base_chunk": 16}
     one = similar.search(base, queries, np.arange(20), **options)
     many = similar.search(base, queries, np.arange(20), mesh=make_mesh(2, 2, 2), **options)
     np.testing.assert_allclose(one.similarity, many.similarity, atol=1e-5)
