@@ -47,8 +47,8 @@ _NEVER = np.iinfo(np.int32).max
 _BLOCK = 16  # entries of which the largest is looked at first
 _FEWEST = 32  # candidates of a query
 _MORE = 4  # times as many, for queries whose candidates did not suffice
-_BINS = 4096  # fewest bins of an approximate search
-_WIDEST = 8192  # entries of a bin at most
+_BINS = 1024  # fewest bins of an approximate search
+_BIN = (64, 8192)  # entries of a bin at least, else it saves little, and at most
 _OF_BINS = 8  # times as many candidates are taken of bins, which are not searched twice
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
@@ -73,7 +73,7 @@ class RetrievalSettings(Section):
     )
     approximate_above: int = setting(
         0,
-        "Prefixes above which the search is approximate, in bins (ours). 0 is never.",
+        "Prefixes above which the search is approximate (ours), if 65,536 or more. 0 is never.",
         low=0,
         high=1_000_000_000_000,
     )
@@ -210,9 +210,9 @@ def search(
     One pass over the base finds the nearest entries of each query. Queries with fewer than k
     distinct users among them are searched again for more entries.
 
-    A base of more entries than `settings.approximate_above` is searched in bins first, which finds
-    most of these users (`expected_recall`); the bins are the same on every mesh. Queries with fewer
-    than k are searched again, exactly.
+    A base of more entries than `settings.approximate_above`, and of 65,536 or more, is searched in
+    bins first, which finds most of these users (`expected_recall`); the bins are the same on every
+    mesh. Queries with fewer than k are searched again, exactly.
 
     Args:
       base: as from `knowledge_base` with the same settings.
@@ -270,7 +270,7 @@ def _bin_width(entries: int, settings: RetrievalSettings) -> int:
     if not 0 < settings.approximate_above < entries:
         return 0
     width = 1 << max(entries // _BINS, 1).bit_length() - 1
-    return min(width, _WIDEST) if width >= _BLOCK else 0
+    return min(width, _BIN[1]) if width >= _BIN[0] else 0
 
 
 def _placed(
