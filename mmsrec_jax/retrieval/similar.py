@@ -377,9 +377,7 @@ def hit_rates(
 ) -> dict[str, float]:
     """`hit_rate` of training, validation and test rows apart; parts without rows are absent."""
     wanted = targets(histories, rows)
-    return {
-        name: hit_rate(found.items[at], wanted[at]) for name, at in _parts(split, rows).items()
-    }
+    return {name: hit_rate(found.items[at], wanted[at]) for name, at in _parts(split, rows).items()}
 
 
 def short(found: Neighbors, split: Split, rows: np.ndarray) -> dict[str, float]:
@@ -516,9 +514,7 @@ def _chunks(entries: _Entries, base_chunk: int) -> tuple[_Entries, jax.Array]:
     return chunks, jnp.arange(len(chunks["users"]), dtype=jnp.int32) * base_chunk
 
 
-def _allowed(
-    chunk: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array
-) -> jax.Array:
+def _allowed(chunk: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array) -> jax.Array:
     """Cosines float32[Q, base_chunk]; -inf of a query's own user and of what is not before it."""
     similarity = jnp.einsum(
         "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST

@@ -136,7 +136,8 @@ def test_search_equals_greedy_choice_among_all_entries(distinct_items, base_chun
     )
     owners = np.arange(50, dtype=np.int32)
     got = similar.search(
-        base, embeddings[::60], owners, k=4, settings=RetrievalSettings(distinct_items=distinct_items),
+        base, embeddings[::60], owners, k=4,
+        settings=RetrievalSettings(distinct_items=distinct_items),
         query_chunk=16, base_chunk=base_chunk,
     )  # fmt: skip
     beyond = 0
