@@ -111,10 +111,11 @@ def train(
     name = registry.of(settings).name
     if not len(split.validation):
         raise UserError("the split has no validation rows; a model is selected on validation NDCG")
-    if mesh is not None and settings.batch_size % num_batch_shards(mesh):
+    shards = 1 if mesh is None else num_batch_shards(mesh)
+    if settings.batch_size % shards:
         raise UserError(
             f"config.{name}.batch_size={settings.batch_size} does not divide over "
-            f"{num_batch_shards(mesh)} data shards of the mesh; make it a multiple"
+            f"{shards} data shards of the mesh; make it a multiple"
         )
     features = features or {}
     how = recipe(settings, num_items, features)
@@ -129,7 +130,7 @@ def train(
     ) -> tuple[SequentialState, dict[str, jax.Array]]:
         work = metering.amount(**metering.of_rows(batch["segments"]))
         batch = arrays.put(batch, None if mesh is None else batch_sharding(mesh))
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with jax.set_mesh(mesh) if mesh is not None and shards > 1 else nullcontext():
             trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured | work
 
