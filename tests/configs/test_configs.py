@@ -247,10 +247,10 @@ def test_runs_of_several_seeds_differ_in_what_is_random_but_data_and_candidates(
 
 def test_both_methods_have_their_own_settings_on_one_shop():
     config = quickstart.get_config("both")
-    config.cached.steps, config.mllm_srec.cached.steps, config.seed = 5, 6, 3
+    config.cached.steps, config.mllm_srec.cached.steps, config.seed = 400, 500, 3
     first, second = several.runs(config).values()
     alone = [quickstart.get_config(variant) for variant in ("", "mllm_srec")]
-    for own, steps in zip(alone, (5, 6), strict=True):
+    for own, steps in zip(alone, (400, 500), strict=True):
         own.cached.steps, own.seed = steps, 3
     alone[0].data.toyshop.num_users = alone[1].data.toyshop.num_users
     assert [first, second] == [from_config(Settings, own) for own in alone]
