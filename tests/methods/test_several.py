@@ -8,7 +8,9 @@ import re
 import signal
 import time
 
+import example_scripts
 import launched
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -201,7 +203,8 @@ def test_the_changes_are_of_a_run_of_both_alone(tmp_path):
 # --- the methods themselves -----------------------------------------------------------------------
 
 
-def start(workdir, tmp_path):
+def tiny():
+    """Changes of the config; MLLM-SRec's are those of its own test, where it has the field."""
     fields = {**TINY_RAREC, "evaluation.rerank": 0, "evaluation.fuse": False}
     fields |= {"forms": ("cached",), "also_sequential": (), "use.text_sft": False}
     own = quickstart.get_config("both").mllm_srec
@@ -209,7 +212,11 @@ def start(workdir, tmp_path):
         section, _, field = name.partition(".")
         if field in own.get(section, {}):
             fields[f"mllm_srec.{name}"] = value
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return fields
+
+
+def start(workdir, tmp_path):
+    flags = [f"--config.{name}={value}" for name, value in tiny().items()]
     return launched.start(
         "launch/train.py", "--config=configs/quickstart.py:both", f"--workdir={workdir}", *flags,
         log=tmp_path / f"{workdir.name}.log", compiled=tmp_path / "compiled",
@@ -217,7 +224,7 @@ def start(workdir, tmp_path):
 
 
 @pytest.mark.robustness
-def test_both_methods_killed_on_the_way_end_as_if_unbroken(tmp_path):
+def test_both_methods_killed_on_the_way_end_as_if_unbroken(tmp_path, monkeypatch, capsys):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, tmp_path), tmp_path, unbroken)
     for step in ("mmsrarec/cached", "mllm_srec/preferences", "mllm_srec/chain_cached"):
@@ -232,3 +239,19 @@ def test_both_methods_killed_on_the_way_end_as_if_unbroken(tmp_path):
     assert (unbroken / "table.json").read_bytes() == (broken / "table.json").read_bytes()
     for file in unbroken.glob("*/evaluation/ranks-*.parquet"):
         assert pq.read_table(file).equals(pq.read_table(broken / file.relative_to(unbroken)))
+    check_notebook(unbroken, monkeypatch, capsys)
+
+
+def check_notebook(workdir, monkeypatch, capsys):
+    """All of it, on a finished run, which it does not run again."""
+    plt.switch_backend("Agg")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    try:
+        example_scripts.run_notebook(workdir, tiny())
+        assert [len(plt.figure(n).axes) for n in plt.get_fignums()] == [6, 6, 4, 6, 6, 6, 6]
+    finally:
+        plt.close("all")
+    printed = capsys.readouterr().out
+    rows = ("mmsrarec ", "mllm_srec ", "sasrec ", "keyword_logit:mllm_srec ")
+    assert all(f"\n{row}" in printed for row in rows) and "profiles:\n" in printed
+    assert not list(workdir.glob("*/superseded"))
