@@ -14,9 +14,10 @@ seed-0, seed-1 and seed-2 of its workdir; a command that was stopped goes on, an
 means and paired intervals. The same of another variant: --config.seeds="(0, 1, 2)".
 
 `both` runs MMSRARec and MLLM-SRec one after the other, in mmsrarec and mllm_srec of its workdir, on
-the shop of `mllm_srec`, which has half as many users; what both need is made once, and one table
-has the rows of both with paired intervals. `config.mllm_srec` is what the second has otherwise:
---config.cached.steps=700 sets MMSRARec's, --config.mllm_srec.cached.steps=700 MLLM-SRec's.
+the quickstart's shop, which has twice as many users as that of `mllm_srec`. What both need is made
+once, and one table has the rows of both with paired intervals; --reuse=runs/quickstart takes what
+that run has. `config.mllm_srec` is what the second has otherwise: --config.cached.steps=700 sets
+MMSRARec's, --config.mllm_srec.cached.steps=700 MLLM-SRec's.
 """
 
 from ml_collections import ConfigDict
@@ -125,10 +126,13 @@ def get_config(variant: str = "") -> ConfigDict:
             config.cached.update(steps=7000, each_user_once=False)  # few examples come twice
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
-        if variant in ("mllm_srec", "both"):
-            config.method = variant
-            config.data.toyshop.num_users = 8000  # each of them has texts to be written
-            (config if variant == "mllm_srec" else config.mllm_srec).update(_MLLM_SREC)
+        elif variant == "mllm_srec":
+            config.method = "mllm_srec"
+            config.data.toyshop.num_users = 8000  # each of them has windows and a profile to write
+            config.update(_MLLM_SREC)
+        elif variant == "both":
+            config.method = "both"
+            config.mllm_srec.update(_MLLM_SREC)
     return config.lock()
 
 

@@ -252,5 +252,5 @@ def test_both_methods_have_their_own_settings_on_one_shop():
     alone = [quickstart.get_config(variant) for variant in ("", "mllm_srec")]
     for own, steps in zip(alone, (400, 500), strict=True):
         own.cached.steps, own.seed = steps, 3
-    alone[0].data.toyshop.num_users = alone[1].data.toyshop.num_users
+    alone[1].data.toyshop.num_users = alone[0].data.toyshop.num_users
     assert [first, second] == [from_config(Settings, own) for own in alone]

@@ -180,7 +180,7 @@ def test_a_step_that_neither_has_is_refused_and_so_is_compiling_both(config, tmp
         ({"cached": {"steps": "many"}}, "config.mllm_srec.cached.steps='many': must be int"),
         ({"sft": 3}, "config.mllm_srec.sft=3: must be a section"),
         ({"seeds": (1, 2)}, "config.mllm_srec.seeds: it is of the whole experiment"),
-        ({"data": {"toyshop": {"num_users": 9}}}, "num_users: 8000 -> 9: both methods are"),
+        ({"data": {"toyshop": {"num_users": 9}}}, "num_users: 16000 -> 9: both methods are"),
         ({"evaluation": {"users": 7}}, "config.mllm_srec.evaluation.users: 1500 -> 7: both meth"),
     ],
 )  # fmt: skip
