@@ -7,6 +7,7 @@ r"""MMSRARec on the toyshop: a tiny model from scratch, every step, on two CPU c
     python launch/train.py --config=configs/quickstart.py:mllm_srec --workdir=runs/mllm_srec
     python launch/train.py --config=configs/quickstart.py:own --config.data.root=shop \
         --workdir=runs/small
+    python launch/train.py --config=configs/quickstart.py:both --workdir=runs/both
 
 `full` has every row and form: the joint form, its reranking of the catalog and its generated
 keywords, SFT without images, Molar, HM4SR, and 1+99 candidates beside 1+20. `long` trains the
@@ -14,6 +15,12 @@ cached form for about an hour. `seeds` is the quickstart under three seeds, one 
 seed-0, seed-1 and seed-2 of its workdir; a command that was stopped goes on, and the table has
 means and paired intervals. The same of another variant: --config.seeds="(0, 1, 2)". `own` is the
 quickstart on a folder of atomic files, of any size (docs/faq.md).
+
+`both` runs MMSRARec and MLLM-SRec one after the other, in mmsrarec and mllm_srec of its workdir.
+What both need is made once, and one table has the rows of both with paired intervals;
+--reuse=runs/quickstart takes what that run has. `config.mllm_srec` is what the second has
+otherwise: --config.cached.steps=700 sets MMSRARec's, --config.mllm_srec.cached.steps=700
+MLLM-SRec's.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +35,32 @@ _VARIANTS = {
     "seeds": "three seeds and one table",
     "mllm_srec": "MLLM-SRec on the same shop",
     "own": "your data: a small model from scratch, without a GPU",
+    "both": "both methods and one table",
 }
+# What MLLM-SRec has otherwise.
+_MLLM_SREC = {
+    "warmup": {
+        "steps": 120,  # less is to be learned than for MMSRARec
+        "tasks": dict(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5),
+    },
+    "understanding": dict(
+        questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
+        answer_tokens=4, summary_tokens=16,
+    ),
+    "use": {"plain_sft": False},  # a row of the other method's table
+    "preferences": dict(
+        window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=104,
+        max_new_tokens=24, batch_size=512,
+    ),
+    "writer": dict(
+        trainable="full", steps=300, batch_size=12, length=384, patches=0, targets=128,
+        answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
+        log_every=10,
+    ),
+    "sft": {"targets": 160, "length": 640},
+    "cached": dict(steps=1050, prompt_length=160),
+    "evaluation": {"length": 1536},
+}  # fmt: skip
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -98,8 +130,12 @@ def get_config(variant: str = "") -> ConfigDict:
             config.cached.update(steps=7000, each_user_once=False)  # few examples come twice
         elif variant == "seeds":
             config.seeds = (0, 1, 2)
-    if variant == "mllm_srec":
-        _mllm_srec(config)
+        elif variant == "mllm_srec":
+            config.method = "mllm_srec"
+            config.update(_MLLM_SREC)
+        elif variant == "both":
+            config.method = "both"
+            config.mllm_srec.update(_MLLM_SREC)
     if variant == "own":
         _own(config)
     return config.lock()
@@ -110,31 +146,6 @@ def _every_row(config: ConfigDict) -> None:
     config.also_sequential = ("molar", "hm4sr")
     config.use.text_sft = True
     config.evaluation.update(negatives=(20, 99), rerank=100, generate=20)
-
-
-def _mllm_srec(config: ConfigDict) -> None:
-    with config.unlocked():
-        config.method = "mllm_srec"
-        config.data.toyshop.num_users = 8000  # each of them has windows and a profile to be written
-        config.warmup.steps = 120  # less is to be learned than for MMSRARec
-        config.warmup.tasks.update(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5)
-        config.understanding.update(
-            questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
-            answer_tokens=4, summary_tokens=16,
-        )  # fmt: skip
-        config.use.plain_sft = False  # a row of the other method's table
-        config.preferences.update(
-            window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=104,
-            max_new_tokens=24, batch_size=512,
-        )  # fmt: skip
-        config.writer.update(
-            trainable="full", steps=300, batch_size=12, length=384, patches=0, targets=128,
-            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
-            log_every=10,
-        )  # fmt: skip
-        config.sft.update(targets=160, length=640)
-        config.cached.update(steps=1050, prompt_length=160, optimizer="adamw", learning_rate=1.5e-3)
-        config.evaluation.length = 1536
 
 
 def _own(config: ConfigDict) -> None:

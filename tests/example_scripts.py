@@ -36,13 +36,21 @@ def notebook() -> dict[str, Any]:
     return json.loads((FOLDER / "toyshop.ipynb").read_text())
 
 
-def run_notebook(workdir: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """What the cells leave behind, on a run in `workdir` whose config has these changes."""
+def run_notebook(workdir: Path, changes: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
+    """What the cells leave behind, on a run in `workdir` whose config has these changes.
+
+    alone: it is one of MMSRARec, and cells about MLLM-SRec are left out.
+    """
     names: dict[str, Any] = {}
     for cell in notebook()["cells"]:
         if cell["cell_type"] != "code":
             continue
         source = "".join(cell["source"]).replace('SIZE = "small"', 'SIZE = "tiny"')
+        if alone:
+            source = source.replace('get_config("both")', "get_config()")
+            source = re.sub("RUNS = .*", 'RUNS = {"mmsrarec": WORKDIR}', source)
+            if 'RUNS["mllm_srec"]' in source:
+                continue
         source = source.replace('f"runs/toyshop-{SIZE}"', repr(str(workdir)))
         source = source.replace('"full": {}', f'"full": {{}}, "tiny": {changes}')
         exec(compile(source, cell["id"], "exec"), names)

@@ -1,5 +1,6 @@
 """What must hold of every page, found by an HTML parser."""
 
+import re
 from html.parser import HTMLParser
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -10,12 +11,13 @@ OF_FORMS = {"form", "input", "button", "textarea"}
 class Page(HTMLParser):
     """A parsed page; `problems` is empty when it is sound.
 
-    served: by a server of ours, to which its links and forms may lead.
+    served: by a server of ours, to which its links and forms may lead. linked: its links may lead
+    to pages in folders below its own.
     """
 
-    def __init__(self, text: str, *, served: bool = False):
+    def __init__(self, text: str, *, served: bool = False, linked: bool = False):
         super().__init__()
-        self._served = served
+        self._served, self._linked = served, linked
         self.problems: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
@@ -86,7 +88,8 @@ class Page(HTMLParser):
 
     def _stays(self, address: str) -> bool:
         is_own = self._served and address.startswith("/") and not address.startswith("//")
-        return address.startswith(("#", "data:")) or is_own
+        is_below = self._linked and re.fullmatch(r"(\w[\w.+=-]*/)+report\.html", address)
+        return address.startswith(("#", "data:")) or is_own or bool(is_below)
 
     def _finish(self):
         self.problems += [f"<{tag}> stays open" for tag in self._open]

@@ -25,6 +25,7 @@ from mmsrec_jax.runtime import files, reading, startup
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable
 from mmsrec_jax.runtime.settings import check_number
+from mmsrec_jax.runtime.workdir import check_is_run
 
 _LONGEST_NAME = 200  # file systems take 255 bytes, with the end and while it is being written
 _PREPARED = 8  # items of a history that also have texts about windows
@@ -414,6 +415,7 @@ def check(workdir: Path) -> None:
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; name the --workdir of a finished run")
     if not (workdir / "data" / "step.json").is_file():
+        check_is_run(workdir)
         raise UserError(
             f"{workdir}: no run has begun in this folder; name the --workdir of launch/train.py"
         )

@@ -36,6 +36,12 @@ from mmsrec_jax.training.metering import steps_to_trace
 from mmsrec_jax.training.pairs import CachedSettings
 from mmsrec_jax.training.sft import SFTSettings, WarmupSettings, WriterSettings
 
+METHODS = ("mmsrarec", "mllm_srec")
+"""The papers' methods."""
+BOTH = "both"
+# What decides which users and candidates are ranked, and how.
+_SHARED = ("users", "negatives", "k", "seed")
+
 
 @dataclasses.dataclass(frozen=True)
 class UseSettings(Section):
@@ -69,8 +75,14 @@ class Settings(Section):
 
     method: str = setting(
         "mmsrarec",
-        "A paper's method, a sequential recommender by itself, or one point of a scaling study.",
-        choices=("mmsrarec", "mllm_srec", "sequential", "scaling"),
+        "A paper's method, both in folders of their names on the same data and candidates with one "
+        "table of both, a sequential recommender by itself, or one point of a scaling study.",
+        choices=(*METHODS, BOTH, "sequential", "scaling"),
+    )
+    mllm_srec: Mapping[str, Any] = setting(
+        {},
+        "With method=both, what MLLM-SRec has otherwise: fields of the config, nested as there. "
+        "Those that the experiment names can be set, as config.mllm_srec.cached.steps.",
     )
     sequential_model: str = setting(
         "sasrec", "Trained by itself, or to retrieve similar users.", choices=tuple(MODELS)
@@ -136,6 +148,11 @@ class Settings(Section):
         steps_to_trace(self.profile)
         if not self.forms:
             raise UserError(f"{name}.forms={self.forms}: name one form or more")
+        if self.mllm_srec and self.method != BOTH:
+            raise UserError(
+                f"{name}.mllm_srec has fields, but {name}.method={self.method!r}: they are of "
+                f"method={BOTH}; leave them out"
+            )
         if self.seeds and self.method == "scaling":
             raise UserError(
                 f"{name}.seeds={self.seeds}: name none for a point of a scaling study, which has "
@@ -238,3 +255,12 @@ def described(settings: Settings) -> dict[str, Any]:
     if fields := settings.data.user_fields:
         found["data"]["user_fields"] = fields
     return found
+
+
+def shared(settings: Settings) -> dict[str, Any]:
+    """What is equal in all runs that are compared user by user: data and candidates."""
+    evaluation = as_dict(settings.evaluation)
+    return {
+        "data": as_dict(settings.data),
+        "evaluation": {name: evaluation[name] for name in _SHARED},
+    }

@@ -15,17 +15,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mmsrec_jax.methods import experiment, seeds
-from mmsrec_jax.methods.settings import Settings, described
+from mmsrec_jax.methods import experiment, several
+from mmsrec_jax.methods.settings import BOTH, Settings, described, shared
 from mmsrec_jax.runtime import startup
 from mmsrec_jax.runtime.config_utils import differences
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import as_dict, from_config
+from mmsrec_jax.runtime.settings import from_config
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,79}")
 _RESERVED = ("compiled", "logs")  # folders of the sweep itself
-# What decides which users and candidates are ranked, and how: it is the same at all points.
-_SHARED = ("users", "negatives", "k", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,6 @@ def points(path: Path, sweep: Sweep) -> list[Point]:
             )
         try:
             point = _point(name, sets, sweep)
-            _check_method(point.settings)
             if found:
                 _check_shared(found[0], point)
             experiment.check(point.settings)
@@ -162,11 +159,8 @@ def _point(name: str, sets: Mapping[str, Any], sweep: Sweep) -> Point:
     own = {**sweep.settings, **sets}
     arguments = (f"--config={sweep.config}", *(f"--config.{f}={_text(v)}" for f, v in own.items()))
     config = _config(arguments)
-    whole = from_config(Settings, config)
-    if not whole.seeds:
-        return Point(name, sets, arguments, (("", whole),))
-    settings = [from_config(Settings, one) for one in seeds.configs(config)]
-    return Point(name, sets, arguments, tuple((seeds.folder(c.seed), c) for c in settings))
+    _check_method(from_config(Settings, config).method)
+    return Point(name, sets, arguments, tuple(several.runs(config).items()))
 
 
 def _config(arguments: Sequence[str]) -> ConfigDict:
@@ -185,23 +179,20 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _check_method(settings: Settings) -> None:
-    if settings.method == "scaling":
+def _check_method(method: str) -> None:
+    if method == "scaling":
         raise UserError(
             "config.method='scaling': such a run has no table; launch/scaling.py compares several"
+        )
+    if method == BOTH:
+        raise UserError(
+            f"config.method={method!r}: a point is about one row of the table; make each method a "
+            "point, or run launch/train.py"
         )
 
 
 def _check_shared(first: Point, other: Point) -> None:
     """Raises UserError unless both rank the same candidates for the same users."""
-
-    def shared(settings: Settings) -> dict[str, Any]:
-        evaluation = as_dict(settings.evaluation)
-        return {
-            "data": as_dict(settings.data),
-            "evaluation": {name: evaluation[name] for name in _SHARED},
-        }
-
     if changed := differences(shared(first.settings), shared(other.settings), "config"):
         raise UserError(
             f"{changed[0]}, other than point {first.name}: points are compared user by user, so "

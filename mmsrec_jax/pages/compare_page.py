@@ -10,7 +10,7 @@ from absl import logging
 from mmsrec_jax.evaluation.comparison.presentation import Row, headline, mean_cell
 from mmsrec_jax.evaluation.report import is_shown
 from mmsrec_jax.evaluation.slices import WHOLE
-from mmsrec_jax.pages import curves, document, run_folder, settings
+from mmsrec_jax.pages import curves, document, run_folder, run_page, settings
 from mmsrec_jax.pages.document import Section, bar, folded, note, table
 from mmsrec_jax.pages.markup import Content, Html, element, joined
 from mmsrec_jax.pages.results import (
@@ -28,10 +28,11 @@ from mmsrec_jax.runtime.progress import clock
 FILE = "comparison.html"
 
 
-def write(out: Path, workdirs: Sequence[Path]) -> Path:
+def write(out: Path, workdirs: Sequence[Path], *, page: Path | None = None) -> Path:
     """Writes the page of the comparison in `out`; returns its path.
 
-    workdirs: of the runs that are compared, in the order of `comparison.json`.
+    workdirs: of the runs that are compared, in the order of `comparison.json`. page: its path,
+    with links to the pages of the runs in folders below it; None is one in `out` without links.
 
     Raises:
       UserError: `comparison.json` is missing or damaged.
@@ -45,11 +46,23 @@ def write(out: Path, workdirs: Sequence[Path]) -> Path:
         names = [str(name) for name in found["runs"]][: len(workdirs)]
     runs, missing = _folders(dict(zip(names, workdirs, strict=True)))
     sections += [*_training(runs), _settings(runs, missing)]
-    head = element("p", "Of " + ", ".join(map(str, found["runs"])) + ".", class_="lead")
+    title, told = "Comparison", ", ".join(names)
+    if page is not None:
+        title, told = page.parent.name, _links(runs, page.parent)
+    head = element("p", "Of ", told, ".", class_="lead")
     foot = "Numbers are those of comparison.json. This page loads nothing and runs no script."
-    page = document.document("Comparison", head, sections, foot)
-    document.write(out / FILE, page)
-    return out / FILE
+    path = page or out / FILE
+    document.write(path, document.document(title, head, sections, foot))
+    return path
+
+
+def _links(runs: Mapping[str, RunFolder], folder: Path) -> Html:
+    """The runs by name, each with a link to its page; they lie below `folder`."""
+    found: list[Content] = []
+    for name, run in runs.items():
+        page = (run.path / run_page.FILE).relative_to(folder)
+        found += [", " if found else None, element("a", name, href=page.as_posix())]
+    return joined(found)
 
 
 def _folders(workdirs: Mapping[str, Path]) -> tuple[dict[str, RunFolder], list[str]]:

@@ -110,6 +110,8 @@ def read(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name the --workdir of launch/train.py")
+    if not _exists(path):
+        workdir.check_is_run(path)
     record = _read(path, _REMEDY)
     records = workdir.records(path)
     steps, outdated = [], set[str]()

@@ -21,6 +21,7 @@ from mmsrec_jax.planning.topologies import Topology, describe
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
 from mmsrec_jax.runtime.config_utils import choose_name
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.files import check_replaces, write_text
 from mmsrec_jax.runtime.settings import as_dict
 
@@ -51,6 +52,11 @@ def run(
     Returns:
       Whether every step fits.
     """
+    if config.method == "both":
+        raise UserError(
+            "config.method='both': compile each method by a config of its own, such as "
+            "configs/beauty.py and configs/beauty.py:mllm_srec"
+        )
     steps = steps or names(config)
     if out is not None:
         check_replaces(out, _BEGINS, "report")

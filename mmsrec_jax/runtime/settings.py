@@ -319,6 +319,8 @@ def _checked(where: str, field: dataclasses.Field, hint: Any, value: Any) -> Any
         names = field.metadata["names"]
         if not isinstance(value, Mapping | ConfigDict):
             raise _wrong_type(where, hint, value)
+        if arguments[1] is Any:  # fields of a config, which are checked where they are put
+            return value.to_dict() if isinstance(value, ConfigDict) else dict(value)
         if unknown := sorted(set(value) - set(names)):
             raise UserError(
                 f"{where}.{unknown[0]}: there is no such field{_guess(unknown[0], names)}"
@@ -380,7 +382,7 @@ def _type_name(hint: Any) -> str:
         count = "" if arguments[-1] is ... else f"{len(arguments)} "
         return f"tuple of {count}{arguments[0].__name__}"
     if origin is Mapping:
-        return f"{arguments[1].__name__} by name"
+        return "fields" if arguments[1] is Any else f"{arguments[1].__name__} by name"
     return hint.__name__
 
 
@@ -390,6 +392,6 @@ def _number(value: float) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return ", ".join(f"{key}={element!r}" for key, element in value.items())
     return repr(value)

@@ -134,7 +134,7 @@ def _follow(step: Step, directory: Path) -> None:
 
 def check_names(steps: Sequence[Step], only: Sequence[str] | None) -> None:
     """Raises UserError when `only` names an unknown step."""
-    names = [step.name for step in steps]
+    names = dict.fromkeys(step.name for step in steps)
     for name in only or ():
         if name not in names:
             raise UserError(f"--steps: there is no step {name!r}; steps are {', '.join(names)}")
@@ -255,9 +255,30 @@ def records(workdir: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: _read(path.parent) for path in sorted(workdir.glob(f"*/{_RECORD}"))}
 
 
+def runs_in(folder: Path) -> list[str]:
+    """Names of the folders of runs in a folder that is none itself, as of several seeds or of both
+    methods, such as mmsrarec/seed-0, sorted; at most two levels down."""
+    found = [
+        path.relative_to(folder).parents[1]
+        for levels in ("*/*", "*/*/*")
+        for path in folder.glob(f"{levels}/{_RECORD}")
+    ]
+    return sorted({str(run) for run in found if SUPERSEDED not in run.parts})
+
+
+def check_is_run(workdir: Path) -> None:
+    """Raises UserError when there are runs in sub-folders of a workdir, which is none itself."""
+    if not records(workdir) and (runs := runs_in(workdir)):
+        raise UserError(
+            f"{workdir}: has runs in {', '.join(runs)}; name one of these folders, such as "
+            f"{workdir / runs[0]}"
+        )
+
+
 def _finished(workdir: Path, step: str) -> dict[str, Any]:
     record = _read(workdir / step)
     if not record.get("finished"):
+        check_is_run(workdir)
         raise UserError(
             f"{workdir}: step {step} has not finished; run launch/train.py with this --workdir"
         )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import amazon2023, base, beauty, microlens, movielens, quickstart, scaling
 from mmsrec_jax.inputs.recommend import RECOMMEND_TASKS as ALL_TASKS
-from mmsrec_jax.methods import seeds as methods_seeds
+from mmsrec_jax.methods import several
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.rl.rewards import REWARDS
 from mmsrec_jax.runtime.errors import UserError
@@ -26,7 +26,10 @@ ALL = [
         (movielens, variant)
         for variant in ("", "smoke", "titles", "small", *base.SEQUENTIAL_MODELS)
     ),
-    *((quickstart, variant) for variant in ("", "full", "long", "seeds", "mllm_srec", "own")),
+    *(
+        (quickstart, variant)
+        for variant in ("", "full", "long", "seeds", "mllm_srec", "both", "own")
+    ),
     *((scaling, f"size={size}") for size in scaling.SIZES),
 ]
 
@@ -240,11 +243,23 @@ def test_a_misspelt_variant_gets_the_nearest():
 def test_runs_of_several_seeds_differ_in_what_is_random_but_data_and_candidates():
     config = quickstart.get_config("seeds")
     config.seed = 5  # that of the runs is theirs
-    runs = methods_seeds.configs(config)
-    assert [run.seed for run in runs] == [0, 1, 2] and config.seeds == (0, 1, 2)
+    found = several.runs(config)
+    assert list(found) == ["seed-0", "seed-1", "seed-2"] and config.seeds == (0, 1, 2)
     same = {"config.data.seed", "config.data.toyshop.seed", "config.evaluation.seed"}
-    for run in runs:
-        assert run.seeds == ()
-        assert seeds(run) == {name: 0 if name in same else run.seed for name in seeds(run)}
+    for seed, run in enumerate(found.values()):
+        assert (run.seed, run.seeds) == (seed, ())
+        own = seeds(to_config(run))
+        assert own == {name: 0 if name in same else seed for name in own}
     config.data.toyshop.seed = 9
-    assert {run.data.toyshop.seed for run in methods_seeds.configs(config)} == {9}
+    assert {run.data.toyshop.seed for run in several.runs(config).values()} == {9}
+
+
+def test_both_methods_have_their_own_settings_on_one_shop():
+    config = quickstart.get_config("both")
+    config.cached.steps, config.mllm_srec.cached.steps, config.seed = 400, 500, 3
+    first, second = several.runs(config).values()
+    alone = [quickstart.get_config(variant) for variant in ("", "mllm_srec")]
+    for own, steps in zip(alone, (400, 500), strict=True):
+        own.cached.steps, own.seed = steps, 3
+    alone[1].data.toyshop.num_users = alone[0].data.toyshop.num_users
+    assert [first, second] == [from_config(Settings, own) for own in alone]

@@ -318,7 +318,7 @@ def test_the_notebook_shows_items_keywords_curves_and_lists(runs, monkeypatch, c
     plt.switch_backend("Agg")
     monkeypatch.setattr(plt, "show", lambda: None)
     try:
-        names = example_scripts.run_notebook(runs[0], TINY)
+        names = example_scripts.run_notebook(runs[0], TINY, alone=True)
         figures = [plt.figure(number) for number in plt.get_fignums()]
         assert [len(figure.axes) for figure in figures] == [6, 6, 4, 6, 6, 6]
         picture = figures[0].axes[1].images[0].get_array()

@@ -125,7 +125,7 @@ def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog
         else:
             assert values[0] == values[1] and row["baseline"] == "sasrec"
             assert row["auc"]["low"] <= row["auc"]["difference"] <= row["auc"]["high"]
-    page = Page((tmp_path / "comparison" / "comparison.html").read_text())
+    page = Page((tmp_path / "report.html").read_text(), linked=True)
     assert page.problems == [] and "sasrec" in [
         row[0] for row in page.table("40 users, protocol full")[1:]
     ]

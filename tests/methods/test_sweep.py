@@ -65,6 +65,7 @@ def test_the_sweeps_that_come_with_it_are_in_order(file):
         ({"../a": {}}, "point '../a': a folder has this name"),
         ({"logs": {}}, "point 'logs'"),
         ({"a": {"method": "scaling"}}, "point a: config.method='scaling'"),
+        ({"a": {"method": "both"}}, "point a: config.method='both': a point is about one row"),
         ({"a": {}, "b": {"model.path": "no/model"}}, "point b: .*no/model"),
         ({}, "has no points"),
     ],

@@ -5,6 +5,7 @@ what is not is refused. Several seeds of one config are one system: the bootstra
 seeds, and the standard deviation between seeds stands beside the mean.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,12 +143,15 @@ def parse_cutoffs(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
-    """Folder names where they are all different, else paths."""
+    """Folder names where they are all different, else the ends of the paths."""
     resolved = [path.resolve() for path in workdirs]
     if len(set(resolved)) < len(resolved):
         raise UserError("a run is named twice; name each workdir once")
     short = [path.name for path in resolved]
-    return short if len(set(short)) == len(short) else [str(path) for path in workdirs]
+    if len(set(short)) == len(short):
+        return short
+    common = os.path.commonpath([path.parent for path in resolved])
+    return [str(path.relative_to(common)) for path in resolved]
 
 
 def read_results(workdir: Path) -> list[Result]:
