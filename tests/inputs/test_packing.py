@@ -1,12 +1,12 @@
 """What goes into a row beside brute force, and how full rows are."""
 
-import importlib
 import itertools
 
 import numpy as np
 import pytest
 import sized_examples
 
+from benchmarks import packing_rows
 from configs import movielens
 from mmsrec_jax.inputs import packing
 from mmsrec_jax.inputs.pipeline import batches
@@ -68,8 +68,7 @@ def test_rows_of_sft_on_real_films_are_full(shared_data, tmp_path):
     config = movielens.get_config()
     config.data.root = str(shared_data / "ml-1m")
     settings = from_config(Settings, config)
-    measure = importlib.import_module("benchmarks.packing")
-    source = measure.sources(settings, "", tmp_path)["with images"]
-    found = measure.measured(source, settings, settings.sft.look_ahead, rows=8, count=6)
+    source = packing_rows.sources(settings, "", tmp_path)["with images"]
+    found = packing_rows.measured(source, settings, settings.sft.look_ahead, rows=8, count=6)
     assert found["tokens"] >= 0.95
     assert found["examples"] > 100 and found["patches"] > 0.3
