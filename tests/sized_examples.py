@@ -46,7 +46,7 @@ def as_films(count, seed=0):
     rng = np.random.default_rng(seed)
     kind = rng.choice(3, count, p=(0.7, 0.1, 0.2))
     plots = np.clip(rng.normal(165, 60, (count, 8)), 40, 256)
-    texts = 230 + np.where(rng.random((count, 8)) < 0.78, plots, 8).sum(axis=1)
+    texts = 280 + np.where(rng.random((count, 8)) < 0.78, plots, 8).sum(axis=1)
     tokens = np.choose(kind, (texts + 8 * 72, texts + 8 * 9, rng.integers(90, 260, count)))
     return Sized(tokens.astype(int), 8 * 176 * (kind == 0), 8 * (kind == 0))
 
