@@ -323,8 +323,9 @@ class _Packing(_Iterator):
 
     def _stop(self) -> None:
         super()._stop()
-        for made in (self._waiting, self._late, self._ready):
-            made.clear()
+        self._waiting.clear()
+        self._late.clear()
+        self._ready.clear()
         self._ended = False
 
     def __next__(self) -> Batch:
