@@ -54,8 +54,8 @@ _MLLM_SREC = {
     ),
     "writer": dict(
         trainable="full", steps=300, batch_size=12, length=384, patches=0, targets=128,
-        answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, checkpoint_every=50,
-        log_every=10,
+        answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, look_ahead=0,
+        checkpoint_every=50, log_every=10,
     ),
     "sft": {"targets": 160, "length": 640},
     "cached": dict(steps=1050, prompt_length=160),
@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
         config.warmup.update(
             trainable="full", steps=260, batch_size=12, length=384, patches=72, targets=128,
-            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0,
+            answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, look_ahead=0,
             checkpoint_every=50, log_every=10,
         )  # fmt: skip
         config.warmup.noise = 0.15
@@ -110,7 +110,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sft.update(
             trainable="full", steps=150, batch_size=10, length=480, patches=32, answers=8,
             targets=64, learning_rate=1e-3, warmup_steps=10, listwise_weight=1.0, workers=0,
-            checkpoint_every=50, log_every=5, evaluate_every=50, validation_rows=250,
+            look_ahead=0, checkpoint_every=50, log_every=5, evaluate_every=50, validation_rows=250,
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.85, rank=0.05, next_keywords=0.05, align=0.05)
         config.forms = ("cached",)

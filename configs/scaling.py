@@ -53,7 +53,8 @@ def get_config(variant: str = "size=128x3") -> ConfigDict:
         )
         config.sft.update(
             trainable="full", steps=100, batch_size=16, length=136, patches=32, answers=8,
-            targets=64, warmup_steps=10, workers=0, checkpoint_every=50, log_every=10,
+            targets=64, warmup_steps=10, workers=0, look_ahead=0, checkpoint_every=50,
+            log_every=10,
             learning_rate=min(0.2 / hidden, 1e-2),  # as 1 / width: muP (arXiv 2203.03466) for Adam
         )  # fmt: skip
         config.sft.tasks.update(pointwise=0.5, rank=0.0, next_keywords=0.5, align=0.0)

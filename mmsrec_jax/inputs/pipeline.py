@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
 
+from mmsrec_jax.inputs import packing
 from mmsrec_jax.inputs.batch import Room, collate, needs
 from mmsrec_jax.inputs.example import Example, filler
 from mmsrec_jax.models.batch import Batch
@@ -48,6 +49,7 @@ def batches(
     shuffle: bool = True,
     repeat: bool = True,
     pack: bool = True,
+    look_ahead: int = 0,
     workers: int = 0,
     shard: int = 0,
     shards: int = 1,
@@ -67,9 +69,12 @@ def batches(
       suffixes: examples have suffixes although they have no labels.
       seed: of the order of rows, another for each epoch.
       repeat: endless; otherwise one epoch.
-      pack: several examples share a row, first fit over the rows of a batch, which is done when
-        the next example fits nowhere. Otherwise one example a row, in order, and the last batch is
-        made full with empty rows, as many in every shard.
+      pack: several examples share a row. Otherwise one example a row, in order, and the last batch
+        is made full with empty rows, as many in every shard.
+      look_ahead: with packing, how many examples wait behind the next one. A row begins with the
+        oldest and takes those that fill it most (`packing.fullest`), so that an example waits for
+        at most so many rows. 0: first fit over the rows of a batch, in order; the batch is done
+        when the next example fits nowhere.
       workers: processes that make examples, 0 = threads of this one. The batches are the same, and
         a state fits any number of them.
       shard, shards: every `shards`-th example from `shard` on, and as many of the rows.
@@ -124,7 +129,7 @@ def batches(
 
     def iterate() -> _Iterator:
         if pack:
-            return _Packing(make, workers, counts, room, prefix)
+            return _Packing(make, workers, counts, room, prefix, look_ahead)
         return _Rows(make, workers, counts)
 
     return grain.experimental.ThreadPrefetchIterDataset(_Batches(iterate), prefetch_buffer_size=2)
@@ -164,20 +169,38 @@ def _draw(draw: int, row: int) -> tuple[int, int]:
     return int(draw), int(row)
 
 
+class _Spans(Sequence[range]):
+    """Draws that are made together: each of `late` by itself, then `count` at a time from `start`
+    to `end`."""
+
+    def __init__(self, late: Sequence[int], start: int, end: int, count: int):
+        self._late, self._rest = list(late), range(start, end, count)
+        self._end, self._count = end, count
+
+    def __len__(self) -> int:
+        return len(self._late) + len(self._rest)
+
+    def __getitem__(self, at: Any) -> Any:
+        at = int(at)
+        if at < len(self._late):
+            return range(self._late[at], self._late[at] + 1)
+        start = self._rest[at - len(self._late)]
+        return range(start, min(start + self._count, self._end))
+
+
 class _Make:
-    """Examples of `count` draws, from the one at `start` on."""
+    """Examples of draws, `count` at a time."""
 
     waiting = 2
 
     def __init__(self, source: Source, draws: grain.MapDataset, count: int):
         self.source, self.draws, self.count = source, draws, count
 
-    def __call__(self, start: int) -> Any:
-        return self.examples(int(start))
+    def __call__(self, span: range) -> Any:
+        return self.examples(span)
 
-    def examples(self, start: int) -> list[Example]:
-        end = min(start + self.count, len(self.draws))
-        return [self._example(*self.draws[at]) for at in range(start, end)]
+    def examples(self, span: range) -> list[Example]:
+        return [self._example(*self.draws[at]) for at in span]
 
     def _example(self, draw: int, row: int) -> Example:
         return self.source.example(row, draw) if row < len(self.source) else filler()
@@ -192,8 +215,8 @@ class _MakeBatch(_Make):
         super().__init__(source, draws, room.rows)
         self._room, self._prefix = room, prefix
 
-    def __call__(self, start: int) -> tuple[Batch, Counter]:
-        examples, counts = self.examples(int(start)), Counter[str]()
+    def __call__(self, span: range) -> tuple[Batch, Counter]:
+        examples, counts = self.examples(span), Counter[str]()
         for example in examples:
             if problem := _too_large(example, self._room, self._prefix):
                 raise UserError(problem)
@@ -219,10 +242,10 @@ class _Iterator(grain.DatasetIterator, abc.ABC):
         self._made: grain.DatasetIterator | None = None
         self._draw = 0
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         return {"draw": self._draw}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         if "draw" not in state:
             raise UserError(
                 "the position in the data is of an earlier version; remove the checkpoints of this "
@@ -240,13 +263,16 @@ class _Iterator(grain.DatasetIterator, abc.ABC):
             self._made.close()
         self._made = None
 
-    def _next_made(self) -> Any:
+    def _next_made(self, late: Sequence[int] = ()) -> Any:
+        """late: draws that come before the next one when nothing has been made yet."""
         # In a thread that starts the workers, and these inherit the mask: before they ignore it
         # themselves, a SIGTERM to the whole group must not end them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if self._made is None:
-            starts = grain.MapDataset.range(self._draw, len(self._make.draws), self._make.count)
-            self._made = iter(ahead(starts.map(self._make), self._workers, self._make.waiting))
+            make = self._make
+            spans = _Spans(late, self._draw, len(make.draws), make.count)
+            made = grain.MapDataset.source(spans).map(make)
+            self._made = iter(ahead(made, self._workers, make.waiting))
         return next(self._made)
 
 
@@ -261,58 +287,113 @@ class _Rows(_Iterator):
         return batch
 
 
-class _Packing(_Iterator):
-    """Fills batches. The example that closed a batch is made again after a restore."""
+class _Waiting(NamedTuple):
+    """An example and its draw; needed: int[sizes], what it takes of `Room.of_a_row`."""
 
-    def __init__(self, make: _Make, workers: int, counts: Counter, room: Room, prefix: str):
+    draw: int
+    example: Example
+    needed: np.ndarray
+
+
+class _Packing(_Iterator):
+    """Fills batches. The state also has the draws before the next one that still wait, which are
+    made again after a restore."""
+
+    def __init__(
+        self, make: _Make, workers: int, counts: Counter, room: Room, prefix: str, look_ahead: int
+    ):
         super().__init__(make, workers, counts)
-        self._room, self._prefix = room, prefix
+        self._room, self._prefix, self._look_ahead = room, prefix, look_ahead
         self._sizes = np.array(list(room.of_a_row.values()))
-        self._waiting: deque[Example] = deque()
+        self._waiting: list[_Waiting] = []
+        self._late: deque[int] = deque()  # waited when the state was stored, not made again so far
+        self._ready: deque[Example] = deque()
+        self._ended = False
         self._skipped = 0
+
+    def get_state(self) -> dict[str, Any]:
+        draw, waiting = self._draw, [one.draw for one in self._waiting] + [*self._late]
+        while waiting and waiting[-1] == draw - 1:
+            draw = waiting.pop()
+        return {"draw": draw} | ({"waiting": waiting} if waiting else {})
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._late.extend(map(int, state.get("waiting", ())))
 
     def _stop(self) -> None:
         super()._stop()
         self._waiting.clear()
+        self._late.clear()
+        self._ready.clear()
+        self._ended = False
 
     def __next__(self) -> Batch:
         rows: list[list[Example]] = [[] for _ in range(self._room.rows)]
-        used = np.zeros((self._room.rows, len(self._sizes)), np.int64)
-        while (example := self._first()) is not None:
-            if problem := _too_large(example, self._room, self._prefix):
-                self._skip(problem)
-                continue
-            needed = needs(example)
-            taken = np.array([needed[name] for name in self._room.of_a_row])
-            fits = (used + taken <= self._sizes).all(axis=1)
-            if not fits.any():
-                break
-            row = int(np.argmax(fits))
-            rows[row].append(example)
-            used[row] += taken
-            self._take()
-            self._skipped = 0
-            with _COUNTING:
-                _count(example, self._counts)
+        if self._look_ahead:
+            self._fill(rows)
+        else:
+            self._fill_in_order(rows)
         if not any(rows):
             raise StopIteration
         return collate(rows, self._room)
 
-    def _first(self) -> Example | None:
-        """Of the examples that are left; None at the end."""
-        if not self._waiting:
-            try:
-                self._waiting.extend(self._next_made())
-            except StopIteration:
-                return None
-        return self._waiting[0]
+    def _fill(self, rows: list[list[Example]]) -> None:
+        for row in rows:
+            left = self._sizes
+            while self._refill():
+                # The oldest begins a row: none waits for ever.
+                needed = np.stack([one.needed for one in self._waiting])
+                at = packing.fullest(needed, left) if row else 0
+                if at is None:
+                    break
+                left = left - needed[at]
+                row.append(self._take(at))
 
-    def _take(self) -> None:
-        self._waiting.popleft()
-        self._draw += 1
+    def _fill_in_order(self, rows: list[list[Example]]) -> None:
+        used = np.zeros((len(rows), len(self._sizes)), np.int64)
+        while self._refill():
+            needed = self._waiting[0].needed
+            at = packing.first_row(used, needed, self._sizes)
+            if at is None:
+                break
+            used[at] += needed
+            rows[at].append(self._take(0))
+
+    def _take(self, at: int) -> Example:
+        example = self._waiting.pop(at).example
+        with _COUNTING:
+            _count(example, self._counts)
+        return example
+
+    def _refill(self) -> bool:
+        """Whether any example is left, of which as many as may wait are there."""
+        while len(self._waiting) <= self._look_ahead:
+            if self._ended:
+                break
+            if not self._ready:
+                try:
+                    self._ready.extend(self._next_made(self._late))
+                except StopIteration:
+                    self._ended = True
+                    break
+            self._arrive(self._ready.popleft())
+        return bool(self._waiting)
+
+    def _arrive(self, example: Example) -> None:
+        if self._late:
+            draw = self._late.popleft()
+        else:
+            draw, self._draw = self._draw, self._draw + 1
+        if problem := _too_large(example, self._room, self._prefix):
+            self._skip(problem)
+            return
+        self._skipped = 0
+        needed = needs(example)
+        taken = np.array([needed[name] for name in self._room.of_a_row])
+        self._waiting.append(_Waiting(draw, example, taken))
 
     def _skip(self, problem: str) -> None:
-        self._take()
         with _COUNTING:
             self._counts["skipped"] += 1
         self._skipped += 1

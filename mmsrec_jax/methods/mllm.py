@@ -138,6 +138,7 @@ class MLLMExperiment(Experiment):
                 patches=self.patches_of_a_row(source, c.patches),
                 answers=c.answers,
                 targets=c.targets,
+                look_ahead=c.look_ahead,
                 seed=c.seed,
                 workers=c.workers,
                 shard=shard,

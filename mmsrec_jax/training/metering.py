@@ -167,6 +167,7 @@ class Meter:
         values |= {f"time/{name}_per_second": rate for name, rate in rates.items()}
         if room:
             values["time/occupancy"] = work[_WORK + "tokens"] / room
+            short["padding"] = 1 - values["time/occupancy"]
         chip = CHIP.get(jax.devices()[0].device_kind)
         if chip and "flops" in rates:
             peak = CHIPS[chip].flops * jax.device_count()

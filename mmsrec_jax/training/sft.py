@@ -118,6 +118,13 @@ class FineTuneSettings(UpdateSettings):
     patches: int = setting(8192, "Vision patches of a row.", low=0, high=1_000_000)
     answers: int = setting(32, "Yes/no labels of a row.", low=1, high=100_000)
     targets: int = setting(256, "Tokens of a row that have a loss.", low=1, high=1_000_000)
+    look_ahead: int = setting(
+        64,
+        "Examples that wait while rows choose those that fill them up; more leave less padding "
+        "(ours). 0: each goes into the first row with room, in order.",
+        low=0,
+        high=1000,
+    )
     listwise_weight: float = setting(
         0.0,
         "Of the softmax over the yes/no labels of a list (ours; 0 is the paper).",

@@ -266,10 +266,17 @@ def test_other_tasks(trained, prompt_config):
     assert both == {True, False}
 
 
-def test_shares(trained, prompt_config):
+def test_shares(trained, prompt_config, monkeypatch):
     source = recommend(prompt_config, {"pointwise": 3, "next_keywords": 1, "rank": 0})
     kinds = Counter(source.example(0, draw).suffix_ids.max() > 0 for draw in range(400))
     assert 0.68 < kinds[True] / 400 < 0.82
+    mixed = {"pointwise": 4, "rank": 3, "next_keywords": 2, "align": 1}
+    source = recommend(prompt_config, mixed)
+    for method in ("pointwise", "_rank", "_next_keywords", "_align"):
+        monkeypatch.setattr(source, method, lambda *_, m=method, **__: m.lstrip("_"))
+    found = Counter(source.example(draw % len(ROWS), draw) for draw in range(4000))
+    for task, share in mixed.items():
+        assert abs(found[task] / 4000 - share / 10) < 0.03, task  # four standard deviations
     wrong = (({"ranking": 1}, "ranking"), ({}, "positive"), ({"rank": -1}, "positive"))
     for tasks, message in wrong:
         with pytest.raises(UserError, match=message):

@@ -76,6 +76,16 @@ def waiting(data: float, device: float, steps: int = 4) -> tuple[float, float]:
     return values["time/waiting_for_data"], host
 
 
+def test_people_see_the_share_of_padding():
+    meter = metering.Meter("test")
+    meter.ran({"loss": 0.0})
+    means = {"loss": 0.0} | metering.amount(tokens=30, room=40, examples=2)
+    values, shown = meter.window(means)
+    meter.close()
+    assert means == {"loss": 0.0} and values["time/occupancy"] == 0.75
+    assert shown["padding"] == 0.25 and "occupancy" not in shown
+
+
 def test_waiting_is_the_time_in_which_devices_have_nothing_to_do(caplog):
     share, host = waiting(data=0.01, device=0.15)  # the next batch comes while a device computes
     assert share < 0.25 and host < 3 * 0.15  # and no step waits for the one before
