@@ -416,11 +416,10 @@ def _search_function(
     """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k], and
     whether this many candidates were enough, bool[Q]. width: of the bins, 0 for none."""
     axes = LOGICAL_AXES["batch"]
+    nearest_of: Callable[..., _Pair] = _nearest
     if width:
         candidates *= _OF_BINS
         nearest_of = functools.partial(_nearest_of_bins, width=width)
-    else:
-        nearest_of = _nearest
 
     def local(
         entries: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array

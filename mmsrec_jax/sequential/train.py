@@ -121,7 +121,7 @@ def train(
     how = recipe(settings, num_items, features)
     shape = how.model
     key = jax.random.key(settings.seed)
-    if advice := full_softmax_advice(settings, num_items, mesh):
+    if advice := full_softmax_advice(settings, shape, mesh):
         logging.warning("%s", advice)
     state, frozen = _initial(how, settings.seed, features, mesh)
 
@@ -177,17 +177,18 @@ def train(
 
 
 def full_softmax_advice(
-    settings: SequentialSettings, num_items: int, mesh: jax.sharding.Mesh | None
+    settings: SequentialSettings, shape: SequentialConfig, mesh: jax.sharding.Mesh | None
 ) -> str:
     """One line if the logits of a step need more than a quarter of a device's memory, else "".
 
     A device that does not tell its memory counts as one of 16 GiB. Weights, their gradient and
-    AdamW's two moments of `num_items` rows come on top.
+    AdamW's two moments come on top.
     """
+    num_items = shape.num_items
     if settings.loss != SOFTMAX:
         return ""
     shards = 1 if mesh is None else num_batch_shards(mesh)
-    tokens = settings.batch_size * settings.length
+    tokens = settings.batch_size * shape.length
     need = logits_bytes(settings.loss_chunk, tokens, num_items, shards)
     devices = [jax.devices()[0]] if mesh is None else mesh.local_devices
     told = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]

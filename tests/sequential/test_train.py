@@ -230,7 +230,11 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
 def test_full_softmax_beyond_a_quarter_of_the_memory_names_what_avoids_it():
     """16 x 12 = 192 targets: 192 x 11,184,810 items x 8 bytes are just below 16 GiB, and a device
     that does not tell its memory counts as one of 16 GiB."""
-    items, mesh = 11_184_810, make_mesh(2, 4, 1)
+    mesh = make_mesh(2, 4, 1)
+    items, fewer, more = (
+        dataclasses.replace(HEAD, num_items=count)
+        for count in (11_184_810, 11_184_810 // 4, 11_184_810 * 50)
+    )
     advice = train.full_softmax_advice(settings(), items, None)
     assert advice == (
         "config.sasrec.loss='softmax': the logits of 11,184,810 items and their gradient need 16.0 "
@@ -241,7 +245,7 @@ def test_full_softmax_beyond_a_quarter_of_the_memory_names_what_avoids_it():
     assert "\n" not in advice
     assert not train.full_softmax_advice(settings(loss_chunk=48), items, None)
     assert "loss_chunk=48 " in train.full_softmax_advice(settings(loss_chunk=49), items, None)
-    assert not train.full_softmax_advice(settings(), items // 4, None)
+    assert not train.full_softmax_advice(settings(), fewer, None)
     assert not train.full_softmax_advice(settings(loss="sampled_softmax"), items, None)
     assert not train.full_softmax_advice(settings(), items, mesh)  # 24 targets each
     told = [
@@ -251,7 +255,7 @@ def test_full_softmax_beyond_a_quarter_of_the_memory_names_what_avoids_it():
     small = types.SimpleNamespace(local_devices=told, shape=mesh.shape, empty=False)
     advice = train.full_softmax_advice(settings("bert4rec"), items, small)
     assert "need 2.0 GiB of each device's 4.0; config.bert4rec.loss_chunk=12 " in advice
-    assert "loss_chunk" not in train.full_softmax_advice(settings(), 50 * items, small)
+    assert "loss_chunk" not in train.full_softmax_advice(settings(), more, small)
 
 
 def test_eight_devices_learn_what_one_learns(histories, split, tmp_path, monkeypatch, caplog):
