@@ -161,13 +161,17 @@ class WarmupSource(PerItem):
 
     def _described(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
         """Words of an item, and whether each is of the image."""
-        words = [(name in self._image_attributes, value) for name, value in known.items()]
+        words = [
+            (name in self._image_attributes, value)
+            for name, values in known.items()
+            for value in values.split(", ")
+        ]
         return words or self._title_words(i)
 
     def _seen(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
         """Words that the image alone is asked for."""
         shown = self._image_attributes or known
-        words = [value for name, value in known.items() if name in shown]
+        words = [v for name, values in known.items() if name in shown for v in values.split(", ")]
         if not words:
             named = self._title_words(i)
             words = [word for in_image, word in named if in_image] or [word for _, word in named]
