@@ -159,20 +159,22 @@ def _latest_small() -> ConfigDict:
             fields=("genres", "year", "title"), text_tokens=16, history=20,
             image_attributes=(), attribute_separator=" ",
         )  # fmt: skip
-        config.warmup.update(steps=200, patches=192, noise=0.0)
-        config.understanding.update(questions=("genres",), patches=16, answer_tokens=12)
+        config.warmup.update(steps=200, patches=192, noise=0.0, wrong_answers=0.5)
+        config.understanding.update(
+            questions=("genres",), patches=16, answer_tokens=12, summary_tokens=24
+        )
         config.preferences.update(
-            window=20, step=10, positives="liked", prompt_length=256, max_new_tokens=40,
+            window=16, step=8, positives="liked", prompt_length=256, max_new_tokens=40,
             batch_size=256,
         )  # fmt: skip
-        config.writer.update(length=512, steps=200)
+        config.writer.update(length=512, steps=150)
         for name in base.SEQUENTIAL_MODELS:
             config[name].update(length=50, steps=3000, patience=5)
             if "dropout" in config[name]:
                 config[name].dropout = 0.3
         config.sft.rows = 20_000
         config.cached.update(
-            steps=400, num_items=256, prompt_length=288, item_length=32, item_patches=16,
+            steps=300, num_items=256, prompt_length=352, item_length=32, item_patches=16,
             words_length=24, each_user_once=False, evaluate_every=100, checkpoint_every=100,
         )  # fmt: skip
         config.evaluation.users = 0
