@@ -164,18 +164,18 @@ def _latest_small() -> ConfigDict:
             questions=("genres",), patches=16, answer_tokens=12, summary_tokens=24
         )
         config.preferences.update(
-            window=16, step=8, positives="liked", prompt_length=256, max_new_tokens=40,
+            window=16, step=8, positives="liked", prompt_length=256, max_new_tokens=48,
             batch_size=256,
         )  # fmt: skip
-        config.writer.update(length=512, steps=150)
+        config.writer.update(length=512, steps=120)
         for name in base.SEQUENTIAL_MODELS:
-            config[name].update(length=50, steps=3000, patience=5)
+            config[name].update(length=50, batch_size=32, steps=1500, evaluate_every=50, patience=5)
             if "dropout" in config[name]:
                 config[name].dropout = 0.3
         config.sft.rows = 20_000
         config.cached.update(
-            steps=300, num_items=256, prompt_length=352, item_length=32, item_patches=16,
-            words_length=24, each_user_once=False, evaluate_every=100, checkpoint_every=100,
+            steps=250, num_items=192, prompt_length=360, item_length=32, item_patches=16,
+            words_length=24, each_user_once=False, evaluate_every=50, checkpoint_every=50,
         )  # fmt: skip
         config.evaluation.users = 0
     return config.lock()
