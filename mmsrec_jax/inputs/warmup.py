@@ -122,9 +122,7 @@ class WarmupSource(PerItem):
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
-    def _fuse(
-        self, rng: np.random.Generator, i: int, known: dict[str, str], mode: str
-    ) -> Example:
+    def _fuse(self, rng: np.random.Generator, i: int, known: dict[str, str], mode: str) -> Example:
         if self.renderer.image(i, Counter()) is None:
             mode = TEXT
         if mode == TEXT:
