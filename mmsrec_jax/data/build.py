@@ -96,6 +96,12 @@ class DataSettings(Section):
     test_quantile: float = setting(
         0.9, "Quantile of the timestamps where test begins (global_time).", above=0, below=1
     )
+    split_target: str = setting(
+        "first",
+        "Which of a user's interactions in validation and in test is the target (global_time). "
+        "first: who came after the cut has none; last: they have one (docs/evaluation.md).",
+        choices=("first", "last"),
+    )
     seed: int = seed_setting("Of the subset of users and of the order of equal timestamps.")
     toyshop: ToyshopSettings = group(ToyshopSettings)
 
@@ -265,6 +271,7 @@ def split(settings: DataSettings, histories: Histories) -> Split:
         histories,
         validation_quantile=settings.validation_quantile,
         test_quantile=settings.test_quantile,
+        target=settings.split_target,
     )
 
 

@@ -34,12 +34,22 @@ def leave_one_out(histories: Histories) -> Split:
     )
 
 
-def global_time(histories: Histories, *, validation_quantile: float, test_quantile: float) -> Split:
+def global_time(
+    histories: Histories,
+    *,
+    validation_quantile: float,
+    test_quantile: float,
+    target: str = "first",
+) -> Split:
     """Two moments cut all users: training before the first, validation up to the second, then test.
 
-    The moments are quantiles of all timestamps. A user's target is the first interaction at or
-    after a cut (for validation: and before the next cut), one at most; interactions before it are
-    the input. A user without any has no target.
+    The moments are quantiles of all timestamps. A user's target is an interaction at or after a cut
+    (for validation: and before the next cut), one at most; interactions before it are the input. A
+    user without any has no target.
+
+    Args:
+      target: "first" of these interactions: the input ends with the cut; or "last": the input goes
+        on behind the cut, and users who came only then have a target too.
 
     Raises:
       UserError: timestamps are no times, quantiles are out of order or leave a part empty.
@@ -55,11 +65,13 @@ def global_time(histories: Histories, *, validation_quantile: float, test_quanti
     cuts = np.quantile(histories.timestamps, [validation_quantile, test_quantile])
     train_end, validation_end = (_count_before(histories, cut) for cut in cuts)
     later = {
-        "validation": (train_end, np.flatnonzero(train_end < validation_end)),
-        "test": (validation_end, np.flatnonzero(validation_end < histories.lengths)),
+        "validation": (train_end, validation_end),
+        "test": (validation_end, histories.lengths),
     }
     rows, counts = {}, {}
-    for part, (position, users) in later.items():
+    for part, (start, end) in later.items():
+        users = np.flatnonzero(start < end)
+        position = start if target == "first" else end - 1
         known = users[position[users] >= 1]
         rows[part] = _rows(known, position[known])
         counts[f"{part}: users without any earlier interaction, left out"] = len(users) - len(known)

@@ -28,6 +28,7 @@ class PromptConfig:
       candidate_keywords: a candidate shows its keywords, cut as texts are, beside its image and
         `list_fields`, and not `fields`.
       ratings, pauses: whether items of a history show them (`prompts.choices`).
+      attribute_separator: between the values of one attribute; None = an attribute has one value.
       image_cache_bytes: patches kept in each process.
     """
 
@@ -41,6 +42,7 @@ class PromptConfig:
     candidate_keywords: bool = PromptSettings.candidate_keywords
     ratings: bool = PromptSettings.ratings
     pauses: bool = PromptSettings.pauses
+    attribute_separator: str | None = PromptSettings.attribute_separator
     image_cache_bytes: int = 256 * 2**20
 
 
@@ -92,13 +94,17 @@ class ItemRenderer:
         return list(dict.fromkeys(filter(None, words))) or [self.words(i)]
 
     def attributes(self, i: int) -> dict[str, str]:
-        """The item's attributes, cleaned for a prompt; a comma would end a keyword."""
+        """The item's attributes, cleaned for a prompt, the values of each comma-separated: a comma
+        of a value itself would end a keyword."""
 
         def make() -> dict[str, str]:
-            clean = self.prompt_config.chat.clean
-            found = self.catalog[i].attributes.items()
-            cleaned = {name: clean(value.replace(",", " ")) for name, value in found}
-            return {name: value for name, value in cleaned.items() if value}
+            clean, separator = self.prompt_config.chat.clean, self.prompt_config.attribute_separator
+            found = {}
+            for name, said in self.catalog[i].attributes.items():
+                values = [said] if separator is None else said.split(separator)
+                cleaned = (clean(value.replace(",", " ")) for value in values)
+                found[name] = ", ".join(filter(None, cleaned))
+            return {name: value for name, value in found.items() if value}
 
         return self._attributes.get(i, make, lambda value: 200 * len(value))
 

@@ -50,6 +50,8 @@ class WarmupSource(PerItem):
     shows, once each and in order.
 
     questions: of "look", and of the visual answers that "fuse" reads.
+    wrong_answers: with this probability these are of another item that is drawn, and the summary is
+    the item's own: a model that writes wrong answers shall not put them into summaries.
     noise: targets of "describe" leave out each keyword with this probability (never all), come in
     random order, and with this probability each repeat a keyword or contain a filler word; stage 1
     has something to improve. 0 = every attribute once, in order.
@@ -66,10 +68,11 @@ class WarmupSource(PerItem):
         image_attributes: Sequence[str] = (),
         questions: Sequence[str] = (),
         noise: float = 0.0,
+        wrong_answers: float = 0.0,
     ):
         super().__init__(catalog, prompt_config, length=length)
         self._tasks, self._shares = shares(tasks, WARMUP_TASKS, "config.warmup.tasks")
-        self._seed, self._noise = seed, noise
+        self._seed, self._noise, self._wrong_answers = seed, noise, wrong_answers
         self._image_attributes = frozenset(image_attributes)
         self._questions = tuple(questions)
         if not questions and set(ASKING) & set(self._tasks):
@@ -86,7 +89,7 @@ class WarmupSource(PerItem):
         if task == "retell":
             return self._retell(rng, row, known)
         if task == "fuse":
-            return self._fuse(row, known, MODES[rng.integers(len(MODES))])
+            return self._fuse(rng, row, known, MODES[rng.integers(len(MODES))])
         if task == "look" and self.renderer.image(row, Counter()) is not None:
             question = self._questions[rng.integers(len(self._questions))]
             seen = self._ids(self._look(row, known, question))
@@ -119,13 +122,17 @@ class WarmupSource(PerItem):
         prompt = chat.encode(chat.head + question + chat.middle)
         return examples.sequence(prompt, answer, index=i, counts=Counter())
 
-    def _fuse(self, i: int, known: dict[str, str], mode: str) -> Example:
+    def _fuse(self, rng: np.random.Generator, i: int, known: dict[str, str], mode: str) -> Example:
         if self.renderer.image(i, Counter()) is None:
             mode = TEXT
         if mode == TEXT:
             known = {name: v for name, v in known.items() if name not in self._image_attributes}
         words = self._seen(i, known) if mode == IMAGE else self._described(i, known)
-        answers = [(asked, self._look(i, known, asked)) for asked in self._questions]
+        seen, shown = i, known
+        if self._wrong_answers and rng.random() < self._wrong_answers:
+            seen = int(rng.integers(len(self)))
+            shown = self._known(seen)
+        answers = [(asked, self._look(seen, shown, asked)) for asked in self._questions]
         return fusion_example(
             self.renderer,
             i,
@@ -161,13 +168,17 @@ class WarmupSource(PerItem):
 
     def _described(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
         """Words of an item, and whether each is of the image."""
-        words = [(name in self._image_attributes, value) for name, value in known.items()]
+        words = [
+            (name in self._image_attributes, value)
+            for name, values in known.items()
+            for value in values.split(", ")
+        ]
         return words or self._title_words(i)
 
     def _seen(self, i: int, known: dict[str, str]) -> list[tuple[bool, str]]:
         """Words that the image alone is asked for."""
         shown = self._image_attributes or known
-        words = [value for name, value in known.items() if name in shown]
+        words = [v for name, values in known.items() if name in shown for v in values.split(", ")]
         if not words:
             named = self._title_words(i)
             words = [word for in_image, word in named if in_image] or [word for _, word in named]

@@ -281,6 +281,7 @@ class Experiment:
             candidate_keywords=c.candidate_keywords,
             ratings=c.ratings,
             pauses=c.pauses,
+            attribute_separator=c.attribute_separator,
         )
 
     # --- the end ---------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ class MLLMExperiment(Experiment):
             image_attributes=self.config.prompts.image_attributes,
             questions=self.config.understanding.questions,
             noise=c.noise,
+            wrong_answers=c.wrong_answers,
         )
         self.fine_tune(WARMUP, source, directory)
 

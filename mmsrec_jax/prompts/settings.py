@@ -3,6 +3,7 @@
 import dataclasses
 
 from mmsrec_jax.prompts.templates import TEMPLATES
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
 
@@ -51,3 +52,15 @@ class PromptSettings(Section):
         256, "Longer texts of an item lose their tail.", low=0, high=1_000_000
     )
     image_attributes: tuple[str, ...] = setting((), "Attributes that the image shows (warm-up).")
+    attribute_separator: str | None = setting(
+        None,
+        "Between the values of one attribute, such as a space between genres: each is a keyword of "
+        "its own (warm-up). None: an attribute has one value.",
+    )
+
+    def check(self, name: str) -> None:
+        if self.attribute_separator == "":
+            raise UserError(
+                f"{name}.attribute_separator='': nothing can be split there; give what stands "
+                "between the values of an attribute, or None"
+            )

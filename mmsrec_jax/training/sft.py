@@ -224,6 +224,13 @@ class WarmupSettings(FineTuneSettings):
         low=0,
         high=1,
     )
+    wrong_answers: float = setting(
+        0.0,
+        "Probability that fuse is shown visual answers about another item: the model then learns "
+        "to believe the text more than its own answers, where pictures say little.",
+        low=0,
+        high=1,
+    )
 
     def check(self, name: str) -> None:
         super().check(name)

@@ -24,7 +24,7 @@ ALL = [
     *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
     *(
         (movielens, variant)
-        for variant in ("", "smoke", "titles", "small", *base.SEQUENTIAL_MODELS)
+        for variant in ("", "smoke", "titles", "small", "latest_small", *base.SEQUENTIAL_MODELS)
     ),
     *(
         (quickstart, variant)
@@ -131,6 +131,7 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"data.toyshop.history": (9, 8)}, r"config.data.toyshop.history=\(9, 8\): the longest"),
         ({"retrieval.folds": 0}, "config.retrieval.folds=0: must be at least 1"),
         ({"prompts.history": -1}, "config.prompts.history=-1: must be at least 0"),
+        ({"prompts.attribute_separator": ""}, "config.prompts.attribute_separator='': nothing can"),
         ({"prompts.templates": "ful"}, "config.prompts.templates='ful': .*did you mean 'full'?"),
         ({"evaluation.k": (0, 5)}, r"config.evaluation.k=\(0, 5\): must each be at least 1"),
         ({"sequential_model": "sasrek"}, "config.sequential_model='sasrek'.*'sasrec'?"),
@@ -238,6 +239,16 @@ def test_what_changes_no_result_is_in_no_record():
 def test_a_misspelt_variant_gets_the_nearest():
     with pytest.raises(UserError, match="did you mean configs/beauty.py:sasrec"):
         beauty.get_config("sasrecs")
+
+
+def test_latest_small_is_mllm_srec_with_what_ml_1m_lacks():
+    found = from_config(Settings, movielens.get_config("latest_small"))
+    assert (found.method, found.forms) == ("mllm_srec", ("cached",))
+    assert (found.data.split, found.data.split_target) == ("global_time", "last")
+    assert (found.preferences.threshold, found.preferences.positives) == (4.0, "liked")
+    assert found.data.rating_threshold is None  # low ratings stay, as negatives
+    assert found.use.images and found.use.clock and found.prompts.ratings and found.prompts.pauses
+    assert found.evaluation.fuse and not found.evaluation.users
 
 
 def test_runs_of_several_seeds_differ_in_what_is_random_but_data_and_candidates():

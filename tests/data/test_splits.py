@@ -79,10 +79,13 @@ def test_a_subset_is_drawn_once_and_keeps_its_order():
     assert len(splits.subset(rows, 1, seed=1)) == 1
 
 
+@pytest.mark.parametrize("target", ["first", "last"])
 @pytest.mark.parametrize("seed", range(4))
-def test_global_time_equals_plain_loops(seed):
+def test_global_time_equals_plain_loops(seed, target):
     histories = random_histories(seed)
-    split = splits.global_time(histories, validation_quantile=0.7, test_quantile=0.85)
+    split = splits.global_time(
+        histories, validation_quantile=0.7, test_quantile=0.85, target=target
+    )
     first, second = np.quantile(histories.timestamps, [0.7, 0.85])
     train, found = [], {"validation": [], "test": []}
     seen = {
@@ -101,12 +104,13 @@ def test_global_time_equals_plain_loops(seed):
         train += [(u, position) for position in before if position >= 1]
         for part, start, end in (("validation", first, second), ("test", second, np.inf)):
             targets = [position for position, time in enumerate(times) if start <= time < end]
-            if targets and targets[0] == 0:
+            chosen = targets[0 if target == "first" else -1] if targets else None
+            if chosen == 0:
                 left_out[part] += 1
-            elif targets:
-                found[part].append((u, targets[0]))
+            elif chosen:
+                found[part].append((u, chosen))
                 untrained[part] += not before
-                cold[part] += int(histories.of(u)[targets[0]]) not in seen
+                cold[part] += int(histories.of(u)[chosen]) not in seen
     assert pairs(split.train) == train
     for part in found:
         assert pairs(getattr(split, part)) == found[part]
@@ -120,6 +124,20 @@ def test_global_time_equals_plain_loops(seed):
         assert (
             split.counts[f"{part}: targets that no training interaction has, kept"] == (cold[part])
         )
+
+
+def test_the_last_target_is_there_for_users_who_came_after_the_cut():
+    """As users of MovieLens do, each rates in one sitting."""
+    times = [start + at for start in (0, 100, 200, 300) for at in range(5)]
+    sittings = Histories(
+        ["a", "b", "c", "d"], [0, 5, 10, 15, 20], list(range(20)), times, clock=True
+    )
+    cut = {"validation_quantile": 0.5, "test_quantile": 0.75}
+    with pytest.raises(UserError, match="no target in validation, test"):
+        splits.global_time(sittings, **cut)
+    split = splits.global_time(sittings, **cut, target="last")
+    assert pairs(split.validation) == [(2, 4)] and pairs(split.test) == [(3, 4)]
+    assert split.train_end.tolist() == [5, 5, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "global_time"])

@@ -114,6 +114,31 @@ def test_the_warm_up_asks_with_the_same_words(trained, prompt_config):
     assert CATALOG[NO_IMAGE].attributes["colour"] not in answer
 
 
+def test_wrong_answers_are_another_items_and_the_summary_is_the_items_own(trained, prompt_config):
+    """So often as is asked for, in the one mode that shows answers."""
+    known = CATALOG[0].attributes
+    own = [(question, known["colour"]) for question in QUESTIONS]
+
+    def drawn(share):
+        source = warmup(prompt_config, {"fuse": 1}, wrong_answers=share)
+        found = [answer_of(trained, source.example(0, draw)) for draw in range(300)]
+        assert all(
+            known["place"] in said or said.startswith(f" {known['colour']}<") for _, said in found
+        )
+        return [prompt for prompt, _ in found]
+
+    def prompts(answers):
+        return shown(trained, fusion(prompt_config, "both_vqa", lambda i: answers).example(0, 0))[1]
+
+    colours = {item.attributes.get("colour", "") for item in CATALOG} - {"", known["colour"]}
+    wrong = {prompts([(question, colour) for question in QUESTIONS]) for colour in colours}
+    right, never, always = prompts(own), drawn(0.0), drawn(1.0)
+    assert not wrong & set(never) and never.count(right) > 50
+    assert wrong <= set(always)
+    # A third of the items has the same colour.
+    assert 0.4 < always.count(right) / max(1, sum(prompt in wrong for prompt in always)) < 0.8
+
+
 def test_a_question_is_answered_by_the_attributes_that_it_names(trained, prompt_config):
     def answer(question, **options):
         source = warmup(prompt_config, {"look": 1}, questions=(question,), **options)

@@ -43,6 +43,28 @@ def test_describe_without_noise_is_the_attributes(trained, prompt_config):
         assert ("<|vision_start|>" in prompt) == (i not in (NO_IMAGE, CORRUPT))
 
 
+def test_each_value_of_an_attribute_is_a_keyword(trained, prompt_config):
+    films = Catalog.from_items(
+        [
+            dataclasses.replace(
+                CATALOG[0], attributes={"genre": "Drama|War, Epic| |Drama", "year": "1995"}
+            )
+        ]
+    )
+
+    def said(separator, task):
+        config = dataclasses.replace(prompt_config, attribute_separator=separator)
+        source = WarmupSource(
+            films, config, length=200, seed=0, tasks={task: 1}, questions=("genre",)
+        )
+        return answer_of(trained, source.example(0, 0))[1].removesuffix("<|im_end|>").strip()
+
+    assert said(None, "fuse") == "Drama|War Epic| |Drama, 1995"
+    assert said("|", "fuse") == "Drama, War Epic, 1995"  # once each
+    assert said("|", "look") == "Drama, War Epic, Drama"
+    assert parse_summary(said("|", "describe")).text == ["Drama", "War Epic", "Drama", "1995"]
+
+
 def test_noise_of_describe(trained, prompt_config):
     source, fillers = warmup(prompt_config, {"describe": 1}, noise=0.25), {"nice", "item", "good"}
     found = Counter()
