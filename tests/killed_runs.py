@@ -19,16 +19,24 @@ def unbroken_and_killed(
     """
     unbroken, broken = folder / "unbroken", folder / "broken"
     finish(start(unbroken, folder), folder, unbroken)
+    killed = kill_in(broken, steps, start, begun)
+    finish(start(broken, folder), folder, broken)
+    return unbroken, broken, killed
+
+
+def kill_in(
+    workdir: Path, steps: Sequence[str], start: Start, begun: Callable[[Path], bool]
+) -> list[str]:
+    """In which of `steps` the run in `workdir` was killed; it is started anew for each of them."""
     killed = []
     for step in steps:
-        process = start(broken, folder)
+        process = start(workdir, workdir.parent)
         deadline = time.monotonic() + 300
-        while process.exitcode is None and not begun(broken / step):
+        while process.exitcode is None and not begun(workdir / step):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:
             killed.append(step)
-    finish(start(broken, folder), folder, broken)
-    return unbroken, broken, killed
+    return killed
