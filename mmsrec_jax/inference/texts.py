@@ -36,6 +36,8 @@ class Decoding:
     Attributes:
       batch_size: prompts at once, over all processes.
       patches: room for the vision patches of a prompt, 0 for prompts without images.
+      section: of the settings that these sizes are from, such as "config.understanding", for
+        errors.
       max_new_tokens, gather_weights, temperature, top_k, top_p: see `sampler.Sampling`; greedy
         unless a temperature is given.
       seed: of what is sampled. A row's text depends on it, on the prompt and on the row's place in
@@ -50,6 +52,7 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    section: str = ""
 
 
 def write_texts(
@@ -126,6 +129,7 @@ def generate(
         length=source.length,
         patches=decoding.patches,
         workers=0,
+        section=decoding.section,
     )
     key = jax.random.key(decoding.seed)
     state = jax.device_put(state, sharding.shardings(state, mesh))

@@ -21,6 +21,7 @@ from mmsrec_jax.prompts import choices, taste
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import Section, setting
 
+LIKED = "liked"
 _WORD = re.compile(r"\w+")
 _ATTRIBUTE_TOKENS = 16  # of what a user states, each; longer ones lose their tail
 
@@ -45,10 +46,10 @@ class PreferenceSettings(Section):
         4.0, "Lowest rating of what is liked. None: all is.", low=-1_000_000_000, high=1_000_000_000
     )
     positives: str = setting(
-        "liked",
+        LIKED,
         "Which interactions are positive targets: those that are liked (paper), others being "
         "negatives; or all.",
-        choices=("liked", "all"),
+        choices=(LIKED, "all"),
     )
     words: int = setting(
         5, "Words that a text computed as an example names of each kind.", low=1, high=1000
@@ -110,7 +111,7 @@ class Tastes:
         if histories.ratings is not None and settings.threshold is not None:
             self._liked = np.asarray(histories.ratings >= settings.threshold)
         self.positives = np.ones(len(histories.items), bool)
-        if self._liked is not None and settings.positives == "liked":
+        if self._liked is not None and settings.positives == LIKED:
             self.positives = self._liked
 
     def with_stated(self, stated: UserAttributes | None) -> "Tastes":

@@ -17,6 +17,7 @@ from mmsrec_jax.inputs.item_prompts import PerItem
 from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
 from mmsrec_jax.inputs.truncation import limits
 from mmsrec_jax.prompts import tasks
+from mmsrec_jax.runtime.errors import UserError
 
 TEXT, IMAGE, BOTH, BOTH_VQA = MODES = ("text", "image", "both", "both_vqa")
 
@@ -64,7 +65,8 @@ class VisualQuestions:
     def example(self, row: int, draw: int) -> Example:
         del draw
         item, question = self.keys[row]
-        return visual_example(self.renderer, item, question, _NONE, length=self.length)
+        made = visual_example(self.renderer, item, question, _NONE, length=self.length)
+        return _checked(made, self.length, f"the question {question!r}")
 
 
 class FusionSource(PerItem):
@@ -94,7 +96,18 @@ class FusionSource(PerItem):
     def example(self, row: int, draw: int) -> Example:
         del draw
         answers = self._answers(row) if self._mode == BOTH_VQA else ()
-        return fusion_example(self.renderer, row, self._mode, answers, _NONE, length=self.length)
+        made = fusion_example(self.renderer, row, self._mode, answers, _NONE, length=self.length)
+        return _checked(made, self.length, "the question for a summary, with what is always shown,")
+
+
+def _checked(example: Example, length: int, what: str) -> Example:
+    """`example`, a prompt. Raises UserError when it is longer than `length`, without any text."""
+    if len(example.tokens) > length:
+        raise UserError(
+            f"config.understanding.prompt_length={length}: {what} has {len(example.tokens)} "
+            "tokens; raise it"
+        )
+    return example
 
 
 def visual_example(

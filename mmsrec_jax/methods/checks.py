@@ -4,14 +4,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 
 from mmsrec_jax.data.records import Dataset, Histories
 from mmsrec_jax.evaluation import protocols
+from mmsrec_jax.inputs import chains
 from mmsrec_jax.inputs.negatives import check_negatives
+from mmsrec_jax.inputs.tastes import LIKED, PreferenceSettings
+from mmsrec_jax.inputs.understanding import BOTH, IMAGE
 from mmsrec_jax.methods import features
 from mmsrec_jax.methods.base_model import MODEL, SECTIONS, WARMUP
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.prompts.settings import PromptSettings
+from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import num_batch_shards, process_batch_shard
 
@@ -78,7 +83,10 @@ def _check_patches(config: Settings, steps: Collection[str]) -> None:
         "summarizer": ("summarizer", config.summarizer.patches),
         "summaries": ("summarizer", config.summarizer.patches),
         "plain_sft": ("sft", config.sft.patches + config.prompts.history_patches),
+        "visual_answers": ("understanding", config.understanding.patches),
     }
+    if config.understanding.mode in (IMAGE, BOTH):
+        room["item_texts"] = ("understanding", config.understanding.patches)
     for step, (section, patches) in room.items():
         if step in steps and config.use.images and not patches:
             raise UserError(
@@ -111,6 +119,48 @@ def check_data(
         _check_names(config, coverage)
         _check_shown(config, coverage)
     _check_contents(config, coverage)
+
+
+def check_tastes(config: Settings, dataset: Dataset, targets: np.ndarray) -> None:
+    """What MLLM-SRec asks of the data beside `check_data`, right after it is prepared; says what
+    the data does not have and prompts therefore do not tell.
+
+    Args:
+      targets: int32[n, 2] (user, position), the training targets.
+
+    Raises:
+      UserError: no target has a window or a rating that is high enough, or a line of
+        `config.chain.file` is wrong; names the field.
+    """
+    histories, asked = dataset.histories, config.preferences
+    if not (targets[:, 1] >= asked.step).any():
+        raise UserError(
+            f"config.preferences.step={asked.step}: no training target has as many interactions "
+            "before it, so that there would be no windows; lower it"
+        )
+    _check_liked(asked, histories, targets)
+    if config.use.clock and not histories.clock:
+        logging.warning("config.use.clock: the data has an order and no times, no gaps are told")
+    if config.use.chain and config.chain.file:
+        chains.read(local(config.chain.file), histories)
+
+
+def _check_liked(asked: PreferenceSettings, histories: Histories, targets: np.ndarray) -> None:
+    """Raises UserError when the threshold leaves no training target that is liked."""
+    if asked.threshold is None:
+        return
+    if histories.ratings is None:
+        logging.warning(
+            "config.preferences.threshold=%g: the data has no ratings, all is liked",
+            asked.threshold,
+        )
+        return
+    rated = histories.ratings[histories.offsets[targets[:, 0]] + targets[:, 1]]
+    if asked.positives == LIKED and not (rated >= asked.threshold).any():
+        raise UserError(
+            f"config.preferences.threshold={asked.threshold:g}: no training target is rated as "
+            "high; lower it"
+        )
 
 
 def _check_sizes(

@@ -218,6 +218,7 @@ class ItemTexts:
             patches=patches,
             max_new_tokens=max_new_tokens,
             gather_weights=self._settings.gather_weights,
+            section="config.understanding",
         )
 
     def _clean(self, text: str) -> str:

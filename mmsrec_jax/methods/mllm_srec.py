@@ -41,6 +41,7 @@ from mmsrec_jax.inputs.taste_prompts import (
     TastePairs,
     TasteRecommend,
 )
+from mmsrec_jax.methods import checks
 from mmsrec_jax.methods.cached_items import CachedItems
 from mmsrec_jax.methods.item_texts import TEXTS, ItemTexts
 from mmsrec_jax.methods.mllm import MLLMExperiment
@@ -102,6 +103,10 @@ class MLLMSRec(MLLMExperiment):
             "cached": Step(STEP_OF_FORM["cached"], self.train_cached, cached, inputs),
         }
         return [made[form] for form in c.forms]
+
+    def check_data(self) -> None:
+        super().check_data()
+        checks.check_tastes(self.config, self.dataset, self.training_targets())
 
     @functools.cached_property
     def prompt_config(self) -> PromptConfig:

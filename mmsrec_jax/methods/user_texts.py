@@ -142,15 +142,10 @@ class UserTexts:
     def tastes(self) -> Tastes:
         """Ratings, gaps and windows of the run's users."""
         run, c = self._run, self._run.config
-        catalog, histories = run.dataset.catalog, self.histories
-        told = histories.ratings is not None or self.asked is not None
-        if not told and c.preferences.threshold is not None:
-            logging.warning(
-                "config.preferences.threshold=%g: the data has no ratings, all is liked",
-                c.preferences.threshold,
-            )
-        renderer = ItemRenderer(catalog, run.prompt_config, self._words())
-        return Tastes(histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows)
+        renderer = ItemRenderer(run.dataset.catalog, run.prompt_config, self._words())
+        return Tastes(
+            self.histories, renderer, c.preferences, clock=c.use.clock, dynamic=c.use.windows
+        )
 
     @functools.cached_property
     def profiled(self) -> Tastes:

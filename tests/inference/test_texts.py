@@ -68,6 +68,12 @@ def test_texts_are_greedy_and_complete(model, tokenizer, mesh):
     assert generated(model, tokenizer, source, [3, 20], mesh) == [found[3], found[20]]
 
 
+def test_an_image_that_needs_more_room_names_the_field(model, tokenizer, mesh):
+    source = source_of(tokenizer, toy_items.items(2))
+    with pytest.raises(UserError, match=r"^config\.understanding\.patches: the example of row 0 n"):
+        generated(model, tokenizer, source, [0], mesh, patches=1, section="config.understanding")
+
+
 def test_a_sampled_text_does_not_depend_on_what_is_written_beside_it(model, tokenizer, mesh):
     source = source_of(tokenizer, toy_items.items(10))
     found = generated(model, tokenizer, source, range(10), mesh, temperature=1.0)

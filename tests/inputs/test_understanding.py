@@ -1,5 +1,7 @@
 """Prompts of item understanding: each mode shows exactly what it names."""
 
+import re
+
 import numpy as np
 import pytest
 import toy_items
@@ -52,6 +54,19 @@ def test_answers_belong_to_the_one_mode_that_asks(trained, prompt_config):
         fusion(prompt_config, mode, unwanted).example(0, 0)
     without = fusion(prompt_config, "both_vqa", lambda item: ()).example(0, 0)
     assert same(without, fusion(prompt_config, "text").example(0, 0))
+
+
+def test_a_prompt_without_room_for_its_question_names_the_field(prompt_config):
+    questions = {
+        "the question 'How does it look?'": VisualQuestions(
+            CATALOG, prompt_config, questions=QUESTIONS[1:], items=PICTURED, length=6
+        ),
+        "the question for a summary": fusion(prompt_config, "both_vqa", length=6),
+    }
+    for what, source in questions.items():
+        message = f"config.understanding.prompt_length=6: {re.escape(what)}.* has .* tokens"
+        with pytest.raises(UserError, match=message):
+            source.example(0, 0)
 
 
 def test_a_long_text_is_cut_until_it_fits(trained, prompt_config):

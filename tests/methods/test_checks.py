@@ -63,12 +63,55 @@ def test_what_the_data_cannot_do_is_refused_before_anything_trains(shop, changes
     assert sorted(path.name for path in shop.iterdir()) == begun  # not even the next step's folder
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preferences.window": 99, "preferences.step": 99},
+         "config.preferences.step=99: no training target has as many interactions before it"),
+        ({"preferences.positives": "liked", "preferences.threshold": 5.5},
+         "config.preferences.threshold=5.5: no training target is rated as high; lower it"),
+        ({"chain.file": '{"user": "nobody", "position": 1, "chain": "Prefers oak."}'},
+         "chains.jsonl, line 1: no user 'nobody'"),
+        ({"chain.file": '{"user": "u00001", "chain": "Prefers'}, "chains.jsonl, line 1: not valid"),
+        ({"evaluation.negatives": (10, 29)}, "config.evaluation.negatives names 29"),
+    ],
+)  # fmt: skip
+def test_so_is_what_it_cannot_do_for_texts_about_users(shop, tmp_path, changes, message):
+    if text := changes.get("chain.file"):
+        (tmp_path / "chains.jsonl").write_text(text + "\n")
+        changes = {"chain.file": str(tmp_path / "chains.jsonl")}
+    run = experiment(quickstart.get_config("mllm_srec"), shop, **(SHOP | LISTS | changes))
+    with pytest.raises(UserError, match=message) as error:
+        run.check_data()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("method", ["mmsrarec", "mllm_srec", "scaling"])
 def test_what_the_data_can_do_is_not_refused(shop, method):
     """The default names a description, which data need not have; one list leaves nobody short."""
     changes = LISTS | {"prompts.fields": ("title",), "evaluation.negatives": (10, 12)}
     run = experiment(quickstart.get_config(), shop, **SHOP, **changes, method=method)
     run.check_data()
+
+
+def test_what_the_data_does_not_have_is_said_and_not_told(tmp_path, caplog):
+    """Neither ratings nor times: the order of the rows alone."""
+    (tmp_path / "run").mkdir()
+    write_shop(tmp_path / "shop", "lamp")
+    inter = tmp_path / "shop" / "shop.inter"
+    rows = [line.split("\t")[:2] for line in inter.read_text().splitlines()]
+    inter.write_text("".join("\t".join(row) + "\n" for row in rows))
+    run = experiment(
+        base.get_config(), tmp_path / "run", **{
+            "method": "mllm_srec", "data.root": str(tmp_path / "shop"), "preferences.step": 2,
+            "evaluation.negatives": (5,), "evaluation.k": (1,), "sft.negatives": 3,
+            "data.user_core": 2, "data.item_core": 2,
+        },
+    )  # fmt: skip
+    with caplog.at_level("WARNING", logger="absl"):
+        run_steps(tmp_path / "run", run.steps()[:1])
+    assert "config.use.clock: the data has an order and no times, no gaps are told" in caplog.text
+    assert "config.preferences.threshold=4: the data has no ratings, all is liked" in caplog.text
 
 
 def write_shop(root, items: str | None):
@@ -110,10 +153,18 @@ def test_items_without_texts_and_images_are_nothing_to_train_on(tmp_path, items)
         ({"evaluation.batch_size": 9}, "config.evaluation.batch_size=9: must be a multiple of 2"),
         ({"summarizer.patches": 0}, "config.summarizer.patches=0: the prompts of step summarizer"),
         ({"warmup.patches": 0}, "config.warmup.patches=0: the prompts of step warmup show images"),
+        ({"method": "mllm_srec", "understanding.patches": 0, "cached.num_items": 96},
+         "config.understanding.patches=0: the prompts of step visual_answers show images"),
+        ({"method": "mllm_srec", "preferences.batch_size": 9},
+         "config.preferences.batch_size=9: must be a multiple of 2"),
+        ({"method": "mllm_srec", "understanding.batch_size": 9},
+         "config.understanding.batch_size=9: must be a multiple of 2"),
+        ({"method": "mllm_srec", "writer.micro_batch": 1, "writer.batch_size": 2},
+         "config.writer.micro_batch=1: .* multiple of 2"),
         ({"features.batch_size": 9}, "config.features.batch_size=9: must be a multiple of 2"),
         ({"input_shards": 4}, "config.sft.batch_size=10: must be a multiple of 4, the parts"),
     ],
-)
+)  # fmt: skip
 def test_a_batch_that_the_devices_cannot_share_is_refused_at_the_start(tmp_path, changes, message):
     changes = {"features.batch_size": 128} | changes
     run = experiment(quickstart.get_config("full"), tmp_path, devices=2, **changes)

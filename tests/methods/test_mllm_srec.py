@@ -14,7 +14,7 @@ import pytest
 from html_check import Page
 from logged_metrics import explained, logged
 from test_mmsrarec import TINY as SHARED
-from test_mmsrarec import finish, losses, under_way
+from test_mmsrarec import finish, losses
 
 from configs import quickstart
 from mmsrec_jax.data.records import Item
@@ -64,14 +64,7 @@ def start(workdir, tmp_path, *arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mllm_srec")
-    return killed_runs.unbroken_and_killed(folder, OWN, start, finish, begun)
-
-
-def begun(directory):
-    """As for MMSRARec; its own steps that train are these."""
-    if directory.name in ("writer", "chain_sft", "chain_cached"):
-        return any(path.name.isdigit() for path in directory.glob("checkpoints/*"))
-    return under_way(directory)
+    return killed_runs.unbroken_and_killed(folder, OWN, start, finish)
 
 
 @pytest.mark.processes

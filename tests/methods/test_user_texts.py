@@ -8,6 +8,7 @@ import pytest
 import toy_items
 import toy_model
 import toy_tastes
+from jax.sharding import Mesh
 
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.inference import sampler
@@ -42,10 +43,10 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def write(tokenizer, model, tmp_path):
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    alone = sharding.make_mesh(devices=jax.devices()[:1])
     config = toy_items.prompt_config(tokenizer, ratings=True, pauses=True)
 
-    def run(histories: Histories, batch_size: int = 64) -> TextStore:
+    def run(histories: Histories, batch_size: int = 64, mesh: Mesh = alone) -> TextStore:
         tastes = toy_tastes.tastes(config, histories)
         targets = np.stack([np.arange(len(histories)), histories.lengths], axis=1)
         decoding = Decoding(batch_size=batch_size, patches=0, max_new_tokens=4, gather_weights=True)
@@ -117,3 +118,14 @@ def test_written_in_parts_the_file_is_the_same(write, calls, tmp_path, monkeypat
         calls.clear()
         write(toy_tastes.HISTORIES, batch_size=3)
         assert path.read_text() == whole and sum(calls) == path_rows - kept
+
+
+def test_of_a_run_that_goes_on_on_another_mesh_the_file_is_the_same(write, calls, tmp_path):
+    path = tmp_path / "preferences.jsonl"
+    write(toy_tastes.HISTORIES, batch_size=8)
+    lines = path.read_text().splitlines(keepends=True)
+    kept = len(lines) // 2
+    path.write_text("".join(lines[:kept]))
+    calls.clear()
+    write(toy_tastes.HISTORIES, batch_size=8, mesh=sharding.make_mesh(2, 2, 2))
+    assert path.read_text() == "".join(lines) and sum(calls) == len(lines) - kept
