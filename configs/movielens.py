@@ -176,6 +176,7 @@ def _latest_small() -> ConfigDict:
         config.cached.update(
             steps=250, num_items=192, prompt_length=360, item_length=32, item_patches=16,
             words_length=24, each_user_once=False, evaluate_every=50, checkpoint_every=50,
+            optimizer="adamw", learning_rate=1.5e-3,
         )  # fmt: skip
         config.evaluation.users = 0
     return config.lock()
