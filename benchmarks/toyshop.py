@@ -134,7 +134,7 @@ def add_word_scorers(board: Board, shop: Shop, recommender: SequentialRecommende
         if recommender is not None:
             neighbors = similar.neighbors(
                 recommender, shop.histories, shop.split, rows,
-                k=_NEIGHBORS.value, distinct_items=True,
+                k=_NEIGHBORS.value, settings=similar.RetrievalSettings(distinct_items=True),
             ).items  # fmt: skip
         return keywords.places(shop.histories, rows, history=_HISTORY.value, neighbors=neighbors)
 

@@ -232,12 +232,17 @@ class MMSRARec(MLLMExperiment):
             k=self.config.prompts.similar,
             fold_models=fold_models,
             folds=folds,
-            distinct_items=c.distinct_items,
+            settings=c,
             mesh=self.mesh,
         )
         neighbors_table.write(directory / "neighbors.parquet", rows, found)
         for part, rate in similar.hit_rates(found, histories, split, rows).items():
             logging.info("retrieval: %.3f of %s targets are a neighbor's next item", rate, part)
+        for part, share in similar.short(found, split, rows).items():
+            logging.warning(
+                "retrieval: %.3f of %s targets have fewer than config.prompts.similar=%d neighbors",
+                share, part, self.config.prompts.similar,
+            )  # fmt: skip
 
     # --- stage 3: multi-task SFT -----------------------------------------------------------------
 

@@ -315,7 +315,7 @@ class Scorer(RunScorer):
             np.array([self._user_index.get(str(typed.users[0]), -1)]),
             k=self._run.config.prompts.similar,
             before=None if before is None else np.array([before]),
-            distinct_items=self._run.config.retrieval.distinct_items,
+            settings=self._run.config.retrieval,
             mesh=self._mesh,
         )
 
@@ -341,7 +341,9 @@ class Scorer(RunScorer):
 
     @functools.cached_property
     def _knowledge_base(self) -> KnowledgeBase:
-        return similar.knowledge_base(self.recommender, self.histories, self._split)
+        return similar.knowledge_base(
+            self.recommender, self.histories, self._split, self._run.config.retrieval
+        )
 
     @functools.cached_property
     def _summarizer(self) -> MLLM:

@@ -10,6 +10,14 @@ has been trained on the very next items that training queries ask for, so neighb
 queries hit more often than they will at test time; `neighbors` can therefore embed training
 queries with models that have not seen their users (`fold_models`), and `hit_rate` makes the
 difference visible.
+
+Large bases (*ours*): `last_prefixes` leaves out what users did long ago, and `approximate_above`
+gives up exactness. The entries are then bins of equally many, of each of which a query sees the
+nearest entry alone (`_nearest_of_bins`). This is TPU-KNN's search (Chern et al. 2022, arXiv
+2206.14286), which `jax.lax.approx_max_k` does on a TPU; that sorts everything on other devices,
+and bins that are written out save time on all. Here bins are neighboring entries, most of them of
+the same users, of whom one entry is wanted: only other users in its bin can hide a neighbor. As
+users are shuffled, each of the k - 1 nearer ones does with probability 1 / bins.
 """
 
 import functools
@@ -19,6 +27,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import PartitionSpec
 
 from mmsrec_jax.data import sequences
@@ -32,11 +41,15 @@ from mmsrec_jax.sequential.recommender import SequentialRecommender, pad_rows
 
 # The base as `search` puts it on devices: embeddings, users, items and times, each [N, ...].
 _Entries = Mapping[str, jax.Array]
+_Pair = tuple[jax.Array, jax.Array]
 _Found = tuple[jax.Array, jax.Array, jax.Array]  # similarity, users and items, each [Q, columns]
 _NEVER = np.iinfo(np.int32).max
 _BLOCK = 16  # entries of which the largest is looked at first
 _FEWEST = 32  # candidates of a query
 _MORE = 4  # times as many, for queries whose candidates did not suffice
+_BINS = 1024  # fewest bins of an approximate search
+_BIN = (64, 8192)  # entries of a bin at least, else it saves little, and at most
+_OF_BINS = 8  # times as many candidates are taken of bins, which are not searched twice
 _ENCODE_ROWS = 256
 _EMBED_ROWS = 8192  # prefixes gathered at a time when each is embedded by itself
 
@@ -52,7 +65,22 @@ class RetrievalSettings(Section):
         high=100,
     )
     distinct_items: bool = setting(False, "No next item is given twice (ours).")
+    last_prefixes: int = setting(
+        0,
+        "Of each user only so many latest training prefixes are searched (ours). 0 is all.",
+        low=0,
+        high=1_000_000_000,
+    )
+    approximate_above: int = setting(
+        0,
+        "Prefixes above which the search is approximate (ours), if 65,536 or more. 0 is never.",
+        low=0,
+        high=1_000_000_000_000,
+    )
     seed: int = seed_setting("Of the assignment of users to folds.")
+
+
+_DEFAULT = RetrievalSettings()
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,7 @@ class Neighbors:
 
 @dataclass(frozen=True)
 class KnowledgeBase:
-    """One entry per training prefix, ordered by user.
+    """One entry per training prefix; those of a user side by side, in their order.
 
     embeddings float32[N, D] of unit length; users, items int32[N]: whose, and the next item; times
     float64[N]: when that next item was taken.
@@ -137,14 +165,24 @@ def _one_by_one(
 
 
 def knowledge_base(
-    recommender: SequentialRecommender, histories: Histories, split: Split
+    recommender: SequentialRecommender,
+    histories: Histories,
+    split: Split,
+    settings: RetrievalSettings = _DEFAULT,
 ) -> KnowledgeBase:
-    """Embeds every training prefix of the split with `recommender`."""
+    """Embeds the training prefixes of the split with `recommender`: every one, or each user's
+    latest. Users are in their order, or shuffled where search will be approximate."""
+    rows = split.train
+    if settings.last_prefixes:
+        rows = rows[rows[:, 1] >= split.train_end[rows[:, 0]] - settings.last_prefixes]
+    if _bin_width(len(rows), settings):
+        place = np.random.default_rng(0).permutation(len(histories))
+        rows = rows[np.argsort(place[rows[:, 0]], kind="stable")]
     return KnowledgeBase(
-        prefix_embeddings(recommender, histories, split.train),
-        np.asarray(split.train[:, 0], np.int32),
-        targets(histories, split.train),
-        row_times(histories, split.train),
+        prefix_embeddings(recommender, histories, rows),
+        np.asarray(rows[:, 0], np.int32),
+        targets(histories, rows),
+        row_times(histories, rows),
     )
 
 
@@ -160,38 +198,44 @@ def search(
     *,
     k: int,
     before: np.ndarray | None = None,
-    distinct_items: bool = False,
+    settings: RetrievalSettings = _DEFAULT,
     query_chunk: int = 1024,
     base_chunk: int = 8192,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Neighbors:
     """Exact k nearest distinct users by cosine: the first k of the nearest entries whose user, and
-    with `distinct_items` whose next item, no nearer one of them has. Of equal cosines the earlier.
+    with `settings.distinct_items` whose next item, no nearer one of them has. Of equal cosines the
+    earlier.
 
     One pass over the base finds the nearest entries of each query. Queries with fewer than k
     distinct users among them are searched again for more entries.
 
+    A base of more entries than `settings.approximate_above`, and of 65,536 or more, is searched in
+    bins first, which finds most of these users (`expected_recall`); the bins are the same on every
+    mesh. Queries with fewer than k are searched again, exactly.
+
     Args:
-      base: as from `knowledge_base`.
+      base: as from `knowledge_base` with the same settings.
       embeddings: float32[n, D] of unit length.
       users: int32[n], never among their own neighbors.
       before: float64[n] or None; only entries with times < before qualify.
       query_chunk, base_chunk: the largest array is float32[query_chunk, base_chunk].
       mesh: the base is split over the mesh's batch axes; every device searches its own part.
     """
-    entries, base_chunk, clock = _placed(base, base_chunk, mesh)
+    width = _bin_width(len(base.users), settings)
+    entries, base_chunk, clock = _placed(base, base_chunk, max(width, _BLOCK), mesh)
     limits = np.full(len(users), _NEVER, np.int32)
     if before is not None:
         limits = np.searchsorted(clock, before, side="left").astype(np.int32)
     query_chunk = min(query_chunk, max(len(users), 1))
     found = _nobody(len(users), k)
-    first = max(_FEWEST, sequences.power_of_two(2 * k))
+    first = max(_FEWEST, sequences.power_of_two(2 * k)), width
     progress = Progress("similar users", len(users), unit="queries")
     for start in range(0, len(users), query_chunk):
         at = np.arange(start, min(start + query_chunk, len(users)))
-        count, candidates = len(at), first
+        count, (candidates, width) = len(at), first
         while len(at):
-            find = _search_function(k, candidates, distinct_items, base_chunk, mesh)
+            find = _search_function(k, candidates, settings.distinct_items, base_chunk, width, mesh)
             *columns, enough = find(
                 entries,
                 _pad(embeddings[at], query_chunk, 0),
@@ -203,22 +247,40 @@ def search(
             ):
                 whole[at] = np.asarray(part)[: len(at)]
             again = at[~np.asarray(enough)[: len(at)]]
-            candidates *= _MORE
+            candidates, width = (candidates, 0) if width else (candidates * _MORE, 0)
             if 2 * len(again) > len(at):
-                first = candidates
+                first = candidates, width
             at = again
         progress.update(count)
     return found
 
 
+def expected_recall(entries: int, k: int, settings: RetrievalSettings) -> float:
+    """Share of the k nearest users that `search` finds on average in a base of so many entries; 1
+    where it is exact. With `distinct_items` users of other items stand before the k-th, and a
+    little more is missed."""
+    width = _bin_width(entries, settings)
+    hidden = 1 - (1 - 1 / -(-entries // width)) ** np.arange(k) if width else np.zeros(k)
+    return float(1 - hidden.mean())
+
+
+def _bin_width(entries: int, settings: RetrievalSettings) -> int:
+    """Entries of a bin, a power of two; 0 for an exact search. Depends on nothing but the base, so
+    that a neighbor is found on every mesh or on none."""
+    if not 0 < settings.approximate_above < entries:
+        return 0
+    width = 1 << max(entries // _BINS, 1).bit_length() - 1
+    return min(width, _BIN[1]) if width >= _BIN[0] else 0
+
+
 def _placed(
-    base: KnowledgeBase, base_chunk: int, mesh: jax.sharding.Mesh | None
+    base: KnowledgeBase, base_chunk: int, block: int, mesh: jax.sharding.Mesh | None
 ) -> tuple[_Entries, int, np.ndarray]:
-    """The base on devices, filled up to chunks, their size, and the moments that times are ranks
-    of."""
+    """The base on devices, filled up to chunks; their size, a multiple of `block`; and the moments
+    that times are ranks of."""
     shards = 1 if mesh is None else num_batch_shards(mesh)
     base_chunk = min(base_chunk, max(-(-len(base.users) // shards), 1))
-    base_chunk = -(-base_chunk // _BLOCK) * _BLOCK
+    base_chunk = -(-base_chunk // block) * block
     clock = np.unique(base.times)
     entries = {
         "embeddings": base.embeddings,
@@ -251,7 +313,7 @@ def neighbors(
     k: int,
     fold_models: Sequence[SequentialRecommender] = (),
     folds: np.ndarray | None = None,
-    distinct_items: bool = False,
+    settings: RetrievalSettings = _DEFAULT,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Neighbors:
     """Similar users' next items for rows of a split.
@@ -262,7 +324,8 @@ def neighbors(
     without u, and the base embedded by that same model; validation and test rows still use
     `recommender`. Under a
     global-time split an entry qualifies only if its next item was taken before the row's own
-    target.
+    target; with `settings.last_prefixes` early training rows then find few, because what is kept of
+    other users came later.
     """
     rows = np.asarray(rows, np.int32)
     group = np.full(len(rows), -1)
@@ -274,13 +337,19 @@ def neighbors(
     for which in np.unique(group):
         embedder = recommender if which < 0 else fold_models[which]
         at = np.flatnonzero(group == which)
+        base = knowledge_base(embedder, histories, split, settings)
+        if (share := expected_recall(len(base.users), k, settings)) < 1:
+            logging.info(
+                "similar users: approximate search of %d prefixes; expect %.4f of the %d nearest",
+                len(base.users), share, k,
+            )  # fmt: skip
         part = search(
-            knowledge_base(embedder, histories, split),
+            base,
             prefix_embeddings(embedder, histories, rows[at]),
             rows[at, 0],
             k=k,
             before=row_times(histories, rows[at]) if split.kind == "global_time" else None,
-            distinct_items=distinct_items,
+            settings=settings,
             mesh=mesh,
         )
         found.items[at], found.users[at] = part.items, part.users
@@ -308,40 +377,64 @@ def hit_rates(
 ) -> dict[str, float]:
     """`hit_rate` of training, validation and test rows apart; parts without rows are absent."""
     wanted = targets(histories, rows)
+    return {name: hit_rate(found.items[at], wanted[at]) for name, at in _parts(split, rows).items()}
+
+
+def short(found: Neighbors, split: Split, rows: np.ndarray) -> dict[str, float]:
+    """Share of the training, validation and test rows with fewer than k neighbors; parts without
+    any are absent."""
+    shares = {
+        name: float(np.mean(found.items[at, -1] < 0)) for name, at in _parts(split, rows).items()
+    }
+    return {name: share for name, share in shares.items() if share}
+
+
+def _parts(split: Split, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows are of each part, bool[n]; parts without rows are absent."""
     keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]
-    rates = {}
+    found = {}
     for name in ("train", "validation", "test"):
         part = getattr(split, name)
         at = np.isin(keys, part[:, 0].astype(np.int64) << 32 | part[:, 1])
         if at.any():
-            rates[name] = hit_rate(found.items[at], wanted[at])
-    return rates
+            found[name] = at
+    return found
 
 
 @functools.cache
 def _search_function(
-    k: int, candidates: int, distinct_items: bool, base_chunk: int, mesh: jax.sharding.Mesh | None
+    k: int,
+    candidates: int,
+    distinct_items: bool,
+    base_chunk: int,
+    width: int,
+    mesh: jax.sharding.Mesh | None,
 ) -> Callable[
     [_Entries, np.ndarray, np.ndarray, np.ndarray],
     tuple[jax.Array, jax.Array, jax.Array, jax.Array],
 ]:
     """Compiled (entries, queries, users, limits) -> similarity, users, items, each [Q, k], and
-    whether this many candidates were enough, bool[Q]."""
+    whether this many candidates were enough, bool[Q]. width: of the bins, 0 for none."""
     axes = LOGICAL_AXES["batch"]
+    nearest_of: Callable[..., _Pair] = _nearest
+    if width:
+        candidates *= _OF_BINS
+        nearest_of = functools.partial(_nearest_of_bins, width=width)
 
     def local(
         entries: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        similarity, at = _nearest(entries, queries, users, limits, candidates, base_chunk)
+        similarity, at = nearest_of(entries, queries, users, limits, candidates, base_chunk)
         nearest = similarity, entries["users"][at], entries["items"][at]
         if mesh is not None:
             similarity, *others = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in nearest)
-            similarity, at = jax.lax.top_k(similarity, candidates)
+            similarity, at = jax.lax.top_k(similarity, min(candidates, similarity.shape[1]))
             owners, items = (jnp.take_along_axis(x, at, 1) for x in others)
             nearest = similarity, owners, items
         found = _distinct(nearest, k, distinct_items)
-        # Where not even the candidates are all allowed, there are no more.
-        enough = (found[1][:, -1] >= 0) | (nearest[0][:, -1] == -jnp.inf)
+        enough = found[1][:, -1] >= 0
+        if not width:  # where not even the candidates are all allowed, there are no more
+            enough |= nearest[0][:, -1] == -jnp.inf
         return *found, enough
 
     if mesh is None:
@@ -369,18 +462,11 @@ def _nearest(
 ) -> tuple[jax.Array, jax.Array]:
     """The nearest allowed entries of each query, chunk by chunk: similarity float32[Q, count],
     -inf where there is none, and where they stand int32[Q, count]."""
-    chunks = {
-        name: entries[name].reshape(-1, base_chunk, *entries[name].shape[1:])
-        for name in ("embeddings", "users", "times")
-    }
+    chunks, starts = _chunks(entries, base_chunk)
 
     def body(best: tuple, part: tuple[_Entries, jax.Array]) -> tuple[tuple, None]:
         chunk, start = part
-        similarity = jnp.einsum(
-            "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST
-        )
-        allowed = (chunk["times"] < limits[:, None]) & (chunk["users"] != users[:, None])
-        found, at = _top(jnp.where(allowed, similarity, -jnp.inf), count)
+        found, at = _top(_allowed(chunk, queries, users, limits), count)
         found, at = (
             jnp.concatenate(pair, 1) for pair in zip(best, (found, at + start), strict=True)
         )
@@ -389,8 +475,51 @@ def _nearest(
 
     shape = len(queries), count
     start = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
-    starts = jnp.arange(len(chunks["users"]), dtype=jnp.int32) * base_chunk
     return jax.lax.scan(body, start, (chunks, starts))[0]
+
+
+def _nearest_of_bins(
+    entries: _Entries,
+    queries: jax.Array,
+    users: jax.Array,
+    limits: jax.Array,
+    count: int,
+    base_chunk: int,
+    width: int,
+) -> tuple[jax.Array, jax.Array]:
+    """As `_nearest`, among the nearest allowed entries of each `width` neighboring ones; [Q, bins]
+    where there are fewer bins than `count`."""
+
+    def body(_: None, part: tuple[_Entries, jax.Array]) -> tuple[None, _Pair]:
+        chunk, start = part
+        bins = _allowed(chunk, queries, users, limits).reshape(len(queries), -1, width)
+        best = bins.max(2)
+        # the first that equals the largest: on a CPU argmax takes several times as long
+        inside = jnp.where(bins == best[:, :, None], jnp.arange(width), width - 1).min(2)
+        return None, (best, start + jnp.arange(bins.shape[1]) * width + inside)
+
+    _, found = jax.lax.scan(body, None, _chunks(entries, base_chunk))
+    best, at = (jnp.swapaxes(x, 0, 1).reshape(len(queries), -1) for x in found)
+    best, column = jax.lax.top_k(best, min(count, best.shape[1]))
+    return best, jnp.take_along_axis(at, column, 1)
+
+
+def _chunks(entries: _Entries, base_chunk: int) -> tuple[_Entries, jax.Array]:
+    """What is searched, [chunks, base_chunk, ...], and where each chunk starts."""
+    chunks = {
+        name: entries[name].reshape(-1, base_chunk, *entries[name].shape[1:])
+        for name in ("embeddings", "users", "times")
+    }
+    return chunks, jnp.arange(len(chunks["users"]), dtype=jnp.int32) * base_chunk
+
+
+def _allowed(chunk: _Entries, queries: jax.Array, users: jax.Array, limits: jax.Array) -> jax.Array:
+    """Cosines float32[Q, base_chunk]; -inf of a query's own user and of what is not before it."""
+    similarity = jnp.einsum(
+        "qd,nd->qn", queries, chunk["embeddings"], precision=jax.lax.Precision.HIGHEST
+    )
+    allowed = (chunk["times"] < limits[:, None]) & (chunk["users"] != users[:, None])
+    return jnp.where(allowed, similarity, -jnp.inf)
 
 
 def _top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

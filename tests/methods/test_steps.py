@@ -215,6 +215,16 @@ def test_models_beside_the_retriever_read_what_the_run_makes_of_items(mesh, tmp_
             settings_of(quickstart.get_config(), **{"also_sequential": twice})
 
 
+@pytest.mark.parametrize("field", ["last_prefixes", "approximate_above"])
+def test_what_is_searched_for_neighbors_is_of_the_step_retrieval_alone(mesh, tmp_path, field):
+    def recorded(changes):
+        steps = MMSRARec(settings_of(quickstart.get_config(), **changes), tmp_path, mesh).steps()
+        return {step.name: step.config for step in steps}
+
+    before, after = recorded({}), recorded({f"retrieval.{field}": 3})
+    assert {name for name in before if before[name] != after[name]} == {"retrieval"}
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_negatives_of_the_retriever_make_stage_3_depend_on_it(mesh, tmp_path, share):
     changes = BOTH | {"sft.retriever_negatives": share, "use.retrieval": False}

@@ -10,6 +10,7 @@ import pytest
 from mmsrec_jax.data import splits
 from mmsrec_jax.data.records import Histories
 from mmsrec_jax.retrieval import similar
+from mmsrec_jax.retrieval.similar import RetrievalSettings
 from mmsrec_jax.runtime.sharding import make_mesh
 from mmsrec_jax.sequential.recommender import SequentialRecommender, init_params
 from mmsrec_jax.sequential.sasrec import SASRecConfig
@@ -50,12 +51,14 @@ class Stub:
         return self.table[item] / np.linalg.norm(self.table[item])
 
 
-def brute_force(stub, histories, split, row, k, *, excluded=(), before=None, distinct_items=False):
+def brute_force(
+    stub, histories, split, row, k, *, excluded=(), before=None, distinct_items=False, last=99
+):
     """Next items, users and cosines for one row, by loops over every training prefix."""
     query = stub.unit(histories.of(row[0])[row[1] - 1])
     entries = []
     for user in range(USERS):
-        for position in range(1, split.train_end[user]):
+        for position in range(1, split.train_end[user])[-last:]:
             if user in excluded or (
                 before is not None and histories.times(user)[position] >= before
             ):
@@ -95,7 +98,8 @@ def test_own_user_is_excluded_and_the_rest_is_exact(histories, distinct_items):
     stub, split = Stub(0), splits.leave_one_out(histories)
     rows = np.concatenate([split.train[::7], split.validation, split.test])
     got = similar.neighbors(
-        stub, histories, split, rows, k=3, distinct_items=distinct_items
+        stub, histories, split, rows, k=3,
+        settings=RetrievalSettings(distinct_items=distinct_items),
     )  # fmt: skip
     own_would_have_won = 0
     for n, row in enumerate(rows):
@@ -132,7 +136,8 @@ def test_search_equals_greedy_choice_among_all_entries(distinct_items, base_chun
     )
     owners = np.arange(50, dtype=np.int32)
     got = similar.search(
-        base, embeddings[::60], owners, k=4, distinct_items=distinct_items,
+        base, embeddings[::60], owners, k=4,
+        settings=RetrievalSettings(distinct_items=distinct_items),
         query_chunk=16, base_chunk=base_chunk,
     )  # fmt: skip
     beyond = 0
@@ -203,6 +208,155 @@ def test_training_rows_use_the_model_that_has_not_seen_their_user(histories):
         assert_equal_up_to_ties(got, n, wanted, histories, split, stub)
 
 
+@pytest.mark.parametrize("kind", ["folds", "global_time"])
+def test_the_last_prefixes_of_each_user_alone_are_searched(histories, kind):
+    stub, options, timed = Stub(0), {}, kind == "global_time"
+    if timed:
+        split = splits.global_time(histories, validation_quantile=0.7, test_quantile=0.85)
+    else:
+        split = splits.leave_one_out(histories)
+        folds = similar.assign_folds(USERS, 2, seed=0)
+        options = {"fold_models": [Stub(1), Stub(2)], "folds": folds}
+    rows = np.concatenate([split.train[::5], split.validation, split.test])
+    got = similar.neighbors(
+        stub, histories, split, rows, k=3, settings=RetrievalSettings(last_prefixes=2), **options
+    )
+    missing = {name: [] for name in ("train", "validation", "test")}
+    older_would_have_won = 0
+    for n, row in enumerate(rows):
+        trained = row[1] < split.train_end[row[0]]
+        used = options["fold_models"][folds[row[0]]] if options and trained else stub
+        limits = {
+            "excluded": [row[0]],
+            "before": histories.times(row[0])[row[1]] if timed else None,
+        }
+        wanted = brute_force(used, histories, split, row, 3, last=2, **limits)
+        assert_equal_up_to_ties(got, n, wanted, histories, split, used)
+        every = brute_force(used, histories, split, row, 3, **limits)
+        older_would_have_won += [p[0] for p in every] != [p[0] for p in wanted]
+        part = "train" if trained else "test" if row in split.test else "validation"
+        missing[part].append(len(wanted) < 3)
+    assert older_would_have_won > 20
+    found = {name: np.mean(of) for name, of in missing.items() if any(of)}
+    assert similar.short(got, split, rows) == pytest.approx(found)
+    assert ("train" in found) == timed  # early rows know nothing that other users did last
+
+
+def test_prefixes_that_are_left_out_are_not_embedded(histories):
+    stub, split = Stub(0), splits.leave_one_out(histories)
+    base = similar.knowledge_base(stub, histories, split, RetrievalSettings(last_prefixes=2))
+    positions = [
+        (user, position)
+        for user in range(USERS)
+        for position in range(max(split.train_end[user] - 2, 1), split.train_end[user])
+    ]
+    assert base.users.tolist() == [user for user, _ in positions]
+    assert base.items.tolist() == [histories.of(user)[position] for user, position in positions]
+    assert base.embeddings.shape == (len(positions), 5) and len(positions) < len(split.train) / 2
+
+
+# 70,000 prefixes of 35,000 users: bins of 64, so 1,094 of them.
+BIN = 64
+IN_BINS = RetrievalSettings(approximate_above=69_999)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Base, queries, whose they are, and before when: every query may see most of the entries."""
+    rng = np.random.default_rng(3)
+    embeddings = rng.normal(size=(70_000, 6)).astype(np.float32)
+    base = similar.KnowledgeBase(
+        embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        np.repeat(np.arange(35_000, dtype=np.int32), 2),
+        rng.integers(0, 1000, 70_000, dtype=np.int32),
+        1.4e9 + rng.permutation(70_000),
+    )
+    owners = np.arange(0, 35_000, 350, dtype=np.int32)
+    return base, base.embeddings[2 * owners], owners, 1.4e9 + rng.integers(60_000, 70_000, 100)
+
+
+@pytest.fixture(scope="module")
+def found_in_bins(large):
+    base, queries, owners, before = large
+    return similar.search(base, queries, owners, k=20, before=before, settings=IN_BINS)
+
+
+def test_of_each_bin_the_nearest_entry_counts(large, found_in_bins):
+    base, queries, owners, before = large
+    for n, query in enumerate(queries):
+        cosines = base.embeddings @ query
+        cosines[(base.users == owners[n]) | (base.times >= before[n])] = -np.inf
+        bins = np.append(cosines, np.full(-len(cosines) % BIN, -np.inf)).reshape(-1, BIN)
+        entries = bins.argmax(1) + BIN * np.arange(len(bins))
+        entries = entries[np.argsort(-bins.max(1))][:40]
+        _, first = np.unique(base.users[entries], return_index=True)  # two bins may share a user
+        entries = entries[np.sort(first)][:20]
+        np.testing.assert_array_equal(found_in_bins.users[n], base.users[entries])
+        np.testing.assert_array_equal(found_in_bins.items[n], base.items[entries])
+        np.testing.assert_allclose(found_in_bins.similarity[n], cosines[entries], atol=1e-6)
+
+
+def test_bins_hide_as_many_of_the_nearest_users_as_expected(large, found_in_bins):
+    base, queries, owners, before = large
+    exact = similar.search(base, queries, owners, k=20, before=before)
+    same = (found_in_bins.users[:, :, None] == exact.users[:, None]).any(1)
+    expected = 1 - similar.expected_recall(70_000, 20, IN_BINS)
+    assert expected == pytest.approx(19 / 2 / 1094, rel=0.02)
+    assert 0.5 * expected < 1 - same.mean() < 1.6 * expected  # 17 of 2,000, give or take 4
+    for above, entries in ((0, 70_000), (70_000, 70_000), (1, 65_535)):
+        settings = RetrievalSettings(approximate_above=above)
+        assert similar.expected_recall(entries, 20, settings) == 1
+    settings = RetrievalSettings(approximate_above=70_000)
+    again = similar.search(base, queries[:10], owners[:10], k=20, before=before, settings=settings)
+    np.testing.assert_array_equal(again.users, exact.users[:10])
+
+
+def test_bins_are_the_same_on_every_mesh(large, found_in_bins):
+    base, queries, owners, before = large
+    many = similar.search(
+        base, queries, owners, k=20, before=before, settings=IN_BINS, mesh=make_mesh(2, 2, 2),
+        query_chunk=64,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found_in_bins.users, many.users)
+    np.testing.assert_array_equal(found_in_bins.items, many.items)
+
+
+def test_queries_with_too_few_bins_are_searched_exactly(large):
+    """Before the second moment one entry is allowed, before the sixth five of one bin."""
+    base, queries, owners, _ = large
+    times = base.times.copy()
+    early = BIN * 100 + 2 * np.arange(5)  # each of another user
+    times[early] = np.arange(5)
+    base = similar.KnowledgeBase(base.embeddings, base.users, base.items, times)
+    before = np.where(np.arange(100) % 2, 5.0, 1.0)
+    got = similar.search(base, queries, owners, k=5, before=before, settings=IN_BINS)
+    for n in range(100):
+        allowed = early[: 5 if n % 2 else 1]
+        order = allowed[np.argsort(-(base.embeddings[allowed] @ queries[n]))]
+        assert got.users[n].tolist() == base.users[order].tolist() + [-1] * (5 - len(order))
+
+
+def test_users_of_a_base_with_bins_are_shuffled(histories, monkeypatch):
+    """Else users beside each other who are similar, such as those of one month, would share a bin
+    and hide each other."""
+    monkeypatch.setattr(similar, "_BINS", 16)
+    monkeypatch.setattr(similar, "_BIN", (2, 4))
+    stub, split = Stub(0), splits.leave_one_out(histories)
+    base = similar.knowledge_base(stub, histories, split, RetrievalSettings(approximate_above=1))
+    plain = similar.knowledge_base(stub, histories, split)
+    assert np.all(np.diff(plain.users) >= 0)
+    starts = np.flatnonzero(np.diff(base.users, prepend=-1))
+    order = base.users[starts]
+    assert len(order) == len(np.unique(plain.users)) and np.mean(np.diff(order) > 0) < 0.7
+    back = np.argsort(base.users, kind="stable")  # each user's prefixes in their order
+    for name in ("users", "items", "times", "embeddings"):
+        np.testing.assert_array_equal(getattr(base, name)[back], getattr(plain, name))
+    found = similar.neighbors(
+        stub, histories, split, split.test, k=2, settings=RetrievalSettings(approximate_above=1)
+    )
+    assert (found.users >= 0).all() and (found.users != split.test[:, :1]).all()
+
+
 def test_prefixes_in_one_pass_equal_prefixes_alone(histories, recommender):
     rows = splits.leave_one_out(histories).train
     got = similar.prefix_embeddings(recommender, histories, rows)
@@ -225,7 +379,8 @@ def test_sharded_search_equals_search_on_one_device(histories, distinct_items):
     base = similar.knowledge_base(stub, histories, split)
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(20, 5)).astype(np.float32)
-    options = {"k": 3, "distinct_items": distinct_items, "base_chunk": 16}
+    settings = RetrievalSettings(distinct_items=distinct_items)
+    options = {"k": 3, "settings": settings, "base_chunk": 16}
     one = similar.search(base, queries, np.arange(20), **options)
     many = similar.search(base, queries, np.arange(20), mesh=make_mesh(2, 2, 2), **options)
     np.testing.assert_allclose(one.similarity, many.similarity, atol=1e-5)
