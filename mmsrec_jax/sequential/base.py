@@ -75,7 +75,7 @@ class SequentialSettings(Section):
     )
     loss_chunk: int = setting(
         ItemLoss.chunk,
-        "Targets whose logits are in memory at once (softmax).",
+        "Targets whose logits are in the memory of a device at once (softmax).",
         low=1,
         high=10_000_000,
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.sharding import constrain, num_batch_shards
 
 SOFTMAX, SAMPLED_SOFTMAX, BCE = "softmax", "sampled_softmax", "bce"
 
@@ -16,7 +17,7 @@ class ItemLoss:
 
     kind: "softmax" over the catalog; "sampled_softmax" over the target and `negatives` uniform
     items, drawn once a batch; "bce" with one uniform negative a target, as in the original SASRec.
-    chunk: targets whose logits over the catalog are in memory at once ("softmax").
+    chunk: targets whose logits over the catalog a device holds at once ("softmax").
     """
 
     kind: str
@@ -56,18 +57,27 @@ class ItemLoss:
         return nats.sum() / jnp.maximum((targets >= 0).sum(), 1)
 
 
+def logits_bytes(chunk: int, tokens: int, items: int, shards: int) -> int:
+    """What a device needs for the logits of `token_nll` and for their gradient: two float32 arrays
+    that are there at once in the backward pass."""
+    return 2 * 4 * min(chunk, -(-tokens // shards)) * items
+
+
 def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk: int) -> jax.Array:
     """Full-softmax negative log-likelihood, float32[N] in nats.
 
     hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
-    Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
-    largest array is float32[chunk, V]. A chunk without a target costs nothing.
+    Works on `chunk` tokens of each device at a time and recomputes their logits in the backward
+    pass, so the largest array is float32[chunk, V]. Chunks without a target cost nothing. With a
+    mesh (`jax.set_mesh`), the tokens of a chunk are divided over its batch axes.
     """
-    count = hidden.shape[0]
-    chunk = min(chunk, count)
+    count, shards = hidden.shape[0], num_batch_shards()
+    chunk = shards * min(chunk, -(-count // shards))
     pad = -count % chunk
     hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
     targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
+    hidden = constrain(hidden, None, "batch", None)
+    targets = constrain(targets, None, "batch")
 
     def nll(h: jax.Array, t: jax.Array) -> jax.Array:
         logits = _dots(h, table)

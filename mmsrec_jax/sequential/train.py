@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
+from absl import logging
 from flax import nnx
 
 from mmsrec_jax.data.records import Histories, Split
 from mmsrec_jax.data.sequences import seconds
 from mmsrec_jax.data.splits import subset
 from mmsrec_jax.evaluation import metrics, ranking
-from mmsrec_jax.runtime import arrays
+from mmsrec_jax.runtime import arrays, chips
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 from mmsrec_jax.runtime.sharding import batch_sharding, num_batch_shards, replicated
 from mmsrec_jax.sequential import recommender, registry
 from mmsrec_jax.sequential.base import Rows, SequentialConfig, SequentialSettings
-from mmsrec_jax.sequential.losses import ItemLoss
+from mmsrec_jax.sequential.losses import SAMPLED_SOFTMAX, SOFTMAX, ItemLoss, logits_bytes
 from mmsrec_jax.training import loop, metering
 from mmsrec_jax.training.state import TrainState
 
@@ -109,15 +111,18 @@ def train(
     name = registry.of(settings).name
     if not len(split.validation):
         raise UserError("the split has no validation rows; a model is selected on validation NDCG")
-    if mesh is not None and settings.batch_size % num_batch_shards(mesh):
+    shards = 1 if mesh is None else num_batch_shards(mesh)
+    if settings.batch_size % shards:
         raise UserError(
             f"config.{name}.batch_size={settings.batch_size} does not divide over "
-            f"{num_batch_shards(mesh)} data shards of the mesh; make it a multiple"
+            f"{shards} data shards of the mesh; make it a multiple"
         )
     features = features or {}
     how = recipe(settings, num_items, features)
     shape = how.model
     key = jax.random.key(settings.seed)
+    if advice := full_softmax_advice(settings, shape, mesh):
+        logging.warning("%s", advice)
     state, frozen = _initial(how, settings.seed, features, mesh)
 
     def train_step(
@@ -125,7 +130,8 @@ def train(
     ) -> tuple[SequentialState, dict[str, jax.Array]]:
         work = metering.amount(**metering.of_rows(batch["segments"]))
         batch = arrays.put(batch, None if mesh is None else batch_sharding(mesh))
-        trained, measured = step(how, state.train, frozen, batch, key)
+        with jax.set_mesh(mesh) if mesh is not None and shards > 1 else nullcontext():
+            trained, measured = step(how, state.train, frozen, batch, key)
         return state.replace(train=trained), measured | work
 
     validation = subset(split.validation, settings.validation_rows, settings.seed)
@@ -168,6 +174,36 @@ def train(
     trained = recommender.SequentialRecommender(shape, state.train.params, frozen, mesh=mesh)
     trained.save(Path(directory) / "model")
     return trained
+
+
+def full_softmax_advice(
+    settings: SequentialSettings, shape: SequentialConfig, mesh: jax.sharding.Mesh | None
+) -> str:
+    """One line if the logits of a step need more than a quarter of a device's memory, else "".
+
+    A device that does not tell its memory counts as one of 16 GiB. Weights, their gradient and
+    AdamW's two moments come on top.
+    """
+    num_items = shape.num_items
+    if settings.loss != SOFTMAX:
+        return ""
+    shards = 1 if mesh is None else num_batch_shards(mesh)
+    tokens = settings.batch_size * shape.length
+    need = logits_bytes(settings.loss_chunk, tokens, num_items, shards)
+    devices = [jax.devices()[0]] if mesh is None else mesh.local_devices
+    told = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    memory = min((limit for limit in told if limit), default=chips.CHIPS["cpu"].hbm)
+    if need <= memory / 4:
+        return ""
+    name = f"config.{registry.of(settings).name}"
+    fits = int(memory / 4 / logits_bytes(1, tokens, num_items, shards))
+    less = f"{name}.loss_chunk={fits} needs a quarter for the same loss; " if fits else ""
+    return (
+        f"{name}.loss={SOFTMAX!r}: the logits of {num_items:,} items and their gradient need "
+        f"{need / chips.GIB:.1f} GiB of each device's {memory / chips.GIB:.1f}; {less}"
+        f"{name}.loss={SAMPLED_SOFTMAX!r} needs less time too and takes "
+        f"{name}.negatives={settings.negatives} of them"
+    )
 
 
 def _initial(

@@ -1,5 +1,7 @@
 """Losses against dense optax and brute force; the largest arrays."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,14 @@ import optax
 import pytest
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.sequential.losses import ItemLoss, binary_nll, sampled_nll, token_nll
+from mmsrec_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+from mmsrec_jax.sequential.losses import (
+    ItemLoss,
+    binary_nll,
+    logits_bytes,
+    sampled_nll,
+    token_nll,
+)
 
 
 def drawn(tokens=37, items=50):
@@ -53,6 +62,51 @@ def test_logits_of_all_tokens_never_exist_at_once():
     )
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 5000 * 4 / 10
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_loss_and_gradients_over_eight_devices_equal_dense_optax(chunk):
+    hidden, table, targets = drawn(tokens=60)
+
+    def loss(nats):
+        return lambda h, t: (nats(h, t) * jnp.arange(60)).sum()
+
+    wanted = jax.value_and_grad(loss(lambda h, t: dense(h, t, targets)), argnums=(0, 1))(
+        hidden, table
+    )
+    with jax.set_mesh(make_mesh(2, 4, 1)):
+        got = jax.jit(
+            jax.value_and_grad(
+                loss(lambda h, t: token_nll(h, t, targets, chunk=chunk)), argnums=(0, 1)
+            )
+        )(hidden, table)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize(("devices", "chunk"), [(1, 64), (1, 1024), (8, 64), (8, 1024)])
+def test_logits_need_what_the_compiler_allocates_and_no_device_does_the_work_of_another(
+    devices, chunk
+):
+    mesh = make_mesh(devices, 1, 1, devices=jax.devices()[:devices])
+
+    def loss(hidden, table, targets):
+        return token_nll(hidden, table, targets, chunk=chunk).sum()
+
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    shapes = (
+        jax.ShapeDtypeStruct((2048, 2), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((20_000, 2), jnp.float32, sharding=everywhere),
+        jax.ShapeDtypeStruct((2048,), jnp.int32, sharding=rows),
+    )
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    wanted = logits_bytes(chunk, 2048, 20_000, devices)
+    each = min(chunk, 2048 // devices)
+    assert wanted == 2 * each * 20_000 * 4
+    assert wanted <= compiled.memory_analysis().temp_size_in_bytes < 1.2 * wanted + 2**20
+    loops = {int(n) for n in re.findall(r'known_trip_count":\{"n":"(\d+)"', compiled.as_text())}
+    assert 2048 // (each * devices) in loops | {1}  # a single round is no loop
 
 
 def test_sampled_softmax_over_the_whole_catalog_is_the_full_softmax():

@@ -1,7 +1,9 @@
 """The training loop of models: what it feeds, that it learns, stops, resumes and shards exactly."""
 
+import dataclasses
 import json
 import time
+import types
 
 import chex
 import jax
@@ -16,6 +18,7 @@ from mmsrec_jax.data.sequences import before
 from mmsrec_jax.evaluation import metrics, ranking
 from mmsrec_jax.retrieval import similar
 from mmsrec_jax.retrieval.similar import assign_folds
+from mmsrec_jax.runtime import chips
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import make_mesh
 from mmsrec_jax.sequential import registry, train
@@ -224,8 +227,43 @@ def test_best_on_validation_is_kept_not_the_last(histories, split, tmp_path, mon
     assert np.abs(seen[1] - seen[4]).max() > 1e-3
 
 
-def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
-    """BERT4Rec, whose loss sorts places across the shards."""
+def test_full_softmax_beyond_a_quarter_of_the_memory_names_what_avoids_it():
+    """16 x 12 = 192 targets: 192 x 11,184,810 items x 8 bytes are just below 16 GiB, and a device
+    that does not tell its memory counts as one of 16 GiB."""
+    mesh = make_mesh(2, 4, 1)
+    items, fewer, more = (
+        dataclasses.replace(HEAD, num_items=count)
+        for count in (11_184_810, 11_184_810 // 4, 11_184_810 * 50)
+    )
+    advice = train.full_softmax_advice(settings(), items, None)
+    assert advice == (
+        "config.sasrec.loss='softmax': the logits of 11,184,810 items and their gradient need 16.0 "
+        "GiB of each device's 16.0; config.sasrec.loss_chunk=48 needs a quarter for the same loss; "
+        "config.sasrec.loss='sampled_softmax' needs less time too and takes "
+        "config.sasrec.negatives=256 of them"
+    )
+    assert "\n" not in advice
+    assert not train.full_softmax_advice(settings(loss_chunk=48), items, None)
+    assert "loss_chunk=48 " in train.full_softmax_advice(settings(loss_chunk=49), items, None)
+    assert not train.full_softmax_advice(settings(), fewer, None)
+    assert not train.full_softmax_advice(settings(loss="sampled_softmax"), items, None)
+    assert not train.full_softmax_advice(settings(), items, mesh)  # 24 targets each
+    told = [
+        types.SimpleNamespace(memory_stats=lambda limit=limit: {"bytes_limit": limit * 2**30})
+        for limit in (8, 4)
+    ]
+    small = types.SimpleNamespace(local_devices=told, shape=mesh.shape, empty=False)
+    advice = train.full_softmax_advice(settings("bert4rec"), items, small)
+    assert "need 2.0 GiB of each device's 4.0; config.bert4rec.loss_chunk=12 " in advice
+    assert "loss_chunk" not in train.full_softmax_advice(settings(), more, small)
+
+
+def test_eight_devices_learn_what_one_learns(histories, split, tmp_path, monkeypatch, caplog):
+    """BERT4Rec, whose loss sorts places across the shards. Each training says once that the full
+    softmax needs much of so small a memory."""
+    tiny = dataclasses.replace(chips.CHIPS["cpu"], hbm=10_000)
+    monkeypatch.setitem(chips.CHIPS, "cpu", tiny)
+    caplog.set_level("WARNING", "absl")
     options = dict(steps=6, evaluate_every=6, loss_chunk=32)
     one, many = (
         train.train(
@@ -235,6 +273,7 @@ def test_eight_devices_learn_what_one_learns(histories, split, tmp_path):
         for name, mesh in (("one", None), ("many", make_mesh(2, 4, 1)))
     )  # fmt: skip
     chex.assert_trees_all_close(one.params, many.params, rtol=1e-7, atol=2e-4)
+    assert caplog.text.count("config.bert4rec.loss='softmax'") == 2
     with pytest.raises(UserError, match="config.sasrec.batch_size=12 does not divide over 8"):
         train.train(
             settings(batch_size=12), histories, split,
