@@ -83,6 +83,6 @@ METHODS = {
             "visual_answers/answers", "item_texts/summaries", "preferences/preferences",
             "profiles/profiles", "evaluation/chains-joint", "evaluation/chains-cached",
         ),
-        ranks=27,
+        ranks=24,
     ),
 }  # fmt: skip
