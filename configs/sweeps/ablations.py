@@ -3,7 +3,8 @@
     python launch/sweep.py --sweep=configs/sweeps/ablations.py --workdir=runs/ablations
 
 `plain` has neither keywords nor similar users: titles of the history, and the whole text and the
-image of an item, in the form of the method and with as many updates.
+image of an item, in the form of the method and with as many updates. Its room for tokens, and that
+of `no-summaries`, is for the texts of the toyshop.
 """
 
 from mmsrec_jax.methods.sweep import Sweep

@@ -111,6 +111,11 @@ class DataSettings(Section):
                 f"{name}.validation_quantile={self.validation_quantile:g}: must be below "
                 f"test_quantile={self.test_quantile:g}"
             )
+        if self.split_target != "first" and self.split != "global_time":
+            raise UserError(
+                f"{name}.split_target={self.split_target!r}: {name}.split={self.split!r} has one "
+                f"target a user; leave it out, or set {name}.split=global_time"
+            )
         if self.source not in ("atomic", "toyshop"):
             published.find(self.source, f"{name}.source")
         if self.beam_options and self.source in ("atomic", "toyshop"):

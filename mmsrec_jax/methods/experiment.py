@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -85,16 +85,36 @@ class Experiment:
     ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
 
-        compiled: folder of compiled programs; None is one in `workdir`. reuse: see
-        `runtime.workdir.run_steps`.
+        compiled: folder of compiled programs; None is one in `workdir`, else the run is one of
+        several in the folder that this one is in. reuse: see `runtime.workdir.run_steps`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
         """
+        experiment, steps = cls.checked(config, workdir, only, reuse)
+        startup.report_devices(experiment.mesh)
+        share(workdir)
+        compiled = compiled or workdir / "compiled"
+        startup.keep_compiled_programs(compiled)
+        tracked = trackers.tracked(
+            config.tracking, workdir, described(config), whole=compiled.parent
+        )
+        with lock.only_run(workdir), tracked:
+            experiment.run_steps(steps, only, reuse)
+
+    @classmethod
+    def checked(
+        cls,
+        config: Settings,
+        workdir: Path,
+        only: Sequence[str] | None = None,
+        reuse: Sequence[Path] = (),
+    ) -> tuple[Self, list[Step]]:
+        """The experiment and its steps, once nothing is left that can be refused before they begin.
+        Arguments and errors as of `run`."""
         check(config)
         processes.from_main(lambda: trackers.check(config.tracking.sinks))
         mesh = sharding.make_mesh(**as_dict(config.mesh))
-        startup.report_devices(mesh)
         experiment = cls(config, workdir, mesh)
         steps = experiment.steps()
         check_names(steps, only)
@@ -103,11 +123,7 @@ class Experiment:
         for step in steps:
             if step.name in SECTIONS:
                 experiment.base.check(step.name)
-        share(workdir)
-        startup.keep_compiled_programs(compiled or workdir / "compiled")
-        tracked = trackers.tracked(config.tracking, workdir, described(config))
-        with lock.only_run(workdir), tracked:
-            experiment.run_steps(steps, only, reuse)
+        return experiment, steps
 
     def run_steps(
         self,

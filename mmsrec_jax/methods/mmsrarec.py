@@ -238,10 +238,12 @@ class MMSRARec(MLLMExperiment):
         neighbors_table.write(directory / "neighbors.parquet", rows, found)
         for part, rate in similar.hit_rates(found, histories, split, rows).items():
             logging.info("retrieval: %.3f of %s targets are a neighbor's next item", rate, part)
-        for part, share in similar.short(found, split, rows).items():
-            logging.warning(
-                "retrieval: %.3f of %s targets have fewer than config.prompts.similar=%d neighbors",
-                share, part, self.config.prompts.similar,
+        remedy = ": raise config.retrieval.last_prefixes" if c.last_prefixes else ""
+        for part, count in similar.short(found, split, rows).items():
+            logging.log(
+                logging.WARNING if remedy else logging.INFO,
+                "retrieval: %d of %s targets have fewer than config.prompts.similar=%d neighbors%s",
+                count, part, self.config.prompts.similar, remedy,
             )  # fmt: skip
 
     # --- stage 3: multi-task SFT -----------------------------------------------------------------

@@ -1,7 +1,9 @@
 """One experiment with both methods, under several seeds, or both; and one table of all its runs."""
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmsrec_jax.evaluation import metrics
 from mmsrec_jax.evaluation.comparison import bootstrap, compare, presentation, several
-from mmsrec_jax.methods import experiment, find
+from mmsrec_jax.methods import find
 from mmsrec_jax.methods.settings import BOTH, METHODS, Settings, shared
 from mmsrec_jax.pages import compare_page, document, run_page
 from mmsrec_jax.runtime import lock, processes, sharding
@@ -21,6 +23,7 @@ from mmsrec_jax.runtime.settings import as_dict, from_config
 from mmsrec_jax.runtime.workdir import check_names, share
 
 _OWN = "config.mllm_srec"  # what the second of both methods has otherwise
+_READ_BY_THE_SECOND = ("understanding", "preferences", "writer", "chain")
 _OF_THE_WHOLE = ("method", "mllm_srec", "seed", "seeds")
 
 
@@ -45,20 +48,28 @@ def run(
       UserError: as `runs`, or as `Experiment.run`.
     """
     found = {workdir / name: settings for name, settings in runs(config).items()}
-    for settings in found.values():
-        experiment.check(settings)
     chosen = dict.fromkeys(found) if only is None else _chosen(found, only)
+    for own, settings in found.items():
+        if chosen[own] != []:
+            with _naming(settings.method, config):
+                find(settings.method).checked(settings, own, chosen[own], reuse)
     share(workdir)
     with lock.only_run(workdir):
-        folders: list[Path] = []
-        for own, steps in chosen.items():
-            if steps != []:
-                settings, others = found[own], [one for one in reuse if one != own]
-                logging.info("method %s, seed %d, in %s", settings.method, settings.seed, own)
-                find(settings.method).run(
-                    settings, own, steps, compiled=workdir / "compiled", reuse=[*folders, *others]
-                )
-            folders.append(own)
+        for steps_of in _passes(config, chosen):
+            folders: list[Path] = []
+            for own, steps in steps_of.items():
+                if steps != []:
+                    settings, others = found[own], [one for one in reuse if one != own]
+                    logging.info("method %s, seed %d, in %s", settings.method, settings.seed, own)
+                    with _naming(settings.method, config):
+                        find(settings.method).run(
+                            settings,
+                            own,
+                            steps,
+                            compiled=workdir / "compiled",
+                            reuse=[*folders, *others],
+                        )
+                folders.append(own)
         if only is None or "evaluation" in only:
             first = found[folders[0]]
             processes.from_main(lambda: _write_table(folders, first, workdir))
@@ -97,11 +108,13 @@ def _of_methods(config: ConfigDict) -> dict[str, ConfigDict]:
     changes = config.mllm_srec.to_dict()
     if told := [name for name in _OF_THE_WHOLE if name in changes]:
         raise UserError(f"{_OWN}.{told[0]}: it is of the whole experiment; set config.{told[0]}")
+    _check_read(config, changes)
     found = {}
     for method in METHODS:
         own = copy.deepcopy(config)
         own.method, own.mllm_srec = method, ConfigDict()
         found[method] = own
+    found[METHODS[0]].data.user_fields = ()  # which it does not read
     with own.unlocked(), own.ignore_type():  # `from_config` says what is wrong
         _change(own, changes)
     return found
@@ -113,6 +126,54 @@ def _change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
             _change(config[name], value)
         else:
             config[name] = value
+
+
+def _check_read(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Raises UserError where `config` sets what only MLLM-SRec reads, and it has its own value."""
+    default = as_dict(Settings())
+    for section in _READ_BY_THE_SECOND:
+        for name, own in changes.get(section, {}).items():
+            set_to = config[section].get(name)
+            if set_to not in (own, default[section].get(name)):
+                raise UserError(
+                    f"config.{section}.{name}={set_to!r}: only MLLM-SRec reads it, and this "
+                    f"experiment gives it {own!r}; set {_OWN}.{section}.{name}"
+                )
+
+
+@contextlib.contextmanager
+def _naming(method: str, config: ConfigDict) -> Iterator[None]:
+    """In errors of MLLM-SRec beside MMSRARec, fields have the names by which they can be set."""
+    try:
+        yield
+    except UserError as error:
+        if config.method != BOTH or method != METHODS[1]:
+            raise
+        said = str(error)
+        for path in _paths(config.mllm_srec.to_dict()):
+            said = re.sub(rf"\bconfig\.{re.escape(path)}\b", f"{_OWN}.{path}", said)
+        raise UserError(said) from error
+
+
+def _paths(changes: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+def _passes(
+    config: ConfigDict, chosen: Mapping[Path, list[str] | None]
+) -> Iterator[Mapping[Path, list[str] | None]]:
+    """Which steps of each run are next. With both methods their data comes first: what the second
+    cannot use is said before the first trains."""
+    if config.method == BOTH:
+        yield {
+            own: ["data"] if steps is None or "data" in steps else []
+            for own, steps in chosen.items()
+        }
+    yield chosen
 
 
 def _of_seeds(config: ConfigDict) -> dict[str, ConfigDict]:

@@ -248,7 +248,7 @@ def search(
                 whole[at] = np.asarray(part)[: len(at)]
             again = at[~np.asarray(enough)[: len(at)]]
             candidates, width = (candidates, 0) if width else (candidates * _MORE, 0)
-            if 2 * len(again) > len(at):
+            if 2 * len(again) > count:
                 first = candidates, width
             at = again
         progress.update(count)
@@ -380,13 +380,13 @@ def hit_rates(
     return {name: hit_rate(found.items[at], wanted[at]) for name, at in _parts(split, rows).items()}
 
 
-def short(found: Neighbors, split: Split, rows: np.ndarray) -> dict[str, float]:
-    """Share of the training, validation and test rows with fewer than k neighbors; parts without
-    any are absent."""
-    shares = {
-        name: float(np.mean(found.items[at, -1] < 0)) for name, at in _parts(split, rows).items()
+def short(found: Neighbors, split: Split, rows: np.ndarray) -> dict[str, int]:
+    """How many training, validation and test rows have fewer than k neighbors; parts without any
+    are absent."""
+    counts = {
+        name: int(np.sum(found.items[at, -1] < 0)) for name, at in _parts(split, rows).items()
     }
-    return {name: share for name, share in shares.items() if share}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _parts(split: Split, rows: np.ndarray) -> dict[str, np.ndarray]:

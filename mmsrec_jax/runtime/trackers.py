@@ -208,16 +208,21 @@ def check(sinks: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Of which training steps are steps: its sinks, and what its trackers show."""
+    """Of which training steps are steps: its sinks, and what its trackers show.
+
+    whole: the folder of all runs that the one in `workdir` is of.
+    """
 
     sinks: tuple[str, ...] = (TENSORBOARD,)
     project: str = ""
     workdir: Path = Path()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    whole: Path = Path()
 
     def about(self, directory: Path) -> About:
         """Of the training step in a folder of the workdir."""
-        group = "/".join(in_bucket(self.workdir).parts[-2:])
+        below = len(self.workdir.relative_to(self.whole).parts)
+        group = "/".join(in_bucket(self.workdir).parts[-max(below + 1, 2) :])
         step = Path(os.path.relpath(directory, self.workdir)).as_posix()
         return About(self.project, group, f"{group}/{step}", self.config)
 
@@ -231,11 +236,20 @@ def current() -> Experiment:
 
 
 @contextlib.contextmanager
-def tracked(settings: TrackingSettings, workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Metrics logs that are opened in the block, in folders of `workdir`, go to
-    `settings.sinks`."""
+def tracked(
+    settings: TrackingSettings,
+    workdir: Path,
+    config: Mapping[str, Any],
+    *,
+    whole: Path | None = None,
+) -> Iterator[None]:
+    """Metrics logs that are opened in the block, in folders of `workdir`, go to `settings.sinks`.
+
+    whole: the folder of several runs that `workdir` is in; None where it is the only one.
+    """
     global _current
-    before, _current = _current, Experiment(settings.sinks, settings.project, workdir, config)
+    before = _current
+    _current = Experiment(settings.sinks, settings.project, workdir, config, whole or workdir)
     try:
         yield
     finally:

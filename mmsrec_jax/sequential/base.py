@@ -75,7 +75,8 @@ class SequentialSettings(Section):
     )
     loss_chunk: int = setting(
         ItemLoss.chunk,
-        "Targets whose logits are in the memory of a device at once (softmax).",
+        "Targets whose logits are in the memory of a device at once (softmax). So many on all "
+        "devices are skipped together where none is masked (bert4rec).",
         low=1,
         high=10_000_000,
     )

@@ -128,6 +128,7 @@ def test_a_seed_set_by_itself_leaves_the_others_to_follow_the_experiment(experim
         ({"model.remat": "some"}, "config.model.remat='some': must be one of 'none', 'full'"),
         ({"data.max_users": -1}, "config.data.max_users=-1: must be at least 0"),
         ({"data.test_quantile": 0.8}, "config.data.validation_quantile=0.8: must be below"),
+        ({"data.split_target": "last"}, "config.data.split='leave_one_out' has one target a user"),
         ({"data.toyshop.history": (9, 8)}, r"config.data.toyshop.history=\(9, 8\): the longest"),
         ({"retrieval.folds": 0}, "config.retrieval.folds=0: must be at least 1"),
         ({"prompts.history": -1}, "config.prompts.history=-1: must be at least 0"),
@@ -272,5 +273,4 @@ def test_both_methods_have_their_own_settings_on_one_shop():
     alone = [quickstart.get_config(variant) for variant in ("", "mllm_srec")]
     for own, steps in zip(alone, (400, 500), strict=True):
         own.cached.steps, own.seed = steps, 3
-    alone[1].data.toyshop.num_users = alone[0].data.toyshop.num_users
     assert [first, second] == [from_config(Settings, own) for own in alone]

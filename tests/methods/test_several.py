@@ -3,12 +3,10 @@ test_sequential.py. In real processes, killed on the way: the methods themselves
 
 import dataclasses
 import json
-import os
 import re
-import signal
-import time
 
 import example_scripts
+import killed_runs
 import launched
 import matplotlib.pyplot as plt
 import numpy as np
@@ -193,6 +191,38 @@ def test_what_the_second_method_cannot_have(changes, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        # what is refused of MLLM-SRec's own settings, before MMSRARec has done anything
+        ({}, "config.mllm_srec.chain.file=.*nowhere"),
+        ({"writer.steps": 500}, "only MLLM-SRec reads it.*300; set config.mllm_srec.writer.steps"),
+    ],
+)
+def test_what_is_refused_of_the_second_method_names_its_field_at_once(
+    config, fields, message, tmp_path
+):
+    with config.unlocked():
+        config.mllm_srec.update({"chain": {"file": "nowhere.jsonl"}, "writer": {"steps": 300}})
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        methods.run(config, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_data_of_both_come_first_and_what_one_reads_is_left_out_of_the_other(
+    config, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    methods.run(config, tmp_path, only=["data", "sasrec"])
+    said = [record.getMessage() for record in caplog.records]
+    done = [(said.index(line), line.split()[1]) for line in said if line.startswith("step ")]
+    assert [step for _, step in sorted(done)][:2] == ["data", "data"]
+    config.data.user_fields, config.data.source = ("age",), "atomic"
+    first, second = several.runs(config).values()
+    assert (first.data.user_fields, second.data.user_fields) == ((), ("age",))
+
+
 def test_the_changes_are_of_a_run_of_both_alone(tmp_path):
     config = quickstart.get_config("both")
     config.method = "mmsrarec"
@@ -227,14 +257,8 @@ def start(workdir, tmp_path):
 def test_both_methods_killed_on_the_way_end_as_if_unbroken(tmp_path, monkeypatch, capsys):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, tmp_path), tmp_path, unbroken)
-    for step in ("mmsrarec/cached", "mllm_srec/preferences", "mllm_srec/chain_cached"):
-        process = start(broken, tmp_path)
-        deadline = time.monotonic() + 600
-        while process.exitcode is None and not (broken / step).is_dir():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+    steps = ["mmsrarec/cached", "mllm_srec/preferences", "mllm_srec/chain_cached"]
+    assert killed_runs.kill_in(broken, steps, start) == steps
     finish(start(broken, tmp_path), tmp_path, broken)
     assert (unbroken / "table.json").read_bytes() == (broken / "table.json").read_bytes()
     for file in unbroken.glob("*/evaluation/ranks-*.parquet"):

@@ -1,4 +1,4 @@
-"""The table of an experiment that ran under several seeds: means, and differences to one row."""
+"""The table of an experiment with several runs: means, and differences to one row."""
 
 import json
 from collections.abc import Sequence
