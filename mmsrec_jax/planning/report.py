@@ -52,14 +52,14 @@ def run(
     Returns:
       Whether every step fits.
     """
+    if out is not None:
+        check_replaces(out, _BEGINS, "report")
     if config.method == "both":
         raise UserError(
             "config.method='both': compile each method by a config of its own, such as "
             "configs/beauty.py and configs/beauty.py:mllm_srec"
         )
     steps = steps or names(config)
-    if out is not None:
-        check_replaces(out, _BEGINS, "report")
     for name in steps:
         choose_name(name, STEPS, what="--steps")
     machine = describe(topology, slices)
