@@ -90,7 +90,7 @@ def test_the_page_of_the_run_has_its_numbers_users_and_curves(workdir):
 
 
 def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     workdir = shutil.copytree(workdir, tmp_path / "run")
     methods.run(config, workdir)
     done = [record.getMessage() for record in caplog.records]
@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, tmp_
 
 
 def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     config = copy.deepcopy(config)
     config.seeds, config.evaluation.negatives = (3, 1), (5,)
     methods.run(config, tmp_path)

@@ -74,7 +74,7 @@ def config(monkeypatch):
 
 
 def test_two_methods_give_one_table_and_share_what_is_equal(config, tmp_path, caplog, monkeypatch):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     monkeypatch.setattr(StandIn, "fails", True)
     with pytest.raises(RuntimeError, match="killed"):
         methods.run(config, tmp_path)
@@ -213,7 +213,7 @@ def test_what_is_refused_of_the_second_method_names_its_field_at_once(
 def test_data_of_both_come_first_and_what_one_reads_is_left_out_of_the_other(
     config, tmp_path, caplog
 ):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     methods.run(config, tmp_path, only=["data", "sasrec"])
     said = [record.getMessage() for record in caplog.records]
     done = [(said.index(line), line.split()[1]) for line in said if line.startswith("step ")]

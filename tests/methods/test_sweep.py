@@ -222,7 +222,7 @@ def started(monkeypatch):
 
 
 def test_points_are_run_skipped_taken_up_and_compared(tmp_path, started, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     workdir = tmp_path / "sweep"
     found = made(
         {**each("sasrec.dim", (16, 4)), "twice": {"seeds": (0, 1)}, "bad": {"mesh.data": 3}}

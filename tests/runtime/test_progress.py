@@ -1,6 +1,5 @@
 """Lines of progress: rate and time left, by a clock that the test moves."""
 
-import logging
 import types
 
 import pytest
@@ -17,7 +16,7 @@ def clock(monkeypatch):
 
 
 def test_the_first_update_which_compiles_does_not_count_in_the_time_left(clock, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO", logger="absl")
     job = Progress("train", 100, start=10)
     clock.seconds += 60
     job.update()
