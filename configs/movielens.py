@@ -1,18 +1,18 @@
-"""MMSRARec on MovieLens-1M with posters, read from atomic files; MLLM-SRec on latest-small.
+r"""MMSRARec on MovieLens-1M with posters, read from atomic files; MLLM-SRec on latest-small.
 
-    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \\
+    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml
-    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \\
-        --config.model.path=DIR/my-llava --config.model.max_pixels=0 \\
-        --config.warmup.pretrained=True --config.data.attribute_fields="('genres',)" \\
+    python launch/train.py --config=configs/movielens.py --config.data.root=DIR/ml-1m \
+        --config.model.path=DIR/my-llava --config.model.max_pixels=0 \
+        --config.warmup.pretrained=True --config.data.attribute_fields="('genres',)" \
         --workdir=runs/ml-connector
-    python launch/train.py --config=configs/movielens.py:smoke --config.data.root=DIR/ml-1m \\
+    python launch/train.py --config=configs/movielens.py:smoke --config.data.root=DIR/ml-1m \
         --workdir=runs/ml-smoke
-    python launch/train.py --config=configs/movielens.py:titles --config.data.root=DIR/ml-1m \\
+    python launch/train.py --config=configs/movielens.py:titles --config.data.root=DIR/ml-1m \
         --workdir=runs/ml-titles
-    python launch/train.py --config=configs/movielens.py:sasrec --config.data.root=DIR/ml-1m \\
+    python launch/train.py --config=configs/movielens.py:sasrec --config.data.root=DIR/ml-1m \
         --workdir=runs/ml-sasrec
-    python launch/train.py --config=configs/movielens.py:hm4sr --config.data.root=DIR/ml-1m \\
+    python launch/train.py --config=configs/movielens.py:hm4sr --config.data.root=DIR/ml-1m \
         --config.model.path=DIR/Qwen2.5-VL-3B-Instruct --workdir=runs/ml-hm4sr
     python launch/train.py --config=configs/movielens.py:small --config.data.root=DIR/ml-1m \
         --config.model.path=DIR/tiny-llava --workdir=runs/ml-small

@@ -37,17 +37,12 @@ _VARIANTS = {
     "own": "your data: a small model from scratch, without a GPU",
     "both": "both methods and one table",
 }
-# What MLLM-SRec has otherwise.
-_MLLM_SREC = {
-    "warmup": {
-        "steps": 120,  # less is to be learned than for MMSRARec
-        "tasks": dict(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5),
-    },
+# What MLLM-SRec alone reads.
+_TASTES = {
     "understanding": dict(
         questions=("color", "pattern"), batch_size=100, prompt_length=80, patches=4,
         answer_tokens=4, summary_tokens=16,
     ),
-    "use": {"plain_sft": False},  # a row of the other method's table
     "preferences": dict(
         window=4, step=2, max_windows=3, positives="all", words=4, prompt_length=104,
         max_new_tokens=24, batch_size=512,
@@ -57,10 +52,18 @@ _MLLM_SREC = {
         answers=1, learning_rate=3e-3, warmup_steps=20, workers=0, look_ahead=0,
         checkpoint_every=50, log_every=10,
     ),
+}  # fmt: skip
+# What MLLM-SRec has otherwise.
+_MLLM_SREC = {
+    "warmup": {
+        "steps": 120,  # less is to be learned than for MMSRARec
+        "tasks": dict(describe=0.0, see=0.0, vqa=0.1, retell=0.0, look=0.4, fuse=0.5),
+    },
+    "use": {"plain_sft": False},  # a row of the other method's table
     "sft": {"targets": 160, "length": 640},
     "cached": dict(steps=1050, prompt_length=160),
     "evaluation": {"length": 1536},
-}  # fmt: skip
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -132,9 +135,11 @@ def get_config(variant: str = "") -> ConfigDict:
             config.seeds = (0, 1, 2)
         elif variant == "mllm_srec":
             config.method = "mllm_srec"
+            config.update(_TASTES)
             config.update(_MLLM_SREC)
         elif variant == "both":
             config.method = "both"
+            config.update(_TASTES)
             config.mllm_srec.update(_MLLM_SREC)
     if variant == "own":
         _own(config)

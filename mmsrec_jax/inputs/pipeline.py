@@ -326,7 +326,7 @@ class _Packing(_Iterator):
         self._waiting.clear()
         self._late.clear()
         self._ready.clear()
-        self._ended = False
+        self._ended, self._skipped = False, 0
 
     def __next__(self) -> Batch:
         rows: list[list[Example]] = [[] for _ in range(self._room.rows)]

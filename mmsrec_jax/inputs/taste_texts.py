@@ -148,11 +148,6 @@ class ComputedTexts:
         profiles: float,
         seed: int,
     ):
-        if not len(rows):
-            raise UserError(
-                f"config.preferences.step={tastes.windows.step}: no user has as many training "
-                "interactions; lower it"
-            )
         self._of_windows, self._of_histories = (
             TasteTexts(tastes, rows, tastes.preference, profiles=kind, length=length)
             for kind in (False, True)

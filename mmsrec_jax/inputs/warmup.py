@@ -128,16 +128,17 @@ class WarmupSource(PerItem):
         if mode == TEXT:
             known = {name: v for name, v in known.items() if name not in self._image_attributes}
         words = self._seen(i, known) if mode == IMAGE else self._described(i, known)
-        seen, shown = i, known
+        seen, shown, answers = i, known, []
         if self._wrong_answers and rng.random() < self._wrong_answers:
             seen = int(rng.integers(len(self)))
-            shown = self._known(seen)
-        answers = [(asked, self._look(seen, shown, asked)) for asked in self._questions]
+        if mode == BOTH_VQA:
+            shown = known if seen == i else self._known(seen)
+            answers = [(asked, self._look(seen, shown, asked)) for asked in self._questions]
         return fusion_example(
             self.renderer,
             i,
             mode,
-            answers if mode == BOTH_VQA else (),
+            answers,
             self._ids(", ".join(dict.fromkeys(word for _, word in words))),
             length=self.length,
         )

@@ -80,13 +80,13 @@ class Experiment:
         workdir: Path,
         only: Sequence[str] | None = None,
         *,
-        compiled: Path | None = None,
+        whole: Path | None = None,
         reuse: Sequence[Path] = (),
     ) -> None:
         """Runs the steps of `config` in `workdir`, or those named in `only`.
 
-        compiled: folder of compiled programs; None is one in `workdir`, else the run is one of
-        several in the folder that this one is in. reuse: see `runtime.workdir.run_steps`.
+        whole: the folder of several runs that `workdir` is in; they share its folder of compiled
+        programs. None where the run is the only one. reuse: see `runtime.workdir.run_steps`.
 
         Raises:
           UserError: anything the user can put right, see `check` and the steps.
@@ -94,11 +94,8 @@ class Experiment:
         experiment, steps = cls.checked(config, workdir, only, reuse)
         startup.report_devices(experiment.mesh)
         share(workdir)
-        compiled = compiled or workdir / "compiled"
-        startup.keep_compiled_programs(compiled)
-        tracked = trackers.tracked(
-            config.tracking, workdir, described(config), whole=compiled.parent
-        )
+        startup.keep_compiled_programs((whole or workdir) / "compiled")
+        tracked = trackers.tracked(config.tracking, workdir, described(config), whole=whole)
         with lock.only_run(workdir), tracked:
             experiment.run_steps(steps, only, reuse)
 

@@ -238,7 +238,7 @@ class MMSRARec(MLLMExperiment):
         neighbors_table.write(directory / "neighbors.parquet", rows, found)
         for part, rate in similar.hit_rates(found, histories, split, rows).items():
             logging.info("retrieval: %.3f of %s targets are a neighbor's next item", rate, part)
-        remedy = ": raise config.retrieval.last_prefixes" if c.last_prefixes else ""
+        remedy = "; a larger config.retrieval.last_prefixes may find more" * bool(c.last_prefixes)
         for part, count in similar.short(found, split, rows).items():
             logging.log(
                 logging.WARNING if remedy else logging.INFO,

@@ -63,11 +63,7 @@ def run(
                     logging.info("method %s, seed %d, in %s", settings.method, settings.seed, own)
                     with _naming(settings.method, config):
                         find(settings.method).run(
-                            settings,
-                            own,
-                            steps,
-                            compiled=workdir / "compiled",
-                            reuse=[*folders, *others],
+                            settings, own, steps, whole=workdir, reuse=[*folders, *others]
                         )
                 folders.append(own)
         if only is None or "evaluation" in only:
@@ -108,7 +104,8 @@ def _of_methods(config: ConfigDict) -> dict[str, ConfigDict]:
     changes = config.mllm_srec.to_dict()
     if told := [name for name in _OF_THE_WHOLE if name in changes]:
         raise UserError(f"{_OWN}.{told[0]}: it is of the whole experiment; set config.{told[0]}")
-    _check_read(config, changes)
+    if told := [name for name in _READ_BY_THE_SECOND if name in changes]:
+        raise UserError(f"{_OWN}.{told[0]}: only MLLM-SRec reads it; set config.{told[0]}")
     found = {}
     for method in METHODS:
         own = copy.deepcopy(config)
@@ -126,19 +123,6 @@ def _change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
             _change(config[name], value)
         else:
             config[name] = value
-
-
-def _check_read(config: ConfigDict, changes: Mapping[str, Any]) -> None:
-    """Raises UserError where `config` sets what only MLLM-SRec reads, and it has its own value."""
-    default = as_dict(Settings())
-    for section in _READ_BY_THE_SECOND:
-        for name, own in changes.get(section, {}).items():
-            set_to = config[section].get(name)
-            if set_to not in (own, default[section].get(name)):
-                raise UserError(
-                    f"config.{section}.{name}={set_to!r}: only MLLM-SRec reads it, and this "
-                    f"experiment gives it {own!r}; set {_OWN}.{section}.{name}"
-                )
 
 
 @contextlib.contextmanager

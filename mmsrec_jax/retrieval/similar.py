@@ -248,7 +248,7 @@ def search(
                 whole[at] = np.asarray(part)[: len(at)]
             again = at[~np.asarray(enough)[: len(at)]]
             candidates, width = (candidates, 0) if width else (candidates * _MORE, 0)
-            if 2 * len(again) > count:
+            if 2 * len(again) > count and not first[1]:
                 first = candidates, width
             at = again
         progress.update(count)

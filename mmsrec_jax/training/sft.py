@@ -123,7 +123,7 @@ class FineTuneSettings(UpdateSettings):
         "Examples that wait while rows choose those that fill them up; more leave less padding "
         "(ours). 0: each goes into the first row with room, in order.",
         low=0,
-        high=1000,
+        high=256,
     )
     listwise_weight: float = setting(
         0.0,

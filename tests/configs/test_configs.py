@@ -273,4 +273,6 @@ def test_both_methods_have_their_own_settings_on_one_shop():
     alone = [quickstart.get_config(variant) for variant in ("", "mllm_srec")]
     for own, steps in zip(alone, (400, 500), strict=True):
         own.cached.steps, own.seed = steps, 3
+    for section in ("understanding", "preferences", "writer"):  # which MMSRARec does not read
+        alone[0][section] = config[section]
     assert [first, second] == [from_config(Settings, own) for own in alone]

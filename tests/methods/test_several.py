@@ -177,6 +177,7 @@ def test_a_step_that_neither_has_is_refused_and_so_is_compiling_both(config, tmp
         ({"cached": {"steps": 0}}, "config.mllm_srec.cached.steps=0: must be at least 1"),
         ({"cached": {"steps": "many"}}, "config.mllm_srec.cached.steps='many': must be int"),
         ({"sft": 3}, "config.mllm_srec.sft=3: must be a section"),
+        ({"writer": {"steps": 9}}, "config.mllm_srec.writer: only MLLM-SRec reads it; set config"),
         ({"seeds": (1, 2)}, "config.mllm_srec.seeds: it is of the whole experiment"),
         ({"data": {"toyshop": {"num_users": 9}}}, "num_users: 16000 -> 9: both methods are"),
         ({"evaluation": {"users": 7}}, "config.mllm_srec.evaluation.users: 1500 -> 7: both meth"),
@@ -191,21 +192,11 @@ def test_what_the_second_method_cannot_have(changes, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        # what is refused of MLLM-SRec's own settings, before MMSRARec has done anything
-        ({}, "config.mllm_srec.chain.file=.*nowhere"),
-        ({"writer.steps": 500}, "only MLLM-SRec reads it.*300; set config.mllm_srec.writer.steps"),
-    ],
-)
-def test_what_is_refused_of_the_second_method_names_its_field_at_once(
-    config, fields, message, tmp_path
-):
+def test_what_is_refused_of_the_second_method_names_its_field_at_once(config, tmp_path):
+    """Before the first has done anything."""
     with config.unlocked():
-        config.mllm_srec.update({"chain": {"file": "nowhere.jsonl"}, "writer": {"steps": 300}})
-    config.update_from_flattened_dict(fields)
-    with pytest.raises(UserError, match=message):
+        config.mllm_srec.update({"model": {"path": str(tmp_path / "nowhere")}})
+    with pytest.raises(UserError, match="config.mllm_srec.model.path=.*nowhere"):
         methods.run(config, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -240,7 +231,9 @@ def tiny():
     own = quickstart.get_config("both").mllm_srec
     for name, value in TINY_SREC.items():
         section, _, field = name.partition(".")
-        if field in own.get(section, {}):
+        if section in ("understanding", "preferences", "writer", "chain"):
+            fields[name] = value
+        elif field in own.get(section, {}):
             fields[f"mllm_srec.{name}"] = value
     return fields
 
@@ -253,7 +246,7 @@ def start(workdir, tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.robustness
+@pytest.mark.processes
 def test_both_methods_killed_on_the_way_end_as_if_unbroken(tmp_path, monkeypatch, capsys):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken, tmp_path), tmp_path, unbroken)
