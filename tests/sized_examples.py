@@ -51,10 +51,15 @@ def as_films(count, seed=0):
     return Sized(tokens.astype(int), 8 * 176 * (kind == 0), 8 * (kind == 0))
 
 
-def small(count, seed=0):
-    """Examples for rows of 64 tokens, 12 patches and 5 labels, each of which bounds some rows."""
+def small(count, seed=0, too_large=0):
+    """Examples for rows of 64 tokens, 12 patches and 5 labels, each of which bounds some rows; the
+    first `too_large` of them have more tokens."""
     rng = np.random.default_rng(seed)
-    return Sized(*(rng.integers(low, high, count) for low, high in ((2, 50), (0, 9), (0, 5))))
+    tokens, patches, labels = (
+        rng.integers(low, high, count) for low, high in ((2, 50), (0, 9), (0, 5))
+    )
+    tokens[:too_large] = 70
+    return Sized(tokens, patches, labels)
 
 
 SMALL = dict(length=64, patches=12, answers=5, targets=9)
