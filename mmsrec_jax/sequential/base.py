@@ -75,8 +75,7 @@ class SequentialSettings(Section):
     )
     loss_chunk: int = setting(
         ItemLoss.chunk,
-        "Targets whose logits are in the memory of a device at once (softmax). So many on all "
-        "devices are skipped together where none is masked (bert4rec).",
+        "Targets whose logits are in the memory of a device at once (softmax).",
         low=1,
         high=10_000_000,
     )

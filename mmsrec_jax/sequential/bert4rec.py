@@ -58,7 +58,7 @@ class BERT4RecConfig(BERT4RecSizes, SequentialConfig):
 class BERT4RecSettings(SequentialSettings, BERT4RecSizes):
     """BERT4Rec and its training."""
 
-    # Small, because chunks without a masked item cost nothing.
+    # Small, because chunks without a masked item, which are most, cost nothing.
     loss_chunk: int = setting_like(SequentialSettings, "loss_chunk", 512)
 
 
@@ -124,10 +124,7 @@ class BERT4Rec(SequentialModule):
         """Loss of the masked items."""
         masked = self.draw_masks(rows, jax.random.fold_in(key, 1))
         states = self(rows._replace(ids=jnp.where(masked, self.mask_token, rows.ids)), key)
-        # Masked positions come first, so that the loss skips whole chunks of others.
-        order = jnp.argsort(~masked.reshape(-1), stable=True)
-        targets = jnp.where(masked, rows.ids - 1, -1).reshape(-1)[order]
-        states = states.reshape(len(order), -1)[order]
+        targets = jnp.where(masked, rows.ids - 1, -1)
         negatives = jax.random.fold_in(key, 2)
         return item_loss(states, self.table(), targets, negatives, self.bias()), {}
 

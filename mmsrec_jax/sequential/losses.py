@@ -1,12 +1,13 @@
 """How the states of a model are trained to predict items: full softmax, sampled softmax, BCE."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.sharding import constrain, num_batch_shards
+from mmsrec_jax.runtime.sharding import num_batch_shards, per_device
 
 SOFTMAX, SAMPLED_SOFTMAX, BCE = "softmax", "sampled_softmax", "bce"
 
@@ -67,17 +68,27 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
     """Full-softmax negative log-likelihood, float32[N] in nats.
 
     hidden float[N, D], table float[V, D], targets int32[N] (rows of the table; negative = 0 nats).
-    Works on `chunk` tokens of each device at a time and recomputes their logits in the backward
-    pass, so the largest array is float32[chunk, V]. Chunks without a target cost nothing. With a
-    mesh (`jax.set_mesh`), the tokens of a chunk are divided over its batch axes.
+    Works on `chunk` tokens at a time and recomputes their logits in the backward pass, so the
+    largest array is float32[chunk, V]. With a mesh (`jax.set_mesh`) each device has its own part of
+    the tokens and walks over it alone: the gradient of the table is summed over devices once, and
+    not for each chunk. Tokens with a target come first, so that chunks of others cost nothing.
     """
-    count, shards = hidden.shape[0], num_batch_shards()
-    chunk = shards * min(chunk, -(-count // shards))
-    pad = -count % chunk
-    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1])
-    targets = jnp.pad(targets, (0, pad), constant_values=-1).reshape(-1, chunk)
-    hidden = constrain(hidden, None, "batch", None)
-    targets = constrain(targets, None, "batch")
+    count = len(targets)
+    pad = -count % num_batch_shards()
+    nats = per_device(
+        functools.partial(_nll_of_part, chunk=chunk),
+        (jnp.pad(targets, (0, pad), constant_values=-1), ("batch",)),
+        (jnp.pad(hidden, ((0, pad), (0, 0))), ("batch", None)),
+        (table, (None, None)),
+        out=("batch",),
+    )
+    return nats[:count]
+
+
+def _nll_of_part(
+    targets: jax.Array, hidden: jax.Array, table: jax.Array, *, chunk: int
+) -> jax.Array:
+    """`token_nll` of the tokens of one device."""
 
     def nll(h: jax.Array, t: jax.Array) -> jax.Array:
         logits = _dots(h, table)
@@ -89,8 +100,17 @@ def token_nll(hidden: jax.Array, table: jax.Array, targets: jax.Array, *, chunk:
         h, t = xs
         return carry, jax.lax.cond((t >= 0).any(), nll, lambda h, t: jnp.zeros(len(t)), h, t)
 
-    _, nats = jax.lax.scan(body, None, (hidden, targets))
-    return nats.reshape(-1)[:count]
+    count = len(targets)
+    if count <= chunk:
+        return body(None, (hidden, targets))[1]
+    order = jnp.argsort(targets < 0, stable=True)
+    pad = -count % chunk
+    chunks = (
+        jnp.pad(hidden[order], ((0, pad), (0, 0))).reshape(-1, chunk, hidden.shape[1]),
+        jnp.pad(targets[order], (0, pad), constant_values=-1).reshape(-1, chunk),
+    )
+    _, nats = jax.lax.scan(body, None, chunks)
+    return nats.reshape(-1)[jnp.argsort(order)]
 
 
 def sampled_nll(

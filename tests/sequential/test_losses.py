@@ -1,6 +1,7 @@
 """Losses against dense optax and brute force; the largest arrays."""
 
 import re
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from mmsrec_jax.planning import hlo
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.sharding import batch_sharding, make_mesh, replicated
 from mmsrec_jax.sequential.losses import (
@@ -107,6 +109,41 @@ def test_logits_need_what_the_compiler_allocates_and_no_device_does_the_work_of_
     assert wanted <= compiled.memory_analysis().temp_size_in_bytes < 1.2 * wanted + 2**20
     loops = {int(n) for n in re.findall(r'known_trip_count":\{"n":"(\d+)"', compiled.as_text())}
     assert 2048 // (each * devices) in loops | {1}  # a single round is no loop
+
+
+def test_devices_sum_the_gradient_of_the_table_once_and_not_for_each_chunk():
+    mesh = make_mesh(2, 4, 1)
+
+    def loss(hidden, table, targets):
+        return token_nll(hidden, table, targets, chunk=16).sum()
+
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    shapes = (
+        jax.ShapeDtypeStruct((1024, 4), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((500, 4), jnp.float32, sharding=everywhere),
+        jax.ShapeDtypeStruct((1024,), jnp.int32, sharding=rows),
+    )
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    found = hlo.Program(compiled.as_text()).collectives(8)
+    assert [(c.kind, c.times) for c in found] == [("all-reduce", 1)]
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 4, 1)])
+def test_chunks_without_a_target_are_skipped_by_each_device_alone(sizes):
+    targets = np.full((8, 16), -1, np.int32)  # of each device
+    for device in range(8):
+        targets[device, np.random.default_rng(device).permutation(16)[:4]] = device
+    targets = targets.reshape(-1)
+    hidden, table, _ = drawn(tokens=128)
+    hidden[targets < 0] = np.inf  # a chunk with one of these has no finite gradient
+
+    def loss(hidden, table):
+        return token_nll(hidden, table, targets, chunk=4).sum()
+
+    with nullcontext() if sizes is None else jax.set_mesh(make_mesh(*sizes)):
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, table)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_sampled_softmax_over_the_whole_catalog_is_the_full_softmax():
