@@ -7,7 +7,8 @@ predecessors of MLLM-SRec loop over users and their windows with transformers' `
 write greedy texts of the same windows of toyshop users by the same weights, from prompts of the
 same tokens: ours of all users, theirs of the first `--peer_users`, in turn on one device. The texts
 of those users must be equal, but for near ties of the logits, which float32 decides differently;
-their share is printed. Prints one line of JSON. Needs torch and transformers.
+their share is printed. Users/s are windows/s by the windows that all users have on average, for
+both. Prints one line of JSON. Needs torch and transformers.
 """
 
 import json
