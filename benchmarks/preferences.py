@@ -7,7 +7,8 @@ predecessors of MLLM-SRec loop over users and their windows with transformers' `
 write greedy texts of the same windows of toyshop users by the same weights, from prompts of the
 same tokens: ours of all users, theirs of the first `--peer_users`, in turn on one device. The texts
 of those users must be equal, but for near ties of the logits, which float32 decides differently;
-their share is printed. Prints one line of JSON. Needs torch and transformers.
+their share is printed. Users/s are windows/s by the windows that all users have on average, for
+both. Prints one line of JSON. Needs torch and transformers.
 """
 
 import json
@@ -18,23 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mmsrec_jax
-from mmsrec_jax.data import toyshop
-from mmsrec_jax.data.records import Catalog
-from mmsrec_jax.data.toyshop import ToyshopSettings
+from benchmarks import windows
 from mmsrec_jax.hf import tokenizer
 from mmsrec_jax.inference.text_store import TextStore
 from mmsrec_jax.inference.texts import Decoding
-from mmsrec_jax.inputs.item_renderer import ItemRenderer, PromptConfig
-from mmsrec_jax.inputs.taste_texts import TasteTexts
-from mmsrec_jax.inputs.tastes import PreferenceSettings, Tastes
+from mmsrec_jax.inputs.tastes import Tastes
 from mmsrec_jax.methods.user_texts import KEY, write_windows
-from mmsrec_jax.prompts import TEMPLATES, Chat
+from mmsrec_jax.prompts import Chat
 from mmsrec_jax.runtime import sharding
 
 _MODEL = flags.DEFINE_string("model", None, "Directory of a language model.", required=True)
@@ -44,31 +40,9 @@ _TOKENS = flags.DEFINE_integer("tokens", 24, "Longest text.")
 _TIMES = flags.DEFINE_integer("times", 3, "Repetitions, in turn; medians are compared.")
 
 
-def shop(model: Any, words: Any, length: int) -> Tastes:
-    """Users of a toyshop with windows of 4 items every 2."""
-    items, histories, _ = toyshop.generate(ToyshopSettings(num_users=_USERS.value, num_items=300))
-    chat = Chat.of(model, words)
-    config = PromptConfig(chat, TEMPLATES["full"], list_fields=("title",))
-    described = [", ".join(item.attributes.values()) for item in items]
-    renderer = ItemRenderer(Catalog.from_items(items), config, described)
-    settings = PreferenceSettings(
-        window=4, step=2, max_windows=3, prompt_length=length, max_new_tokens=_TOKENS.value
-    )
-    return Tastes(histories, renderer, settings)
-
-
-def rows_of(tastes: Tastes, users: int) -> np.ndarray:
-    """int32[n, 2] (user, window): every window of the first users."""
-    lengths = tastes.histories.lengths[:users]
-    return np.array(
-        [(u, k) for u, n in enumerate(lengths) for k in range(tastes.windows.count(int(n)))],
-        np.int32,
-    )
-
-
 def batched(model: Any, words: Any, tastes: Tastes, mesh: Any) -> dict[tuple[int, int], str]:
     """Ours."""
-    rows, clean = rows_of(tastes, _USERS.value), tastes.renderer.prompt_config.chat.clean
+    rows, clean = windows.rows_of(tastes, _USERS.value), tastes.renderer.prompt_config.chat.clean
     with tempfile.TemporaryDirectory() as folder:
         store = TextStore(Path(folder) / "texts.jsonl", KEY)
         decoding = Decoding(
@@ -88,17 +62,15 @@ def one_by_one(model: Any, words: Any, tastes: Tastes) -> dict[tuple[int, int], 
 
     found: dict[tuple[int, int], str] = {}
     chat = tastes.renderer.prompt_config.chat
-    for user, window in rows_of(tastes, _PEER_USERS.value).tolist():
-        source = TasteTexts(
-            tastes, np.array([[user, window]]), lambda u, k: found[u, k],
-            profiles=False, length=tastes.settings.prompt_length,
-        )  # fmt: skip
-        prompt = torch.tensor(source.example(0, 0).tokens[None].astype(np.int64))
+    for row in windows.rows_of(tastes, _PEER_USERS.value):
+        source = windows.prompts(tastes, row[None], lambda u, k: found[u, k])
+        prompt = torch.tensor(source.example(0, 0).tokens[None]).long()
         with torch.no_grad():
             out = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
                 max_new_tokens=_TOKENS.value, eos_token_id=chat.stop_id, pad_token_id=chat.stop_id,
             )  # fmt: skip
+        user, window = row.tolist()
         found[user, window] = chat.clean(words.decode(out[0, prompt.shape[1] :]))
     return found
 
@@ -110,11 +82,8 @@ def main(argv: list[str]) -> None:
     words = tokenizer.load(Path(_MODEL.value))
     ours = mmsrec_jax.load(_MODEL.value, dtype="float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(_MODEL.value, dtype="float32").eval()
-    tastes, mesh = shop(ours, words, 512), sharding.make_mesh()
-    rows = rows_of(tastes, _USERS.value)
-    probe = TasteTexts(tastes, rows, tastes.preference, profiles=False, length=512)
-    longest = max(len(probe.example(row, 0)) for row in range(len(rows)))
-    tastes = shop(ours, words, -(-(longest + _TOKENS.value) // 32) * 32)
+    shop, mesh = windows.Shop(_USERS.value), sharding.make_mesh()
+    tastes = shop.tastes(Chat.of(ours, words), _TOKENS.value, beside=_TOKENS.value)
     batched(ours, words, tastes, mesh)  # compiles
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(_TIMES.value):
@@ -125,16 +94,20 @@ def main(argv: list[str]) -> None:
         looped = one_by_one(theirs, words, tastes)
         seconds["theirs"].append(time.perf_counter() - began)
     equal = statistics.mean(written[key] == text for key, text in looped.items())
+    counts = {name: len(texts) for name, texts in (("ours", written), ("theirs", looped))}
     rates = {
-        "ours": _USERS.value / statistics.median(seconds["ours"]),
-        "theirs": _PEER_USERS.value / statistics.median(seconds["theirs"]),
+        name: windows.speeds(tastes, count, statistics.median(seconds[name]))
+        for name, count in counts.items()
     }
     found = {
         "users": _USERS.value,
-        "windows": len(rows),
+        "windows": counts,
         "prompt_tokens": tastes.settings.prompt_length,
-        "users_per_second": {name: round(rate, 3) for name, rate in rates.items()},
-        "ratio": round(rates["ours"] / rates["theirs"], 2),
+        "speeds": {
+            name: {unit: round(value, 3) for unit, value in speeds.items()}
+            for name, speeds in rates.items()
+        },
+        "ratio": round(rates["ours"]["users_per_second"] / rates["theirs"]["users_per_second"], 2),
         "equal_texts": round(equal, 4),
     }
     print(json.dumps(found))

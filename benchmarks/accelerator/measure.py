@@ -31,6 +31,7 @@ PARTS = [  # those whose results matter most come first
     "sft",
     "ranking",
     "rollouts",
+    "preferences",
     "correct_training",
     "correct_models",
     "correct_sampler",

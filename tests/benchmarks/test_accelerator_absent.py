@@ -32,7 +32,8 @@ except ImportError as error:
 """
 NEEDED = (
     "training.sft", "training.checkpoints", "rl.grpo", "rl.rewards", "inference.scoring",
-    "sequential.train", "evaluation.ranking", "hf.loading", "hf.exporting",
+    "sequential.train", "evaluation.ranking", "hf.loading", "hf.exporting", "hf.tokenizer",
+    "inputs.taste_texts", "data.toyshop",
 )  # fmt: skip
 
 

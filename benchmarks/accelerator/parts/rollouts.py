@@ -4,14 +4,11 @@ Every prompt has an image. No sample ends early, so that both sides write as man
 has no adapters.
 """
 
-from benchmarks.accelerator.peers import side
+from benchmarks.accelerator.peers import agreement, side
 from benchmarks.accelerator.record import Ask
 
 TITLE = "Rollouts, Qwen2.5-VL-3B's shape, beside transformers' generate"
 SECONDS = 80
-# See `peers.rollouts_theirs._agreement`; in bfloat16 a text may go its own way after a near tie.
-FIRST_CHOICE, BEHIND, APART = 0.8, 0.2, 0.05
-TINY_APART = 1e-4
 _RESERVE = 40.0  # seconds kept for transformers
 
 
@@ -38,15 +35,7 @@ def run(ask: Ask) -> None:
 
 def check(rows: side.Rows, tiny: bool) -> None:
     """Raises RuntimeError when tokens or their probabilities are others."""
-    found = rows.get("agreement")
-    if found is None:
-        return
-    if "error" in found:
-        raise RuntimeError(f"the two sides could not be compared: {found['error']}")
-    if tiny:
-        fine = found["equal_tokens"] == 1 and found["logprobs_apart"] < TINY_APART
-    else:
-        fine = found["first_choice"] >= FIRST_CHOICE and found["behind"] <= BEHIND
-        fine = fine and found["logprobs_apart_mean"] <= APART
-    if not fine or not found["same_in_all_samples"]:
-        raise RuntimeError(f"the two sides do not write the same: {dict(found)}")
+    agreement.check(rows, tiny)
+    found = rows.get(agreement.CASE)
+    if found is not None and not found["same_in_all_samples"]:
+        raise RuntimeError(f"greedy samples of one prompt differ: {dict(found)}")

@@ -6,10 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from benchmarks.accelerator.peers import weights
-from mmsrec_jax.hf import loading
+from mmsrec_jax.hf import loading, mapping
+from mmsrec_jax.hf.processor import read_json
+from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime import sharding
 
@@ -31,6 +34,20 @@ def load(tiny: bool) -> tuple[MLLM, float]:
     model = loading.load(weights.directory(tiny), dtype(tiny), mesh())
     jax.block_until_ready(jax.tree.leaves(model))
     return model, time.perf_counter() - start
+
+
+def config(tiny: bool) -> MLLMConfig:
+    directory = weights.directory(tiny)
+    raw = read_json(directory / "config.json")
+    return mapping.config_from_hf(raw, mapping.processor_of(directory))
+
+
+def abstract(tiny: bool, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """The split model of `load` as shapes with shardings: programs compile while it is read."""
+    shape, held = config(tiny), dtype(tiny)
+    model = nnx.eval_shape(lambda: MLLM(shape, rngs=nnx.Rngs(0), param_dtype=held, dtype=held))
+    graphdef, state = nnx.split(model)
+    return graphdef, sharding.abstract(state, sharding.shardings(state, mesh))
 
 
 class Programs:

@@ -3,11 +3,10 @@
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.accelerator import timing
-from benchmarks.accelerator.peers import pieces, side, theirs
+from benchmarks.accelerator.peers import agreement, pieces, side, theirs
 from benchmarks.accelerator.peers.prompts import KEPT, Prompts, prompts
 from benchmarks.accelerator.record import Ask, OutOfTime, attempt
 
@@ -32,21 +31,18 @@ class Generate:
         }
 
     def __call__(self, **options: Any) -> torch.Tensor:
-        new = self.work.new_tokens
-        with torch.no_grad():
-            out = self.model.generate(
-                **self.inputs, max_new_tokens=new, min_new_tokens=new, eos_token_id=None,
-                pad_token_id=0, suppress_tokens=list(self.work.suppress), top_k=0, top_p=1.0,
-                **options,
-            )  # fmt: skip
-        return out[:, self.inputs["input_ids"].shape[1] :]
+        work = self.work
+        return theirs.generate(
+            self.model, self.inputs, new_tokens=work.new_tokens, suppress=work.suppress,
+            top_k=0, top_p=1.0, **options,
+        )  # fmt: skip
 
 
 def measure_theirs(ask: Ask) -> None:
     """Sampled with a growing cache; what ours wrote, by their model; sampled with a static cache,
     with which `generate` compiles its step on a GPU."""
     static = _STATIC if theirs.DEVICE.type == "cpu" else _COMPILED
-    if {_DYNAMIC, "agreement", static} <= ask.done:
+    if {_DYNAMIC, agreement.CASE, static} <= ask.done:
         return
     work = prompts(ask.tiny)
     model, seconds = theirs.load(ask.tiny)
@@ -54,7 +50,7 @@ def measure_theirs(ask: Ask) -> None:
     generate = Generate(model, work, model.dtype)
     row = functools.partial(_row, generate)
     attempt(ask, _DYNAMIC, row)
-    attempt(ask, "agreement", functools.partial(_agreement, ask, model, generate))
+    attempt(ask, agreement.CASE, functools.partial(_agreement, ask, model, generate))
     if static == _COMPILED and not ask.tiny and ask.seconds_left() < _COMPILE_SECONDS:
         raise OutOfTime("before compiling transformers' step")
     attempt(ask, static, functools.partial(row, cache_implementation="static"))
@@ -76,51 +72,16 @@ def _row(generate: Generate, **options: Any) -> dict[str, Any]:
 
 
 def _agreement(ask: Ask, model: Any, generate: Generate) -> dict[str, Any]:
-    """Ours as theirs sees it.
-
-    equal_tokens: share of greedy tokens that `generate` writes too; after the first other one a
-    text goes its own way. first_choice: share of our greedy tokens that are their most likely token
-    after ours; behind: by how many nats the others are less likely than theirs at most. logprobs:
-    largest and mean difference of log p of tokens that ours sampled.
-    """
+    """Ours as theirs sees it: `theirs.greedy` of greedy texts, `theirs.apart` of sampled ones."""
     written = side.kept(ask, KEPT)
     if written is None or "greedy_tokens" not in written or "sampled_tokens" not in written:
         raise RuntimeError("ours wrote nothing to compare with")
-    greedy, sampled = written["greedy_tokens"], written["sampled_tokens"]
+    greedy, work = written["greedy_tokens"], generate.work
+    sampled, logprobs = (written[f"sampled_{name}"][:, 0] for name in ("tokens", "logprobs"))
     text = generate(do_sample=False).cpu().numpy()
-    logprobs = _logprobs(model, generate.work, greedy[:, 0])
-    allowed = logprobs.clone()
-    allowed[..., list(generate.work.suppress)] = -torch.inf
-    chosen = _at(logprobs, greedy[:, 0])
-    behind = allowed.amax(-1) - chosen
-    other = _at(_logprobs(model, generate.work, sampled[:, 0]), sampled[:, 0]).cpu().numpy()
-    apart = np.abs(other - written["sampled_logprobs"][:, 0])
+    see = functools.partial(theirs.logprobs, model, work.pieces, work.processor)
     return {
         "same_in_all_samples": bool((greedy == greedy[:, :1]).all()),
-        "equal_tokens": float((text == greedy[:, 0]).mean()),
-        "first_choice": float((behind <= 0).float().mean()),
-        "behind": float(behind.max()),
-        "logprobs_apart": float(apart.max()),
-        "logprobs_apart_mean": float(apart.mean()),
+        **theirs.greedy(see(greedy[:, 0]), greedy[:, 0], text, work.suppress),
+        **theirs.apart(see(sampled), sampled, logprobs),
     }
-
-
-def _logprobs(model: Any, work: Prompts, tokens: np.ndarray) -> torch.Tensor:
-    """float32[B, T, vocabulary] before each of `tokens` int[B, T] after the prompts."""
-    rows = [pieces.with_text(piece, t) for piece, t in zip(work.pieces, tokens, strict=True)]
-    joined = pieces.padded(rows, work.processor)
-    with torch.no_grad():
-        hidden = model.model(
-            input_ids=theirs.tensor(joined.tokens),
-            position_ids=theirs.tensor(joined.positions),
-            **theirs.images(joined, model.dtype),
-            use_cache=False,
-        ).last_hidden_state
-        places = joined.lengths[:, None] - tokens.shape[1] - 1 + np.arange(tokens.shape[1])
-        chosen = hidden[torch.arange(len(rows))[:, None], theirs.tensor(places)]
-        return torch.log_softmax(model.lm_head(chosen).float(), -1)
-
-
-def _at(logprobs: torch.Tensor, tokens: np.ndarray) -> torch.Tensor:
-    index = theirs.tensor(tokens.astype(np.int64))[..., None]
-    return logprobs.gather(-1, index)[..., 0]

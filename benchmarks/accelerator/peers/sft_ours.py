@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.accelerator import timing
-from benchmarks.accelerator.peers import ours, side, weights
+from benchmarks.accelerator.peers import ours, side
 from benchmarks.accelerator.peers.sft_work import (
     ALPHA,
     CLIP,
@@ -23,11 +23,8 @@ from benchmarks.accelerator.peers.sft_work import (
     work,
 )
 from benchmarks.accelerator.record import Ask, OutOfTime, attempt
-from mmsrec_jax.hf import mapping
-from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.models import lora
 from mmsrec_jax.models import trainable as trainables
-from mmsrec_jax.models.config import MLLMConfig
 from mmsrec_jax.models.mllm import MLLM
 from mmsrec_jax.runtime.arrays import to_devices
 from mmsrec_jax.training import sft, state
@@ -77,7 +74,7 @@ class Steps:
 
     def _abstract(self, variant: Variant) -> MLLM:
         config, dtype = (
-            dataclasses.replace(self._config(), remat=variant.remat),
+            dataclasses.replace(ours.config(self.tiny), remat=variant.remat),
             ours.dtype(self.tiny),
         )
         model = MLLM(config, rngs=nnx.Rngs(0), param_dtype=dtype, dtype=dtype)
@@ -85,11 +82,6 @@ class Steps:
             lora.add(model, RANK, ALPHA, rngs=nnx.Rngs(0))
         trainables.hold_in_float32(model, variant.trainable)
         return model
-
-    def _config(self) -> MLLMConfig:
-        directory = weights.directory(self.tiny)
-        raw = read_json(directory / "config.json")
-        return mapping.config_from_hf(raw, mapping.processor_of(directory))
 
     def place(self, model: MLLM, trainable: str) -> tuple[state.TrainState, nnx.State]:
         """State at step 0 and frozen weights."""
