@@ -12,7 +12,8 @@
 
 Only shapes are used, no weights: --model is a folder with a config.json or a published name. When a
 step does not fit into the memory of a device, changes of the config are compiled too (at most
---tries), and a paragraph names the cheapest that fits; the exit status is 1.
+--tries), and a paragraph names the cheapest that fits; the exit status is 1. A step that writes and
+waits for weights over the network is compiled on meshes that gather them once.
 """
 
 import os
@@ -44,8 +45,8 @@ _QUICK = flags.DEFINE_bool(
     "be 30% less than training will need, traffic through HBM is more.",
 )  # fmt: skip
 _TRIES = flags.DEFINE_integer(
-    "tries", 6, "Changes that are compiled at most to find one by which a step fits that does not.",
-    0, 100,
+    "tries", 6, "Changes that are compiled at most to find one by which a step fits that does not. "
+    "0: nor is one compiled by which a step is faster.", 0, 100,
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything, also gs://BUCKET/FILE.")
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)

@@ -20,7 +20,7 @@ SECTIONS = {
 """Step -> the section of the settings that says how large it is."""
 
 _TRAINS = ("sft", "grpo", "cached", "writer")
-_WRITES = ("rollout", "visual_answers", "item_texts", "preferences")
+WRITES = ("rollout", "visual_answers", "item_texts", "preferences")
 
 Fields = Mapping[str, Any]  # "sft.micro_batch" -> value
 P = TypeVar("P", bound=Planned)
@@ -65,13 +65,13 @@ def candidates(step: str, config: Planned, mesh: Mapping[str, int]) -> Iterator[
         sizes = ("score_items", "score_users")
         yield from _halved(name, section, sizes, mesh, "twice as many parts of the scores")
     if mesh["data"] > 1:
-        fields = _mesh(mesh, data=1, fsdp=mesh["data"] * mesh["fsdp"])
+        fields = mesh_fields(mesh, data=1, fsdp=mesh["data"] * mesh["fsdp"])
         yield Change(fields, "no replicas: weights are gathered from more devices")
-    if step in _WRITES and section.gather_weights:
+    if step in WRITES and section.gather_weights:
         cost = "weights are gathered again for every token"
         yield Change({f"{name}.gather_weights": False}, cost)
     if mesh["fsdp"] % 2 == 0:
-        fields = _mesh(mesh, fsdp=mesh["fsdp"] // 2, tensor=mesh["tensor"] * 2)
+        fields = mesh_fields(mesh, fsdp=mesh["fsdp"] // 2, tensor=mesh["tensor"] * 2)
         yield Change(fields, "the parts of every product are summed over the network")
     if step in _TRAINS and not getattr(section, "offload_optimizer", True):
         if section.trainable == "full":  # adapters have few moments
@@ -156,11 +156,11 @@ def paragraph(
     if any(not each.compiled for each in tried):
         how += ", or refused for its arguments alone"
     fitting = [each for each in tried if each.fits]
-    failed = [f"{_flags(each.fields)} ({each.peak / GIB:.2f})" for each in tried if not each.fits]
+    failed = [f"{flags(each.fields)} ({each.peak / GIB:.2f})" for each in tried if not each.fits]
     if fitting:
         each = fitting[-1]
         said.append(
-            f"The cheapest change that fits, {how}: {_flags(each.fields)}, with "
+            f"The cheapest change that fits, {how}: {flags(each.fields)}, with "
             f"{each.peak / GIB:.2f} GiB; what it costs: {each.cost}."
         )
     elif tried:
@@ -173,11 +173,13 @@ def paragraph(
     return " ".join(said)
 
 
-def _flags(fields: Fields) -> str:
+def flags(fields: Fields) -> str:
+    """As the command line takes them."""
     return " ".join(f"--config.{name}={value}" for name, value in fields.items())
 
 
-def _mesh(mesh: Mapping[str, int], **sizes: int) -> Fields:
+def mesh_fields(mesh: Mapping[str, int], **sizes: int) -> Fields:
+    """The mesh, with other sizes of some axes, as fields of a config."""
     return {f"mesh.{axis}": (dict(mesh) | sizes)[axis] for axis in MESH_AXES}
 
 

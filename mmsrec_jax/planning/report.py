@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mmsrec_jax.planning import item_store, remedy, roofline
+from mmsrec_jax.planning import faster, item_store, remedy, roofline
 from mmsrec_jax.planning.hlo import Program
 from mmsrec_jax.planning.planned import Planned, model_config, model_name, names
 from mmsrec_jax.planning.steps import STEPS, Step, Steps
@@ -47,7 +47,8 @@ def run(
       steps: names in `STEPS`; none is what `names` gives for `config`.
       hbm_gib: memory of a device to be kept within, by default the chip's.
       quick: compile with the least optimization, which training does not.
-      tries: for a step that does not fit, changes that are compiled at most to find one that does.
+      tries: for a step that does not fit, changes that are compiled at most to find one that does;
+        0: nor is one compiled by which a step is faster (`faster`).
 
     Returns:
       Whether every step fits.
@@ -84,9 +85,12 @@ def run(
         flush=True,
     )
     for name in steps:
-        found = measure(STEPS[name](made), machine, mesh, limit)
+        step = STEPS[name](made)
+        found = measure(step, machine, mesh, limit)
         report["steps"][name] = found
         print("\n" + table(found, limit), flush=True)
+        if found["fits"] and tries:
+            _say_faster(step, config, found, machine, limit, mesh, quick=quick)
         if not found["fits"]:
             tried = _remedies(name, config, found, machine, limit, mesh, tries)
             found["tried"] = [dataclasses.asdict(each) for each in tried]
@@ -102,6 +106,28 @@ def run(
     return all(found["fits"] for found in report["steps"].values())
 
 
+def _say_faster(
+    step: Step,
+    config: Planned,
+    found: dict[str, Any],
+    machine: Topology,
+    limit: float,
+    mesh: Mesh,
+    *,
+    quick: bool,
+) -> None:
+    """Prints, and adds to `found`, the change by which the step is faster, if there is one."""
+
+    def measured(fields: remedy.Fields) -> dict[str, Any]:
+        return _measured(step.name, remedy.changed(config, fields), machine, limit)[1]
+
+    changes = faster.gathered_once(step, config, found, mesh, limit)
+    if best := faster.find(found, changes, measured):
+        fields, changed = best
+        found["faster"] = {"fields": dict(fields), **changed}
+        print(faster.paragraph(found, fields, changed, quick=quick), flush=True)
+
+
 def _remedies(
     name: str,
     config: Planned,
@@ -114,11 +140,18 @@ def _remedies(
     """Changes of `config` that were compiled to make the step fit, see `remedy.find`."""
 
     def measured(changed: Planned) -> tuple[dict[str, int], dict[str, Any]]:
-        other = sharding.make_mesh(**as_dict(changed.mesh), devices=machine.devices)
-        made = Steps(changed, model_config(changed), other)
-        return dict(other.shape), measure(STEPS[name](made), machine, other, limit)
+        return _measured(name, changed, machine, limit)
 
     return remedy.find(name, config, found, measured, dict(mesh.shape), tries=tries)
+
+
+def _measured(
+    name: str, config: Planned, machine: Topology, limit: float
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Sizes of the mesh of `config`, and what its step needs."""
+    mesh = sharding.make_mesh(**as_dict(config.mesh), devices=machine.devices)
+    made = Steps(config, model_config(config), mesh)
+    return dict(mesh.shape), measure(STEPS[name](made), machine, mesh, limit)
 
 
 def measure(step: Step, topology: Topology, mesh: Mesh, limit: float) -> dict[str, Any]:
