@@ -1,9 +1,10 @@
-"""What similar users are worth where the model trains on a sample of the targets.
+"""What similar users are worth where the model trains on a sample of the users.
 
     python launch/sweep.py --sweep=configs/sweeps/few_targets.py --workdir=runs/few-targets
 
-The base of similar users is that of all users in every point: training on all of them takes an MLLM
-long, looking them up does not.
+Of a sample of the targets the last one of each user is taken, with the items of its history as
+targets inside it. The base of similar users is that of all users in every point: training on all of
+them takes an MLLM long, looking them up does not. SASRec and the keyword logit know all users too.
 """
 
 from mmsrec_jax.methods.sweep import Sweep

@@ -66,8 +66,9 @@ def test_logits_of_all_tokens_never_exist_at_once():
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 5000 * 4 / 10
 
 
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (2, 2, 2)])
 @pytest.mark.parametrize("chunk", [3, 1000])
-def test_loss_and_gradients_over_eight_devices_equal_dense_optax(chunk):
+def test_loss_and_gradients_over_eight_devices_equal_dense_optax(chunk, sizes):
     hidden, table, targets = drawn(tokens=60)
 
     def loss(nats):
@@ -76,7 +77,7 @@ def test_loss_and_gradients_over_eight_devices_equal_dense_optax(chunk):
     wanted = jax.value_and_grad(loss(lambda h, t: dense(h, t, targets)), argnums=(0, 1))(
         hidden, table
     )
-    with jax.set_mesh(make_mesh(2, 4, 1)):
+    with jax.set_mesh(make_mesh(*sizes)):
         got = jax.jit(
             jax.value_and_grad(
                 loss(lambda h, t: token_nll(h, t, targets, chunk=chunk)), argnums=(0, 1)
@@ -129,7 +130,7 @@ def test_devices_sum_the_gradient_of_the_table_once_and_not_for_each_chunk():
     assert [(c.kind, c.times) for c in found] == [("all-reduce", 1)]
 
 
-@pytest.mark.parametrize("sizes", [None, (2, 4, 1)])
+@pytest.mark.parametrize("sizes", [None, (2, 4, 1), (2, 2, 2)])
 def test_chunks_without_a_target_are_skipped_by_each_device_alone(sizes):
     targets = np.full((8, 16), -1, np.int32)  # of each device
     for device in range(8):

@@ -29,8 +29,8 @@ def run(ask: Ask) -> None:
     """Raises RuntimeError when the two sides do not write the same, OutOfTime."""
     sides = side.Sides("preferences", ask)
     ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
-    compare(sides)
     agreement.check(sides.rows, ask.tiny)
+    compare(sides)
     sides.finish(ended)
 
 

@@ -28,8 +28,8 @@ def run(ask: Ask) -> None:
     """Raises RuntimeError when the two sides do not write the same, OutOfTime."""
     sides = side.Sides("rollouts", ask)
     ended = sides.both(ours, theirs, reserve=0.0 if ask.tiny else _RESERVE)
-    side.compare_speed(sides, "ratio", "ours, sampled", "transformers, sampled")
     check(sides.rows, ask.tiny)
+    side.compare_speed(sides, "ratio", "ours, sampled", "transformers, sampled")
     sides.finish(ended)
 
 

@@ -1,7 +1,8 @@
 """Texts of windows by this package: of all users at once, window by window of their chains.
 
-As `methods.user_texts.write_windows` writes them, but for the files and for Grain, which may be
-missing here: a batch of prompts is made while the device writes the batch before it.
+By the program of `methods.user_texts.write_windows`, without its files, the hashes of its prompts
+and Grain, which may be missing here: a batch of prompts is made while the device writes the batch
+before it.
 """
 
 import functools
