@@ -222,8 +222,8 @@ def is_divisible(size: int, logical: str) -> bool:
 
 
 def per_device(f: Callable, *arguments: tuple, out: Sequence[str | None]) -> jax.Array:
-    """f of what each device holds of the arguments: kernels that the partitioner cannot split, loops
-    that each device shall walk alone.
+    """f of what each device holds of the arguments: kernels that the partitioner cannot split, and
+    loops that each device shall walk alone.
 
     Args:
       f: independent along every axis that the mesh divides; returns an array shaped like the first

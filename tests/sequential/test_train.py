@@ -259,9 +259,9 @@ def test_full_softmax_beyond_a_quarter_of_the_memory_names_what_avoids_it():
 
 
 def test_eight_devices_learn_what_one_learns(histories, split, tmp_path, monkeypatch, caplog):
-    """BERT4Rec, whose loss sorts the places of each device and skips chunks. Each training says once that the full
-    softmax needs much of so small a memory."""
-    tiny = dataclasses.replace(chips.CHIPS["cpu"], hbm=10_000)
+    """BERT4Rec, whose loss sorts the places of each device and skips chunks. Each run says once
+    that the full softmax needs much of so small a memory."""
+    tiny = dataclasses.replace(chips.CHIPS["cpu"], hbm=1_000)
     monkeypatch.setitem(chips.CHIPS, "cpu", tiny)
     caplog.set_level("WARNING", "absl")
     options = dict(steps=6, evaluate_every=6, loss_chunk=8)
