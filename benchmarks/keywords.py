@@ -2,33 +2,46 @@
 
     python benchmarks/keywords.py runs/ablations/whole runs/ablations/no-rewards
 
-For runs of MMSRARec on items whose attributes are one word each, such as those of the toyshop.
-Prints a line of JSON for each folder: the share of items whose keywords are their attributes, and
-how many words an item are wrong, missing and repeated.
+For runs of MMSRARec whose step `summaries` has finished, on items whose attributes are one word
+each, such as those of the toyshop. Prints a line of JSON for each folder: the share of items whose
+keywords are their attributes, and how many words an item are wrong, missing and repeated.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmsrec_jax.data import store
-from mmsrec_jax.inference.text_store import TextStore
+from mmsrec_jax.runtime import workdir
+from mmsrec_jax.runtime.errors import UserError
 
 
-def measure(workdir: Path) -> dict[str, float]:
-    catalog, _ = store.open(workdir / "data" / "store")
-    exact = wrong = missing = repeated = 0
-    for row in TextStore(workdir / "summaries" / "summaries.jsonl", ("item",)):
+def measure(
+    rows: Iterable[Mapping[str, Any]], attributes: Sequence[Mapping[str, str]]
+) -> dict[str, float]:
+    """rows: of `summaries.jsonl`; attributes: of every item.
+
+    Raises:
+      UserError: an item has no keywords, or none has attributes.
+    """
+    if not any(attributes):
+        raise UserError("no item has attributes, beside which keywords could be right")
+    exact = wrong = missing = repeated = count = 0
+    for row in rows:
         said = [*row["image"], *row["text"]]
-        true = set(catalog[row["item"]].attributes.values())
+        true = set(attributes[row["item"]].values())
+        count += 1
         exact += sorted(said) == sorted(true)
         wrong += len(set(said) - true)
         missing += len(true - set(said))
         repeated += len(said) - len(set(said))
-    count = len(catalog)
+    if count != len(attributes):
+        raise UserError(f"{count} of {len(attributes)} items have keywords")
     words = {"wrong": wrong, "missing": missing, "repeated": repeated}
     each = {f"{name}_an_item": round(number / count, 4) for name, number in words.items()}
     return {"items": count, "exact": round(exact / count, 4), **each}
@@ -39,8 +52,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", type=Path, nargs="+", help="of runs with keywords")
-    for workdir in parser.parse_args().workdirs:
-        print(json.dumps({"run": str(workdir), **measure(workdir)}))
+    for folder in parser.parse_args().workdirs:
+        try:
+            workdir.finished(folder, "summaries")
+            catalog, _ = store.open(folder / "data" / "store")
+            lines = (folder / "summaries" / "summaries.jsonl").read_text().splitlines()
+            found = measure(map(json.loads, lines), [item.attributes for item in catalog])
+        except UserError as error:
+            sys.exit(str(error) if str(folder) in str(error) else f"{folder}: {error}")
+        print(json.dumps({"run": str(folder), **found}))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ _QUICK = flags.DEFINE_bool(
     "be 30% less than training will need, traffic through HBM is more.",
 )  # fmt: skip
 _TRIES = flags.DEFINE_integer(
-    "tries", 6, "Changes that are compiled at most to find one by which a step fits that does not. "
-    "0: nor is one compiled by which a step is faster.", 0, 100,
+    "tries", 6, "Changes that are compiled at most for each step: to find one by which it fits, or "
+    "by which one that writes is faster.", 0, 100,
 )  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "JSON file with everything, also gs://BUCKET/FILE.")
 flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR)

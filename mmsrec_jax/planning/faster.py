@@ -14,6 +14,9 @@ from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
 from mmsrec_jax.runtime.errors import UserError
 
+_ALONE = "The steps of a run may have different meshes (docs/pods.md)."
+_SHARED = {"rollout": "Step summarizer has one mesh for this and for grpo: compile both with it."}
+
 
 def gathered_once(
     step: Step, config: Planned, found: Mapping[str, Any], mesh: Mesh, limit: float
@@ -27,10 +30,10 @@ def gathered_once(
     name = SECTIONS[step.name]
     if step.name not in WRITES or getattr(config, name).gather_weights:
         return
-    if found["bound"] not in ("ici", "dcn"):
+    if not _waits_for_weights(found):
         return
     sizes = dict(mesh.shape)
-    while True:
+    while sizes["fsdp"] > 1:
         whole = _gathered(step, sizes, mesh)
         if whole is not None and found["peak"] + whole <= limit:
             kept = {} if sizes == dict(mesh.shape) else mesh_fields(sizes)
@@ -59,15 +62,31 @@ def find(
     return best
 
 
+def _waits_for_weights(found: Mapping[str, Any]) -> bool:
+    """Whether the step's longest time is the network's, and most of that goes to gathering what
+    fsdp divides."""
+    if found["bound"] not in ("ici", "dcn"):
+        return False
+    gathered = sum(
+        each["seconds"]
+        for each in found["collectives"]
+        if each["kind"] == "all-gather" and "fsdp" in each["axes"].split("+")
+    )
+    return gathered > _seconds(found) / 2
+
+
 def _seconds(found: Mapping[str, Any]) -> float:
     return found["seconds"][found["bound"]]
 
 
 def _gathered(step: Step, sizes: Mapping[str, int], mesh: Mesh) -> float | None:
     """Bytes of the decoder on a device whose mesh has these sizes, not divided by FSDP; None where
-    they do not divide it."""
-    other = sharding.make_mesh(**sizes, devices=list(mesh.devices.flat))
+    they do not divide it, or the devices cannot be arranged so."""
     count = 0
+    try:
+        other = sharding.make_mesh(**sizes, devices=list(mesh.devices.flat))
+    except UserError:
+        return None
     for state in step.kinds["parameters"]:
         if state is None:
             continue
@@ -91,5 +110,5 @@ def paragraph(
         f"{found['step']} waits for the network: the weights that fsdp divides are gathered again "
         f"for every token. Once a batch, {how}: {flags(fields)}, with "
         f"{changed['peak'] / GIB:.2f} GiB and {1e3 * _seconds(changed):.0f} ms in place of "
-        f"{1e3 * _seconds(found):.0f}. The steps of a run may have different meshes (docs/pods.md)."
+        f"{1e3 * _seconds(found):.0f}. {_SHARED.get(found['step'], _ALONE)}"
     )

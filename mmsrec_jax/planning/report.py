@@ -1,6 +1,7 @@
 """Compiles steps, and says what they need: as a table for people and as JSON."""
 
 import dataclasses
+import itertools
 import json
 import re
 import time
@@ -48,7 +49,7 @@ def run(
       hbm_gib: memory of a device to be kept within, by default the chip's.
       quick: compile with the least optimization, which training does not.
       tries: for a step that does not fit, changes that are compiled at most to find one that does;
-        0: nor is one compiled by which a step is faster (`faster`).
+        and as many to find one by which a step that fits is faster (`faster`).
 
     Returns:
       Whether every step fits.
@@ -90,7 +91,7 @@ def run(
         report["steps"][name] = found
         print("\n" + table(found, limit), flush=True)
         if found["fits"] and tries:
-            _say_faster(step, config, found, machine, limit, mesh, quick=quick)
+            _say_faster(step, config, found, machine, limit, mesh, quick=quick, tries=tries)
         if not found["fits"]:
             tried = _remedies(name, config, found, machine, limit, mesh, tries)
             found["tried"] = [dataclasses.asdict(each) for each in tried]
@@ -115,13 +116,14 @@ def _say_faster(
     mesh: Mesh,
     *,
     quick: bool,
+    tries: int,
 ) -> None:
     """Prints, and adds to `found`, the change by which the step is faster, if there is one."""
 
     def measured(fields: remedy.Fields) -> dict[str, Any]:
         return _measured(step.name, remedy.changed(config, fields), machine, limit)[1]
 
-    changes = faster.gathered_once(step, config, found, mesh, limit)
+    changes = itertools.islice(faster.gathered_once(step, config, found, mesh, limit), tries)
     if best := faster.find(found, changes, measured):
         fields, changed = best
         found["faster"] = {"fields": dict(fields), **changed}

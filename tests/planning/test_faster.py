@@ -8,9 +8,10 @@ import pytest
 from configs import beauty
 from mmsrec_jax.hf import presets
 from mmsrec_jax.methods.settings import Settings
-from mmsrec_jax.planning import faster, steps
+from mmsrec_jax.planning import faster, report, steps
 from mmsrec_jax.runtime import sharding
 from mmsrec_jax.runtime.chips import GIB
+from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import from_config
 
 HELD = 2 * GIB  # what the step needs where weights stay divided
@@ -31,8 +32,13 @@ def step(config, mesh):
     return steps.Steps(config, presets.config("qwen2.5-vl-7b"), mesh).preferences()
 
 
-def found(bound="ici"):
-    return {"step": "preferences", "bound": bound, "peak": HELD, "seconds": {"ici": 9.0}}
+def found(bound="ici", axes="fsdp"):
+    gathers = {"kind": "all-gather", "axes": axes, "seconds": 8.0}
+    seconds = {"ici": 9.0, "memory": 1.0}
+    return {
+        "step": "preferences", "bound": bound, "peak": HELD, "seconds": seconds,
+        "collectives": [gathers],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("room", [1, 2, 4])
@@ -77,9 +83,42 @@ def test_nothing_where_the_network_is_not_what_it_waits_for(config, mesh, step):
 
     assert changes(step, config, found())
     assert not changes(step, config, found("memory"))
+    assert not changes(step, config, found(axes="tensor"))
     gathered = dataclasses.replace(config.preferences, gather_weights=True)
     assert not changes(step, dataclasses.replace(config, preferences=gathered), found())
     assert not changes(dataclasses.replace(step, name="sft"), config, found())
+
+
+def test_slices_that_no_mesh_divides_end_the_search(config, step, monkeypatch):
+    """As on two slices, over which neither data=1 nor fsdp=1 can be divided."""
+    mesh, make = sharding.make_mesh(1, 8, 1), sharding.make_mesh
+
+    def refused(**sizes):
+        if sizes["fsdp"] < 4:
+            raise UserError("neither data nor fsdp is a multiple of the slices")
+        return make(**sizes)
+
+    monkeypatch.setattr(sharding, "make_mesh", refused)
+    found_there = list(faster.gathered_once(step, config, found(), mesh, 1e12))
+    assert [fields.get("mesh.tensor", 1) for fields in found_there] == [1, 2]
+
+
+@pytest.mark.parametrize("tries", [1, 6])
+def test_the_report_names_it_and_compiles_no_more_than_asked(
+    config, mesh, step, tries, monkeypatch, capsys
+):
+    compiled = []
+
+    def measured(name, changed, machine, limit):
+        compiled.append(changed.mesh.tensor)
+        return {}, found() | {"fits": True, "seconds": {"ici": 4.0 / len(compiled)}}
+
+    monkeypatch.setattr(report, "_measured", measured)
+    said = found()
+    report._say_faster(step, config, said, None, 1e12, mesh, quick=False, tries=tries)
+    assert len(compiled) == min(tries, 3)
+    assert said["faster"]["fields"]["preferences.gather_weights"] is True
+    assert f"{4000 / len(compiled):.0f} ms in place of 9000" in capsys.readouterr().out
 
 
 def test_what_is_said():
