@@ -27,10 +27,10 @@ def measure(
     """rows: of `summaries.jsonl`; attributes: of every item.
 
     Raises:
-      UserError: an item has no keywords, or none has attributes.
+      UserError: an item has no keywords or no attributes.
     """
-    if not any(attributes):
-        raise UserError("no item has attributes, beside which keywords could be right")
+    if without := sum(not each for each in attributes):
+        raise UserError(f"{without} of {len(attributes)} items have no attributes to compare with")
     exact = wrong = missing = repeated = count = 0
     for row in rows:
         said = [*row["image"], *row["text"]]

@@ -23,7 +23,7 @@ def test_words_by_hand():
 
 @pytest.mark.parametrize(
     ("rows", "attributes", "message"),
-    [(ROWS[:3], ATTRIBUTES, "3 of 4 items"), (ROWS, [{}] * 4, "no item has attributes")],
+    [(ROWS[:3], ATTRIBUTES, "3 of 4 items"), (ROWS, [*ATTRIBUTES[:3], {}], "1 of 4 items have no")],
 )
 def test_what_cannot_be_measured(rows, attributes, message):
     with pytest.raises(UserError, match=message):

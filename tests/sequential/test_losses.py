@@ -35,6 +35,22 @@ def dense(hidden, table, targets):
     return jnp.where(targets >= 0, nll, 0)
 
 
+def compiled_gradient(mesh, *, tokens, items, chunk):
+    """Of states, divided over the mesh, and of the table, which every device has; of width 2."""
+
+    def loss(hidden, table, targets):
+        return token_nll(hidden, table, targets, chunk=chunk).sum()
+
+    rows, everywhere = batch_sharding(mesh), replicated(mesh)
+    shapes = (
+        jax.ShapeDtypeStruct((tokens, 2), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((items, 2), jnp.float32, sharding=everywhere),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32, sharding=rows),
+    )
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+
+
 def test_chunked_loss_and_gradients_equal_dense_optax():
     hidden, table, targets = drawn()
     weights = np.random.default_rng(1).normal(size=37).astype(np.float32)
@@ -93,17 +109,7 @@ def test_logits_need_what_the_compiler_allocates_and_no_device_does_the_work_of_
 ):
     mesh = make_mesh(devices, 1, 1, devices=jax.devices()[:devices])
 
-    def loss(hidden, table, targets):
-        return token_nll(hidden, table, targets, chunk=chunk).sum()
-
-    rows, everywhere = batch_sharding(mesh), replicated(mesh)
-    shapes = (
-        jax.ShapeDtypeStruct((2048, 2), jnp.float32, sharding=rows),
-        jax.ShapeDtypeStruct((20_000, 2), jnp.float32, sharding=everywhere),
-        jax.ShapeDtypeStruct((2048,), jnp.int32, sharding=rows),
-    )
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    compiled = compiled_gradient(mesh, tokens=2048, items=20_000, chunk=chunk)
     wanted = logits_bytes(chunk, 2048, 20_000, devices)
     each = min(chunk, 2048 // devices)
     assert wanted == 2 * each * 20_000 * 4
@@ -113,19 +119,7 @@ def test_logits_need_what_the_compiler_allocates_and_no_device_does_the_work_of_
 
 
 def test_devices_sum_the_gradient_of_the_table_once_and_not_for_each_chunk():
-    mesh = make_mesh(2, 4, 1)
-
-    def loss(hidden, table, targets):
-        return token_nll(hidden, table, targets, chunk=16).sum()
-
-    rows, everywhere = batch_sharding(mesh), replicated(mesh)
-    shapes = (
-        jax.ShapeDtypeStruct((1024, 4), jnp.float32, sharding=rows),
-        jax.ShapeDtypeStruct((500, 4), jnp.float32, sharding=everywhere),
-        jax.ShapeDtypeStruct((1024,), jnp.int32, sharding=rows),
-    )
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    compiled = compiled_gradient(make_mesh(2, 4, 1), tokens=1024, items=500, chunk=16)
     found = hlo.Program(compiled.as_text()).collectives(8)
     assert [(c.kind, c.times) for c in found] == [("all-reduce", 1)]
 
