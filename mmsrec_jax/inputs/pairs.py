@@ -40,6 +40,17 @@ class PairRoom:
     words: int
 
 
+class Prompt(NamedTuple):
+    """What is known of a user.
+
+    Attributes:
+      history_end: the last token of the history in it; of the prompt if it shows none.
+    """
+
+    piece: Piece
+    history_end: int
+
+
 class Known(NamedTuple):
     """A prompt, and what of the history in it can be predicted from what stands before.
 
@@ -49,7 +60,7 @@ class Known(NamedTuple):
       nexts: int32[k], the item after each of these.
     """
 
-    piece: Piece
+    prompt: Prompt
     targets: np.ndarray
     ends: np.ndarray
     nexts: np.ndarray
@@ -92,17 +103,33 @@ class PairPrompts(UserPrompts):
         """A prompt of a source row each; -1 is a row without a prompt."""
         return self.prompts([None if r < 0 else self.prompt(r, counts) for r in rows], rows)
 
-    def prompt(self, row: int, counts: Counter) -> Piece:
+    def prompt(self, row: int, counts: Counter) -> Prompt:
         """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
-        return self.fitted(row, counts)[0]
+        piece, shown = self.fitted(row, counts)
+        return Prompt(piece, self.history_end(piece, shown, counts))
 
     def training_prompt(self, row: int, counts: Counter) -> Known:
         """`prompt`, and what can be predicted in it."""
-        piece, (history, *_) = self.fitted(row, counts)
-        head = self.renderer.prompt_config.chat.head
+        piece, shown = self.fitted(row, counts)
+        prompt = Prompt(piece, self.history_end(piece, shown, counts))
+        history, head = shown[0], self.renderer.prompt_config.chat.head
         ends = self.ends(piece, head, history, counts)
         targets = np.arange(ends[0], ends[-1]) if len(ends) else ends
-        return Known(piece, targets, ends[:-1] - 1, self.after_each(row, history, ends))
+        return Known(prompt, targets, ends[:-1] - 1, self.after_each(row, history, ends))
+
+    def history_end(self, piece: Piece, shown: Sequence[Section], counts: Counter) -> int:
+        """The last token of the history. Where a tokenizer joins it with what follows, which is
+        counted, and where there is no history: of the prompt."""
+        chat = self.renderer.prompt_config.chat
+        before = chat.head
+        for section in shown:
+            if section.name == "history" and section.entries:
+                tokens = chat.ids(before + section.prefixes()[-1])
+                if np.array_equal(tokens, piece.tokens[: len(tokens)]):
+                    return len(tokens) - 1
+                counts["history_ends_left_out"] += 1
+            before += section.text()
+        return len(piece) - 1
 
     def fitted(self, row: int, counts: Counter) -> tuple[Piece, list[Section]]:
         """The prompt and its sections as they are shown."""
@@ -147,11 +174,12 @@ class PairPrompts(UserPrompts):
         seen, end = self.context.histories.of(user), self.context.train_end
         return seen if end is None else seen[: end[user]]
 
-    def keywords_prompt(self, item: int) -> Piece:
+    def keywords_prompt(self, item: int) -> Prompt:
         """Words of an item in a prompt of their own: the user row of task `align`."""
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
         words = tasks.align_words(templates, self.renderer.words(item))
-        return chat.encode(chat.head + words)
+        piece = chat.encode(chat.head + words)
+        return Prompt(piece, len(piece) - 1)
 
     def next_keywords(self, items: Sequence[int], counts: Counter) -> tuple[np.ndarray, np.ndarray]:
         """The question for an item's keywords and the answer, as task `next_keywords` has them:
@@ -174,17 +202,22 @@ class PairPrompts(UserPrompts):
             weights[at, len(question) : n] = 1.0
         return tokens, weights
 
-    def prompts(self, pieces: Sequence[Piece | None], rows: Sequence[int]) -> Batch:
+    def prompts(self, prompts: Sequence[Prompt | None], rows: Sequence[int]) -> Batch:
         """The batch of these prompts; they end at position `room.prompt`.
+
+        A user is where the history ends and where the prompt ends: the former is what its earlier
+        items are trained to predict the next one from, the latter has seen all that is known.
 
         Raises:
           UserError: a prompt is longer than its room.
         """
         room = self.room.prompt
-        batch = _room(len(pieces), room)
-        for at, piece in enumerate(pieces):
-            if piece is None:
+        batch = _room(len(prompts), room)
+        ends = np.zeros((len(prompts), 2), np.int32)
+        for at, prompt in enumerate(prompts):
+            if prompt is None:
                 continue
+            piece = prompt.piece
             if (n := len(piece)) > room:
                 raise UserError(
                     f"the prompt of row {rows[at]} has {n} tokens, its room is {room}: raise "
@@ -193,7 +226,8 @@ class PairPrompts(UserPrompts):
             batch.tokens[at, :n] = piece.tokens
             batch.segment_ids[at, :n] = 1
             batch.positions[at, :, :n] = np.arange(room - n, room)
-        return batch
+            ends[at] = prompt.history_end, n - 1
+        return dataclasses.replace(batch, ends=ends)
 
     def items(self, items: Sequence[int], counts: Counter) -> tuple[Batch, np.ndarray]:
         """A row of each item, -1 is an empty one; and where their tails begin, int32[M].
@@ -322,23 +356,23 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             self._shard * self._users // self._shards,
             (self._shard + 1) * self._users // self._shards,
         )
-        pieces = []
+        shown: list[Prompt | None] = []
         history_weights = np.zeros((len(rows[mine]), self._prompts.room.prompt), np.float32)
         ends = np.zeros((len(rows[mine]), self._prompts.most_ends), np.int32)
         nexts = np.full(ends.shape, -1, np.int32)
         for at, (row, target) in enumerate(zip(rows[mine], targets[mine], strict=True)):
             if aligned[mine][at]:
-                pieces.append(self._prompts.keywords_prompt(int(target)))
+                shown.append(self._prompts.keywords_prompt(int(target)))
             else:
                 known = self._prompts.training_prompt(int(row), counts)
-                pieces.append(known.piece)
+                shown.append(known.prompt)
                 history_weights[at, known.targets] = 1.0
                 ends[at, : len(known.ends)] = known.ends
                 nexts[at, : len(known.nexts)] = _places(items, known.nexts)
         count = self._items // self._shards
         here = items[self._shard * count :][:count]
         batch, tails = self._prompts.items(here.tolist(), counts)
-        counts["examples"] += len(pieces)
+        counts["examples"] += len(shown)
         wanted = np.where(aligned[mine], -1, targets[mine]).tolist()
         words, word_weights = self._prompts.next_keywords(wanted, counts)
         made = PairBatch(
@@ -347,7 +381,7 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             history_weights=history_weights,
             history_ends=ends,
             history_nexts=nexts,
-            users=self._prompts.prompts(pieces, rows[mine].tolist()),
+            users=self._prompts.prompts(shown, rows[mine].tolist()),
             items=batch,
             tails=tails,
             targets=np.searchsorted(items, targets[mine]).astype(np.int32),

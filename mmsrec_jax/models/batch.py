@@ -52,6 +52,8 @@ class Batch:
       labels: 1 for yes.
       index: the source's row (or item) of the example in a row; -1 = a row that only fills the
         batch. None in packed batches.
+      ends: the tokens whose hidden states, on average, stand for a row that is one example; None:
+        its last one.
     """
 
     tokens: Annotated[Array, "int32[B, L]"]
@@ -64,6 +66,7 @@ class Batch:
     answer_positions: Annotated[Array | None, "int32[B, C]"] = None
     labels: Annotated[Array | None, "int32[B, C]"] = None
     index: Annotated[Array | None, "int32[B]"] = None
+    ends: Annotated[Array | None, "int32[B, E]"] = None
 
     def model_inputs(self) -> "Batch":
         """What a model reads, and nothing that is known of answers."""

@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
 
     k, v: [layers, N, L, kv_heads, head_dim], rotated at their positions.
     there: bool[N, L], False for padding.
-    end: [N, hidden], the final-normed hidden state of the last token.
+    end: [N, hidden], the mean of the final-normed hidden states of `Batch.ends`.
     """
 
     k: jax.Array
@@ -61,8 +61,10 @@ def encode_with_states(
     k, v, hidden = model.keys_values(batch, adapters=adapters, states=True)
     assert hidden is not None
     there = batch.segment_ids > 0
-    last = jnp.maximum(jnp.sum(there, axis=1) - 1, 0)
-    end = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    ends = batch.ends
+    if ends is None:
+        ends = jnp.maximum(jnp.sum(there, axis=1, keepdims=True) - 1, 0)
+    end = jnp.mean(jnp.take_along_axis(hidden, ends[..., None], axis=1), axis=1)
     return Encoded(k, v, there, end), hidden
 
 
