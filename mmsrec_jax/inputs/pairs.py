@@ -67,7 +67,12 @@ class Known(NamedTuple):
 
 
 class PairPrompts(UserPrompts):
-    """Rows of users and of items of one run; arguments as of `UserPrompts`.
+    """Rows of users and of items of one run; arguments as of `UserPrompts`, and:
+
+    Args:
+      history_end: a user is the mean of where the history ends and where the prompt ends, else the
+        latter alone. From ends of items in a history the next one is learned (`close_in_history`),
+        many times a prompt; the end of the prompt has seen what follows the history, too.
 
     Raises:
       UserError: the catalog is empty, or the question for keywords leaves no room for an answer.
@@ -82,10 +87,12 @@ class PairPrompts(UserPrompts):
         room: PairRoom,
         history: int,
         similar: int,
+        history_end: bool,
     ):
         super().__init__(
             context, prompt_config, rows, length=room.prompt, history=history, similar=similar
         )
+        self._history_end = history_end
         if not len(self.renderer):
             raise UserError("the catalog has no items; prepare the data again")
         chat = prompt_config.chat
@@ -205,9 +212,6 @@ class PairPrompts(UserPrompts):
     def prompts(self, prompts: Sequence[Prompt | None], rows: Sequence[int]) -> Batch:
         """The batch of these prompts; they end at position `room.prompt`.
 
-        A user is where the history ends and where the prompt ends: the former is what its earlier
-        items are trained to predict the next one from, the latter has seen all that is known.
-
         Raises:
           UserError: a prompt is longer than its room.
         """
@@ -227,7 +231,7 @@ class PairPrompts(UserPrompts):
             batch.segment_ids[at, :n] = 1
             batch.positions[at, :, :n] = np.arange(room - n, room)
             ends[at] = prompt.history_end, n - 1
-        return dataclasses.replace(batch, ends=ends)
+        return dataclasses.replace(batch, ends=ends if self._history_end else ends[:, 1:])
 
     def items(self, items: Sequence[int], counts: Counter) -> tuple[Batch, np.ndarray]:
         """A row of each item, -1 is an empty one; and where their tails begin, int32[M].

@@ -111,6 +111,7 @@ class CachedItems:
             room=room,
             history=run.config.prompts.history,
             similar=run.config.prompts.similar,
+            history_end=c.history_end,
         )
 
     def catalog(self, name: str, model: MLLM, prompts: PairPrompts) -> CachedCatalog:

@@ -338,9 +338,11 @@ class Steps:
             _need_division(f"cached.{name}", size, shards)
         users, items = c.num_users, c.num_items
         words, ends = (users, c.words_length), (users, max(self.config.prompts.history - 1, 0))
+        prompts = Room(users, c.prompt_length, targets=1).empty().model_inputs()
+        read = np.zeros((users, 1 + c.history_end), np.int32)
         return self._arrays(
             PairBatch(
-                users=Room(users, c.prompt_length, targets=1).empty().model_inputs(),
+                users=dataclasses.replace(prompts, ends=read),
                 items=self._room(c, items, length=c.item_length, targets=1).empty().model_inputs(),
                 tails=np.zeros(items, np.int32),
                 targets=np.zeros(users, np.int32),

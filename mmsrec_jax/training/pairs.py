@@ -103,6 +103,11 @@ class CachedSettings(UpdateSettings):
         low=0,
         high=1000,
     )
+    history_end: bool = setting(
+        True,
+        "A user is the mean of where the history in the prompt ends and where the prompt ends. "
+        "False: the latter alone.",
+    )
     words_length: int = setting(
         64, "Tokens of the question for them and of the answer.", low=2, high=100_000
     )

@@ -17,13 +17,15 @@ from mmsrec_jax.inputs.pairs import PairPrompts, PairRoom
 from mmsrec_jax.models.late_interaction import Tail, encode
 from mmsrec_jax.runtime.sharding import make_mesh
 
+SIZES = {"history": 5, "similar": 3, "history_end": True}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     room = PairRoom(prompt=60, item=24, patches=16, tail=1, words=16)
     config = toy_items.prompt_config(tokenizer)
-    prompts = PairPrompts(context(), config, ROWS, room=room, history=5, similar=3)
+    prompts = PairPrompts(context(), config, ROWS, room=room, **SIZES)
     return toy_model.make(tokenizer, rank=0), prompts
 
 
@@ -96,9 +98,7 @@ def test_programs_are_compiled_once_for_a_shape(made):
 def test_without_a_tail_scores_are_cosines_and_no_tokens_are_stored(made):
     model, with_tail = made
     room = dataclasses.replace(with_tail.room, tail=0)
-    prompts = PairPrompts(
-        context(), with_tail.renderer.prompt_config, ROWS, room=room, history=5, similar=3
-    )
+    prompts = PairPrompts(context(), with_tail.renderer.prompt_config, ROWS, room=room, **SIZES)
     found = catalog((model, prompts), users=8, items=16)
     ends = []
     for rows in (
@@ -106,7 +106,9 @@ def test_without_a_tail_scores_are_cosines_and_no_tokens_are_stored(made):
         prompts.items(range(24), Counter())[0],
     ):
         last = np.asarray(rows.segment_ids).sum(1) - 1
-        hidden = np.asarray(model(rows), np.float64)[np.arange(len(last)), last]
+        read = last[:, None] if rows.ends is None else rows.ends
+        states = np.asarray(model(rows), np.float64)
+        hidden = sum(states[np.arange(len(last)), at] for at in read.T)
         ends.append(hidden / np.linalg.norm(hidden, axis=1, keepdims=True))
     scores = found.row_scores(np.arange(len(ROWS)))
     np.testing.assert_allclose(scores, 3.0 * ends[0] @ ends[1].T, atol=1e-4)

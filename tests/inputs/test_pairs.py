@@ -22,8 +22,11 @@ def config(tmp_path_factory):
     return toy_items.prompt_config(toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
-def prompts(config, room=ROOM, **changes):
-    return PairPrompts(context(**changes), config, ROWS, room=room, history=5, similar=3)
+def prompts(config, room=ROOM, history_end=True, **changes):
+    return PairPrompts(
+        context(**changes), config, ROWS,
+        room=room, history=5, similar=3, history_end=history_end,
+    )  # fmt: skip
 
 
 def batches(config, **options):
@@ -63,7 +66,7 @@ def test_later_items_of_a_history_are_what_is_to_be_told(config):
         user, position = ROWS[row]
         past = HISTORIES.of(user)[max(0, position - 5) : position]
         known = made.training_prompt(row, Counter())
-        told = chat._backend.decode(known.piece.tokens[known.targets].tolist())
+        told = chat._backend.decode(known.prompt.piece.tokens[known.targets].tolist())
         if len(past) == 1:
             assert told == ""
         expected = ", ".join(words(int(item)) for item in past[1:])
@@ -81,8 +84,42 @@ def test_where_items_of_a_history_end_and_which_follow(config):
         assert known.nexts.tolist() == past[1:].tolist()
         assert len(known.ends) == len(known.nexts)
         for count, end in enumerate(known.ends, 1):
-            told = chat._backend.decode(known.piece.tokens[: end + 1].tolist())
+            told = chat._backend.decode(known.prompt.piece.tokens[: end + 1].tolist())
             assert told.endswith(", ".join(words(int(item)) for item in past[:count]))
+
+
+def test_a_user_is_where_the_history_and_where_the_prompt_ends(config):
+    """Told by the tokens up to there; rows without a prompt are at 0."""
+    made, counts = prompts(config), Counter()
+    decode, words = config.chat._backend.decode, made.renderer.words
+    chosen = [3, 8, 13]
+    batch = made.users([*chosen, -1], counts)
+    alone = prompts(config, history_end=False).users([*chosen, -1], Counter())
+    for at, row in enumerate(chosen):
+        user, position = ROWS[row]
+        tokens, (history_end, end) = batch.tokens[at], batch.ends[at]
+        assert decode(tokens[: history_end + 1].tolist()).endswith(
+            words(int(HISTORIES.of(user)[position - 1]))
+        )
+        assert end == batch.segment_ids[at].sum() - 1 > history_end
+        assert alone.ends[at].tolist() == [end]
+    assert batch.ends[-1].tolist() == [0, 0] and not counts["history_ends_left_out"]
+    np.testing.assert_array_equal(batch.tokens, alone.tokens)
+    prompt = made.keywords_prompt(3)
+    assert prompt.history_end == len(prompt.piece) - 1
+
+
+def test_a_history_that_ends_inside_a_token_is_read_at_the_end_of_the_prompt(config):
+    made, counts = prompts(config), Counter()
+    piece, (history, *others) = made.fitted(13, counts)
+    longer = dataclasses.replace(
+        history, entries=(*history.entries[:-1], history.entries[-1] + "s")
+    )
+    assert made.history_end(piece, [longer, *others], counts) == len(piece) - 1
+    assert counts["history_ends_left_out"] == 1
+    nothing = dataclasses.replace(history, entries=())
+    assert made.history_end(piece, [nothing, *others], counts) == len(piece) - 1
+    assert counts["history_ends_left_out"] == 1
 
 
 def test_items_that_end_inside_a_token_of_the_prompt_are_counted_and_no_targets(config):
@@ -126,7 +163,7 @@ def test_the_answer_is_that_of_the_task(config):
         user, position = ROWS[row]
         target = int(HISTORIES.of(user)[position])
         tokens, weights = prompts(config, room).next_keywords([target], Counter())
-        prefix = made.prompt(row, Counter())
+        prefix = made.prompt(row, Counter()).piece
         n = len(example.tokens) - len(prefix)
         np.testing.assert_array_equal(example.tokens[len(prefix) :], tokens[0, :n])
         np.testing.assert_array_equal(example.loss_weights[len(prefix) :], weights[0, :n])
@@ -140,10 +177,10 @@ def test_what_the_user_had_is_no_neighbors_next_item(config):
     other = next(i for i in range(24) if i not in HISTORIES.of(user))
     neighbors = np.full((len(ROWS), 4), -1, np.int32)
     neighbors[row, :2] = past[0], other
-    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter())
+    with_past = prompts(config, neighbors=neighbors).prompt(row, Counter()).piece
     neighbors[row, :2] = other, -1
     np.testing.assert_array_equal(
-        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).tokens
+        with_past.tokens, prompts(config, neighbors=neighbors).prompt(row, Counter()).piece.tokens
     )
 
 
@@ -209,7 +246,7 @@ def test_align_rows_hold_the_keywords_of_their_target(config):
     items = item_numbers(made, batch)
     for at in range(4):
         target = items[batch.targets[at]]
-        expected = made._prompts.keywords_prompt(target).tokens
+        expected = made._prompts.keywords_prompt(target).piece.tokens
         np.testing.assert_array_equal(batch.users.tokens[at, : len(expected)], expected)
         words = [KEYWORDS[item] == KEYWORDS[target] for item in items]
         assert batch.competes[at].tolist() == [

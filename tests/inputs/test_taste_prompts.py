@@ -42,7 +42,8 @@ def tastes(prompt_config):
 
 def pairs(tastes, room=ROOM, **changes):
     known = toy_tastes.context(tastes, **changes)
-    return TastePairs(known, tastes.renderer.prompt_config, ROWS, room=room, **SIZES)
+    config = tastes.renderer.prompt_config
+    return TastePairs(known, config, ROWS, room=room, history_end=True, **SIZES)
 
 
 def opening(prompts, row):
@@ -98,7 +99,7 @@ def test_what_a_model_wrote_as_counting_says_gives_the_prompts_of_training(taste
             example.tokens[example.suffix_ids == 0]
             for example in (source.example(row, 0), scored.example(row, 0))
         ]
-        prefixes.append(apart.prompt(row, Counter()).tokens)
+        prefixes.append(apart.prompt(row, Counter()).piece.tokens)
         np.testing.assert_array_equal(prefixes[0], prefixes[1])
         np.testing.assert_array_equal(prefixes[0], prefixes[2])
 
@@ -140,10 +141,10 @@ def test_targets_in_the_prompts_of_the_cached_form(tastes, trained):
         past = HISTORIES.of(user)[max(0, position - 5) : position]
         assert known.nexts.tolist() == past[1:].tolist() and len(known.ends) == len(later)
         for count, end in enumerate(known.ends, 1):
-            told = trained.decode(known.piece.tokens[: end + 1])
+            told = trained.decode(known.prompt.piece.tokens[: end + 1])
             shown = tastes.entries(user, max(0, position - 5), position)[:count]
             assert told.endswith(shown[-1])
-        told = trained.decode(known.piece.tokens[known.targets])
+        told = trained.decode(known.prompt.piece.tokens[known.targets])
         expected = "".join(
             words.item_separator + words.item_line.format(words=entry) for entry in later
         )
@@ -189,7 +190,7 @@ def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
     source = ChainTexts(known, config, ROWS, length=500, **SIZES)
     whole = pairs(tastes)
     for row in np.flatnonzero(ROWS[:, 1] >= 2)[::4]:
-        prompt, piece = source.example(row, 0), whole.prompt(row, Counter())
+        prompt, piece = source.example(row, 0), whole.prompt(row, Counter()).piece
         np.testing.assert_array_equal(prompt.tokens, piece.tokens[: len(prompt)])
         rest = config.chat._backend.decode(piece.tokens[len(prompt) :].tolist())
         assert rest.strip() == known.chains[row]

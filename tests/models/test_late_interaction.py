@@ -146,6 +146,17 @@ def test_pairs_are_one_forward_under_the_same_mask(name):
     assert np.std(found) > 0.1
 
 
+def test_a_row_ends_where_it_says_or_at_its_last_token(case):
+    model, users, _, _ = case
+    ends = np.array([[1, 4], [11, 11], [0, 2]], np.int32)
+    states = np.asarray(model(users))
+    found = encode(model, dataclasses.replace(users, ends=ends)).end
+    expected = [(states[at, first] + states[at, last]) / 2 for at, (first, last) in enumerate(ends)]
+    np.testing.assert_allclose(found, np.array(expected), atol=2e-5)
+    plain = encode(model, users).end
+    np.testing.assert_allclose(plain, states[np.arange(3), [4, 11, 2]], atol=2e-5)
+
+
 def test_keys_are_those_of_a_plain_forward(case):
     """Of the items, by the cache that decoding fills."""
     model, _, items, _ = case

@@ -22,6 +22,7 @@ from mmsrec_jax.training.sft import make_optimizer
 from mmsrec_jax.training.state import place
 
 ROOM = PairRoom(prompt=60, item=24, patches=16, tail=1, words=24)
+SIZES = {"history": 5, "similar": 3, "history_end": True}
 SETTINGS = pairs.CachedSettings(
     steps=4, evaluate_every=1, checkpoint_every=2, log_every=1, warmup_steps=0, learning_rate=1e-2,
     trainable="lora", prompt_length=ROOM.prompt, closeness=3.0, next_keywords=0.4,
@@ -34,7 +35,7 @@ WEIGHTS = SETTINGS.task_weights
 def made(tmp_path_factory):
     tokenizer = toy_items.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     config = toy_items.prompt_config(tokenizer)
-    prompts = PairPrompts(context(), config, ROWS, room=ROOM, history=5, similar=3)
+    prompts = PairPrompts(context(), config, ROWS, room=ROOM, **SIZES)
     return tokenizer, prompts
 
 
@@ -53,16 +54,18 @@ def compiled(model, function):
     return lambda batch: run(state, batch)
 
 
-def last_states(model, rows):
-    """Unit vectors of the last hidden states, by a plain forward: float64[rows, hidden]."""
+def read_states(model, rows):
+    """Unit vectors of the last hidden states, of users on average with where the history ends, by a
+    plain forward: float64[rows, hidden]."""
     last = np.asarray(rows.segment_ids).sum(1) - 1
     hidden = compiled(model, lambda model, rows: model(rows))(rows)
-    hidden = np.asarray(hidden, np.float64)[np.arange(len(last)), last]
+    read = rows.ends if rows.ends is not None else last[:, None]
+    hidden = sum(np.asarray(hidden, np.float64)[np.arange(len(last)), at] for at in read.T)
     return hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
 
 
 def cosines(model, users, items):
-    return last_states(model, users) @ last_states(model, items).T
+    return read_states(model, users) @ read_states(model, items).T
 
 
 def metrics_of(model, batch, prompts):
@@ -132,7 +135,7 @@ def test_the_loss_of_finding_later_items_of_a_history_by_hand(measured):
     """By a plain forward of the prompts, read where an item ends."""
     model, batch, metrics = measured
     hidden = np.asarray(compiled(model, lambda model, rows: model(rows))(batch.users), np.float64)
-    items = last_states(model, batch.items)
+    items = read_states(model, batch.items)
     total, count = 0.0, 0
     for at, places in enumerate(batch.history_nexts):
         for end, place_ in zip(batch.history_ends[at], places, strict=True):
@@ -170,9 +173,7 @@ def updates(made, devices, **mesh):
 def test_without_a_tail_the_loss_is_of_the_cosines(made):
     tokenizer, with_tail = made
     room = dataclasses.replace(ROOM, tail=0)
-    prompts = PairPrompts(
-        context(), with_tail.renderer.prompt_config, ROWS, room=room, history=5, similar=3
-    )
+    prompts = PairPrompts(context(), with_tail.renderer.prompt_config, ROWS, room=room, **SIZES)
     model = toy_model.make(tokenizer, rank=0)
     batch, _ = batches(prompts)[5]
     logits = 3.0 * cosines(model, batch.users, batch.items) - batch.log_frequency
