@@ -1,4 +1,4 @@
-"""Recommendation prompts of MLLM-SRec: profile, preferences, last items, chain of thought.
+"""Recommendation prompts of MLLM-SRec: last items, profile, preferences, chain of thought.
 
 *Paper:* profile, dynamic preference and the target's multimodal information are joined in SFT with
 multi-step chain-of-thought prompts. *Ours:* the chain is recent preference -> how it moved -> what
@@ -71,19 +71,23 @@ class TastePrompts(UserPrompts):
     context: TasteContext
 
     def sections(self, row: int) -> list[Section]:
-        """Profile, preferences, last items, and the first two steps of the chain."""
+        """Last items, profile, preferences, and the first two steps of the chain.
+
+        The history comes first: in training its later items are predicted inside it, and the texts
+        were written with them in view.
+        """
         user, position = (int(value) for value in self.rows[row])
         context, templates = self.context, self._templates.taste
         history, *_ = super().sections(row)
         chain = "" if context.chains is None else context.chains[row]
         return [
+            dataclasses.replace(history, priority=1),
             taste.texts(
                 templates, "profile", templates.profile, self._profile(user, position), priority=2
             ),
             taste.texts(
                 templates, "preferences", templates.preferences, self._told(user, position)
             ),
-            dataclasses.replace(history, priority=1),
             taste.texts(templates, "chain", templates.chain, [chain] if chain else [], priority=3),
         ]
 

@@ -65,11 +65,11 @@ def test_a_prompt_word_for_word(trained):
     profile = f"profile {tastes.profile(5, 3)}\n"
     listed = f"likes {', '.join(entries)}\n"
     row = row_of(user, position)
-    assert opening(pairs(tastes), row) == f"{profile}taste {before}\n{listed}so {chain}\n"
+    assert opening(pairs(tastes), row) == f"{listed}{profile}taste {before}\nso {chain}\n"
     without = pairs(tastes, chains=None, profiles=None)  # the last window is told among the others
-    assert opening(without, row) == f"taste {before} {between} {chain}\n{listed}"
+    assert opening(without, row) == f"{listed}taste {before} {between} {chain}\n"
     absent = pairs(tastes, chains=[""] * len(ROWS))
-    assert opening(absent, row) == f"{profile}taste {before}\n{listed}"
+    assert opening(absent, row) == f"{listed}{profile}taste {before}\n"
 
 
 def test_prompts_read_nothing_at_or_after_their_target(prompt_config, tastes):
@@ -183,6 +183,19 @@ def test_disliked_items_of_the_past_compete(trained):
         kept = had[HISTORIES.ratings[start:][: len(had)] >= 4]
         expected = ~np.isin(np.arange(24), np.setdiff1d(kept, HISTORIES.of(user)[position]))
         np.testing.assert_array_equal(batch.competes[at], expected)
+
+
+def test_a_user_is_where_the_history_ends_which_sees_no_text_about_it(tastes, trained):
+    made, counts = pairs(tastes), Counter()
+    bare = pairs(tastes, chains=None, profiles=None)
+    for row in range(2, len(ROWS), 3):
+        prompt, (user, position) = made.prompt(row, counts), ROWS[row].tolist()
+        seen = prompt.piece.tokens[: prompt.history_end + 1]
+        entry = tastes.entries(user, 0, position + 1)[-2]  # with the pause up to the target
+        assert trained.decode(seen).endswith(entry)
+        np.testing.assert_array_equal(seen, bare.prompt(row, Counter()).piece.tokens[: len(seen)])
+        assert prompt.history_end < len(prompt.piece) - 1
+    assert not counts["history_ends_left_out"]
 
 
 def test_the_trained_model_goes_on_where_the_chain_begins(tastes):
