@@ -61,7 +61,7 @@ _MLLM_SREC = {
     },
     "use": {"plain_sft": False},  # a row of the other method's table
     "sft": {"targets": 160, "length": 640},
-    "cached": dict(steps=1050, prompt_length=160),
+    "cached": dict(steps=1050, prompt_length=160, history_end=True),
     "evaluation": {"length": 1536},
 }
 
@@ -122,7 +122,7 @@ def get_config(variant: str = "") -> ConfigDict:
             each_user_once=True, item_length=16, item_patches=4, words_length=16,
             next_in_history=0.5, optimizer="muon", learning_rate=2.5e-3, warmup_steps=20, workers=0,
             evaluate_every=350, validation_rows=1000, checkpoint_every=175, log_every=10,
-            score_users=32, score_items=512,
+            score_users=32, score_items=512, history_end=False,
         )  # fmt: skip
         config.evaluation.update(
             users=1500, length=1280, patches=84, batch_size=16, workers=0, fuse=True
@@ -168,5 +168,5 @@ def _own(config: ConfigDict) -> None:
             config[name].length = 50
         config.cached.update(
             steps=1000, num_items=128, prompt_length=256, item_length=48, words_length=48,
-            each_user_once=False, evaluate_every=250,
+            each_user_once=False, evaluate_every=250, history_end=True,
         )  # fmt: skip
