@@ -178,8 +178,11 @@ def launch(*arguments):
 def test_the_command(adapted, tmp_path):
     workdir, model = adapted
     out = tmp_path / "out"
-    done = launch(f"--workdir={workdir}", f"--out={out}", "--merge", "--dtype=bfloat16")
+    named = ("--base_model=shop/base", "--license=mit")
+    done = launch(f"--workdir={workdir}", f"--out={out}", "--merge", "--dtype=bfloat16", *named)
     assert done.returncode == 0, done.stderr
+    about = ModelCard.load(out / "README.md").data
+    assert (about.base_model, about.license) == ("shop/base", "mit")
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     mmsrec_jax.load(out, "bfloat16")
     again = launch(f"--workdir={workdir}", f"--out={out}", "--merge")
