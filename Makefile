@@ -11,7 +11,8 @@
 # make bench-model        speed and memory of the model beside transformers on torch, FLAGS=... added
 # make bench-loss-memory  memory of the token loss as the batch grows
 # make bench-accelerator  correctness and speed on a GPU, FLAGS=--tiny on a CPU; into runs/accelerator
-# make results  most numbers of README and docs that a CPU gives, by the commands of docs/results.md
+# make results  numbers of README and docs that need a CPU and torch alone, but for those of the
+#               rows "by itself", by the commands of docs/results.md
 # make lint   ruff, and the types by mypy
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart

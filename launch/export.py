@@ -36,6 +36,12 @@ _TOP_K = flags.DEFINE_integer(
     "top_k", None, "Items that an exported sequential model returns; 100 if not set.", 1, 1_000_000
 )
 _LICENSE = flags.DEFINE_string("license", "", "License in the model card, e.g. apache-2.0.")
+_BASE_MODEL = flags.DEFINE_string(
+    "base_model",
+    "",
+    "Name of the base model on the Hugging Face Hub, e.g. Qwen/Qwen2.5-VL-3B-Instruct: for the "
+    "model card, and for peft to find it.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -57,6 +63,7 @@ def main(argv: list[str]) -> None:
             max_shard_bytes=int(_MAX_SHARD_GIB.value * 2**30) if _MAX_SHARD_GIB.value else None,
             top_k=_TOP_K.value,
             license=_LICENSE.value,
+            base_model=_BASE_MODEL.value,
         )
     logging.info("export: %s of %s is in %s", step, _WORKDIR.value, _OUT.value)
 

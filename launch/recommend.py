@@ -17,8 +17,9 @@ interaction at most; the answer shows them.
 The answer goes to standard output, everything else to standard error.
 
 --serve loads the model once and answers on a page of this machine, http://127.0.0.1:8000/ (--port):
-search items, choose a history or name a user, add an item with a picture, ask again. New items last
-until Ctrl-C. Other machines cannot open the page; from your laptop to a machine that you log in to:
+search items, choose a history, type one as ids or name a user, add an item with a picture, ask
+again. New items last until Ctrl-C. Other machines cannot open the page; from your laptop to a
+machine that you log in to:
 ssh -L 8000:127.0.0.1:8000 HOST. Everyone who is logged in to the same machine can open it.
 """
 

@@ -2,7 +2,8 @@
 files goes.
 
 Written down from what the loaders in vllm/model_executor/models do (llama.py, qwen2.py, qwen3.py,
-qwen2_5_vl.py, qwen3_vl.py, llava.py, clip.py, interns1.py, interns1_vit.py; October 2026). A loader
+qwen2_vl.py, qwen2_5_vl.py, qwen3_vl.py, llava.py, clip.py, interns1.py, interns1_vit.py; October
+2026, Qwen2-VL November). A loader
 renames a tensor by its beginning, joins what it computes in one product, and fails on a tensor that
 it has no parameter for.
 """
@@ -19,6 +20,7 @@ _INSIDE = (
     ("lm_head.", "language_model.lm_head."),
 )
 _BEGINNINGS = {
+    "Qwen2VLForConditionalGeneration": (*_INSIDE, ("model.", "language_model.model.")),
     "Qwen2_5_VLForConditionalGeneration": (*_INSIDE, ("model.", "language_model.model.")),
     "Qwen3VLForConditionalGeneration": _INSIDE,
     "LlavaForConditionalGeneration": _INSIDE,
@@ -63,13 +65,15 @@ def wanted(config: Mapping) -> dict[str, Shape]:
     text = config.get("text_config", config)
     inner = {
         "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3",
-        "Qwen2_5_VLForConditionalGeneration": "qwen2", "Qwen3VLForConditionalGeneration": "qwen3",
+        "Qwen2VLForConditionalGeneration": "qwen2", "Qwen2_5_VLForConditionalGeneration": "qwen2",
+        "Qwen3VLForConditionalGeneration": "qwen3",
     }.get(architecture) or text["model_type"]  # fmt: skip
     found = _decoder(text, inner, is_tied=config["tie_word_embeddings"])
     if text is config:
         return found
     found = {f"language_model.{name}": shape for name, shape in found.items()}
     towers = {
+        "Qwen2VLForConditionalGeneration": _qwen2_tower,
         "Qwen2_5_VLForConditionalGeneration": _qwen2_5_tower,
         "Qwen3VLForConditionalGeneration": _qwen3_tower,
         "LlavaForConditionalGeneration": _clip_tower,
@@ -116,6 +120,25 @@ def _decoder(text: Mapping, kind: str, *, is_tied: bool) -> dict[str, Shape]:
     if kind == "qwen3":
         layer |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
     return found | _layers("model.layers", text["num_hidden_layers"], layer)
+
+
+def _qwen2_tower(config: Mapping) -> dict[str, Shape]:
+    """Its product over patches is read as the convolution that the file has."""
+    c = config["vision_config"]
+    width, patch = c["embed_dim"], c["patch_size"]
+    inner, merged = int(width * c["mlp_ratio"]), width * c["spatial_merge_size"] ** 2
+    block = {
+        **_norm("norm1", width), **_norm("norm2", width),
+        **_linear("attn.qkv", 3 * width, width), **_linear("attn.proj", width, width),
+        **_linear("mlp.fc1", inner, width), **_linear("mlp.fc2", width, inner),
+    }  # fmt: skip
+    return {
+        "visual.patch_embed.proj.weight": (width, 3, c["temporal_patch_size"], patch, patch),
+        **_norm("visual.merger.ln_q", width),
+        **_linear("visual.merger.mlp.0", merged, merged),
+        **_linear("visual.merger.mlp.2", c["hidden_size"], merged),
+        **_layers("visual.blocks", c["depth"], block),
+    }
 
 
 def _qwen2_5_tower(config: Mapping) -> dict[str, Shape]:

@@ -39,7 +39,8 @@ class Table:
             ),
         }
         try:
-            with _source(path) as stream:
+            name = f"read {path.name}"
+            with reading.open_unpacked(path, within=path.parent, name=name) as stream:
                 self._table = pa.csv.read_csv(stream, **options)
         except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             for _ in _lines(path, len(self.names)):  # raises where the damage is
@@ -159,12 +160,6 @@ def _line(stream: BinaryIO, path: Path, number: int) -> bytes:
     if len(raw) > LONGEST_LINE:
         raise UserError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; shorten it")
     return raw
-
-
-def _source(path: Path) -> "pa.NativeFile | BinaryIO":
-    if path.suffix == ".gz":
-        return reading.open_unpacked(path, within=path.parent)
-    return pa.input_stream(str(path))
 
 
 def _text(raw: bytes, path: Path, line: int) -> str:

@@ -23,6 +23,7 @@ from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import track
 from mmsrec_jax.runtime.settings import Section, from_record, group, seed_setting, setting
 
 _STORE, _WORLD, _REPORT = "store", "world.npz", "report.json"
@@ -184,7 +185,8 @@ def build(settings: DataSettings, directory: Path) -> None:
     else:
         items, histories, report = _read_files(settings)
         image_name = items.image_name
-    written = store.write(directory / _STORE, items, histories, image_name=image_name)
+    told = track(items, "write items", len(items), "items")
+    written = store.write(directory / _STORE, told, histories, image_name=image_name)
     catalog, histories = store.open(directory / _STORE)
     report.finish(catalog, histories, written)
     report.split(split(settings, histories))

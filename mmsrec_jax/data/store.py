@@ -33,6 +33,7 @@ from mmsrec_jax.data import images
 from mmsrec_jax.data.records import Catalog, Histories, Item
 from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import track
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -242,7 +243,8 @@ def _write_into(
 
     _prepare(_ItemsBuilder, directory, item_examples())
     _check(ids, histories)
-    _prepare(_HistoriesBuilder, directory, _history_examples(histories))
+    told = track(_history_examples(histories), "write histories", len(histories), "users")
+    _prepare(_HistoriesBuilder, directory, told)
     digest.update(json.dumps([histories.users.tolist(), histories.clock]).encode())
     for name in ("offsets", "items", "timestamps", "ratings"):
         value = getattr(histories, name)

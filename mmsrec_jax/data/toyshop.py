@@ -33,6 +33,7 @@ from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.toyshop_items import PATTERNS, PLACES, PRODUCTS, TONES, VALUES
 from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import track
 from mmsrec_jax.runtime.settings import Section, seed_setting, setting
 
 LOOKS = 2
@@ -226,7 +227,7 @@ def generate(settings: ToyshopSettings) -> tuple[list[Item], Histories, World]:
     )
     catalog = [
         toyshop_items.make(index, world.attributes, np.random.default_rng((settings.seed, index)))
-        for index in range(settings.num_items)
+        for index in track(range(settings.num_items), "draw items", settings.num_items, "items")
     ]
     mean_survival = float(world.survival(gaps).mean()) if len(gaps) else 1.0
     return (
@@ -311,7 +312,7 @@ def _choices(
 
     mood, taken = fresh_mood(), np.zeros((users, len(kind_of_item)), bool)
     chosen, states = [], []
-    for step in range(longest):
+    for step in track(range(longest), "draw choices", longest, "places"):
         state = np.concatenate([profile, mood[:, None]], axis=1)
         utility = fitting(every_kind, state[:, None]) @ logit
         logits = utility[:, kind_of_item] + world.popularity

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -68,7 +68,7 @@ class TinySettings(Section):
 
 
 def write_directory(
-    directory: Path, settings: TinySettings, texts: Iterable[str], images: Iterable[np.ndarray]
+    directory: Path, settings: TinySettings, texts: Collection[str], images: Iterable[np.ndarray]
 ) -> None:
     """Writes tokenizer, config.json and preprocessor_config.json of a Qwen2.5-VL of any size.
 

@@ -3,13 +3,16 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from absl import logging
 
 from mmsrec_jax.hf.processor import read_json
 from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.progress import track
 
 if TYPE_CHECKING:  # seconds of import, paid by those who use it
     from transformers import PreTrainedTokenizerBase
@@ -110,7 +113,9 @@ def _check_files(directory: Path) -> None:
                     )
 
 
-def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTrainedTokenizerBase":
+def train(
+    texts: Collection[str], vocab_size: int, out_dir: str | Path
+) -> "PreTrainedTokenizerBase":
     """Trains a byte-level BPE on `texts`, writes it to `out_dir` and returns it loaded from there.
 
     Ids 0.. are SPECIAL_TOKENS, then 256 bytes, then merges: any text encodes, and words frequent
@@ -144,7 +149,13 @@ def train(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> "PreTra
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+
+    def told() -> Iterator[str]:
+        yield from track(texts, "count words for the tokenizer", len(texts), "texts")
+        logging.info("tokenizer: joining what stands together, to at most %d tokens", vocab_size)
+
+    bpe.train_from_iterator(told(), trainer)
+    logging.info("tokenizer: %d tokens", bpe.get_vocab_size())
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",

@@ -49,6 +49,7 @@ def export(
     max_shard_bytes: int | None = None,
     top_k: int | None = None,
     license: str = "",
+    base_model: str = "",
 ) -> str:
     """Writes the model that `step` of the run in `workdir` left to the new folder `out`; returns
     the name of the step.
@@ -61,24 +62,30 @@ def export(
     adapters float32.
 
     A sequential recommender becomes a program that gives the best `top_k` items, 100 if that is
-    None (`sequential.exporting`). `license` is named in the folder's model card, README.md.
+    None (`sequential.exporting`). `license` is named in the folder's model card, README.md, and so
+    is `base_model`, the name of the base model on the Hugging Face Hub, where peft then finds it.
 
     Raises:
-      UserError: the step has not finished, `out` is not empty, or flags do not fit the step.
+      UserError: the step has not finished, `out` is not empty, `base_model` is no such name, or
+        flags do not fit the step.
     """
     if step is None:
         cached_alone = (workdir / "cached").is_dir() and not (workdir / "sft").is_dir()
         step = "cached" if cached_alone else "sft"
     if step in MODELS:
-        if adapter_only or merge or dtype or max_shard_bytes:
+        if adapter_only or merge or dtype or max_shard_bytes or base_model:
             raise UserError(
                 f"step {step} of {workdir} is a sequential recommender: leave --merge, "
-                "--adapter_only, --dtype and --max_shard_gib out"
+                "--adapter_only, --dtype, --max_shard_gib and --base_model out"
             )
         _export_sequential(workdir, out, step, _TOP_K if top_k is None else top_k, license)
         return step
     if top_k is not None:
         raise UserError(f"step {step} of {workdir} is an MLLM: leave --top_k out")
+    if base_model and not model_card.is_hub_name(base_model):
+        raise UserError(
+            f"--base_model={base_model}: write a name on the Hub, as in Qwen/Qwen2.5-VL-3B-Instruct"
+        )
     config = workdir_lib.finished(workdir, step, same=(MODEL, WARMUP))
     if step == SFT and not config.get("use", {}).get("sft", True):
         raise UserError(
@@ -95,7 +102,7 @@ def export(
     max_pixels = config["model"]["max_pixels"]
     trained = _Trained(workdir, step, config)
     _check_flags(trained, merge, adapter_only)
-    card = _card(workdir, step, config, base, adapter_only, license)
+    card = _card(workdir, step, config, base, base_model, adapter_only, license)
     if adapter_only:
         given = config["model"]["path"]
         name = given if is_url(given) else str(base.resolve()) if given else None
@@ -106,7 +113,7 @@ def export(
             base,
             connector=connector,
             dtype=dtype or "float32",
-            base_name=name,
+            base_name=base_model or name,
             max_pixels=max_pixels,
             card=card,
         )
@@ -132,7 +139,7 @@ def _export_sequential(workdir: Path, out: Path, step: str, top_k: int, license:
         "from recommend import Recommender\n\n"
         f'Recommender(".").top([["ITEM_ID", "ITEM_ID"]]{times})\n'
     )
-    card = Card(step, "jax", "", license, _data(workdir), loading)
+    card = Card(step, "jax", "", "", license, _data(workdir), loading)
     catalog = build.open_run(workdir).catalog
     sequential_exporting.write(
         out,
@@ -156,6 +163,7 @@ def _card(
     step: str,
     config: Mapping[str, Any],
     base: Path,
+    hub_base: str,
     adapter_only: bool,
     license: str,
 ) -> str:
@@ -164,7 +172,7 @@ def _card(
     if adapter_only:
         loading = (
             f"from transformers import {auto}\nfrom peft import PeftModel\n\n"
-            f'base = {auto}.from_pretrained("BASE_MODEL")\n'
+            f'base = {auto}.from_pretrained("{hub_base or "BASE_MODEL"}")\n'
             'model = PeftModel.from_pretrained(base, "DIR")\n'
         )
     else:
@@ -172,11 +180,14 @@ def _card(
             f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("DIR")\n\n'
             'import mmsrec_jax\n\nmodel = mmsrec_jax.load("DIR")\n'
         )
-    name = read_json(base / "config.json").get("_name_or_path") or config["model"]["path"]
+    stated = str(read_json(base / "config.json").get("_name_or_path") or config["model"]["path"])
+    if not hub_base and model_card.is_hub_name(stated) and not Path(stated).exists():
+        hub_base = stated
     card = Card(
         step,
         "peft" if adapter_only else "transformers",
-        str(name),
+        hub_base or Path(stated).name,
+        hub_base,
         license,
         _data(workdir),
         loading,

@@ -23,7 +23,8 @@ class Card:
     Attributes:
       step: of the run, that trained the model.
       library: transformers, peft or jax, which loads the folder.
-      base: Hugging Face name or folder of the base model; empty for none.
+      base: what the base model is called; empty for none.
+      hub_base: its name on the Hugging Face Hub; empty where it has none, or none is known.
       license: as the Hub spells it; empty leaves the field out.
       data: name of the data set.
       loading: Python lines that load the model.
@@ -33,6 +34,7 @@ class Card:
     step: str
     library: str
     base: str
+    hub_base: str
     license: str
     data: str
     loading: str
@@ -42,15 +44,14 @@ class Card:
         """Markdown with YAML in front. table: rows of the run's table.json; may be empty."""
         # JSON strings are YAML strings, whatever is in them.
         head: dict[str, Any] = {"license": self.license} if self.license else {}
-        if _is_hub_name(self.base):
-            head["base_model"] = self.base
+        if self.hub_base:
+            head["base_model"] = self.hub_base
         head["library_name"] = self.library
         if self.pipeline:
             head["pipeline_tag"] = self.pipeline
         head["tags"] = ["recommendation", "mmsrec_jax"]
         yaml = "".join(f"{name}: {json.dumps(value)}\n" for name, value in head.items())
-        name = self.base if _is_hub_name(self.base) else Path(self.base).name
-        base = f"\nBase model: {_code(name)}.\n" if name else ""
+        base = f"\nBase model: {_code(self.base)}.\n" if self.base else ""
         missing = "" if self.license else "\nThe license is not set: set it before you publish.\n"
         return (
             f"---\n{yaml}---\n\n# {self.step}\n\n"
@@ -104,5 +105,6 @@ def _code(text: str) -> str:
     return f"`{printable(text).replace('`', '')}`"
 
 
-def _is_hub_name(base: str) -> bool:
-    return base.count("/") == 1 and not base.startswith((".", "/")) and not Path(base).exists()
+def is_hub_name(name: str) -> bool:
+    """Whether a name on the Hub may be so: owner/model."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, flags=re.ASCII))

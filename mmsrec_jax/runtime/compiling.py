@@ -20,7 +20,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class Compilations:
     """Listens to JAX's own measurements; of every thread one program at a time."""
 
-    def __init__(self, long: float = LONG):
+    def __init__(self, long: float):
         self._long = long
         self._running: dict[int, _Compilation] = {}
 
@@ -53,4 +53,4 @@ class _Compilation:
 
 def watch() -> None:
     """From now on, in this process. Call it once."""
-    jax.monitoring.register_event_duration_secs_listener(Compilations())
+    jax.monitoring.register_event_duration_secs_listener(Compilations(LONG))

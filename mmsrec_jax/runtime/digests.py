@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mmsrec_jax.runtime import reading
 from mmsrec_jax.runtime.errors import UserError
 
 _WHOLE_BYTES = 16 * 2**20  # a file up to this size is read whole
@@ -32,7 +33,7 @@ _CHUNKED = ".array_record"
 
 def whole(path: Path, algorithm: str = "sha256") -> str:
     """Of all bytes."""
-    with path.open("rb") as file:
+    with reading.told(path.open("rb"), f"hash {path.name}") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 

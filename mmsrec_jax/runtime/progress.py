@@ -1,6 +1,7 @@
 """Progress lines with rate and time left, for anything that takes longer than a few seconds."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -94,3 +95,25 @@ def track(items: Iterable, name: str, total: int, unit: str) -> Iterator:
     for item in items:
         yield item
         progress.update()
+
+
+class ByteProgress:
+    """The same of bytes, in MiB and from any thread; what takes less than an interval says nothing.
+
+    name: what is running. total: how many bytes the whole job has.
+    """
+
+    def __init__(self, name: str, total: int):
+        self._progress = Progress(name, max(total >> 20, 1), unit="MiB")
+        self._progress.update(0)  # nothing compiles: the first bytes count in the rate
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Counts `size` bytes as done."""
+        lines = self._progress
+        with self._lock:
+            self._bytes += size
+            new = (self._bytes >> 20) - lines.done
+            is_short = time.monotonic() - lines.began < lines.interval
+            if new and not (is_short and lines.done + new >= lines.total):
+                lines.update(new)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmsrec_jax.runtime.errors import UserError, first_line
+from mmsrec_jax.runtime.progress import ByteProgress
 
 LONGEST_LINE = 1 << 20  # bytes
 _LARGEST_JSON = 256 << 20  # bytes
@@ -78,15 +79,23 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def open_unpacked(path: Path, within: Path | None = None) -> BinaryIO:
+def open_unpacked(path: Path, within: Path | None = None, *, name: str = "") -> BinaryIO:
     """The same of what a file ending in .gz holds, or of any other file as it is.
+
+    name: of the lines of progress over the file (`told`); empty for none.
 
     Reading raises UserError once a gzip file holds far more than any data set's would, and
     EOFError, zlib.error or OSError where it is damaged.
     """
-    if path.suffix != ".gz":
-        return open_regular(path, within)
-    return io.BufferedReader(_Unpacked(path, within))
+    file = open_regular(path, within)
+    if name:
+        file = told(file, name)
+    return file if path.suffix != ".gz" else io.BufferedReader(_Unpacked(path, file))
+
+
+def told(file: BinaryIO, name: str) -> io.BufferedReader:
+    """`file`, with lines of progress when reading all of it takes more than a few seconds."""
+    return io.BufferedReader(_Told(file, name))
 
 
 def read_bytes(path: Path, *, most: int, within: Path | None = None) -> bytes:
@@ -226,11 +235,34 @@ def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class _Told(io.RawIOBase):
+    """The bytes of a file, counted as they are read."""
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._file = file
+        self._progress = ByteProgress(name, os.fstat(file.fileno()).st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        size = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self._progress.add(size)
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class _Unpacked(io.RawIOBase):
     """What a gzip file holds. Raises UserError once it is far more than any data set's would be."""
 
-    def __init__(self, path: Path, within: Path | None):
-        self._path, self._count, self._file = path, 0, open_regular(path, within)
+    def __init__(self, path: Path, file: BinaryIO):
+        self._path, self._count, self._file = path, 0, file
         self._size = os.fstat(self._file.fileno()).st_size
         self._stream = gzip.GzipFile(fileobj=self._file)
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 
-from mmsrec_jax.runtime import failures, processes
+from mmsrec_jax.runtime import compiling, failures, processes
 from mmsrec_jax.runtime.buckets import copies, objects
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError, first_line, of_disguised, of_os_error, root
@@ -61,6 +61,7 @@ def launch(main: Callable[[list[str]], int | None], *, required: Sequence[str] =
     """
     plain_log_lines()
     _compile_without_triton()
+    compiling.watch()
     flags.mark_flags_as_required(required)
     try:
         app.run(main, flags_parser=parse_flags)

@@ -18,6 +18,7 @@ from mmsrec_jax.pages.shown_items import small, strip, title_of
 
 MOST_SHOWN = 100
 _LONGEST_NAME, _LONGEST_LINE = 60, 800
+_LONGEST_IDS = 20_000  # characters of a list of ids
 TEXTS = ("title", "description")  # of a new item
 
 
@@ -27,6 +28,8 @@ class Question:
 
     Attributes:
       items: raw ids of the typed history, oldest first.
+      ids: a history as typed, raw ids with commas between. `items` has them too, unless they were
+        refused.
       user: raw id, in place of a history; "" where there is none.
       top: how many items are shown.
       times, now: as typed, see `Recommending.recommend`; "" where nothing is.
@@ -35,6 +38,7 @@ class Question:
     """
 
     items: Sequence[str] = ()
+    ids: str = ""
     user: str = ""
     top: int = 10
     times: str = ""
@@ -191,7 +195,8 @@ def _history(run: Run, pictures: Pictures, question: Question, answer: Answer | 
         ]
     else:
         find = element("a", "find items", href="#find")
-        parts.append(element("p", "Nothing is chosen yet: ", find, ", or name a user."))
+        parts.append(element("p", "Nothing is chosen yet: ", find, ", type ids, or name a user."))
+    parts += [element("h3", "Ids of items"), _ids(question)]
     parts += [element("h3", "A user of the data"), _user(run, question)]
     return joined(parts)
 
@@ -216,6 +221,18 @@ def _typed(run: Run, pictures: Pictures, question: Question) -> Html:
             strip(numbers, pictures, remove),
         ],
         hidden=hidden,
+    )
+
+
+def _ids(question: Question) -> Html:
+    """A history in one field; it takes the place of what is chosen."""
+    label = "Ids of items, oldest first, separated by commas"
+    text = question.ids or ", ".join(question.items)
+    return _form(
+        [
+            _field(label, "ids", text, longest=_LONGEST_IDS),
+            element("div", _main_button(), _top(question), class_="row"),
+        ]
     )
 
 

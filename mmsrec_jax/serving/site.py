@@ -68,7 +68,7 @@ class RecommendSite:
             if question.items:
                 item_indices(self._asked.catalog, question.items, "history")
         except (UserError, Refused) as error:
-            question, problem = Question(), str(error)
+            question, problem = Question(ids=", ".join(query.all("ids"))), str(error)
         if question.is_asked:
             try:
                 answer, seconds = self._ask(question)
@@ -208,6 +208,7 @@ def _question(form: Form) -> Question:
             raise Refused("the history has no such place; go back and try again")
         del items[place]
     items += form.all("add")
+    items += [id for text in form.one("ids").split(",") if (id := text.strip())]
     if len(items) > _MOST_ITEMS:
         raise Refused(f"the history has more than {_MOST_ITEMS} items; name the latest alone")
     top = _number(form.one("top") or "10")
@@ -215,6 +216,7 @@ def _question(form: Form) -> Question:
         raise Refused(f"items to show: give a number from 1 to {page.MOST_SHOWN}")
     return Question(
         items=items,
+        ids=form.one("ids"),
         user=form.one("user"),
         top=top,
         times=form.one("times"),

@@ -1,5 +1,6 @@
 """docs/results.md: no section with numbers is missing, and no number is stale."""
 
+import csv
 import re
 import subprocess
 
@@ -12,7 +13,16 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 NOT_MEASURED = ("configuration", "paper-to-code", "rewards", "architecture", "faq", "results")
 # Sections of other pages whose tables have such numbers and no measurement.
 DEFINITIONS = {("evaluation.md", "protocols")}
+THREE = re.compile(r"(?<![\w./:])\d?\.\d{3,}(?!\w)")  # decimals
 TOOL = re.compile(r"((?:launch|benchmarks)/[\w/]+\.py)|\bmake ([a-z][a-z-]+)\b")
+# Numbers of README's sentences that neither docs/evaluation.md nor the figure's table has.
+PRINTED_BY = {
+    'launch/train.py --config=configs/quickstart.py --config.seed=3 --config.seeds="(3, 4, 5)" '
+    "--config.use.plain_sft=False": (
+        ".898 .107 .146 .082 .066 .100 .0758 .029 .0267 .049 .040"
+    ).split(),
+}
+ROUNDED = {".028": ".0278"}  # MLLM-SRec's interval, in docs/evaluation.md with one digit more
 MEASURED = re.compile(r"(?<![\w.])\d{0,3}\.\d+(?![\w.])|(?<![\w.,])\d{1,3}(?:,\d{3})+(?!\w)")
 
 
@@ -37,13 +47,24 @@ def makefile():
     return (ROOT / "Makefile").read_text()
 
 
-def rows():
-    """(page, anchor, the tools it says) of every row of the table."""
+def lines():
+    """(page, anchor, what makes it, what it needs) of every row of the table."""
     for line in PAGE.read_text().splitlines():
         if line.startswith("| ["):
-            link, said, _ = line.split(" | ")
+            link, said, needs = line.strip(" |").split(" | ")
             target, _, anchor = re.search(r"\]\(([^)]+)\)", link)[1].partition("#")
-            yield (PAGE.parent / target).resolve(), anchor, tools(said)
+            yield (PAGE.parent / target).resolve(), anchor, said, needs
+
+
+def rows():
+    """(page, anchor, the tools it says) of every row of the table."""
+    for page, anchor, said, _ in lines():
+        yield page, anchor, tools(said)
+
+
+def section(page, anchor):
+    (text,) = [text for name, text in sections(page) if name == anchor]
+    return text
 
 
 def test_every_section_with_measured_numbers_has_a_row():
@@ -63,8 +84,7 @@ def test_every_section_with_measured_numbers_has_a_row():
 
 def test_every_section_names_what_its_row_says():
     for page, anchor, said in rows():
-        (text,) = [text for name, text in sections(page) if name == anchor]
-        assert anchor in anchors(page) and said and said <= tools(text), anchor
+        assert anchor in anchors(page) and said and said <= tools(section(page, anchor)), anchor
 
 
 def test_a_section_that_is_missing_would_be_seen(monkeypatch):
@@ -101,18 +121,97 @@ def test_make_results_runs_the_block_of_the_page():
     assert len(lines) == len(list(commands(PAGE)))
 
 
+def block():
+    """Scripts, workdirs and comparisons of the commands that make results runs."""
+    text = section(PAGE, "on-a-cpu")
+    commands_of_it = "\n".join(line for line in text.splitlines() if line.startswith("    "))
+    return tools(commands_of_it), workdirs(commands_of_it), comparisons(commands_of_it)
+
+
+def workdirs(text):
+    return set(re.findall(r"--workdir=([\w./$-]+)", text))
+
+
+def comparisons(text):
+    whole = re.sub(r"\\\n\s*", " ", text)
+    found = re.findall(r"python launch/evaluate\.py (--compare [^#\n]*)", whole)
+    return {" ".join(line.split()) for line in found}
+
+
+def test_what_needs_a_cpu_alone_is_run_by_make_results_or_by_itself():
+    scripts, folders, compared = block()
+    reasons = re.findall(r"^- (.*)$", section(PAGE, "on-a-cpu"), flags=re.M)
+    alone = 0
+    for page, anchor, said, needs in lines():
+        named = tools(said)
+        if needs == "a CPU, by itself":
+            alone += 1
+            (reason,) = (text for text in reasons if said in text)
+            assert len(reason) > len(said) + 30
+        elif needs in ("a CPU", "a CPU, torch"):
+            assert {name for name in named if name.endswith(".py")} <= scripts, said
+            text = said if "--workdir" in said else section(page, anchor)
+            assert workdirs(text) <= folders and comparisons(text) <= compared, anchor
+    assert alone == len(reasons) == 5
+
+
 def table(page, anchor):
     """First cell -> the others of the first table of a section, without marks."""
-    (text,) = [text for name, text in sections(page) if name == anchor]
-    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    first = re.search(r"^(?:\|.*\n)+", section(page, anchor), flags=re.M)[0]
+    cells = [line.strip("|").split("|") for line in first.splitlines()]
     return {row[0].strip(" *"): [cell.strip(" *") for cell in row[1:]] for row in cells}
 
 
-def test_numbers_that_stand_in_two_places_are_the_same():
+def told(cell):
+    """ ".078 [.060, .096]" as README says it."""
+    return re.sub(r" \[(\S+), (\S+)\]", r" (\1 to \2)", cell)
+
+
+def rounded(cell):
+    """The same with three decimals."""
+    return re.sub(r"\d*\.\d+", lambda found: f"{float(found[0]):.3f}".lstrip("0"), cell)
+
+
+def test_what_the_readme_says_of_a_row_is_what_the_row_says():
     readme, evaluation = (ROOT / "README.md").read_text(), ROOT / "docs" / "evaluation.md"
     flat = " ".join(readme.split())
     shop = table(evaluation, "rows-on-a-shop-that-nothing-was-chosen-on")
     assert f"Molar has {shop['molar'][0]} there and HM4SR {shop['hm4sr'][0]}" in flat
+    below = [shop[name][2].split()[0] for name in ("molar", "hm4sr")]
+    assert f"{below[0]} and {below[1]} below" in flat
     assert f"of Bayes {shop['bayes_learned_groups'][1]}" in flat
+    seeds = table(evaluation, "mllm-srec-on-that-shop")
+    assert f"of SASRec {seeds['sasrec'][1]} (" in flat
+    hits, ndcg, above_hits, above_ndcg = seeds["mllm_srec** (cached)"]
+    assert f"has {hits} and {ndcg} on that other shop, three seeds: {told(above_hits)} and " in flat
+    assert f"and {told(rounded(above_ndcg))} above SASRec" in flat
     beauty = table(evaluation, "sequential-models-on-amazon-beauty")
     assert f"NDCG@10 {beauty['SASRec, full softmax (`beauty.py:sasrec`)'][1]}" in flat
+    parts = table(evaluation, "without-one-of-its-parts")
+    (plain,) = (cells for name, cells in parts.items() if "`plain`" in name)
+    assert f"titles and texts have [{plain[0]} on the first shop]" in flat
+    assert "**leaving out rewards or similar users makes no difference there**" in flat
+    for name in ("no rewards", "no similar users"):
+        for cell in parts[name][1::2]:
+            low, high = map(float, re.search(r"\[(\S+), (\S+)\]", cell).groups())
+            assert low < 0 < high
+    with (ROOT / "docs" / "figures" / "quickstart.csv").open(newline="") as file:
+        figure = {row["system"]: row["hr@5"] for row in csv.DictReader(file)}
+    muon = next(line for line in evaluation.read_text().splitlines() if "| Muon | 16,000" in line)
+    assert f"| {figure['mmsrarec']} | {figure['bayes_optimal']} |" in muon
+    assert parts["all of it"][0] == figure["mmsrarec"]
+    own = f"{figure['keyword_logit']} and .0268 for all of it"
+    assert own in " ".join(evaluation.read_text().split())
+
+
+def test_every_number_of_the_readme_stands_in_a_second_place_or_names_its_command():
+    readme = (ROOT / "README.md").read_text()
+    flat = " ".join(line for line in readme.splitlines() if not line.startswith(("    ", "|")))
+    others = (ROOT / "docs" / "evaluation.md", ROOT / "docs" / "figures" / "quickstart.csv")
+    known = {number for page in others for number in THREE.findall(page.read_text())}
+    listed = set().union(*PRINTED_BY.values())
+    missing = set(THREE.findall(flat)) - known
+    assert missing == listed | ROUNDED.keys(), "stale, or not in the list"
+    assert all(f"`{command}`" in flat for command in PRINTED_BY)
+    for short, long in ROUNDED.items():
+        assert long in known and rounded(long) == short

@@ -1,10 +1,12 @@
-"""An exported folder holds every tensor that vLLM's loaders want, and none that they refuse."""
+"""An exported folder holds every tensor that the loaders of vLLM and of tpu-inference want, and
+none that they refuse."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import tpu_inference_parameters
 import vllm_parameters
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -22,7 +24,8 @@ def shapes(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen2", "qwen3", "qwen2_5_vl", "qwen3_vl", "llava_clip", "internvl"]
+    "name",
+    ["llama", "qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_clip", "internvl"],
 )
 def test_vllm_finds_every_parameter(name, tmp_path):
     base, out = Path(shutil.copytree(GOLDENS / name, tmp_path / "base")), tmp_path / "out"
@@ -34,6 +37,8 @@ def test_vllm_finds_every_parameter(name, tmp_path):
     exporting.write_model(out, parameters, base, dtype="bfloat16")
     config = json.loads((out / "config.json").read_text())
     assert vllm_parameters.loaded(config, shapes(out)) == vllm_parameters.wanted(config)
+    if name == "qwen2_5_vl":  # the only one with pictures that tpu-inference has
+        assert shapes(out) == tpu_inference_parameters.wanted(config)
 
 
 def test_the_lists_see_what_is_missing_and_what_is_too_much():
@@ -47,6 +52,10 @@ def test_the_lists_see_what_is_missing_and_what_is_too_much():
     part = {name: shape for name, shape in tensors.items() if "0.self_attn.k_proj" not in name}
     with pytest.raises(AssertionError, match="parts"):
         vllm_parameters.loaded(config, part)
+    # Names that transformers 5 gives lead somewhere in vLLM, and nowhere in tpu-inference.
+    assert tensors == tpu_inference_parameters.wanted(config)
+    newer = {name.replace("visual.", "model.visual.", 1): tensors[name] for name in tensors}
+    assert newer != tensors and vllm_parameters.loaded(config, newer) == wanted
     # A tower named as transformers 5 saves it is one that vLLM does not find: docs/faq.md says so.
     folder = GOLDENS / "llava_clip"
     config, tensors = json.loads((folder / "config.json").read_text()), shapes(folder)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import export_runs
+import hub
 import jax
 import numpy as np
 import pytest
@@ -88,16 +89,19 @@ def test_a_model_card_that_the_hub_reads_and_no_stray_files(adapted, tmp_path):
     workdir = Path(shutil.copytree(adapted[0], tmp_path / "run"))
     table = [{"system": "mmsrarec", "protocol": "full", "users": 9, "ndcg@10": 0.25}]
     (workdir / "table.json").write_text(json.dumps(table))
-    export(workdir, tmp_path / "whole", merge=True, license="apache-2.0")
+    named = {"license": "apache-2.0", "base_model": "Qwen/Qwen2.5-VL-3B-Instruct"}
+    export(workdir, tmp_path / "whole", merge=True, **named)
     export(workdir, tmp_path / "adapters", adapter_only=True)
     whole, adapters = (
         ModelCard.load(tmp_path / name / "README.md") for name in ("whole", "adapters")
     )
     assert whole.data.license == "apache-2.0" and whole.data.library_name == "transformers"
     assert whole.data.pipeline_tag == "image-text-to-text"
+    assert whole.data.base_model == named["base_model"] and named["base_model"] in whole.text
     assert "| mmsrarec | full | 9 | 0.2500 |" in whole.text
     assert 'mmsrec_jax.load("DIR")' in whole.text and str(tmp_path) not in whole.text
     assert adapters.data.library_name == "peft" and adapters.data.license is None
+    assert adapters.data.base_model is None and "Base model: `qwen2_5_vl`." in adapters.text
     assert "license is not set" in adapters.text and str(tmp_path) not in adapters.text
     for name in ("whole", "adapters"):
         known = {"README.md", "config.json", "adapter_config.json", "generation_config.json"}
@@ -106,8 +110,21 @@ def test_a_model_card_that_the_hub_reads_and_no_stray_files(adapted, tmp_path):
             "model.safetensors", "adapter_model.safetensors", "tokenizer.json",
             "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja",
         }  # fmt: skip
-    with pytest.raises(UserError, match="sequential recommender: leave --merge"):
-        export(workdir, tmp_path / "other", step="sasrec", merge=True)
+    for flag in ({"merge": True}, {"base_model": named["base_model"]}):
+        with pytest.raises(UserError, match="sequential recommender: leave --merge"):
+            export(workdir, tmp_path / "other", step="sasrec", **flag)
+    for name in (str(GOLDEN), "Qwen2.5-VL", "a/b/c", "../b", 'a/b"'):
+        with pytest.raises(UserError, match="--base_model=.*: write a name on the Hub"):
+            export(workdir, tmp_path / "other", merge=True, base_model=name)
+
+
+def test_the_folder_is_uploaded_as_it_is(adapted, tmp_path, monkeypatch):
+    export(adapted[0], tmp_path / "out", adapter_only=True, base_model="shop/base")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert hub.uploaded(tmp_path / "out", monkeypatch) == files
+    raw = json.loads(files["adapter_config.json"])
+    assert raw["base_model_name_or_path"] == "shop/base"
+    assert 'from_pretrained("shop/base")' in files["README.md"].decode()
 
 
 def test_flags_that_do_not_fit_the_step(adapted, full, tmp_path):
@@ -161,8 +178,11 @@ def launch(*arguments):
 def test_the_command(adapted, tmp_path):
     workdir, model = adapted
     out = tmp_path / "out"
-    done = launch(f"--workdir={workdir}", f"--out={out}", "--merge", "--dtype=bfloat16")
+    named = ("--base_model=shop/base", "--license=mit")
+    done = launch(f"--workdir={workdir}", f"--out={out}", "--merge", "--dtype=bfloat16", *named)
     assert done.returncode == 0, done.stderr
+    about = ModelCard.load(out / "README.md").data
+    assert (about.base_model, about.license) == ("shop/base", "mit")
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     mmsrec_jax.load(out, "bfloat16")
     again = launch(f"--workdir={workdir}", f"--out={out}", "--merge")

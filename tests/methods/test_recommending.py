@@ -4,12 +4,16 @@ import html
 import itertools
 import json
 import os
+import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlencode
 
 import browser
 import html_check
@@ -325,6 +329,29 @@ def test_items_are_found_chosen_and_taken_back_by_the_address_alone(server, aske
         assert "Answered in " in found.words and found.words.count("Add to the history") == count
 
 
+def test_a_history_is_typed_as_ids_and_what_is_wrong_with_it_stays_text(server):
+    def typed(text, status):
+        found_status, found = local_page.page(server, "/?ask=1&" + urlencode({"ids": text}))
+        (field,) = (given for _, given in found.seen if given.get("name") == "ids")
+        assert found_status == status
+        return found, field.get("value")
+
+    _, chosen = local_page.page(server, "/?ask=1&item=i0007&item=i0023")
+    found, text = typed(" i0007 ,,i0023, ", 200)
+    shown = [re.findall(r"i\d{4}, score -?[\d.]+", page.words) for page in (found, chosen)]
+    assert shown[0] == shown[1] and len(shown[0]) == 10 and text == "i0007 ,,i0023,"
+    (field,) = (given for _, given in chosen.seen if given.get("name") == "ids")
+    assert field["value"] == "i0007, i0023"
+    found, text = typed("i0007, i007", 400)
+    assert "knows no item 'i007'; did you mean 'i0007'" in found.words and text == "i0007, i007"
+    hostile = '"><script>alert(1)</script>, i0007'
+    found, text = typed(hostile, 400)
+    assert hostile.partition(",")[0] in found.words and text == hostile
+    assert "the history is empty" in typed(" , ", 400)[0].words
+    assert "more than 500 items" in typed("i0007," * 501, 400)[0].words
+    assert local_page.page(server, "/?ids=a&ids=b")[0] == 400
+
+
 def test_a_search_that_fails_says_why(server, asked, workdir):
     def keywords(number):
         if number == 9:
@@ -509,6 +536,38 @@ def test_the_benchmark_of_forms_has_a_row_for_each(workdir, monkeypatch, capsys)
 
 
 # --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_serves_until_ctrl_c_and_says_what_it_compiles(workdir, tmp_path):
+    program, log = tmp_path / "program.py", tmp_path / "log"
+    program.write_text(f"""import runpy
+import signal
+from mmsrec_jax.runtime import compiling
+
+compiling.LONG = 0.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
+runpy.run_path({str(ROOT / "launch/recommend.py")!r}, run_name="__main__")
+""")
+    arguments = [f"--workdir={workdir}", "--serve", "--port=0"]
+    log.touch()
+    process = launched.start(str(program), *arguments, log=log)
+    try:
+        while process.exitcode is None and "(Ctrl-C ends it)" not in log.read_text():
+            process.join(0.2)
+        (address,) = re.findall(r"open (http://127\.0\.0\.1:\d+/) ", log.read_text())
+        with urllib.request.urlopen(f"{address}?ids=i0007,i0023&ask=1", timeout=60) as answer:
+            text = answer.read().decode()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    finally:
+        process.kill()
+    found = html_check.Page(text, served=True)
+    assert not found.problems and "Answered in " in found.words
+    said = log.read_text()
+    assert process.exitcode == 0 and said.endswith(" stopped\n") and "Traceback" not in said
+    before, after = said.split("(Ctrl-C ends it)")
+    assert re.search(r" compiling \w+\n", before) and " compiling " not in after
+
 
 OF_AN_ITEM = {"id": str, "title": str, "keywords": list}
 OF_A_NEIGHBOR = OF_AN_ITEM | {"similarity": float}

@@ -1,9 +1,13 @@
 """What is said of a step against what the compiler's own analysis and closed forms say."""
 
+import dataclasses
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -172,6 +176,50 @@ def test_links_of_a_torus():
     assert bandwidth("tpu7x", (4, 4, 4), row) == ("ici", 100e9)
     assert bandwidth("tpu7x", (4, 4, 4), [each for each in row for _ in range(2)]) == ("ici", 200e9)
     assert bandwidth("tpu7x", (2, 2, 1), [Device((i, 0, 0)) for i in range(2)]) == ("ici", 50e9)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfChip:
+    """A device of a TPU7x, as its compiler shows it."""
+
+    coords: tuple[int, ...]
+    core_on_chip: int
+    platform = "tpu"
+    device_kind = "TPU7x"
+    slice_index = 0
+    process_index = 0
+
+
+@pytest.mark.parametrize("size", ["2x2x1", "2x4x4", "4x4x4"])
+def test_every_axis_of_a_mesh_of_half_chips_has_a_network(size, monkeypatch):
+    """A TPU7x from its name to the rings of a mesh; the compiler alone is a stand-in."""
+
+    def described(platform, topology_name):
+        assert (platform, topology_name) == ("tpu", f"tpu7x:{size}")
+        chips = itertools.product(*(range(int(n)) for n in size.split("x")))
+        devices = [HalfChip(coords, core) for coords in chips for core in (0, 1)]
+        return types.SimpleNamespace(devices=devices)
+
+    compiler = types.SimpleNamespace(get_topology_desc=described)
+    monkeypatch.setattr(topologies, "topologies", compiler)
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: name == "libtpu")
+    machine = topologies.describe(f"tpu7x:{size}")
+    count = len(machine.devices)
+    assert count == 2 * math.prod(machine.shape)
+    inside = set()
+    for sizes in ((count, 1, 1), (2, count // 2, 1), (2, count // 4, 2), (1, count // 8, 8)):
+        devices = sharding.make_mesh(*sizes, devices=machine.devices).devices
+        for axis in np.flatnonzero(np.array(sizes) > 1):
+            for ring in np.moveaxis(devices, axis, -1).reshape(-1, sizes[axis]):
+                network, rate = machine.bandwidth(ring)
+                chips = {device.coords for device in ring}
+                assert network == "ici" and 0 < rate <= machine.chip.inside
+                if len(chips) == 1:
+                    assert rate == machine.chip.inside
+                    inside.add(sizes)
+                else:  # a link of 100 GB/s, shared by two; two links along each of three axes
+                    assert 50e9 <= rate <= 600e9
+    assert inside  # an axis of some mesh lies in chips: no coordinate differs along it
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-8b"])

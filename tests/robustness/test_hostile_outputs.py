@@ -89,7 +89,7 @@ def test_sizes_that_no_machine_has(size):
 
 def test_names_in_a_model_card_are_text(tmp_path):
     row = {"system": "a|b\n# c `![x](http://y)`", "protocol": "<b>", "ndcg@10": 0.5}
-    text = Card("sft", "jax", "", "mit", "shop`\n---\n# x", "load()\n").text([row])
+    text = Card("sft", "jax", "", "", "mit", "shop`\n---\n# x", "load()\n").text([row])
     assert "data `shop\\u000a---\\u000a# x`." in text
     assert "| a\\|b\\\\u000a\\# c \\`\\!\\[x\\](http://y)\\` | \\<b\\> |" in text
     for rows in ('[{"protocol": "full"}]', '[{"system": "a", "protocol": "b", "hr@10": "x"}]', "5"):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import content
+import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -44,6 +46,9 @@ def test_the_same_items_without_the_package(kind, tmp_path):
     recommender = made(kind, KINDS[kind])
     ids, length = ids_of(recommender), recommender.config.length
     exporting.write(tmp_path / "out", recommender, ids, top_k=TOP, card="# card\n")
+    program = jax.export.deserialize(bytearray((tmp_path / "out" / "program.jax").read_bytes()))
+    about = json.loads((tmp_path / "out" / "recommender.json").read_text())
+    assert list(program.platforms) == about["platforms"] == ["cpu", "cuda", "tpu"]
     rng = np.random.default_rng(0)
     rows = [rng.permutation(len(ids))[:n].tolist() for n in (1, 3, min(length + 2, len(ids) - TOP))]
     times = [(1_600_000_000 + 86_400 * np.arange(len(row))).tolist() for row in rows]

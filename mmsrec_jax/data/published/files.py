@@ -104,7 +104,7 @@ def chunks(path: Path) -> Iterator[Chunk]:
       UserError: it cannot be read or unpacked, or a line is longer than `LONGEST_LINE`.
     """
     first, rest = 1, b""
-    with reading.open_unpacked(path) as stream:
+    with reading.open_unpacked(path, name=f"read {path.name}") as stream:
         while data := _more(stream, path):
             text = rest + data
             if first == 1 and not rest:

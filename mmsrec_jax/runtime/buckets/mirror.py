@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -20,7 +19,7 @@ from mmsrec_jax.runtime.buckets.objects import (
     crc32c,
 )
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.progress import Progress
+from mmsrec_jax.runtime.progress import ByteProgress
 
 PRIVATE = ".bucket"
 """Folder of a copy that says what it is a copy of; in no bucket."""
@@ -117,7 +116,7 @@ class Mirror:
             markers = [name for name in changed if Path(name).name == MARKER]
             others = [name for name in changed if name not in markers]
             others.sort(key=lambda name: found[name][1])
-            said = Said(f"to {self.objects.url}", sum(found[name][0] for name in others))
+            said = ByteProgress(f"to {self.objects.url}", sum(found[name][0] for name in others))
             refused: list[str] = []
 
             def upload(name: str) -> None:
@@ -207,7 +206,7 @@ class Mirror:
 
     def _download(self, wanted: list[Object]) -> None:
         total = sum(found.size for found in wanted)
-        said = Said(f"from {self.objects.url}", total)
+        said = ByteProgress(f"from {self.objects.url}", total)
 
         def copy(found: Object) -> None:
             path = self.local / found.name
@@ -283,21 +282,6 @@ class Mirror:
         with disk.named(self._state):
             partial.write_text(json.dumps({"url": self.objects.url, "files": self._files}))
             os.replace(partial, self._state)
-
-
-class Said:
-    """Lines of progress of what takes longer than a few seconds, in MiB."""
-
-    def __init__(self, name: str, total: int):
-        self._progress = Progress(name, max(total >> 20, 1), unit="MiB")
-        self._bytes, self._lock = 0, threading.Lock()
-
-    def add(self, size: int) -> None:
-        with self._lock:
-            self._bytes += size
-            new = (self._bytes >> 20) - self._progress.done
-            if new and time.monotonic() - self._progress.began > self._progress.interval:
-                self._progress.update(new)
 
 
 def each(work: Callable[[T], object], items: Iterable[T], *, threads: int = CONNECTIONS) -> None:

@@ -11,9 +11,10 @@ from absl import logging
 
 from mmsrec_jax.runtime import lock as local_lock
 from mmsrec_jax.runtime.buckets.copies import copy_of
-from mmsrec_jax.runtime.buckets.mirror import Said, each
+from mmsrec_jax.runtime.buckets.mirror import each
 from mmsrec_jax.runtime.buckets.objects import ChangedError, Objects, is_url
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.progress import ByteProgress
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def folder(
     with _place(objects.url) as made:
         yield made
         files = sorted(path for path in made.rglob("*") if path.is_file())
-        said = Said(f"to {objects.url}", sum(path.stat().st_size for path in files))
+        said = ByteProgress(f"to {objects.url}", sum(path.stat().st_size for path in files))
 
         def upload(path: Path) -> None:
             name = path.relative_to(made).as_posix()

@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import xla_flags
 from html_check import Page
@@ -175,6 +176,18 @@ def test_external_scores_stand_beside_the_runs(runs, tmp_path):
     for field in dataclasses.fields(ranks):
         own = getattr(stored(runs["a"], "popularity"), field.name)
         np.testing.assert_array_equal(getattr(ranks, field.name), own)
+    # The files beside the ranks turn their numbers into the ids of the file that was given.
+    ids = {}
+    for kind in ("user", "item"):
+        table = pq.read_table(out / f"{kind}_ids.parquet").to_pydict()
+        ids[kind] = dict(zip(table[kind], table["id"], strict=True))
+    scores = {tuple(pair): int(score) for *pair, score in (line.split(",") for line in lines)}
+    for user, target, top in zip(ranks.users, ranks.targets, ranks.top, strict=True):
+        id, known = ids["user"][user], catalog.ids[histories.of(user)]
+        assert ids["item"][target] == known[-1]
+        others = (score for (u, i), score in scores.items() if u == id and i not in known[:-1])
+        best = sorted(others, reverse=True)[: len(top)]
+        assert [scores[id, ids["item"][item]] for item in top] == best
 
 
 def test_runs_that_differ_are_refused(runs, tmp_path):
