@@ -57,7 +57,7 @@ def test_benchmark_splits_as_published(tmp_path):
     name = "amazon_reviews_2023/Video_Games-5core-last_out_w_his"
     data = prepared(name, tmp_path / "raw", tmp_path / "tfds")
     assert {split: len(data[split]) for split in data} == {
-        "train": 1, "valid": 1, "test": 1, "items": 2,
+        "train": 1, "valid": 1, "test": 1, "items": 4,
     }  # fmt: skip
     assert list(data["test"][0]["history"]) == [I3.encode(), I1.encode()]
     assert (data["test"][0]["item_id"], data["test"][0]["user_id"]) == (I2.encode(), U3.encode())
