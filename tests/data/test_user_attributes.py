@@ -154,7 +154,8 @@ def test_what_is_wrong_with_a_user_file_is_one_line(tmp_path, users, fields, mes
 
 def test_a_generated_shop_states_nothing():
     config = as_dict(DataSettings()) | {"source": "toyshop", "user_fields": ("age",)}
-    config |= {"download_page": "", "beam_options": "", "toyshop": as_dict(DataSettings().toyshop)}
+    config |= {"download_page": "", "download": False, "beam_options": ""}
+    config |= {"toyshop": as_dict(DataSettings().toyshop)}
     with pytest.raises(UserError, match="user_fields=.* reads no files and drops nothing"):
         from_config(DataSettings, config, "config.data")
 
