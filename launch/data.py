@@ -77,7 +77,8 @@ _CONFIG = _of(
 )
 _of((*_WITH_CONFIG, "csv"), flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR))
 _HTML = _of(
-    ("stats", "check", "sample"), flags.DEFINE_string("html", None, "file of a page to write.")
+    ("stats", "check", "sample"),
+    flags.DEFINE_string("html", None, "file of a page to write, or gs://BUCKET/FILE."),
 )
 _TOKENIZER = _of(
     ("stats",),
@@ -95,7 +96,9 @@ _SEED = _of(
 
 _INTERACTIONS = _of_csv(flags.DEFINE_string("interactions", None, "file of interactions."))
 _ITEMS = _of_csv(flags.DEFINE_string("items", None, "file of items, if there is one."))
-_OUT = _of_csv(flags.DEFINE_string("out", None, "folder of the atomic files."))
+_OUT = _of_csv(
+    flags.DEFINE_string("out", None, "folder of the atomic files, or gs://BUCKET/FOLDER.")
+)
 _COLUMNS = _of_csv(
     flags.DEFINE_list(
         "columns",
@@ -123,7 +126,9 @@ _ENCODING = _of_csv(
 )
 
 _URLS = _of_fetch(flags.DEFINE_string("urls", None, "file of item ids and URLs."))
-_IMAGES = _of_fetch(flags.DEFINE_string("images", None, "folder of the pictures."))
+_IMAGES = _of_fetch(
+    flags.DEFINE_string("images", None, "folder of the pictures, or gs://BUCKET/FOLDER.")
+)
 _MAX_SIDE = _of_fetch(
     flags.DEFINE_integer(
         "max_side", 512, "pixels of the longer side; larger pictures are made smaller.", 16, 8192

@@ -61,7 +61,9 @@ _FORM = flags.DEFINE_enum(
     "form", None, ["joint", "cached"], "Form of stage 3, of a run with several; else its first."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-_HTML = flags.DEFINE_string("html", None, "File of a page with pictures to write too.")
+_HTML = flags.DEFINE_string(
+    "html", None, "File of a page with pictures to write too, also in a bucket."
+)
 _SERVE = flags.DEFINE_bool("serve", False, "Answer on a page of this machine until Ctrl-C.")
 _PORT = flags.DEFINE_integer("port", 8000, "Of the page of --serve; 0 takes a free one.", 0, 65535)
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
