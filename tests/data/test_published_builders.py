@@ -59,6 +59,22 @@ def test_items_and_interactions_in_the_order_of_the_files(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_load_has_the_same_examples_where_tensorflow_is(tmp_path):
+    pytest.importorskip("tensorflow")
+    made.amazon_2014(tmp_path / "raw")
+    config = tfds.download.DownloadConfig(manual_dir=str(tmp_path / "raw"))
+    name, arguments = "amazon_reviews_2014/Beauty", {"download_config": config}
+    loaded = tfds.load(
+        name, data_dir=str(tmp_path / "tf"), builder_kwargs={"file_format": "tfrecord"},
+        download_and_prepare_kwargs=arguments,
+    )  # fmt: skip
+    plain = prepared(name, tmp_path / "raw", tmp_path / "tfds")
+    for split in ("interactions", "items"):
+        pairs = zip(tfds.as_numpy(loaded[split]), plain[split], strict=True)
+        found = [[(a[k], b[k]) for k in ("user_id", "item_id", "timestamp_ms")] for a, b in pairs]
+        assert found and all(a == b for row in found for a, b in row)
+
+
 def test_benchmark_splits_as_published(tmp_path):
     made.amazon_2023(tmp_path / "raw")
     name = "amazon_reviews_2023/Video_Games-5core-last_out_w_his"
