@@ -164,6 +164,8 @@ def check(settings: DataSettings) -> None:
     files = f"the files of {source.name}" if source else "NAME.inter, NAME.item and images/"
     address = source.page if source else settings.download_page
     page = f"; the raw data: {address}" if address else ""
+    if source and source.is_offered:
+        page += "; --config.data.download=True fetches them"
     if not settings.root:
         raise UserError(
             f"config.data.root is not set: give the folder of {files} with "

@@ -532,7 +532,10 @@ def test_a_published_source_goes_through_the_data_step(tmp_path):
     settings = DataSettings(
         source="amazon_reviews_2014/Beauty", root=str(raw), user_core=2, item_core=1
     )
-    with pytest.raises(UserError, match="raw: no such folder.* files of amazon.*https://snap.stan"):
+    with pytest.raises(
+        UserError,
+        match="raw: no such folder.* files of amazon.*https://snap.*; --config.data.downl",
+    ):
         build.check(settings)
     raw.mkdir()
     with pytest.raises(UserError, match="reviews_Beauty_5.json.* is not here; download it from"):
