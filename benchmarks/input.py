@@ -44,6 +44,7 @@ sys.path.insert(0, str(_ROOT))
 
 from benchmarks.input_sides import Case, World, check_equal, ours, theirs  # noqa: E402
 from configs import beauty  # noqa: E402
+from mmsrec_jax.runtime import input_workers  # noqa: E402
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Folder of a Qwen's tokenizer; else one is made.")
 _DATA = flags.DEFINE_string("data", "", "Folder of atomic files with images; else some are made.")
@@ -115,6 +116,7 @@ def cores(rates: Rates) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     del argv
+    input_workers.keep_jax_out()  # as launch/train.py does; forks of torch are not concerned
     case = Case(
         _DATA.value, _TOKENIZER.value, _ITEMS.value, _USERS.value, _NEGATIVES.value,
         _PIXELS.value, _WORKERS.value, beauty.get_config().sft.look_ahead,
