@@ -1,4 +1,4 @@
-"""From JPEG files to batches: pictures and tokens a second, beside a torch DataLoader.
+"""From JPEG files to batches: examples, pictures and tokens a second, beside a torch DataLoader.
 
     pip install torch==2.13.0           # the CPU build
     python benchmarks/input.py --out=input.json
@@ -10,11 +10,12 @@ summarizer  every item once, its picture and its text: nothing can be used twice
 sft         a user's prompt with a target and --negatives other items, each with its picture. Ours
             share the user's part and are packed; theirs are one conversation a candidate, filled up
             to the longest of its batch. Ours keeps no picture, as if the catalog were much larger
-            than the room for them
+            than the room for them. Rows are filled as those of configs/beauty.py (`look_ahead`)
 sft, pictures kept   the same where all fit that room (256 MiB a process)
 
 First the results are compared: the ids of whole prompts must be those of transformers' Qwen2-VL
 processor, and our patches its pixel values before normalization, which is the device's part here.
+An example is an item to summarize, or one candidate of a user.
 A timing begins when workers have made some batches. "ms of a core" is processor time of all
 processes for a picture: it says more than pictures/s where other work shares the cores. Without
 --tokenizer and --data pictures are made, and a tokenizer is trained.
@@ -43,6 +44,7 @@ sys.path.insert(0, str(_ROOT))
 
 from benchmarks.input_sides import Case, World, check_equal, ours, theirs  # noqa: E402
 from configs import beauty  # noqa: E402
+from mmsrec_jax.runtime import input_workers  # noqa: E402
 
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Folder of a Qwen's tokenizer; else one is made.")
 _DATA = flags.DEFINE_string("data", "", "Folder of atomic files with images; else some are made.")
@@ -75,6 +77,7 @@ def measured(world: World, side: str, job: str, seconds: float = 20) -> Rates:
             break
     made.close()
     return {
+        "examples": found["examples"] / taken,
         "pictures": found["pictures"] / taken,
         "tokens": found["tokens"] / taken,
         "padding": 1 - found["tokens"] / found["slots"],
@@ -113,9 +116,10 @@ def cores(rates: Rates) -> list[dict]:
 
 def main(argv: list[str]) -> None:
     del argv
+    input_workers.keep_jax_out()  # as launch/train.py does; forks of torch are not concerned
     case = Case(
         _DATA.value, _TOKENIZER.value, _ITEMS.value, _USERS.value, _NEGATIVES.value,
-        _PIXELS.value, _WORKERS.value,
+        _PIXELS.value, _WORKERS.value, beauty.get_config().sft.look_ahead,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         world = World(case, Path(directory))
@@ -123,7 +127,12 @@ def main(argv: list[str]) -> None:
             sys.exit(f"{len(world.catalog)} items with a picture are too few; raise --items")
         compared, equal = check_equal(world)
         print(f"{equal} of {compared} prompts equal those of transformers", flush=True)
-        report: dict = {"compared": compared, "equal": equal, "workers": case.workers}
+        report: dict = {
+            "compared": compared,
+            "equal": equal,
+            "workers": case.workers,
+            "look_ahead": case.look_ahead,
+        }
         for job in JOBS:
             rates: dict[str, list[Rates]] = {side: [] for side in SIDES}
             for repeat in range(_REPEATS.value):
@@ -149,18 +158,19 @@ def _said(job: str, rates: dict[str, list[Rates]]) -> dict:
         side: {name: statistics.median(one[name] for one in some) for name in some[0]}
         for side, some in rates.items()
     }
-    for name in ("pictures", "tokens", "milliseconds"):
+    for name in ("examples", "pictures", "tokens", "milliseconds"):
         pairs = zip(rates["ours"], rates["theirs"], strict=True)
         found[f"ratio_{name}"] = statistics.median(a[name] / b[name] for a, b in pairs)
     for side in SIDES:
         one = found[side]
         print(
-            f"{job:18} {side:6} {one['pictures']:8.1f} pictures/s {one['tokens']:9.0f} tokens/s "
+            f"{job:18} {side:6} {one['examples']:8.1f} examples/s "
+            f"{one['pictures']:8.1f} pictures/s {one['tokens']:9.0f} tokens/s "
             f"{one['padding']:6.1%} padding {one['milliseconds']:6.2f} ms of a core"
         )
     print(
-        f"{job:18} ratio  {found['ratio_pictures']:8.2f} {found['ratio_tokens']:18.2f} "
-        f"{found['ratio_milliseconds']:33.2f}",
+        f"{job:18} ratio  {found['ratio_examples']:8.2f} {found['ratio_pictures']:19.2f} "
+        f"{found['ratio_tokens']:20.2f} {found['ratio_milliseconds']:32.2f}",
         flush=True,
     )
     return found

@@ -33,8 +33,9 @@ WORDS = ("oak", "red", "soft", "small", "garden", "summer", "paper", "lamp", "ke
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """data, tokenizer: folders, "" = made ones. pixels: of the largest picture. rows: of a batch of
-    prompts with candidates; batches of items have twice as many."""
+    """data, tokenizer: folders, "" = made ones. pixels: of the largest picture. look_ahead: as that
+    of a config, of ours. rows: of a batch of prompts with candidates; batches of items have twice
+    as many."""
 
     data: str
     tokenizer: str
@@ -43,6 +44,7 @@ class Case:
     negatives: int
     pixels: int
     workers: int
+    look_ahead: int
     rows: int = 8
 
 
@@ -152,8 +154,8 @@ class World:
 
 
 def ours(world: World, job: str) -> Iterator[Counter]:
-    """Batches from the first on, by what they hold: "pictures", "slots" (tokens with padding) and
-    "tokens" (without)."""
+    """Batches from the first on, by what they hold: "examples" (an item to summarize, or one
+    candidate), "pictures", "slots" (tokens with padding) and "tokens" (without)."""
     case, merge = world.case, world.prompt_config.processor.merge_size
     if job == "summarizer":
         made = pipeline.batches(
@@ -166,9 +168,12 @@ def ours(world: World, job: str) -> Iterator[Counter]:
             world.users if job == "sft, pictures kept" else world.users_kept_none,
             batch_size=case.rows, length=LENGTH, patches=LENGTH * merge**2 // 2,
             answers=LENGTH // 32, targets=LENGTH // 32, workers=case.workers,
+            look_ahead=case.look_ahead,
         )  # fmt: skip
     for batch in made:
+        counted = batch.index if job == "summarizer" else batch.answer_positions
         yield Counter(
+            examples=int((counted >= 0).sum()),
             pictures=int(batch.images.image_ids.max(1).sum()),
             slots=batch.tokens.size,
             tokens=int((batch.segment_ids > 0).sum()),
@@ -221,6 +226,7 @@ def theirs(world: World, job: str) -> Iterator[Counter]:
     )  # fmt: skip
     for batch in loader:
         yield Counter(
+            examples=len(batch["lengths"]),
             pictures=len(batch["image_grid_thw"]),
             slots=batch["input_ids"].numel(),
             tokens=int(batch["lengths"].sum()),

@@ -4,7 +4,7 @@ sequential models beside.
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
     python launch/train.py --config=configs/beauty.py --config.data.root=DIR/amazon2014 \\
-        --config.data.source=amazon_reviews_2014/Beauty \\
+        --config.data.source=amazon_reviews_2014/Beauty --config.data.download=True \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty
     python launch/compile.py --config=configs/beauty.py --topology=v5e:8x8
     python launch/train.py --config=configs/beauty.py:mllm_srec --config.data.root=DIR/beauty \\
@@ -14,8 +14,9 @@ sequential models beside.
     python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-molar
 
-DIR/amazon2014 holds reviews_Beauty_5.json.gz and meta_Beauty.json.gz as they were published, and
-images/<asin>.jpg where there are any (docs/data.md); all other commands take the same two flags.
+DIR/amazon2014 holds reviews_Beauty_5.json.gz and meta_Beauty.json.gz as they were published, which
+the second command downloads, and images/<asin>.jpg where there are any (docs/data.md); all other
+commands take the same three flags.
 DIR/beauty holds beauty.inter, beauty.item and images/<item_id>.jpg, RecBole atomic files.
 """
 

@@ -23,8 +23,9 @@ stats, check and sample read the data as the step `data` of a run would, and wri
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -35,10 +36,14 @@ from mmsrec_jax.data.fetching.client import Limits
 from mmsrec_jax.data.fetching.fetch import FetchSettings
 from mmsrec_jax.data.from_csv import Csv
 from mmsrec_jax.runtime import interruption, startup
+from mmsrec_jax.runtime.buckets import outputs
 from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
 from mmsrec_jax.runtime.settings import MAX_SEED
+
+if TYPE_CHECKING:  # seconds of import
+    from mmsrec_jax.methods import data_commands
 
 _COMMANDS = ("stats", "check", "sample", "csv", "fetch")
 _READ_BY: dict[str, tuple[str, ...]] = {}  # flag -> commands; the others are of all
@@ -70,9 +75,10 @@ _CONFIG = _of(
         "config", None, "Experiment whose data it is.", lock_config=True
     ),
 )
-_of(_WITH_CONFIG, flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR))
+_of((*_WITH_CONFIG, "csv"), flags.DEFINE_string("local_dir", None, startup.LOCAL_DIR))
 _HTML = _of(
-    ("stats", "check", "sample"), flags.DEFINE_string("html", None, "file of a page to write.")
+    ("stats", "check", "sample"),
+    flags.DEFINE_string("html", None, "file of a page to write, or gs://BUCKET/FILE."),
 )
 _TOKENIZER = _of(
     ("stats",),
@@ -90,7 +96,9 @@ _SEED = _of(
 
 _INTERACTIONS = _of_csv(flags.DEFINE_string("interactions", None, "file of interactions."))
 _ITEMS = _of_csv(flags.DEFINE_string("items", None, "file of items, if there is one."))
-_OUT = _of_csv(flags.DEFINE_string("out", None, "folder of the atomic files."))
+_OUT = _of_csv(
+    flags.DEFINE_string("out", None, "folder of the atomic files, or gs://BUCKET/FOLDER.")
+)
 _COLUMNS = _of_csv(
     flags.DEFINE_list(
         "columns",
@@ -118,7 +126,9 @@ _ENCODING = _of_csv(
 )
 
 _URLS = _of_fetch(flags.DEFINE_string("urls", None, "file of item ids and URLs."))
-_IMAGES = _of_fetch(flags.DEFINE_string("images", None, "folder of the pictures."))
+_IMAGES = _of_fetch(
+    flags.DEFINE_string("images", None, "folder of the pictures, or gs://BUCKET/FOLDER.")
+)
 _MAX_SIDE = _of_fetch(
     flags.DEFINE_integer(
         "max_side", 512, "pixels of the longer side; larger pictures are made smaller.", 16, 8192
@@ -187,28 +197,30 @@ def _look(command: str) -> int:
         raise UserError(
             f"{command} needs --config, such as --config=configs/base.py --config.data.root=DIR"
         )
+    with outputs.file(_HTML.value) if _HTML.value else nullcontext() as html:
+        if html:
+            document.check_path(html)
+        seen = _seen(look := data_commands.Look(_CONFIG.value), command)
+        if html:
+            look.write_page(html, seen, shlex.join(sys.argv))
     if _HTML.value:
-        document.check_path(Path(_HTML.value))
-    look = data_commands.Look(_CONFIG.value)
-    if command == "stats":
-        tokenizer = _TOKENIZER.value or ""
-        seen = look.stats(tokenizer=tokenizer, users=_USERS.value, seed=_SEED.value)
-    elif command == "check":
-        seen = look.check()
-    else:
-        seen = look.sample(user=_USER.value or "", users=_USERS.value, seed=_SEED.value)
-    if _HTML.value:
-        look.write_page(Path(_HTML.value), seen, shlex.join(sys.argv))
         logging.info("%s: the page", _HTML.value)
     print(printable_lines(seen.json() if _JSON.value else seen.text()))
     return 0 if seen.is_sound else 1
 
 
+def _seen(look: "data_commands.Look", command: str) -> "data_commands.Seen":
+    if command == "stats":
+        tokenizer = _TOKENIZER.value or ""
+        return look.stats(tokenizer=tokenizer, users=_USERS.value, seed=_SEED.value)
+    if command == "check":
+        return look.check()
+    return look.sample(user=_USER.value or "", users=_USERS.value, seed=_SEED.value)
+
+
 def _convert() -> int:
     if not (_INTERACTIONS.value and _OUT.value):
         raise UserError("csv needs --interactions and --out; --help explains them")
-    if is_url(_OUT.value):
-        raise UserError(f"--out={_OUT.value}: csv writes to a folder of this machine")
     items = None
     if _ITEMS.value:
         renamed = from_csv.parsed_columns(_ITEM_COLUMNS.value, "--item_columns")
@@ -217,7 +229,10 @@ def _convert() -> int:
         raise UserError("--item_columns names columns of --items; give that too")
     renamed = from_csv.parsed_columns(_COLUMNS.value, "--columns")
     interactions = Csv(Path(_INTERACTIONS.value), renamed, _ENCODING.value)
-    made = from_csv.convert(Path(_OUT.value), interactions, items, time_format=_TIME_FORMAT.value)
+    with outputs.folder(_OUT.value, new=is_url(_OUT.value)) as out:
+        made = from_csv.convert(out, interactions, items, time_format=_TIME_FORMAT.value)
+    if is_url(_OUT.value):
+        made = made.moved(_OUT.value)
     print(printable_lines(made.json() if _JSON.value else made.text()))
     return 0
 
@@ -225,12 +240,11 @@ def _convert() -> int:
 def _fetch() -> int:
     from mmsrec_jax.methods import data_commands
 
-    images = Path(_IMAGES.value or "")
     if _URLS.value and _IMAGES.value and _CONFIG.value is None:
-        wanted = listed.read(Path(_URLS.value))
+        wanted, images = listed.read(Path(_URLS.value)), _IMAGES.value
     elif _CONFIG.value is not None and not _URLS.value:
         wanted, folder = data_commands.published_pictures(_CONFIG.value)
-        images = Path(_IMAGES.value) if _IMAGES.value else folder
+        images = _IMAGES.value or folder
     else:
         raise UserError("fetch needs either --urls and --images, or --config; --help explains them")
     settings = FetchSettings(

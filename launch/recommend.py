@@ -25,11 +25,13 @@ ssh -L 8000:127.0.0.1:8000 HOST. Everyone who is logged in to the same machine c
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags, logging
 
 from mmsrec_jax.runtime import startup
+from mmsrec_jax.runtime.buckets import outputs
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.printable import printable_lines
@@ -60,7 +62,9 @@ _FORM = flags.DEFINE_enum(
     "form", None, ["joint", "cached"], "Form of stage 3, of a run with several; else its first."
 )
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-_HTML = flags.DEFINE_string("html", None, "File of a page with pictures to write too.")
+_HTML = flags.DEFINE_string(
+    "html", None, "File of a page with pictures to write too, also in a bucket."
+)
 _SERVE = flags.DEFINE_bool("serve", False, "Answer on a page of this machine until Ctrl-C.")
 _PORT = flags.DEFINE_integer("port", 8000, "Of the page of --serve; 0 takes a free one.", 0, 65535)
 _ALLOW_CPU = flags.DEFINE_bool("allow_cpu", False, "Run on the CPU of a machine with a TPU or GPU.")
@@ -80,11 +84,12 @@ def main(argv: list[str]) -> None:
     from mmsrec_jax.methods import answer_page, recommending
     from mmsrec_jax.pages import document
 
-    if _HTML.value:
-        document.check_path(Path(_HTML.value))
     times = None if _TIMES.value is None else recommending.numbers(_TIMES.value)
     about = recommending.attributes(_ABOUT.value)
-    with buckets.reading(_WORKDIR.value) as folder:
+    page_file = outputs.file(_HTML.value) if _HTML.value else nullcontext()
+    with page_file as html, buckets.reading(_WORKDIR.value) as folder:
+        if html:
+            document.check_path(html)
         asked = recommending.opened(folder.resolve(), added=added, form=_FORM.value)
         answer = asked.recommend(
             user=_USER.value,
@@ -94,10 +99,11 @@ def main(argv: list[str]) -> None:
             about=about,
             top=_TOP.value,
         )
-        if _HTML.value:
+        if html:
             page = answer_page.page(answer, asked.catalog, shlex.join(sys.argv))
-            document.write(Path(_HTML.value), page)
-            logging.info("%s: the page", _HTML.value)
+            document.write(html, page)
+    if _HTML.value:
+        logging.info("%s: the page", _HTML.value)
     print(printable_lines(answer.json() if _JSON.value else answer.text()))
 
 

@@ -16,7 +16,7 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from mmsrec_jax.runtime import interruption, processes, startup
+from mmsrec_jax.runtime import input_workers, interruption, processes, startup
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/movielens.py:smoke.", lock_config=True
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     if not processes.is_main():
         logging.set_verbosity(logging.WARNING)
     interruption.watch()
+    input_workers.keep_jax_out()
     startup.check_devices(allow_cpu=_ALLOW_CPU.value)
     from mmsrec_jax import methods
 

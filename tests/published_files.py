@@ -6,6 +6,7 @@ from pathlib import Path
 
 U1, U2, U3 = "A1YJEY40YUW4SE", "A60XNB876KYML", "AG73BVBKUOH22USSFJA5ZWL7AKXA"
 I1, I2, I3 = "7806397051", "0031852000", "B00004TMFE"  # ISBNs have only digits
+NO_PRICE = "B00NOPRICE"
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -30,10 +31,10 @@ def review_2014(user: str, item: str, rating: float, seconds: int, **other: obje
 
 NO_IMAGE = "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"
 META_2014 = (
-    f"{{'asin': '{I1}', 'description': \"It's a \\\"palette\\\" &amp; more\", 'title': \"WAWO's\","
-    " 'imUrl': 'http://ecx.images-amazon.com/images/I/31n._SY300_.jpg', 'related':"
-    f" {{'also_bought': ['{I3}']}}, 'salesRank': {{'Sports &amp; Outdoors': 5}}, 'categories':"
-    " [['Beauty', 'Makeup'], ['Beauty', 'Clothing, Shoes & Jewelry']]}\n"
+    f"{{'asin': '{I1}', 'description': \"It's a \\\"palette\\\" &amp; caf\\xe9\","
+    " 'title': \"WAWO's\", 'imUrl': 'http://ecx.images-amazon.com/images/I/31n._SY300_.jpg',"
+    f" 'related': {{'also_bought': ['{I3}']}}, 'salesRank': {{'Sports &amp; Outdoors': 5}},"
+    " 'categories': [['Beauty', 'Makeup'], ['Beauty', 'Clothing, Shoes & Jewelry']]}\n"
     f"{{'salesRank': {{}}, 'asin': '{I2}', 'price': 9.5, 'brand': '', 'categories': [['Beauty']],"
     f" 'imUrl': '{NO_IMAGE}'}}\n"
     f"{{'asin': 'B000NOBODY', 'title': 'see \\'asin\\': \\'{I1}\\''}}\n"
@@ -88,7 +89,10 @@ def amazon_2023(root: Path) -> None:
     older = {**review, "parent_asin": I1, "images": [{"small_image_url": "x"}]}
     older["sort_timestamp"] = older.pop("timestamp")
     rounded = {**review, "parent_asin": "B00NOMETA0", "timestamp": 1.52309e12}
-    write(root / "Video_Games.jsonl", json_lines(review, review, sibling, older, rounded))
+    camel = [{**review, "parent_asin": item} for item in (I2, NO_PRICE)]  # as the k-core script
+    for one in camel:
+        one["sortTimestamp"] = one.pop("timestamp")
+    write(root / "Video_Games.jsonl", json_lines(review, review, sibling, older, rounded, *camel))
     main = [{"thumb": "t", "large": "https://x/pt.jpg", "variant": "PT01"},
             {"hi_res": None, "large": "https://x/main.jpg", "variant": "MAIN"}]  # fmt: skip
     lists = {"hi_res": [None, "https://x/second.jpg"], "large": ["https://x/first.jpg", None],
@@ -102,6 +106,8 @@ def amazon_2023(root: Path) -> None:
              "bought_together": None},
             {"title": "Book", "price": "from 9.99", "images": lists, "details": "{}",
              "parent_asin": I1, "store": "None", "categories": []},
+            {"title": "Null", "price": None, "parent_asin": I2},
+            {"title": "Text", "price": "None", "parent_asin": NO_PRICE},  # from Hugging Face
         ),
     )  # fmt: skip
     head = "user_id,parent_asin,rating,timestamp"
@@ -134,21 +140,21 @@ def microlens_100k(root: Path) -> None:
 
 
 def movielens_100k(root: Path) -> None:
-    write(root / "ml-100k/u.data", "196\t242\t3\t881250949\n186\t302\t0.5\t891717742\n")
+    write(root / "ml-100k/u.data", "196\t242\t3\t881250949\n186\t1682\t0.5\t891717742\n")
     flags = "|".join("1" if i in (5, 14) else "0" for i in range(19))
     film = f"242|Café (1996)|24-Jan-1997||http://us.imdb.com/M/x|{flags}\n"
     empty = "|".join(["1"] + 18 * ["0"])
-    write(root / "ml-100k/u.item", film + f"302|unknown||||{empty}\n", "latin-1")
+    write(root / "ml-100k/u.item", film + f"1682|unknown||||{empty}\n", "latin-1")
     users = "196|49|M|writer|55105\n186|39|F|exécutive|T8H1N\n943|22|M|student|77841\n"
     write(root / "ml-100k/u.user", users, "latin-1")
 
 
 def movielens_1m(root: Path) -> None:
-    rows = ("1::1193::5::978300760", "1::661::3::978300760", "2::1193::4::978298413")
+    rows = ("1::1193::5::978300760", "1::661::3::978300760", "6040::1193::4::978298413")
     write(root / "ratings.dat", "\n".join(rows) + "\n")
     films = ("661::James (1996)::Animation|Children's", "1193::Misérables, Les::Drama")
     write(root / "movies.dat", "\n".join(films) + "\n", "latin-1")
-    write(root / "users.dat", "1::F::1::10::48067\r\n2::M::56::0::98107-2117\r\n")
+    write(root / "users.dat", "1::F::1::10::48067\r\n6040::M::56::0::98107-2117\r\n")
 
 
 def movielens_small(root: Path) -> None:
@@ -159,6 +165,16 @@ def movielens_small(root: Path) -> None:
         "32,Bare,(no genres listed)",
     )  # fmt: skip
     write(root / "movies.csv", "\r\n".join(films) + "\r\n")
+
+
+def movielens_20m(root: Path) -> None:
+    rows = ("userId,movieId,rating,timestamp", "1,2,3.5,1112486027", "138493,131262,4.5,940869360")
+    write(root / "ml-20m/ratings.csv", "\n".join(rows) + "\n")
+    films = (
+        "movieId,title,genres", "2,Jumanji (1995),Adventure|Children|Fantasy",
+        '131262,"Innocence (2014)",Adventure|Fantasy|Horror',
+    )  # fmt: skip
+    write(root / "ml-20m/movies.csv", "\n".join(films) + "\n")
 
 
 def pixelrec(root: Path) -> None:

@@ -1,5 +1,6 @@
 """A data set of one's own, or that of a run, as the package sees it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mmsrec_jax.runtime.buckets.given import local_run
 from mmsrec_jax.runtime.buckets.objects import Objects, is_url
 from mmsrec_jax.runtime.config_utils import choose_name
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.settings import as_dict, from_record
+from mmsrec_jax.runtime.settings import as_dict, from_config
 
 _PREPARED = "data/step.json"  # a run has it
 
@@ -51,8 +52,11 @@ def open_dataset(path: str | Path, **settings: Any) -> Dataset:
         if settings:
             raise UserError(f"{path}: a run has its own settings; leave out {', '.join(settings)}")
         return build.open_run(folder)
-    choices = as_dict(DataSettings()).keys() - {"root", "toyshop"}
+    defaults = DataSettings()
+    record = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}
+    record |= {"root": str(path), "toyshop": as_dict(defaults.toyshop)}
     for name in settings:
-        choose_name(name, choices, what="setting")
-    record = as_dict(DataSettings()) | {"root": str(path)} | settings
-    return build.read(from_record(DataSettings, record, "open_dataset")).dataset
+        choose_name(name, record.keys() - {"root", "toyshop"}, what="setting")
+    chosen = from_config(DataSettings, record | settings, "open_dataset")
+    build.check(chosen)
+    return build.read(chosen).dataset

@@ -14,6 +14,7 @@ from mmsrec_jax.data.column_items import ColumnItems
 from mmsrec_jax.data.partitioned import pipeline
 from mmsrec_jax.data.partitioned import read as partitioned_read
 from mmsrec_jax.data.published import catalog as published
+from mmsrec_jax.data.published import download
 from mmsrec_jax.data.published import read as published_read
 from mmsrec_jax.data.published.source import Source
 from mmsrec_jax.data.records import Catalog, Dataset, Histories, Item, Split
@@ -22,6 +23,7 @@ from mmsrec_jax.data.toyshop import ToyshopSettings
 from mmsrec_jax.data.user_attributes import Joined
 from mmsrec_jax.runtime import digests, disk
 from mmsrec_jax.runtime.buckets.given import local
+from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import track
 from mmsrec_jax.runtime.settings import Section, from_record, group, seed_setting, setting
@@ -49,6 +51,12 @@ class DataSettings(Section):
     )
     download_page: str = setting(
         "", "Web page of the raw data; the error names it when `root` is missing.", recorded=False
+    )
+    download: bool = setting(
+        False,
+        "Fetch the files of a published data set that are not in `root`, where the publisher "
+        "offers them without a login: Amazon, MovieLens.",
+        recorded=False,
     )
     images_root: str | None = setting(None, "Folder of the images. None is images/ in `root`.")
     text_fields: tuple[str, ...] | None = setting(
@@ -124,6 +132,11 @@ class DataSettings(Section):
                 f"{name}.beam_options={self.beam_options!r}: Beam reads published data sets, and "
                 f"{name}.source={self.source!r} is none; leave it out"
             )
+        if self.download and self.source in ("atomic", "toyshop"):
+            raise UserError(
+                f"{name}.download=True: {name}.source={self.source!r} has no publisher; leave it "
+                f"out, or name a published data set as {name}.source"
+            )
         if self.beam_options and self.max_users:
             raise UserError(
                 f"{name}.max_users={self.max_users}: users are drawn from all, which Beam does not "
@@ -144,7 +157,7 @@ def check(settings: DataSettings) -> None:
 
     Raises:
       UserError: no folder is given, it does not exist, or a published file, or that of users, is
-        not in it.
+        not in it and is not downloaded (`settings.download`).
     """
     if settings.source == "toyshop":
         return
@@ -152,6 +165,8 @@ def check(settings: DataSettings) -> None:
     files = f"the files of {source.name}" if source else "NAME.inter, NAME.item and images/"
     address = source.page if source else settings.download_page
     page = f"; the raw data: {address}" if address else ""
+    if source and source.is_offered:
+        page += "; --config.data.download=True fetches them"
     if not settings.root:
         raise UserError(
             f"config.data.root is not set: give the folder of {files} with "
@@ -159,6 +174,8 @@ def check(settings: DataSettings) -> None:
         )
     if settings.beam_options:  # before a bucket is copied
         pipeline.Runner(settings.beam_options, settings.root)
+    if settings.download and source:
+        _download(settings, source)
     if not local(settings.root).is_dir():
         raise UserError(
             f"config.data.root={settings.root}: no such folder; it should be that of {files}{page}"
@@ -169,6 +186,28 @@ def check(settings: DataSettings) -> None:
         published_read.check(source, root, with_items=with_items, user_fields=fields)
     elif fields:
         atomic.user_file(root)
+
+
+def _download(settings: DataSettings, source: Source) -> None:
+    """Fetches into `settings.root`, made when absent, the files that `build` will read."""
+    from mmsrec_jax.runtime import processes  # imports jax, which input workers must not
+
+    if is_url(settings.root):
+        raise UserError(
+            f"config.data.download=True: config.data.root={settings.root} is in a bucket; give a "
+            "folder of this machine, and copy it to the bucket when the files are there"
+        )
+    root = Path(settings.root)
+    files = source.files if _reads_items(settings) else tuple(source.interactions.values())
+    if settings.user_fields and source.users:
+        files = (*files, source.users.file)
+
+    def fetch() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        download.fetch(source, root, files)
+
+    processes.from_main(fetch)
+    fetch()  # on machines that do not see the disk of the main one
 
 
 def build(settings: DataSettings, directory: Path) -> None:

@@ -53,6 +53,11 @@ class Converted:
 
     written: dict[str, dict[str, int]]
 
+    def moved(self, folder: str) -> "Converted":
+        """The same of files that now lie in another folder, also in a bucket."""
+        names = {file: f"{folder.rstrip('/')}/{Path(file).name}" for file in self.written}
+        return Converted({names[file]: counts for file, counts in self.written.items()})
+
     def text(self) -> str:
         """A line for each count."""
         return "\n".join(

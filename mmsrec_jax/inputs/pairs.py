@@ -288,7 +288,7 @@ def _room(rows: int, length: int) -> Batch:
     return Room(rows=rows, length=length, targets=1).empty().model_inputs()
 
 
-Counted = tuple[PairBatch, Counter]  # a batch, and what was left out or cut in making it
+Counted = tuple[PairBatch, dict[str, int]]  # a batch, and what was left out or cut in making it
 
 
 class PairBatches(grain.sources.RandomAccessDataSource):
@@ -392,7 +392,7 @@ class PairBatches(grain.sources.RandomAccessDataSource):
             competes=self._competes(rows[mine], targets[mine], aligned[mine], items),
             log_frequency=self._log_frequency[here],
         )
-        return made, counts
+        return made, dict(counts)
 
     def _drawn(self, rng: np.random.Generator, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """int[M], sorted: the targets, items of the histories of `rows`, and any others if these

@@ -138,7 +138,8 @@ def batches(
 def ahead(dataset: grain.MapDataset, workers: int, waiting: int) -> grain.IterDataset:
     """The elements in order, made ahead of their use by `workers` processes or, if that is 0, by
     threads of this one. Elements go through pipes, batches too: small ones cost more for their
-    size, and shared memory, of which a container may have little, is not needed.
+    size, and shared memory, of which a container may have little, is not needed. Elements are no
+    `Counter`s: where jax is missing Grain makes nonsense of mappings other than plain dicts.
 
     waiting: so many wait in each process and as many that were taken from it, beside the one being
       made and the one being taken.
@@ -215,13 +216,13 @@ class _MakeBatch(_Make):
         super().__init__(source, draws, room.rows)
         self._room, self._prefix = room, prefix
 
-    def __call__(self, span: range) -> tuple[Batch, Counter]:
+    def __call__(self, span: range) -> tuple[Batch, dict[str, int]]:
         examples, counts = self.examples(span), Counter[str]()
         for example in examples:
             if problem := _too_large(example, self._room, self._prefix):
                 raise UserError(problem)
             _count(example, counts)
-        return collate([[example] for example in examples], self._room), counts
+        return collate([[example] for example in examples], self._room), dict(counts)
 
 
 class _Batches(grain.IterDataset):

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mmsrec_jax.data.published.image_urls import image_urls
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import data_page, document
 from mmsrec_jax.runtime import lock
+from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.buckets.given import local
 from mmsrec_jax.runtime.buckets.objects import is_url
 from mmsrec_jax.runtime.errors import UserError
@@ -31,19 +32,24 @@ if TYPE_CHECKING:  # seconds of import, paid by those who use it
     from transformers import PreTrainedTokenizerBase
 
 
-def fetch(wanted: Listed, images: Path, settings: fetching.FetchSettings) -> fetching.Summary:
-    """Fetches pictures into `images`, a folder that is made when absent.
+def fetch(wanted: Listed, images: str, settings: fetching.FetchSettings) -> fetching.Summary:
+    """Fetches pictures into `images`, a folder that is made when absent, also in a bucket: what is
+    there already is copied to this machine first, and what arrives goes there once in a while.
 
     Raises:
       UserError: as `fetching.fetch`; or another fetch is under way there.
     """
-    folder = images / fetching.FOLDER
+    if is_url(images):
+        with buckets.opened(images, "--images") as copy:
+            (copy / fetching.FOLDER).mkdir(exist_ok=True)
+            return replace(fetching.fetch(wanted, copy, settings), folder=images.rstrip("/"))
+    folder = Path(images) / fetching.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with lock.only_run(folder, "--images"):
-        return fetching.fetch(wanted, images, settings)
+        return fetching.fetch(wanted, Path(images), settings)
 
 
-def published_pictures(config: ConfigDict) -> tuple[Listed, Path]:
+def published_pictures(config: ConfigDict) -> tuple[Listed, str]:
     """What the publisher of a config's data says of pictures, and where the config looks for them.
 
     Raises:
@@ -58,10 +64,7 @@ def published_pictures(config: ConfigDict) -> tuple[Listed, Path]:
     wanted = listed.of_pairs(image_urls(data.source, local(data.root)))
     if not len(wanted):
         raise UserError(f"{data.root}: {data.source} names no pictures; give a list with --urls")
-    images = data.images_root or f"{data.root}/images"
-    if is_url(images):
-        raise UserError(f"{images}: pictures are fetched to this machine; give --images=FOLDER")
-    return wanted, Path(images)
+    return wanted, data.images_root or f"{data.root.rstrip('/')}/images"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ _PATHS = (
     "html",
     "local_dir",
 )  # flags that name a file or folder
-_IN_BUCKETS = ("workdir", "out")  # of these, what may lie in one where a program has --local_dir
+# Of these, what may lie in one where a program has --local_dir.
+_IN_BUCKETS = ("workdir", "out", "images", "html")
 _PACKAGE = Path(__file__).resolve().parents[1]
 LOCAL_DIR = (
     "Folder of this machine for copies of what lies in buckets, by default one below that of "

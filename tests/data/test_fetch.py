@@ -68,7 +68,7 @@ def test_pictures_arrive_small_with_checksums(server, tmp_path):
         assert line["sha256"] == hashlib.sha256(data).hexdigest()
         assert (line["width"], line["height"]) == Image.open(io.BytesIO(data)).size
     assert lines(tmp_path, "journal.jsonl")["a"]["fetched_bytes"] == len(PICTURE)
-    assert not list((tmp_path / "images" / "fetch" / "partial").iterdir())
+    assert not list((tmp_path / "images" / "fetch" / ".partial").iterdir())
 
 
 def test_every_wrong_answer_is_a_failure_with_its_reason(server, tmp_path):
@@ -147,7 +147,7 @@ def test_a_second_start_does_what_is_left(server, tmp_path):
     (images / "b.jpg").unlink()
     (images / "d.jpg").write_bytes(b"cut")
     (images / "own.png").write_bytes(PICTURE)
-    (images / "fetch" / "partial" / "left").write_bytes(b"of a start that was killed")
+    (images / "fetch" / ".partial" / "left").write_bytes(b"of a start that was killed")
     with (images / "fetch" / "journal.jsonl").open("a") as file:
         file.write('{"item": "a", "url')  # and of a line that was
     server.asked.clear()
@@ -157,7 +157,7 @@ def test_a_second_start_does_what_is_left(server, tmp_path):
     assert (found.missing, found.missing_since_before) == (1, 1)
     assert (images / "d.jpg").read_bytes() == PICTURE
     assert not (images / "own.jpg").exists()
-    assert not list((images / "fetch" / "partial").iterdir())
+    assert not list((images / "fetch" / ".partial").iterdir())
     server.asked.clear()
     found = run(server, tmp_path, {**names, "c": "good?c"})  # another URL than failed
     assert (set(server.asked), found.stored, found.missing) == ({"/good?c"}, 1, 0)

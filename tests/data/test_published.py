@@ -10,11 +10,13 @@ import pytest
 from published_files import I1, I2, I3, U1, U2
 
 import mmsrec_jax
-from mmsrec_jax.data import atomic, build, filters
+from configs import microlens as microlens_config
+from mmsrec_jax.data import build
 from mmsrec_jax.data.build import DataSettings
 from mmsrec_jax.data.published import catalog, files, microlens, read
 from mmsrec_jax.data.published.image_urls import image_urls
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.settings import from_config
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_amazon_2014_reviews_and_dict_literals(tmp_path):
         (U2, I2, 1390953600, 4), (U2, I1, 1397433600, 1),
     ]  # fmt: skip
     assert items[I1].text == {
-        "title": "WAWO's", "description": 'It\'s a "palette" & more',
+        "title": "WAWO's", "description": 'It\'s a "palette" & café',
         "categories": "Beauty, Makeup, Clothing Shoes & Jewelry",
     }  # fmt: skip
     assert items[I2].text == {"categories": "Beauty", "price": "9.50"} and items[I3].text == {}
@@ -90,10 +92,11 @@ def test_amazon_2023_joins_on_the_parent(tmp_path):
     rows, items, notes = interactions(tmp_path, "amazon_reviews_2023/Video_Games-raw")
     assert [(row[1], row[2]) for row in rows] == [
         ("B00NOMETA0", 1.52309e9), (I3, 1588687728.923), (I3, 1588687728.923), (I1, 1588687728.923),
-        (I3, 1588687728.924),
+        (I2, 1588687728.923), (made.NO_PRICE, 1588687728.923), (I3, 1588687728.924),
     ]  # fmt: skip
     assert items[I3].text == {"title": "Joy & pad", "categories": "Video Games, PC"}
     assert items[I1].text == {"title": "Book", "price": "from 9.99"}
+    assert [items[id].text for id in (I2, made.NO_PRICE)] == [{"title": "Null"}, {"title": "Text"}]
     urls = dict(image_urls("amazon_reviews_2023/Video_Games-raw", tmp_path))
     assert urls == {I3: "https://x/main.jpg", I1: "https://x/first.jpg"}
 
@@ -146,10 +149,13 @@ def test_microlens_has_a_checksum(tmp_path):
     [
         ("100k", made.movielens_100k, ["186", "196"],
          {"242": {"title": "Café", "year": "1996", "genres": "Comedy Romance"},
-          "302": {"title": "unknown"}}),
-        ("1m", made.movielens_1m, ["1", "1", "2"],
+          "1682": {"title": "unknown"}}),
+        ("1m", made.movielens_1m, ["1", "1", "6040"],
          {"661": {"title": "James", "year": "1996", "genres": "Animation Children's"},
           "1193": {"title": "Misérables, Les", "genres": "Drama"}}),
+        ("20m", made.movielens_20m, ["1", "138493"],
+         {"2": {"title": "Jumanji", "year": "1995", "genres": "Adventure Children Fantasy"},
+          "131262": {"title": "Innocence", "year": "2014", "genres": "Adventure Fantasy Horror"}}),
         ("latest-small", made.movielens_small, ["1", "2"],
          {"31": {"title": "American President, The", "year": "1995", "genres": "Comedy Drama"}}),
     ],
@@ -198,6 +204,69 @@ def test_layouts_of_peers(tmp_path):
     assert notes["interactions without timestamp: file order is taken as time"] == 3
     rows, items, _ = interactions(tmp_path, "mllm_msr/Games")
     assert rows[1] == ("0", "5", 1588687728.924, None) and items["5"].title == "two cells"
+
+
+def _swapped(text: str, first: str, second: str) -> str:
+    """Names of two columns exchanged; or, of files without names, the first two columns, where
+    `first` is what separates them."""
+    if second:
+        return text.replace(first, "\0").replace(second, first).replace("\0", second)
+    rows = (line.split(first) for line in text.splitlines())
+    return "".join(first.join([b, a, *rest]) + "\n" for a, b, *rest in rows)
+
+
+_NO_REVIEWER = "user '[B7]0*[0-9A-Z]*' is not an Amazon reviewer id"
+# A data set, its fixture and file; what is exchanged and what is then said; an item, and how it
+# reads after a table program.
+COLUMNS = {
+    "2014 reviews": ("amazon_reviews_2014/Beauty", made.amazon_2014, "reviews_Beauty_5.json.gz",
+                     ("reviewerID", "asin"), _NO_REVIEWER, f'"{I1}"', '"7.8e+9"'),
+    "2014 ratings": ("amazon_reviews_2014/Beauty-ratings", made.amazon_2014, "ratings_Beauty.csv",
+                     (",", ""), _NO_REVIEWER, I1, "7806397051.0"),
+    "2018 reviews": ("amazon_reviews_2018/All_Beauty", made.amazon_2018, "All_Beauty_5.json.gz",
+                     ("reviewerID", "asin"), _NO_REVIEWER, f'"{I1}"', '"7806397051.0"'),
+    "2018 ratings": ("amazon_reviews_2018/All_Beauty-ratings", made.amazon_2018, "All_Beauty.csv",
+                     (",", ""), _NO_REVIEWER, I1, "7806397051.0"),
+    "2023 reviews": ("amazon_reviews_2023/Video_Games-raw", made.amazon_2023, "Video_Games.jsonl",
+                     ("user_id", "parent_asin"), _NO_REVIEWER, f'"{I3}"', '"7806397051.0"'),
+    "2023 ratings": ("amazon_reviews_2023/Video_Games", made.amazon_2023,
+                     "benchmark/5core/rating_only/Video_Games.csv", ("user_id", "parent_asin"),
+                     _NO_REVIEWER, I3, "7806397051.0"),
+    "MicroLens": ("microlens/50k", made.microlens_50k, "MicroLens-50k_pairs.csv",
+                  ("user", "item"), "item '50000' is above 19,738", "19738", "19738.0"),
+    "PixelRec": ("pixelrec/50K", made.pixelrec, "Pixel50K.csv", ("user_id", "item_id"),
+                 "user 'i0' is not u and digits", "i0", "0.0"),
+    "H&M": ("hm/all", made.hm, "transactions_train.csv", ("customer_id", "article_id"),
+            "user '0108775015' is not 64 hexadecimal digits", "0108775015", "108775015.0"),
+    "MovieLens 100k": ("movielens/100k", made.movielens_100k, "ml-100k/u.data", ("\t", ""),
+                       "user '1682' is above 943", "1682", "1682.0"),
+    "MovieLens 1m": ("movielens/1m", made.movielens_1m, "ratings.dat", ("::", ""),
+                     "item '6040' is above 3,952", "1193", "1193.0"),
+    "MovieLens 20m": ("movielens/20m", made.movielens_20m, "ml-20m/ratings.csv",
+                      ("userId", "movieId"), "item '138493' is above 131,262", "131262", "1.3e+5"),
+    # Users and items are any numbers, which names alone tell apart.
+    "MLLM-MSR": ("mllm_msr/Games", made.mllm_msr, "Games_u_i_pairs.tsv", ("item_id", "timestamp"),
+                 "timestamp 4 is no time", "\t4\t", "\t4.0\t"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("publisher", COLUMNS)
+def test_swapped_columns_and_float_ids_are_refused(tmp_path, no_digests, publisher):
+    name, make, file, exchanged, message, item, as_float = COLUMNS[publisher]
+    make(tmp_path)
+    path = tmp_path / file
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    assert interactions(tmp_path, name)[0] and item in text
+    made.write(path, _swapped(text, *exchanged))
+    with pytest.raises(
+        UserError, match=rf"{path.name}:\d+: {message}.*are columns swapped"
+    ) as error:
+        interactions(tmp_path, name)
+    assert "\n" not in str(error.value)
+    made.write(path, text.replace(item, as_float))
+    with pytest.raises(UserError, match=rf"{path.name}:\d+: item .* with a point or an exponent"):
+        interactions(tmp_path, name)
 
 
 REFUSED = [
@@ -463,7 +532,10 @@ def test_a_published_source_goes_through_the_data_step(tmp_path):
     settings = DataSettings(
         source="amazon_reviews_2014/Beauty", root=str(raw), user_core=2, item_core=1
     )
-    with pytest.raises(UserError, match="raw: no such folder.* files of amazon.*https://snap.stan"):
+    with pytest.raises(
+        UserError,
+        match="raw: no such folder.* files of amazon.*https://snap.*; --config.data.downl",
+    ):
         build.check(settings)
     raw.mkdir()
     with pytest.raises(UserError, match="reviews_Beauty_5.json.* is not here; download it from"):
@@ -485,9 +557,11 @@ def test_a_published_source_goes_through_the_data_step(tmp_path):
 
 
 def test_the_core_of_the_paper_on_the_real_microlens(shared_data):
-    items, histories, _ = atomic.read(shared_data / "microlens-50k")
-    core = filters.k_core(histories, users=6, items=5)
-    assert (len(core), len(np.unique(core.items)), len(core.items)) == (25_411, 11_896, 220_472)
+    config = microlens_config.get_config()
+    config.data.root = str(shared_data / "microlens-50k")
+    catalog, histories, split = build.read(from_config(DataSettings, config.data, "data")).dataset
+    assert (len(histories), len(catalog), len(histories.items)) == (25_411, 11_896, 220_472)
+    assert len(split.test) == 25_411
 
 
 def test_a_column_may_have_two_uses_and_an_item_two_lines(tmp_path, no_digests):

@@ -154,7 +154,8 @@ def test_what_is_wrong_with_a_user_file_is_one_line(tmp_path, users, fields, mes
 
 def test_a_generated_shop_states_nothing():
     config = as_dict(DataSettings()) | {"source": "toyshop", "user_fields": ("age",)}
-    config |= {"download_page": "", "beam_options": "", "toyshop": as_dict(DataSettings().toyshop)}
+    config |= {"download_page": "", "download": False, "beam_options": ""}
+    config |= {"toyshop": as_dict(DataSettings().toyshop)}
     with pytest.raises(UserError, match="user_fields=.* reads no files and drops nothing"):
         from_config(DataSettings, config, "config.data")
 
@@ -174,7 +175,7 @@ def test_movielens_codes_are_written_out(tmp_path):
         "1": {
             "gender": "F", "age": "Under 18", "occupation": "K-12 student", "zip_code": "48067",
         },
-        "2": {
+        "6040": {
             "gender": "M", "age": "56+", "occupation": "other or not specified",
             "zip_code": "98107-2117",
         },
@@ -184,7 +185,7 @@ def test_movielens_codes_are_written_out(tmp_path):
         (b"1::F::26::10::48067\n", "users.dat:1: age '26' is none of 1, 18, 25, 35, 45, 50, 56"),
         (b"1::F::1::21::48067\n", "users.dat:1: occupation '21' is none of 0, 1, "),
         (b"0::F::1::10::48067\n", "users.dat:1: user '0' is not a whole number"),
-        (good + b"2::M::1::10::x\n", "users.dat:3: user '2' occurs a second time; keep one"),
+        (good + b"6040::M::1::10::x\n", "users.dat:3: user '6040' occurs a second time; keep one"),
         (b"1::F::1::10\n", "users.dat:1: 4 columns and not 5"),
     ):
         path.write_bytes(bad)

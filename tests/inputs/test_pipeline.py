@@ -87,7 +87,8 @@ def unpack(batch):
 
 
 def opened_devices(x):
-    """Grain imports jax where it is installed, in a worker too; that alone opens no device."""
+    """Grain imports jax in workers of a program that does not keep it out, such as this one; that
+    alone opens no device."""
     bridge = sys.modules.get("jax._src.xla_bridge")
     return x, os.getpid(), [] if bridge is None else list(bridge._backends)
 

@@ -63,15 +63,13 @@ def test_a_fetch_that_is_stopped_goes_on(tmp_path, number):
         (("steal",), "name what to do: stats, check, sample, csv, fetch"),
         (("fetch", "--urls=nowhere.tsv"), "fetch needs either --urls and --images, or --config"),
         (("fetch", "--urls=nowhere.tsv", "--images=@"), "nowhere.tsv: no such file"),
-        (("fetch", "--urls=a", "--images=gs://a/b"), "a path of this machine is wanted"),
+        (("fetch", "--urls=gs://a/b", "--images=@"), "a path of this machine is wanted"),
         (("fetch", "--urls=a", "--images=@", "--rate=0"), "--rate"),
         (("fetch", "--config=configs/base.py", "--config.data.root=."), "names no URLs"),
         (("csv", "--interactions=a"), "csv needs --interactions and --out"),
         (("csv", "--interactions=a", "--out=@", "--item_columns=a=b"), "give that too"),
         (("csv", "--interactions=nowhere.csv", "--out=@"), "nowhere.csv: cannot be read"),
-        (("csv", "--interactions=a", "--out=gs://a/b"), "csv writes to a folder of this machine"),
         (("csv", "--config=configs/base.py"), "csv reads no --config, which is of stats, check"),
-        (("csv", "--local_dir=@"), "csv reads no --local_dir, which is of stats, check"),
         (("stats",), "stats needs --config"),
         (("stats", "--user=u1"), "stats reads no --user, which is of sample; leave it out"),
         (("check", "--rate=3"), "check reads no --rate, which is of fetch; leave it out"),
@@ -82,6 +80,37 @@ def test_wrong_commands_are_one_line(tmp_path, arguments, problem):
     given = [argument.replace("@", str(tmp_path / "images")) for argument in arguments]
     status, said = launched.run("launch/data.py", *given, log=tmp_path / "log")
     assert status == 2 and problem in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_data_of_csv_files_in_a_bucket_and_its_page(bucket_server, tmp_path):
+    orders = tmp_path / "orders.csv"
+    rows = [f"u{u},i{(u * 7 + n * 3) % 20},2024-01-0{n + 1}" for u in range(20) for n in range(6)]
+    orders.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    common = {"log": tmp_path / "log", "variables": bucket_server.environment}
+    place = f"--local_dir={tmp_path / 'copies'}"
+    command = ("launch/data.py", "csv", f"--interactions={orders}", "--out=gs://lab/shop", place)
+    status, said = launched.run(*command, "--time_format=%S", **common)
+    assert status == 2 and "orders.csv:2" in said and not bucket_server.names("lab")
+    (tmp_path / "log").unlink()
+    status, said = launched.run(*command, **common)
+    assert status == 0 and "gs://lab/shop/shop.inter: " in said and "copies" not in said, said
+    assert bucket_server.names("lab") == ["shop/shop.inter"]
+    status, said = launched.run(*command, **common)
+    assert status == 2 and "gs://lab/shop is there and not empty" in said
+    look = ("--config=configs/base.py", "--config.data.root=gs://lab/shop", place)
+    look = (
+        "launch/data.py",
+        "stats",
+        *look,
+        "--config.data.user_core=1",
+        "--config.data.item_core=1",
+    )
+    status, said = launched.run(*look, "--html=gs://lab/pages/shop.html", **common)
+    assert status == 0, said
+    assert bucket_server.objects["lab", "pages/shop.html"].data.startswith(b"<!DOCTYPE html>")
+    bucket_server.put("lab", "pages/notes.html", b"my notes")
+    status, said = launched.run(*look, "--html=gs://lab/pages/notes.html", **common)
+    assert status == 2 and bucket_server.objects["lab", "pages/notes.html"].data == b"my notes"
 
 
 def test_looking_at_data(tmp_path):

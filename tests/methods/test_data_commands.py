@@ -39,6 +39,32 @@ def test_pictures_of_a_publisher(tmp_path):
     ]  # fmt: skip
 
 
+def test_pictures_are_fetched_into_a_bucket(bucket_server, machine, tmp_path):
+    """Another machine goes on with what is there; data in a bucket has its pictures beside it."""
+    made.amazon_2014(tmp_path)
+    settings = FetchSettings(private_hosts=("127.0.0.1",))
+    with running() as server:
+        published = "http://ecx.images-amazon.com/images/I/31n._SY300_.jpg"
+        meta = made.META_2014.replace(published, f"{server.url}/good").encode()
+        bucket_server.put("lab", "raw/meta_Beauty.json", meta)
+        reviews = (tmp_path / "reviews_Beauty_5.json.gz").read_bytes()
+        bucket_server.put("lab", "raw/reviews_Beauty_5.json.gz", reviews)
+        source = dict(source="amazon_reviews_2014/Beauty", user_core=1, item_core=1)
+        config = base.get_config("sasrec")
+        config.data.update(root="gs://lab/raw", **source)
+        wanted, images = data_commands.published_pictures(config)
+        found = data_commands.fetch(wanted, images, settings)
+        assert (found.folder, found.stored) == ("gs://lab/raw/images", 1)
+        names = [f"{I1}.jpg", "fetch/failures.jsonl", "fetch/journal.jsonl"]
+        assert bucket_server.names("lab", "raw/images") == [f"raw/images/{name}" for name in names]
+        machine("another")
+        again = data_commands.fetch(wanted, images, settings)
+        assert (again.stored, again.stored_before) == (0, 1) and server.asked["/good"] == 1
+    look = data_commands.Look(config)
+    assert "gs://" not in again.text().replace(images, "")
+    assert look._prepared.dataset.catalog.has_image.sum() == 1
+
+
 def test_data_without_urls_is_refused(tmp_path):
     with pytest.raises(UserError, match="names no URLs; give a list with --urls"):
         data_commands.published_pictures(config_of(tmp_path))

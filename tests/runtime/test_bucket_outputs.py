@@ -2,13 +2,14 @@
 over nothing that another program wrote."""
 
 import os
+import types
 
 import launched
 import pytest
 
 from mmsrec_jax.evaluation.comparison import compare
-from mmsrec_jax.methods import export
-from mmsrec_jax.pages import compare_page
+from mmsrec_jax.methods import answer_page, export, recommending
+from mmsrec_jax.pages import compare_page, document
 from mmsrec_jax.runtime.buckets import copies, outputs
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.lock import HeldError
@@ -84,6 +85,11 @@ def writes(program, environment, machine, arguments, log):
         return "sft"
 
     export.export = compare.run = write
+    answer = types.SimpleNamespace(text=lambda: "the answer")
+    asked = types.SimpleNamespace(recommend=lambda **_: answer, catalog=None)
+    recommending.opened = lambda *_, **__: asked
+    answer_page.page = lambda *_: None
+    document.write = lambda path, page: path.write_text("file")
     compare_page.write = lambda out, runs: None
     arguments += (f"--local_dir={machine}",)
     launched._become(program, arguments, log, log, launched.ROOT, (), {})
@@ -94,12 +100,14 @@ def writes(program, environment, machine, arguments, log):
     [
         ("export", ["--workdir=gs://lab/run"], "export: sft of gs://lab/run is in gs://lab/made"),
         ("evaluate", ["--compare", "gs://lab/run"], "plots and page are in gs://lab/made"),
+        ("recommend", ["--workdir=gs://lab/run", "--user=u1"], "gs://lab/made/file: the page"),
     ],
 )
 def test_programs_say_where_in_the_bucket_it_is(bucket_server, tmp_path, program, arguments, said):
     bucket_server.put("lab", "run/file", b"of the run")
     log = tmp_path / "log"
-    arguments = (*arguments, "--out=gs://lab/made")
+    made = "--html=gs://lab/made/file" if program == "recommend" else "--out=gs://lab/made"
+    arguments = (*arguments, made)
     given = (f"launch/{program}.py", bucket_server.environment, tmp_path / "x", arguments, log)
     process = launched.context().Process(target=writes, args=given)
     process.start()

@@ -400,7 +400,7 @@ def test_a_process_of_this_machine_that_is_dead_is_not_waited_for(bucket_server,
 def test_a_run_whose_lock_was_taken_ends(bucket_server, monkeypatch):
     monkeypatch.setattr(lock, "RENEWED", 1000.0)
     with lock.only_run(objects.Objects("gs://lab/run")):
-        held = lock._Held(objects.Objects("gs://lab/run"))
+        held = lock._Held(objects.Objects("gs://lab/run"), "--workdir")
         held.generation = bucket_server.objects["lab", "run/run.lock"].generation
         bucket_server.put("lab", "run/run.lock", b"of another")
         monkeypatch.setattr(lock, "RENEWED", 0.01)
@@ -413,7 +413,7 @@ def test_a_lock_that_was_written_and_the_answer_lost_is_kept(bucket_server, impa
     monkeypatch.setattr(
         objects, "_RETRY_SECONDS", 3.0
     )  # the write must get there on a busy machine
-    held = lock._Held(objects.Objects("gs://lab/run"))
+    held = lock._Held(objects.Objects("gs://lab/run"), "--workdir")
     held.take()
     before = held.generation
 

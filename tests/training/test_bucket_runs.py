@@ -8,12 +8,17 @@ import signal
 import threading
 
 import bucket_run
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from mmsrec_jax import methods
-from mmsrec_jax.runtime import processes
+from mmsrec_jax.runtime import processes, startup
 from mmsrec_jax.runtime.buckets import run
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.metrics_log import MetricsLog
 from mmsrec_jax.runtime.workdir import Step, run_steps
 
 
@@ -204,3 +209,37 @@ def test_another_run_that_is_not_there(bucket_server, machine, tmp_path):
     ):
         with contextlib.ExitStack() as stack, pytest.raises(UserError, match=said):
             methods._others([given], stack)
+
+
+def test_compiled_programs_and_tensorboard_files_arrive(bucket_server, machine, monkeypatch):
+    """And a program that is there already is not compiled again."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    found = []
+
+    def listen(event, **_):
+        found.append(event.rpartition("/")[2])
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        for start in ("first", "second"):
+            machine(start)
+            with run.opened("gs://lab/run") as workdir:
+                startup.keep_compiled_programs(workdir / "compiled")
+                jax.config.update(names[1], 0.0)
+                reset_cache()
+                found.clear()
+                jax.jit(lambda x: jnp.cos(x) @ x)(np.ones((3, 3), np.float32)).block_until_ready()
+                assert ("cache_hits" in found) == (start == "second")
+                with MetricsLog(workdir / "sft", resume_step=0) as log:
+                    log.write(1, {"loss": 0.5})
+            kept = bucket_server.names("lab", "run/")
+            assert any(name.startswith("run/compiled/jit_") for name in kept)
+            assert any(name.startswith("run/sft/tensorboard/events.out.tfevents") for name in kept)
+            assert not list(workdir.glob("compiled/jit_*"))  # in the bucket alone
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        reset_cache()

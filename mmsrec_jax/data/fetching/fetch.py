@@ -30,6 +30,7 @@ from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.progress import Progress
 
 FOLDER = "fetch"
+_PARTIAL = ".partial"  # hidden: what has no name yet goes into no bucket
 _MOST_HOPS = 5
 _LONGEST_PAUSE = 600.0  # seconds that a host may ask for
 _LONGEST_BACKOFF = 60.0
@@ -89,7 +90,7 @@ class Summary:
         lines.append(f"  without a picture: {self.missing:,}")
         lines += [f"    {count:,}  {reason}" for reason, count in self.reasons.items()]
         if self.missing:
-            lines.append(f"  which and why: {Path(self.folder) / FOLDER / 'failures.jsonl'}")
+            lines.append(f"  which and why: {self.folder}/{FOLDER}/failures.jsonl")
         if self.missing_since_before:
             lines.append(
                 f"  {self.missing_since_before:,} of them failed before and were not tried again; "
@@ -113,8 +114,8 @@ def fetch(wanted: listed.Listed, folder: Path, settings: FetchSettings) -> Summa
     """
     if not (settings.user_agent.isascii() and settings.user_agent.isprintable()):
         raise UserError(f"--user_agent={settings.user_agent!r}: give plain ASCII letters")
-    shutil.rmtree(folder / FOLDER / "partial", ignore_errors=True)  # of a start that was killed
-    (folder / FOLDER / "partial").mkdir(parents=True)
+    shutil.rmtree(folder / FOLDER / _PARTIAL, ignore_errors=True)  # of a start that was killed
+    (folder / FOLDER / _PARTIAL).mkdir(parents=True)
     journal = Journal(folder / FOLDER / "journal.jsonl", settings.max_side)
     summary = Summary(str(folder), items=len(wanted))
     try:
@@ -301,7 +302,7 @@ class _Fetching:
                 data, width, height = images.shrunk(body, self._settings.max_side)
         except images.ImageError as error:  # perhaps damaged on its way
             raise Failure(f"damaged picture: {error}", again=True) from error
-        partial = self._folder / FOLDER / "partial" / uuid.uuid4().hex
+        partial = self._folder / FOLDER / _PARTIAL / uuid.uuid4().hex
         with disk.named(partial):
             partial.write_bytes(data)
         line = {

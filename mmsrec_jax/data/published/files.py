@@ -51,9 +51,10 @@ class File:
         if path is not None:
             return path
         ending = "" if self.names[0].endswith(".zip") else "[.gz]"
+        fetched = "; or set config.data.download=True" if self.url else ""
         raise UserError(
             f"{root / self.names[0]}{ending} is not here; download it from {self.url or page}"
-            f"{self.checksums()}{hint}"
+            f"{self.checksums()}{hint}{fetched}"
         )
 
     def checksums(self) -> str:
@@ -63,8 +64,9 @@ class File:
             known.append(f"its .gz has {self.gz_digest}")
         return f" ({'; '.join(known)})" if known else ""
 
-    def check_digest(self, path: Path, page: str) -> None:
-        """Raises UserError when the file at `path` is not the one that was published."""
+    def check_digest(self, path: Path, page: str, *, name: str = "") -> None:
+        """Raises UserError when the file at `path` is not the one that was published. name: of it,
+        for the message, in place of `path`."""
         expected = self.gz_digest if path.suffix == ".gz" else self.digest
         if not expected:
             return
@@ -72,7 +74,8 @@ class File:
         found = digests.whole(path, algorithm)
         if found != value:
             raise UserError(
-                f"{path}: its {algorithm} is {found} and not {value}, that of the published file; "
+                f"{name or path}: its {algorithm} is {found} and not {value}, that of the "
+                "published file; "
                 f"download it again from {self.url or page}"
             )
 

@@ -87,6 +87,11 @@ class Source:
         """All files that are read, but images and what users state."""
         return (*self.interactions.values(), *self.item_files)
 
+    @property
+    def is_offered(self) -> bool:
+        """Whether the publisher lets everyone download the files, without a login."""
+        return self.archive is not None or all(file.url for file in self.files)
+
     def items(
         self, paths: Sequence[Path], wanted: Collection[str] | None, notes: Notes
     ) -> Iterator[ItemRow]:

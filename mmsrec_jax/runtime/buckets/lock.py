@@ -30,16 +30,18 @@ _LOOKS = 2.0  # seconds between two looks at the lock of another run
 
 
 @contextlib.contextmanager
-def only_run(objects: Objects) -> Iterator[None]:
+def only_run(objects: Objects, flag: str = "--workdir") -> Iterator[None]:
     """Inside, no other run begins in the folder.
 
     A run that finds in the block that another one took its lock, after it could not reach the
     bucket for long, ends its process.
 
+    flag: what names another folder on the command line.
+
     Raises:
       HeldError: another run is under way there.
     """
-    held = _Held(objects)
+    held = _Held(objects, flag)
     held.take()
     over = threading.Event()
     renewing = threading.Thread(target=held.renew_until, args=(over,), name="lock", daemon=True)
@@ -59,8 +61,8 @@ class _Held:
       generation: in which this process last wrote it.
     """
 
-    def __init__(self, objects: Objects):
-        self._objects, self.generation = objects, 0
+    def __init__(self, objects: Objects, flag: str):
+        self._objects, self._flag, self.generation = objects, flag, 0
         about = {
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -115,7 +117,7 @@ class _Held:
     def _refused(self, content: bytes) -> lock.HeldError:
         return lock.HeldError(
             f"{self._objects.url}: another run is under way here ({lock.holder(content)}); wait "
-            "for its end, stop it, or give this one another --workdir"
+            f"for its end, stop it, or give this one another {self._flag}"
         )
 
 

@@ -38,8 +38,10 @@ _pulls = False  # whether this process does so for its machine, after the main o
 
 
 @contextlib.contextmanager
-def opened(workdir: str | Path) -> Iterator[Path]:
+def opened(workdir: str | Path, flag: str = "--workdir") -> Iterator[Path]:
     """The folder in which this process runs the steps of a workdir; no other run does meanwhile.
+
+    flag: what names another workdir on the command line.
 
     Raises:
       UserError: another run is under way there; the bucket cannot be read or written.
@@ -51,7 +53,7 @@ def opened(workdir: str | Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_explained(mirror))
         stack.enter_context(local_lock.only_run(mirror.local / PRIVATE, "--local_dir"))
-        processes.from_main(lambda: stack.enter_context(lock.only_run(mirror.objects)))
+        processes.from_main(lambda: stack.enter_context(lock.only_run(mirror.objects, flag)))
         logging.info("%s: this machine works in %s", mirror.objects.url, mirror.local)
         leader = _leader(mirror.local)
         if leader == processes.index():
