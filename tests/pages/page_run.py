@@ -49,15 +49,10 @@ class PageRun:
             Step(name, getattr(self, name), settings.get(name, {}), inputs[name]) for name in STEPS
         ]
 
-    def run(self, after=lambda step: None, only=None) -> None:
+    def run(self, after=lambda step: None, only=None, reuse=()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.begin(self.folder, self.config, STEPS)
-
-        def ended(step: str) -> None:
-            run_folder.ended(self.folder, step, run_folder.machine())
-            after(step)
-
-        run_steps(self.folder, self.steps(), only, after=ended)
+        run_steps(self.folder, self.steps(), only, after=after, reuse=reuse)
 
     @property
     def dataset(self):

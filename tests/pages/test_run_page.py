@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import time
 
@@ -17,6 +18,7 @@ from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.methods import page
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import compare_page, document, items, results, run_folder
+from mmsrec_jax.pages.markup import clipped
 from mmsrec_jax.pages.run_page import RunPage
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
@@ -49,7 +51,7 @@ def test_after_every_step_the_page_is_sound_and_says_how_far_the_run_is(states):
         assert found.problems == []
         left = len(page_run.STEPS) - number
         assert (f"{number} of 7 steps are done; next: " in found.words) is bool(left)
-        states_told = [row[1] for row in found.table("Time is since")[1:]]
+        states_told = [row[1] for row in found.table("Time is that of")[1:]]
         assert states_told == ["done"] * number + ["not begun"] * left
     assert "results" not in seen["retrieval"][1].ids and "results" in seen["evaluation"][1].ids
     assert {"items", "data", "run"} <= set(seen["data"][1].ids)
@@ -220,6 +222,76 @@ def test_what_an_outdated_step_left_is_not_shown(done, tmp_path):
     assert heading in Page(page.write(again.folder).read_text()).words
     (again.folder / "summaries" / "step.json").unlink()
     assert heading not in Page(page.write(again.folder).read_text()).words
+
+
+def steps_told(folder):
+    """What the page says of each step: its name -> state, time, devices, device hours, ended."""
+    return {
+        name: rest for name, *rest in Page(page.write(folder).read_text()).table("Time is that")
+    }
+
+
+def facts_told(found):
+    """The facts in the head of a page: name -> value."""
+    (facts,) = (each for each in found.root.all("header") for each in each.all("dl"))
+    return {pair.parts[0].text: pair.parts[1].text for pair in facts.parts}
+
+
+def recorded(folder, step, **changes):
+    """Puts values into the record of a step."""
+    path = folder / step / "step.json"
+    record = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(record))
+    return record
+
+
+def test_time_and_devices_of_steps_that_were_killed_or_taken_from_another_run(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def killed(folder):
+        (folder / "half").touch()
+        raise Killed
+
+    first, second = (PageRun(tmp_path / name, page_run.config()) for name in ("first", "second"))
+    first.run(only=["data", "users", "summarizer"])
+    first.summaries = killed
+    with pytest.raises(Killed):
+        first.run()
+    for name, at in (("step.json", 1000), ("half", 1060)):
+        os.utime(first.folder / "summaries" / name, (at, at))
+    del first.summaries
+    assert steps_told(first.folder)["summaries"] == ["not finished", "–", "–", "–", "–"]
+    first.run()
+    on_four = {"devices": 4, "device": "TPU v5 lite", "jax": "0.10.2"}
+    ended = {**on_four, "seconds": 1800.0, "ended": "2026-11-26T22:35:01+00:00"}
+    recorded(first.folder, "data", seconds=1800.0, starts=[ended])
+    recorded(first.folder, "users", seconds=1.0, starts=[])  # as of an earlier version
+    killed_start, _ = recorded(first.folder, "summaries")["starts"]
+    assert killed_start["seconds"] == 60
+    ended = {**on_four, "seconds": 3600.0, "ended": "2026-11-27T01:02:03+00:00"}
+    recorded(first.folder, "summaries", seconds=3660.0, starts=[killed_start, ended])
+    second.run(only=["data", "users", "summaries", "summarizer"], reuse=[first.folder])
+    second.run()
+    count = len(page_run.STEPS)
+    own = steps_told(first.folder)
+    assert own["data"] == ["done", "30:00", "4 × TPU v5 lite", "2", "2026-11-26 22:35 UTC"]
+    assert own["users"] == ["done", "0:01", "–", "–", "–"]
+    both = "8 × cpu, 4 × TPU v5 lite"
+    hours = f"at least {60 * 8 / 3600 + 4:.3g}"
+    told = ["at least 1:01:00in 2 starts", both, hours, "2026-11-27 01:02 UTC"]
+    assert own["summaries"] == ["done", *told]
+    again = steps_told(second.folder)
+    origin = f"donetaken from {clipped(str(first.folder), 60)}"
+    assert again["data"] == [origin, *own["data"][1:]] and again["summaries"] == [origin, *told]
+    assert again["retrieval"][0] == "done" and again["retrieval"][2] == "8 × cpu"
+    head = facts_told(Page(page.write(second.folder).read_text()))
+    assert head["devices"] == "4 × TPU v5 lite, 8 × cpu"
+    assert head["time of all steps"] == "at least 1:31:01at least 1:31:01 in other runs"
+    of_taken = f"at least {60 * 8 / 3600 + 6:.3g}"
+    assert head["device hours"] == (
+        f"{of_taken}, of {count - 1} of {count} steps{of_taken}, of 3 of 4 steps in other runs"
+    )
 
 
 def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):
