@@ -131,6 +131,17 @@ class Page(HTMLParser):
         ]
         return [[part for part in row.parts if isinstance(part, Node)] for row in found.all("tr")]
 
+    def charts(self) -> dict[str, list[str]]:
+        """Each step of the section of curves -> the labels of the drawings below its heading."""
+        found: dict[str, list[str]] = {}
+        (section,) = [part for part in self.root.all("section") if part.given["id"] == "training"]
+        for part in section.all():
+            if part.tag == "h3":
+                found[part.text] = []
+            elif part.tag == "svg":
+                next(reversed(found.values())).append(part.given["aria-label"])
+        return found
+
     def _stays(self, address: str) -> bool:
         is_own = self._served and address.startswith("/") and not address.startswith("//")
         is_below = self._linked and re.fullmatch(r"(\w[\w.+=-]*/)+report\.html", address)

@@ -143,6 +143,9 @@ def test_both_runs_have_the_same_page_of_results(runs):
                 assert values == [f"{own[name.lower()]:.4f}" for name in head[1:]]
         assert not rows
         assert "What similar users took next" in found.words and "Mean rewards" in found.words
+        charts = found.charts()
+        assert set(charts) == {path.parent.name for path in run.glob("*/metrics.jsonl")}
+        assert all(charts.values())
         tables.append([lines for caption, lines in found.tables if "Time is" not in caption])
     assert tables[0] == tables[1]
 

@@ -1,6 +1,7 @@
 """A finished run that trained nothing: its files are written by hand, its steps are recorded as
 those of real runs are. Its items are hostile."""
 
+import base64
 import io
 import json
 from dataclasses import dataclass, field
@@ -58,6 +59,12 @@ class PageRun:
     def dataset(self):
         return build.open_built(DataSettings(source="toyshop"), self.folder / "data")
 
+    @property
+    def targets(self) -> np.ndarray:
+        """int32[n]: the true item of each test target."""
+        _, histories, split = self.dataset
+        return histories.items[histories.offsets[split.test[:, 0]] + split.test[:, 1]]
+
     def data(self, folder: Path) -> None:
         found = Report(source=f"tests {HOSTILE[:20]}")
         users = np.array([f"u{n}<b>" for n in range(USERS)])
@@ -81,7 +88,7 @@ class PageRun:
 
     def summaries(self, folder: Path) -> None:
         lines = [
-            {"item": n, "id": str(n), "image": [f"color{n % 3}"], "text": [f"<i>word{n % 4}"]}
+            {"item": n, "id": str(n), "image": [f"color{n % 3}"], "text": [f"<i>word{n % 11}"]}
             for n in range(ITEMS)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -97,20 +104,22 @@ class PageRun:
         _log(folder, lambda step: {"loss": 5 / step, "time/steps": 7.0})
 
     def retrieval(self, folder: Path) -> None:
-        rows = self.dataset.split.test
+        catalog, _, split = self.dataset
+        rows = split.test
         rng = np.random.default_rng(2)
         shape = (len(rows), 3)
+        items = rng.integers(0, len(catalog), shape).astype(np.int32)
+        items[::3, :2] = self.targets[::3, None]  # of two similar users
         found = Neighbors(
-            items=rng.integers(0, ITEMS, shape).astype(np.int32),
+            items=items,
             users=rng.integers(0, USERS, shape).astype(np.int32),
             similarity=rng.random(shape).astype(np.float32),
         )
         neighbors_table.write(folder / "neighbors.parquet", rows, found)
 
     def evaluation(self, folder: Path) -> None:
-        catalog, histories, split = self.dataset
-        targets = histories.items[histories.offsets[split.test[:, 0]] + split.test[:, 1]]
-        rows = []
+        _, histories, split = self.dataset
+        targets, rows = self.targets, []
         for name, skill in SYSTEMS.items():
             rng = np.random.default_rng(len(name))
             scores = rng.normal(size=(len(targets), ITEMS))
@@ -139,6 +148,12 @@ def picture(number: int, side: int = 40) -> bytes:
     made = io.BytesIO()
     Image.new("RGB", (side, side), (number % 256, 40, 90)).save(made, "PNG")
     return made.getvalue()
+
+
+def color(source: str) -> int:
+    """The number whose `picture` an image of a page shows."""
+    data = base64.b64decode(source.partition(",")[2])
+    return Image.open(io.BytesIO(data)).getpixel((5, 5))[0]
 
 
 def _item(number: int) -> Item:

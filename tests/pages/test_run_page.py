@@ -1,11 +1,15 @@
 """The run's page: sound HTML, numbers of table.json, hostile texts, every state, limits."""
 
-import base64
+import importlib.metadata
 import json
 import os
 import re
+import sys
 import time
+import tomllib
+from pathlib import Path
 
+import jax
 import numpy as np
 import page_run
 import pytest
@@ -23,25 +27,7 @@ from mmsrec_jax.pages.run_page import RunPage
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 
-
-@pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    """The run, and its page as it was after each step."""
-    run = PageRun(tmp_path_factory.mktemp("pages") / "shop", page_run.config())
-    writer = RunPage(run.folder, lambda: run.dataset, as_dict(Settings()))
-    seen = {}
-
-    def after(step):
-        seen[step] = writer.write().read_text()
-
-    run.run(after)
-    return run, {step: (text, Page(text)) for step, text in seen.items()}
-
-
-@pytest.fixture
-def done(states):
-    run, seen = states
-    return run, *seen["evaluation"]
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_after_every_step_the_page_is_sound_and_says_how_far_the_run_is(states):
@@ -90,13 +76,6 @@ def told(row):
     return f"{row.difference:+.4f}{row.low:+.4f} to {row.high:+.4f}"
 
 
-def test_marks_stand_where_an_interval_excludes_0():
-    signs = [
-        results.Difference(0, *bounds).sign for bounds in ((0.1, 0.2), (-1, 1), (-2, -1), (0, 1))
-    ]
-    assert signs == [1, 0, -1, 0]
-
-
 def test_many_users_have_the_interval_of_the_normal_distribution(monkeypatch):
     rng = np.random.default_rng(0)
     own, base = (
@@ -115,6 +94,30 @@ def test_many_users_have_the_interval_of_the_normal_distribution(monkeypatch):
     for one, other in zip(drawn, normal, strict=True):
         assert one.value == other.value
         assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=2e-3)
+
+
+def test_every_step_that_logs_metrics_has_its_curves(done):
+    """Each metric from its first to its last value, or among those that are 0 throughout."""
+    run, _, found = done
+    charts = found.charts()
+    assert list(charts) == ["summarizer", "sasrec"]
+    assert set(charts) == {path.parent.name for path in run.folder.glob("*/metrics.jsonl")}
+    told = {step: "; ".join(labels) for step, labels in charts.items()}
+    for each in ("loss: 0.1 to 0.1", "total: 0.01 to 10", "length: -4 to -4"):
+        assert each in told["summarizer"]
+    for each in ("loss: 5 to 0.005", "steps: 7 to 7", "ndcg@10: 0.25 to 0.25"):
+        assert each in told["sasrec"]
+    assert "loss: 5" not in told["summarizer"] and "total" not in told["sasrec"]
+
+
+def test_versions_and_devices_are_those_that_ran(done):
+    told = facts_told(done[2])
+    assert told["mmsrec_jax"] == tomllib.loads(PROJECT.read_text())["project"]["version"]
+    assert told["jax"] == importlib.metadata.version("jax")
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["devices"] == f"{jax.device_count()} × cpu" and told["processes"] == "1"
+    steps = [row[3] for row in done[2].table("Time is that")[1:]]
+    assert steps == [told["devices"]] * len(page_run.STEPS)
 
 
 def test_hostile_texts_stay_text(done):
@@ -167,14 +170,11 @@ def test_a_picture_is_that_of_its_item(done):
     user = int(np.sort(np.random.default_rng(0).choice(30, 10, replace=False))[0])
     history = run.dataset.histories.of(user)[: page_run.LENGTH - 1].tolist()
     pictured = [item for item in history if item % 5]
-    assert pictured and [_color(p["src"]) for p in found.pictures[: len(pictured)]] == pictured
+    assert (
+        pictured and [page_run.color(p["src"]) for p in found.pictures[: len(pictured)]] == pictured
+    )
     boxes = [given["aria-label"] for _, given in found.seen if given.get("class") == "picture none"]
     assert boxes and all(label.endswith(": no picture") for label in boxes)
-
-
-def _color(source):
-    data = base64.b64decode(source.partition(",")[2])
-    return page_run.Image.open(page_run.io.BytesIO(data)).getpixel((5, 5))[0]
 
 
 def test_failures_are_the_worst_of_all(done):
@@ -321,7 +321,8 @@ def test_folders_without_a_run_are_refused(tmp_path):
 
 
 def test_a_million_items_cost_no_more_than_a_few_seconds_and_bytes(states, tmp_path):
-    """The catalog of a million is read where it is shown, a few hundred times."""
+    """The catalog of a million is read where it is shown, a few hundred times; each item has
+    keywords, each test user neighbors."""
     run = PageRun(tmp_path / "run", page_run.config())
     run.run(only=["data"])
     count, users, read = 1_000_000, 20_000, []
@@ -342,12 +343,32 @@ def test_a_million_items_cost_no_more_than_a_few_seconds_and_bytes(states, tmp_p
     split = leave_one_out(histories)
     run.__class__ = type("Big", (PageRun,), {"dataset": Dataset(catalog, histories, split)})
     run.evaluation = lambda folder: _ranks(folder, histories, split, count, rng)
-    run.run(only=["sasrec", "evaluation"])
+    run.summaries = lambda folder: _keywords(folder, count)
+    run.run(only=page_run.STEPS[1:])
     began = time.process_time()
-    found = RunPage(run.folder, lambda: run.dataset, as_dict(Settings())).write()
+    written = RunPage(run.folder, lambda: run.dataset, as_dict(Settings())).write()
     assert time.process_time() - began < 20
-    assert found.stat().st_size < 5_000_000 and len(read) < 600
-    assert Page(found.read_text()).problems == []
+    assert written.stat().st_size < 5_000_000 and len(read) < 600
+    found = Page(written.read_text())
+    assert found.problems == []
+    people = list(found.root.all("details", "person"))
+    assert len(people) == 10
+    for person in people:
+        assert person.text.count("similarity ") == 3
+        (listed,) = person.all("ol", "ranked")
+        lines = list(listed.all("li"))
+        assert len(lines) == 10
+        for line in lines:
+            (number,) = re.findall(r"item (\d+) x", line.text)
+            assert f"word{number}" in [tag.text for tag in line.all("span", "tag")]
+
+
+def _keywords(folder, count):
+    with (folder / "summaries.jsonl").open("w") as file:
+        file.writelines(
+            f'{{"item": {n}, "id": "i{n}", "image": ["word{n}"], "text": ["kind{n % 997}"]}}\n'
+            for n in range(count)
+        )
 
 
 def _ranks(folder, histories, split, items, rng):
