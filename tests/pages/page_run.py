@@ -4,6 +4,7 @@ those of real runs are. Its items are hostile."""
 import base64
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.report import Report
 from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.evaluation import ranking, report, results
+from mmsrec_jax.evaluation.comparison.points import PointRow
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import run_folder
 from mmsrec_jax.retrieval import table as neighbors_table
@@ -148,6 +150,23 @@ def picture(number: int, side: int = 40) -> bytes:
     made = io.BytesIO()
     Image.new("RGB", (side, side), (number % 256, 40, 90)).save(made, "PNG")
     return made.getvalue()
+
+
+def points(bounds: Iterable[tuple[float, float]]) -> tuple[list[PointRow], dict]:
+    """Rows of a sweep whose points differ from the first one by intervals of these `bounds`, and
+    what its `sweep.json` says."""
+    rows = [
+        PointRow(
+            f"point{number}", "sasrec", "full", 30, 1, metric, 0.5, 0.4, 0.6, None, "first",
+            (low + high) / 2, low, high,
+        )
+        for number, (low, high) in enumerate(bounds)
+        for metric in ("ndcg@10", "hr@10")
+    ]  # fmt: skip
+    sets = [{"name": f"point{n}", "sets": {"sasrec.dim": 2**n}} for n in range(len(rows) // 2)]
+    took = [{"seconds": 60.0 * n, "problem": HOSTILE if n == 1 else ""} for n in range(len(sets))]
+    told = [{**one, **other} for one, other in zip(sets, took, strict=True)]
+    return rows, {"sweep": "dims.py", "config": "base.py", "settings": {"seed": 1}, "points": told}
 
 
 def color(source: str) -> int:

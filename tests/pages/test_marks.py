@@ -6,10 +6,9 @@ import re
 
 import pytest
 from html_check import Page
-from page_run import SYSTEMS
+from page_run import SYSTEMS, points
 
 from mmsrec_jax.evaluation.comparison import compare
-from mmsrec_jax.evaluation.comparison.points import PointRow
 from mmsrec_jax.evaluation.comparison.presentation import Row
 from mmsrec_jax.pages import compare_page, sweep_page
 
@@ -83,18 +82,10 @@ def test_on_the_page_of_a_comparison(compared):
 
 
 def test_on_the_page_of_a_sweep(tmp_path):
-    rows = [
-        PointRow(
-            f"point{number}", "sasrec", "full", 30, 1, metric, 0.5, 0.4, 0.6, None, "first",
-            (low + high) / 2, low, high,
-        )
-        for number, (low, high) in enumerate(BOUNDS)
-        for metric in ("ndcg@10", "hr@10")
-    ]  # fmt: skip
-    about = {"sweep": "dims.py", "config": "base.py", "settings": {}, "points": []}
+    rows, about = points(BOUNDS)
     page = Page(sweep_page.write(tmp_path, about, rows).read_text())
     assert page.problems == []
     lines = page.cells("30 users, protocol full")[1:]
     assert [line[0].text for line in lines] == [f"point{n}" for n in range(len(BOUNDS))]
-    marks = [[mark(cell) for cell in line if cell.text.count(" to ")] for line in lines]
-    assert [each for each in marks if each] == [[kind] * len(marks[0]) for kind in BOUNDS.values()]
+    for line, kind in zip(lines, BOUNDS.values(), strict=True):
+        assert [mark(cell) for cell in line if " to " in cell.text] == [kind, kind]
