@@ -60,13 +60,16 @@ def total(found: Sequence[Start]) -> float:
     return math.fsum(start["seconds"] for start in found)
 
 
-def is_sound(found: Any) -> bool:
-    """Whether what a file holds are starts."""
-    return isinstance(found, list) and all(
-        isinstance(start, dict) and _is_number(start.get("seconds", 0.0))
-        and _is_number(start.get("devices", 0)) and isinstance(start.get("ended", ""), str)
+def is_sound(found: Any, *, finished: bool) -> bool:
+    """Whether what the record of a step holds are starts; of one that has not finished the last is
+    under way."""
+    if not isinstance(found, list) or not all(isinstance(start, dict) for start in found):
+        return False
+    ended = found if finished else found[:-1]
+    return all(_is_number(start.get("seconds")) for start in ended) and all(
+        _is_number(start.get("devices", 0)) and isinstance(start.get("ended", ""), str)
         for start in found
-    )  # fmt: skip
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -373,7 +373,7 @@ def _begin(
     resumed = _has_output(directory)
     earlier = record.get("starts", [{}]) if record else []
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
-    record["resumed"] = resumed  # its seconds are then not those of the whole step
+    record["resumed"] = resumed  # its seconds are then not those of a step that runs through
     record["starts"] = starts.with_another(earlier, directory / _RECORD)
     logging.info("step %s %s", step.name, "goes on" if resumed else "begins")
     files.write_json(directory / _RECORD, record)
@@ -494,7 +494,7 @@ def _read(directory: Path, step: str = "") -> dict[str, Any]:
             raise UserError(
                 f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
-    if not starts.is_sound(record.get("starts", [])):
+    if not starts.is_sound(record.get("starts", []), finished=record["finished"]):
         raise UserError(f"{path}: starts is damaged; {remedy}")
     own = _fingerprint(step or directory.name, record["config"], record["inputs"])
     if record["fingerprint"] != own:
