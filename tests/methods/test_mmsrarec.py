@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
             steps = [row["step"] for row in metrics(run / step)]
             assert steps == sorted(steps)
         assert losses(broken / step) == losses(unbroken / step)
+
+
+def test_the_page_tells_which_steps_were_killed(runs):
+    *folders, killed = runs
+    for folder, cut in zip(folders, ([], killed), strict=True):
+        rows = Page((folder / "report.html").read_text()).table("Time is that of")[1:]
+        found = [row[0] for row in rows if re.match(r"at least \d+:\d\din \d starts", row[2])]
+        assert found == [row[0] for row in rows if row[0] in cut]
 
 
 def metrics(directory):
