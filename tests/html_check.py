@@ -1,6 +1,8 @@
 """What must hold of every page, found by an HTML parser."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -8,8 +10,34 @@ FORBIDDEN = {"script", "iframe", "object", "embed", "base"}
 OF_FORMS = {"form", "input", "button", "textarea"}
 
 
+@dataclass
+class Node:
+    """An element with what is in it, in order: elements and texts."""
+
+    tag: str
+    given: dict = field(default_factory=dict)
+    parts: list["Node | str"] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Its classes."""
+        return (self.given.get("class") or "").split()
+
+    def all(self, tag: str = "", kind: str = "") -> Iterator["Node"]:
+        """The elements in it, at any depth, of this tag and class where they are given."""
+        for part in self.parts:
+            if isinstance(part, Node):
+                if tag in ("", part.tag) and (not kind or kind in part.kinds):
+                    yield part
+                yield from part.all(tag, kind)
+
+
 class Page(HTMLParser):
-    """A parsed page; `problems` is empty when it is sound.
+    """A parsed page; `problems` is empty when it is sound, `root` has its elements.
 
     served: by a server of ours, to which its links and forms may lead. linked: its links may lead
     to pages in folders below its own.
@@ -25,6 +53,8 @@ class Page(HTMLParser):
         self.tables: list[tuple[str, list[list[str]]]] = []
         self.pictures: list[dict] = []
         self.seen: list[tuple[str, dict]] = []
+        self.root = Node("")
+        self._nodes = [self.root]
         self._open: list[str] = []
         self._text: list[str] = []
         self.words = ""
@@ -64,12 +94,17 @@ class Page(HTMLParser):
             self._text = []
         if tag == "th" and given.get("scope") not in ("col", "row"):
             self.problems.append("a table header without scope")
+        node = Node(tag, given)
+        self._nodes[-1].parts.append(node)
         if tag not in VOID:
             self._open.append(tag)
+            self._nodes.append(node)
 
     def handle_endtag(self, tag):
         if not self._open or self._open.pop() != tag:
             self.problems.append(f"</{tag}> closes another element, at {self.getpos()}")
+        if len(self._nodes) > 1:
+            self._nodes.pop()
         text = "".join(self._text).strip()
         if tag in ("th", "td"):
             self.tables[-1][1][-1].append(text)
@@ -78,12 +113,33 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self._text.append(data)
+        self._nodes[-1].parts.append(data)
         if self._open and self._open[-1] != "style":
             self.words += data
 
     def table(self, words: str) -> list[list[str]]:
         """The one table whose caption has these words."""
         (found,) = [rows for caption, rows in self.tables if words in caption]
+        return found
+
+    def cells(self, words: str) -> list[list[Node]]:
+        """The same with all that is in the cells."""
+        (found,) = [
+            table
+            for table in self.root.all("table")
+            if any(words in caption.text for caption in table.all("caption"))
+        ]
+        return [[part for part in row.parts if isinstance(part, Node)] for row in found.all("tr")]
+
+    def charts(self) -> dict[str, list[str]]:
+        """Each step of the section of curves -> the labels of the drawings below its heading."""
+        found: dict[str, list[str]] = {}
+        (section,) = [part for part in self.root.all("section") if part.given["id"] == "training"]
+        for part in section.all():
+            if part.tag == "h3":
+                found[part.text] = []
+            elif part.tag == "svg":
+                next(reversed(found.values())).append(part.given["aria-label"])
         return found
 
     def _stays(self, address: str) -> bool:

@@ -128,18 +128,18 @@ class Experiment:
         only: Sequence[str] | None = None,
         reuse: Sequence[Path] = (),
     ) -> None:
-        """Runs `steps`, or those named in `only`, and writes the run's page after each of them."""
+        """Runs `steps`, or those named in `only`, and writes the run's page after each that ran; at
+        the end too, if steps were taken from another run since."""
         page = RunPage(self.workdir, lambda: self.dataset, as_dict(Settings()))
         names = [step.name for step in steps]
-        config, machine = described(self.config), run_folder.machine()
+        config = described(self.config)
         processes.from_main(lambda: run_folder.begin(self.workdir, config, names))
 
         def after(step: str) -> None:
-            run_folder.ended(self.workdir, step, machine)
             document.attempt(page.write)
 
         run_steps(self.workdir, steps, only, after=after, reuse=reuse)
-        if processes.is_main() and not (self.workdir / FILE).exists():
+        if processes.is_main() and run_folder.is_newer(self.workdir, self.workdir / FILE):
             document.attempt(page.write)
 
     def steps(self) -> list[Step]:

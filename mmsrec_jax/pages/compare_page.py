@@ -23,7 +23,6 @@ from mmsrec_jax.pages.results import (
 from mmsrec_jax.pages.run_folder import RunFolder
 from mmsrec_jax.runtime import disk
 from mmsrec_jax.runtime.errors import UserError
-from mmsrec_jax.runtime.progress import clock
 
 FILE = "comparison.html"
 
@@ -169,7 +168,6 @@ def _settings(runs: Mapping[str, RunFolder], missing: Sequence[str]) -> Section:
     for name, run in runs.items():
         parts += [
             element("h3", name),
-            element("p", f"{clock(run.seconds)} for all steps.", class_="note"),
             settings.machine_facts(run),
         ]
     return Section("settings", "Settings and machines", joined(parts))

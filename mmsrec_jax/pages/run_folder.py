@@ -1,21 +1,17 @@
 """A run's folder as a page reads it: what was asked for, and how far each step is.
 
-`run.json` beside the steps says what no step says: the whole config of the last start, the steps it
-has, and on which devices, by which versions and when each one ended.
+`run.json` beside the steps says what no step says: the whole config of the last start, and the
+steps it has. What a step took, and where, is in the record of the step.
 """
 
-import datetime
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from mmsrec_jax.runtime import disk, files, processes, workdir
+from mmsrec_jax.runtime import disk, files, workdir
 from mmsrec_jax.runtime.errors import UserError
+from mmsrec_jax.runtime.starts import Start
 
 FILE = "run.json"
 DONE, PARTIAL, OUTDATED, WAITING = "done", "not finished", "to run again", "not begun"
@@ -30,14 +26,31 @@ class StepState:
       name: of the step and its folder.
       state: `DONE`, `PARTIAL` (stopped, or running), `OUTDATED` (a step that it read ran again
         since) or `WAITING`.
-      seconds: how long it took since it was last started; None unless it is done.
-      machine: see `machine`, and "ended", when; empty where nothing is known.
+      seconds: how long all its starts took together; None unless it is done.
+      starts: of a step that is done or outdated, see `runtime.starts`; empty where an earlier
+        version ran it.
+      taken_from: the folder of the run that ran it; empty where this one did.
     """
 
     name: str
     state: str
     seconds: float | None
-    machine: Mapping[str, Any]
+    starts: tuple[Start, ...]
+    taken_from: str
+
+    @property
+    def ended(self) -> str:
+        """When, in UTC; empty where that is not known."""
+        return str(self.starts[-1].get("ended", "")) if self.starts else ""
+
+    @property
+    def device_hours(self) -> float | None:
+        """Of all its starts; None unless it is done, and where a start has no known machine."""
+        if self.seconds is None or not self.starts:
+            return None
+        if any("devices" not in start for start in self.starts):
+            return None
+        return sum(start["seconds"] * start["devices"] for start in self.starts) / 3600
 
 
 @dataclass(frozen=True)
@@ -75,31 +88,18 @@ class RunFolder:
         return frozenset(step.name for step in self.steps if step.state == DONE)
 
 
-def machine() -> dict[str, Any]:
-    """Versions and devices of this process's run, for `run.json`."""
-    return {
-        "mmsrec_jax": sys.modules["mmsrec_jax"].__version__,  # also where it is not installed
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "devices": jax.device_count(),
-        "device": jax.devices()[0].device_kind,
-        "processes": processes.count(),
-    }
-
-
 def begin(path: Path, config: Mapping[str, Any], steps: Sequence[str]) -> None:
-    """Records a start in `run.json`; what it says of steps that the run still has stays."""
-    known = _read(path, "delete it and run the same command again") if _exists(path) else {}
-    kept = {name: told for name, told in known.get("machines", {}).items() if name in steps}
-    files.write_json(path / FILE, {"config": config, "steps": list(steps), "machines": kept})
+    """Records a start in `run.json`."""
+    files.write_json(path / FILE, {"config": config, "steps": list(steps)})
 
 
-def ended(path: Path, step: str, found: Mapping[str, Any]) -> None:
-    """Records that a step has ended, by the machine `found`."""
-    record = _read(path, _REMEDY)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record["machines"][step] = {**found, "ended": now}
-    files.write_json(path / FILE, record)
+def is_newer(path: Path, page: Path) -> bool:
+    """Whether a step of the run has begun, ended or been taken from another run since `page` was
+    written, if it was."""
+    if not page.exists():
+        return True
+    written = page.stat().st_mtime_ns
+    return any(found.stat().st_mtime_ns > written for found in workdir.record_files(path))
 
 
 def read(path: Path) -> RunFolder:
@@ -112,7 +112,7 @@ def read(path: Path) -> RunFolder:
         raise UserError(f"{path}: no such folder; name the --workdir of launch/train.py")
     if not _exists(path):
         workdir.check_is_run(path)
-    record = _read(path, _REMEDY)
+    record = _read(path)
     records = workdir.records(path)
     steps, outdated = [], set[str]()
     for name in map(str, record["steps"]):
@@ -120,20 +120,19 @@ def read(path: Path) -> RunFolder:
         state = _state(own, records, outdated)
         if state == OUTDATED:
             outdated.add(name)
-        told = record["machines"].get(name, {}) if state in (DONE, OUTDATED) else {}
+        known = own.get("starts", []) if state in (DONE, OUTDATED) else []
         seconds = own["seconds"] if state == DONE else None
-        steps.append(StepState(name, state, seconds, told))
+        ran_in = str(own.get("taken_from", ""))
+        steps.append(StepState(name, state, seconds, tuple(known), ran_in))
     return RunFolder(path, record["config"], tuple(steps))
 
 
-def _read(path: Path, remedy: str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """What `run.json` holds; raises UserError where it is damaged."""
-    record = disk.read_json(path / FILE, remedy)
-    for name, kind in (("config", dict), ("steps", list), ("machines", dict)):
+    record = disk.read_json(path / FILE, _REMEDY)
+    for name, kind in (("config", dict), ("steps", list)):
         if not isinstance(record.get(name), kind):
-            raise UserError(f"{path / FILE}: {name} is missing or damaged; {remedy}")
-    if not all(isinstance(told, dict) for told in record["machines"].values()):
-        raise UserError(f"{path / FILE}: machines is damaged; {remedy}")
+            raise UserError(f"{path / FILE}: {name} is missing or damaged; {_REMEDY}")
     return record
 
 

@@ -1,7 +1,7 @@
 """Sections about a run itself: its steps with time and devices, and its settings."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmsrec_jax.pages.document import bar, facts, note, table
@@ -65,24 +65,24 @@ def between_runs(configs: Mapping[str, Mapping[str, Any]]) -> Html:
 
 def machine_facts(run: RunFolder) -> Html:
     """Versions and devices of the steps, one line for each that there was."""
-    told = [step.machine for step in run.steps if step.machine]
-    if not told:
+    told = [start for step in run.steps for start in step.starts if "devices" in start]
+    if not run.done:
         return facts([])
 
     def each(*names: str) -> str:
         values = [" × ".join(str(one.get(name, "?")) for name in names) for one in told]
-        return ", ".join(clipped(value, 60) for value in dict.fromkeys(values))
+        return ", ".join(clipped(value, 60) for value in dict.fromkeys(values)) or "unknown"
 
     return facts(
         [
             ("devices", each("devices", "device")),
             ("processes", each("processes")),
-            ("time of all steps", clock(run.seconds)),
-            ("device hours", f"{_device_hours(run.steps):.3g}"),
+            ("time of all steps", [_time(run.steps), *_of_other_runs(run, _time)]),
+            ("device hours", [_device_hours(run.steps), *_of_other_runs(run, _device_hours)]),
             ("mmsrec_jax", each("mmsrec_jax")),
             ("jax", each("jax")),
             ("python", each("python")),
-            ("last step ended", _moment(max(str(one.get("ended", "")) for one in told))),
+            ("last step ended", _moment(max(step.ended for step in run.steps))),
         ]
     )
 
@@ -91,31 +91,73 @@ def _steps(run: RunFolder) -> Html:
     total = run.seconds or 1.0
     rows: list[list[Content]] = []
     for step in run.steps:
-        machine = step.machine
         kind = "tag yes" if step.state == DONE else "tag"
         share = None if step.seconds is None else bar(step.seconds / total)
         rows.append(
             [
                 [step.name, share],
-                element("span", step.state, class_=kind),
-                "–" if step.seconds is None else clock(step.seconds),
-                f"{machine['devices']} × {machine['device']}" if machine else "–",
-                f"{_device_hours([step]):.3g}" if step.seconds is not None and machine else "–",
-                _moment(str(machine.get("ended", "–"))),
+                [element("span", step.state, class_=kind), *_origin(step)],
+                [_time([step]), *_starts(step)],
+                _machines(step),
+                _device_hours([step]),
+                _moment(step.ended),
             ]
         )
     head = ["step", "state", "time", "devices", "device hours", "ended"]
-    caption = "Time is since the last start of a step"
+    caption = (
+        "Time is that of all starts of a step; of one that was killed up to the last file that it "
+        "wrote"
+    )
     return table(caption, head, rows, text_columns=2)
 
 
-def _device_hours(steps: Sequence[StepState]) -> float:
-    return sum((step.seconds or 0.0) * int(step.machine.get("devices", 0)) / 3600 for step in steps)
+def _time(steps: Sequence[StepState]) -> str:
+    """Of those that are done."""
+    known = [step for step in steps if step.seconds is not None]
+    if not known:
+        return "–"
+    told = clock(sum(step.seconds or 0.0 for step in known))
+    return f"at least {told}" if any(len(step.starts) > 1 for step in known) else told
+
+
+def _device_hours(steps: Sequence[StepState]) -> str:
+    """Of those that are done; says of how many they are known where it is not of all."""
+    done = [step for step in steps if step.seconds is not None]
+    known = [step.device_hours for step in done if step.device_hours is not None]
+    if not known:
+        return "–"
+    least = any(len(step.starts) > 1 for step in done if step.device_hours is not None)
+    told = f"{'at least ' if least else ''}{sum(known):.3g}"
+    return told if len(known) == len(done) else f"{told}, of {len(known)} of {len(done)} steps"
+
+
+def _of_other_runs(run: RunFolder, measure: Callable[[Sequence[StepState]], str]) -> Iterator[Html]:
+    """What the steps that other runs ran have of it."""
+    taken = [step for step in run.steps if step.taken_from and step.seconds is not None]
+    if taken:
+        text = f"{measure(taken)} in other runs"
+        yield element("span", text, class_="interval")
+
+
+def _origin(step: StepState) -> Iterator[Html]:
+    if step.taken_from:
+        text = f"taken from {clipped(step.taken_from, 60)}"
+        yield element("span", text, class_="interval")
+
+
+def _starts(step: StepState) -> Iterator[Html]:
+    if len(step.starts) > 1:
+        yield element("span", f"in {len(step.starts)} starts", class_="interval")
+
+
+def _machines(step: StepState) -> str:
+    known = [f"{one['devices']} × {one.get('device')}" for one in step.starts if "devices" in one]
+    return ", ".join(dict.fromkeys(known)) or "–"
 
 
 def _moment(iso: str) -> str:
-    """As "2026-11-26 22:35 UTC": run.json has UTC."""
-    return f"{iso[:16].replace('T', ' ')} UTC" if iso[10:11] == "T" else iso
+    """As "2026-11-26 22:35 UTC": records have UTC."""
+    return f"{iso[:16].replace('T', ' ')} UTC" if iso else "–"
 
 
 def _value(value: Any) -> Html:

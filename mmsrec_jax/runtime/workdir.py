@@ -3,7 +3,8 @@
 Each step folder holds `step.json`: the config it ran with and the fingerprints of its inputs.
 While the step runs the file says `"finished": false`; a killed step is taken up where it was.
 When it has ended it says too what the step left, with digests: a step, and every program that reads
-the folder later, compares them before it reads.
+the folder later, compares them before it reads. How long it took and on which machines stands there
+as well, and from which run it was taken; that decides nothing.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from typing import Any
 
 from absl import logging
 
-from mmsrec_jax.runtime import digests, disk, files, interruption, processes, progress
+from mmsrec_jax.runtime import digests, disk, files, interruption, processes, progress, starts
 from mmsrec_jax.runtime.buckets import run as buckets
 from mmsrec_jax.runtime.buckets.copies import SUPERSEDED
 from mmsrec_jax.runtime.config_utils import differences
@@ -252,7 +253,12 @@ def records(workdir: Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: a record is damaged, or of another version.
     """
-    return {path.parent.name: _read(path.parent) for path in sorted(workdir.glob(f"*/{_RECORD}"))}
+    return {path.parent.name: _read(path.parent) for path in record_files(workdir)}
+
+
+def record_files(workdir: Path) -> list[Path]:
+    """The files of `records`."""
+    return sorted(workdir.glob(f"*/{_RECORD}"))
 
 
 def runs_in(folder: Path) -> list[str]:
@@ -365,8 +371,10 @@ def _begin(
         _verify(directory.parent / name, _read(directory.parent / name))
     directory.mkdir(parents=True, exist_ok=True)
     resumed = _has_output(directory)
+    earlier = record.get("starts", [{}]) if record else []
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
-    record["resumed"] = resumed  # its seconds are then not those of the whole step
+    record["resumed"] = resumed  # its seconds are then not those of a step that runs through
+    record["starts"] = starts.with_another(earlier, directory / _RECORD)
     logging.info("step %s %s", step.name, "goes on" if resumed else "begins")
     files.write_json(directory / _RECORD, record)
     buckets.push(directory)
@@ -376,7 +384,10 @@ def _begin(
 def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float) -> None:
     """Records that the step has finished, when all it wrote is on the disk itself."""
     disk.sync_tree(directory)
-    ended = {"finished": True, "seconds": seconds, "outputs": digests.outputs(directory)}
+    known = starts.with_end(record["starts"], seconds)
+    seconds = starts.total(known)
+    ended = {"finished": True, "starts": known, "seconds": seconds}
+    ended["outputs"] = digests.outputs(directory)
     files.write_json(directory / _RECORD, {**record, **ended})
     _verified[directory] = (record["fingerprint"], digests.stamps(directory))
     buckets.push(directory)
@@ -413,6 +424,9 @@ def _take(source: Path, directory: Path) -> None:
             copy_function=_link,
             dirs_exist_ok=True,
         )
+        record = _read(source)
+        ran_in = record.get("taken_from") or str(buckets.in_bucket(source.parent))
+        files.write_json(partial / _RECORD, {**record, "taken_from": ran_in})
         buckets.take_arrays(source, directory, partial)
     buckets.push(directory, at_once=True)
 
@@ -480,6 +494,8 @@ def _read(directory: Path, step: str = "") -> dict[str, Any]:
             raise UserError(
                 f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
+    if not starts.is_sound(record.get("starts", []), finished=record["finished"]):
+        raise UserError(f"{path}: starts is damaged; {remedy}")
     own = _fingerprint(step or directory.name, record["config"], record["inputs"])
     if record["fingerprint"] != own:
         raise UserError(f"{path}: the fingerprint is not that of its content; {remedy}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_killed_in_every_step_ends_as_if_unbroken(runs):
         assert losses(broken / step) == losses(unbroken / step)
 
 
+def test_the_page_tells_which_steps_were_killed(runs):
+    """Those that train surely were after they had begun: they had left a checkpoint."""
+    unbroken, broken = (Page((folder / "report.html").read_text()) for folder in runs[:2])
+
+    def cut(page):
+        rows = page.table("Time is that of")[1:]
+        return {row[0] for row in rows if re.match(r"at least \d+:\d\din \d starts", row[2])}
+
+    assert cut(unbroken) == set() and {*LOOPS} <= cut(broken)
+
+
 def metrics(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
@@ -143,6 +155,9 @@ def test_both_runs_have_the_same_page_of_results(runs):
                 assert values == [f"{own[name.lower()]:.4f}" for name in head[1:]]
         assert not rows
         assert "What similar users took next" in found.words and "Mean rewards" in found.words
+        charts = found.charts()
+        assert set(charts) == {path.parent.name for path in run.glob("*/metrics.jsonl")}
+        assert all(charts.values())
         tables.append([lines for caption, lines in found.tables if "Time is" not in caption])
     assert tables[0] == tables[1]
 

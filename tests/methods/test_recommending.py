@@ -400,10 +400,16 @@ def test_an_uploaded_item_competes_and_its_text_stays_text(server, asked, monkey
 
 
 @browser.needed
-def test_the_local_page_in_a_browser(server, tmp_path):
-    text = local_page.ask(server, "/?item=i0007&item=i0023&ask=1&q=lamp")[1]
-    (tmp_path / "page.html").write_text(text)
-    assert all(found["images"] > 20 for found in browser.look(tmp_path / "page.html", tmp_path))
+def test_the_local_page_and_that_of_an_answer_in_a_browser(server, workdir, tmp_path):
+    asked = Recommending(workdir, one_device())
+    answer = asked.recommend(history=HISTORY, top=20)
+    local, alone = tmp_path / "local.html", tmp_path / "answer.html"
+    local.write_text(local_page.ask(server, "/?item=i0007&item=i0023&ask=1&q=bowl")[1])
+    alone.write_text(answer_page.page(answer, asked.catalog, "the command"))
+    found = browser.look([local, alone], tmp_path)
+    for path in (local, alone):
+        count = path.read_text().count("<img ")
+        assert count > 15 and all(frame["images"] == count for frame in found[path.name])
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,8 @@ def test_the_page_of_the_run_has_its_numbers_users_and_curves(workdir):
     assert {"users", "failures", "slices", "items", "data", "training"} <= set(found.ids)
     drawn = [given["aria-label"] for tag, given in found.seen if tag == "svg"]
     assert any(label.startswith("Validation") and "ndcg@10: " in label for label in drawn)
-    machines = json.loads((workdir / "run.json").read_text())["machines"]
-    assert set(machines) == {"data", "sasrec", "evaluation"}
-    assert all(one["devices"] == 8 and one["device"] == "cpu" for one in machines.values())
+    told = found.table("Time is that of")[1:]
+    assert [row[3] for row in told] == ["8 × cpu"] * 3
 
 
 def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, tmp_path, caplog):
@@ -103,6 +102,16 @@ def test_a_finished_run_is_not_run_again_but_a_new_seed_is(config, workdir, tmp_
     methods.run(again, workdir, only=["data", "sasrec"])
     after = json.loads((workdir / "sasrec" / "step.json").read_text())
     assert before["fingerprint"] != after["fingerprint"] and after["finished"]
+
+
+def test_the_page_tells_steps_that_another_run_ran(config, workdir, tmp_path):
+    """Also when nothing runs after it took them."""
+    methods.run(config, tmp_path, only=["data"])
+    methods.run(config, tmp_path, reuse=[workdir])
+    told = Page((tmp_path / "report.html").read_text()).table("Time is that of")[1:]
+    assert [row[1].startswith("donetaken from ") for row in told] == [False, True, True]
+    ran = Page((workdir / "report.html").read_text()).table("Time is that of")[1:]
+    assert [row[2:] for row in told[1:]] == [row[2:] for row in ran[1:]]
 
 
 def test_several_seeds_give_one_table_of_the_same_users(config, tmp_path, caplog):

@@ -88,6 +88,9 @@ def test_two_methods_give_one_table_and_share_what_is_equal(config, tmp_path, ca
     for step in ("data", "sasrec"):
         left = [tmp_path / method / step for method in ("mmsrarec", "mllm_srec")]
         files = [{p.name: p.stat().st_ino for p in f.rglob("*") if p.is_file()} for f in left]
+        records = [json.loads((folder / "step.json").read_text()) for folder in left]
+        assert [record.get("taken_from") for record in records] == [None, str(left[0].parent)]
+        del files[1]["step.json"]
         assert files[1] and files[1].items() <= files[0].items()  # hard links
     written = [tmp_path / m / f"{m}_words" / "words.txt" for m in ("mmsrarec", "mllm_srec")]
     assert [path.read_text() for path in written] == ["2000 steps", "700 steps"]

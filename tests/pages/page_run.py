@@ -1,8 +1,10 @@
 """A finished run that trained nothing: its files are written by hand, its steps are recorded as
 those of real runs are. Its items are hostile."""
 
+import base64
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mmsrec_jax.data.records import Histories, Item
 from mmsrec_jax.data.report import Report
 from mmsrec_jax.data.user_attributes import UserAttributes
 from mmsrec_jax.evaluation import ranking, report, results
+from mmsrec_jax.evaluation.comparison.points import PointRow
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import run_folder
 from mmsrec_jax.retrieval import table as neighbors_table
@@ -49,19 +52,20 @@ class PageRun:
             Step(name, getattr(self, name), settings.get(name, {}), inputs[name]) for name in STEPS
         ]
 
-    def run(self, after=lambda step: None, only=None) -> None:
+    def run(self, after=lambda step: None, only=None, reuse=()) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         run_folder.begin(self.folder, self.config, STEPS)
-
-        def ended(step: str) -> None:
-            run_folder.ended(self.folder, step, run_folder.machine())
-            after(step)
-
-        run_steps(self.folder, self.steps(), only, after=ended)
+        run_steps(self.folder, self.steps(), only, after=after, reuse=reuse)
 
     @property
     def dataset(self):
         return build.open_built(DataSettings(source="toyshop"), self.folder / "data")
+
+    @property
+    def targets(self) -> np.ndarray:
+        """int32[n]: the true item of each test target."""
+        _, histories, split = self.dataset
+        return histories.items[histories.offsets[split.test[:, 0]] + split.test[:, 1]]
 
     def data(self, folder: Path) -> None:
         found = Report(source=f"tests {HOSTILE[:20]}")
@@ -86,7 +90,7 @@ class PageRun:
 
     def summaries(self, folder: Path) -> None:
         lines = [
-            {"item": n, "id": str(n), "image": [f"color{n % 3}"], "text": [f"<i>word{n % 4}"]}
+            {"item": n, "id": str(n), "image": [f"color{n % 3}"], "text": [f"<i>word{n % 11}"]}
             for n in range(ITEMS)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -102,20 +106,22 @@ class PageRun:
         _log(folder, lambda step: {"loss": 5 / step, "time/steps": 7.0})
 
     def retrieval(self, folder: Path) -> None:
-        rows = self.dataset.split.test
+        catalog, _, split = self.dataset
+        rows = split.test
         rng = np.random.default_rng(2)
         shape = (len(rows), 3)
+        items = rng.integers(0, len(catalog), shape).astype(np.int32)
+        items[::3, :2] = self.targets[::3, None]  # of two similar users
         found = Neighbors(
-            items=rng.integers(0, ITEMS, shape).astype(np.int32),
+            items=items,
             users=rng.integers(0, USERS, shape).astype(np.int32),
             similarity=rng.random(shape).astype(np.float32),
         )
         neighbors_table.write(folder / "neighbors.parquet", rows, found)
 
     def evaluation(self, folder: Path) -> None:
-        catalog, histories, split = self.dataset
-        targets = histories.items[histories.offsets[split.test[:, 0]] + split.test[:, 1]]
-        rows = []
+        _, histories, split = self.dataset
+        targets, rows = self.targets, []
         for name, skill in SYSTEMS.items():
             rng = np.random.default_rng(len(name))
             scores = rng.normal(size=(len(targets), ITEMS))
@@ -144,6 +150,29 @@ def picture(number: int, side: int = 40) -> bytes:
     made = io.BytesIO()
     Image.new("RGB", (side, side), (number % 256, 40, 90)).save(made, "PNG")
     return made.getvalue()
+
+
+def points(bounds: Iterable[tuple[float, float]]) -> tuple[list[PointRow], dict]:
+    """Rows of a sweep whose points differ from the first one by intervals of these `bounds`, and
+    what its `sweep.json` says."""
+    rows = [
+        PointRow(
+            f"point{number}", "sasrec", "full", 30, 1, metric, 0.5, 0.4, 0.6, None, "first",
+            (low + high) / 2, low, high,
+        )
+        for number, (low, high) in enumerate(bounds)
+        for metric in ("ndcg@10", "hr@10")
+    ]  # fmt: skip
+    sets = [{"name": f"point{n}", "sets": {"sasrec.dim": 2**n}} for n in range(len(rows) // 2)]
+    took = [{"seconds": 60.0 * n, "problem": HOSTILE if n == 1 else ""} for n in range(len(sets))]
+    told = [{**one, **other} for one, other in zip(sets, took, strict=True)]
+    return rows, {"sweep": "dims.py", "config": "base.py", "settings": {"seed": 1}, "points": told}
+
+
+def color(source: str) -> int:
+    """The number whose `picture` an image of a page shows."""
+    data = base64.b64decode(source.partition(",")[2])
+    return Image.open(io.BytesIO(data)).getpixel((5, 5))[0]
 
 
 def _item(number: int) -> Item:

@@ -1,10 +1,15 @@
 """The run's page: sound HTML, numbers of table.json, hostile texts, every state, limits."""
 
-import base64
+import importlib.metadata
 import json
+import os
 import re
+import sys
 import time
+import tomllib
+from pathlib import Path
 
+import jax
 import numpy as np
 import page_run
 import pytest
@@ -17,29 +22,12 @@ from mmsrec_jax.evaluation.comparison import compare
 from mmsrec_jax.methods import page
 from mmsrec_jax.methods.settings import Settings
 from mmsrec_jax.pages import compare_page, document, items, results, run_folder
+from mmsrec_jax.pages.markup import clipped
 from mmsrec_jax.pages.run_page import RunPage
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.settings import as_dict
 
-
-@pytest.fixture(scope="module")
-def states(tmp_path_factory):
-    """The run, and its page as it was after each step."""
-    run = PageRun(tmp_path_factory.mktemp("pages") / "shop", page_run.config())
-    writer = RunPage(run.folder, lambda: run.dataset, as_dict(Settings()))
-    seen = {}
-
-    def after(step):
-        seen[step] = writer.write().read_text()
-
-    run.run(after)
-    return run, {step: (text, Page(text)) for step, text in seen.items()}
-
-
-@pytest.fixture
-def done(states):
-    run, seen = states
-    return run, *seen["evaluation"]
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def test_after_every_step_the_page_is_sound_and_says_how_far_the_run_is(states):
@@ -49,7 +37,7 @@ def test_after_every_step_the_page_is_sound_and_says_how_far_the_run_is(states):
         assert found.problems == []
         left = len(page_run.STEPS) - number
         assert (f"{number} of 7 steps are done; next: " in found.words) is bool(left)
-        states_told = [row[1] for row in found.table("Time is since")[1:]]
+        states_told = [row[1] for row in found.table("Time is that of")[1:]]
         assert states_told == ["done"] * number + ["not begun"] * left
     assert "results" not in seen["retrieval"][1].ids and "results" in seen["evaluation"][1].ids
     assert {"items", "data", "run"} <= set(seen["data"][1].ids)
@@ -88,13 +76,6 @@ def told(row):
     return f"{row.difference:+.4f}{row.low:+.4f} to {row.high:+.4f}"
 
 
-def test_marks_stand_where_an_interval_excludes_0():
-    signs = [
-        results.Difference(0, *bounds).sign for bounds in ((0.1, 0.2), (-1, 1), (-2, -1), (0, 1))
-    ]
-    assert signs == [1, 0, -1, 0]
-
-
 def test_many_users_have_the_interval_of_the_normal_distribution(monkeypatch):
     rng = np.random.default_rng(0)
     own, base = (
@@ -113,6 +94,30 @@ def test_many_users_have_the_interval_of_the_normal_distribution(monkeypatch):
     for one, other in zip(drawn, normal, strict=True):
         assert one.value == other.value
         assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=2e-3)
+
+
+def test_every_step_that_logs_metrics_has_its_curves(done):
+    """Each metric from its first to its last value, or among those that are 0 throughout."""
+    run, _, found = done
+    charts = found.charts()
+    assert list(charts) == ["summarizer", "sasrec"]
+    assert set(charts) == {path.parent.name for path in run.folder.glob("*/metrics.jsonl")}
+    told = {step: "; ".join(labels) for step, labels in charts.items()}
+    for each in ("loss: 0.1 to 0.1", "total: 0.01 to 10", "length: -4 to -4"):
+        assert each in told["summarizer"]
+    for each in ("loss: 5 to 0.005", "steps: 7 to 7", "ndcg@10: 0.25 to 0.25"):
+        assert each in told["sasrec"]
+    assert "loss: 5" not in told["summarizer"] and "total" not in told["sasrec"]
+
+
+def test_versions_and_devices_are_those_that_ran(done):
+    told = facts_told(done[2])
+    assert told["mmsrec_jax"] == tomllib.loads(PROJECT.read_text())["project"]["version"]
+    assert told["jax"] == importlib.metadata.version("jax")
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["devices"] == f"{jax.device_count()} × cpu" and told["processes"] == "1"
+    steps = [row[3] for row in done[2].table("Time is that")[1:]]
+    assert steps == [told["devices"]] * len(page_run.STEPS)
 
 
 def test_hostile_texts_stay_text(done):
@@ -165,14 +170,11 @@ def test_a_picture_is_that_of_its_item(done):
     user = int(np.sort(np.random.default_rng(0).choice(30, 10, replace=False))[0])
     history = run.dataset.histories.of(user)[: page_run.LENGTH - 1].tolist()
     pictured = [item for item in history if item % 5]
-    assert pictured and [_color(p["src"]) for p in found.pictures[: len(pictured)]] == pictured
+    assert (
+        pictured and [page_run.color(p["src"]) for p in found.pictures[: len(pictured)]] == pictured
+    )
     boxes = [given["aria-label"] for _, given in found.seen if given.get("class") == "picture none"]
     assert boxes and all(label.endswith(": no picture") for label in boxes)
-
-
-def _color(source):
-    data = base64.b64decode(source.partition(",")[2])
-    return page_run.Image.open(page_run.io.BytesIO(data)).getpixel((5, 5))[0]
 
 
 def test_failures_are_the_worst_of_all(done):
@@ -222,6 +224,76 @@ def test_what_an_outdated_step_left_is_not_shown(done, tmp_path):
     assert heading not in Page(page.write(again.folder).read_text()).words
 
 
+def steps_told(folder):
+    """What the page says of each step: its name -> state, time, devices, device hours, ended."""
+    return {
+        name: rest for name, *rest in Page(page.write(folder).read_text()).table("Time is that")
+    }
+
+
+def facts_told(found):
+    """The facts in the head of a page: name -> value."""
+    (facts,) = (each for each in found.root.all("header") for each in each.all("dl"))
+    return {pair.parts[0].text: pair.parts[1].text for pair in facts.parts}
+
+
+def recorded(folder, step, **changes):
+    """Puts values into the record of a step."""
+    path = folder / step / "step.json"
+    record = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(record))
+    return record
+
+
+def test_time_and_devices_of_steps_that_were_killed_or_taken_from_another_run(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def killed(folder):
+        (folder / "half").touch()
+        raise Killed
+
+    first, second = (PageRun(tmp_path / name, page_run.config()) for name in ("first", "second"))
+    first.run(only=["data", "users", "summarizer"])
+    first.summaries = killed
+    with pytest.raises(Killed):
+        first.run()
+    for name, at in (("step.json", 1000), ("half", 1060)):
+        os.utime(first.folder / "summaries" / name, (at, at))
+    del first.summaries
+    assert steps_told(first.folder)["summaries"] == ["not finished", "–", "–", "–", "–"]
+    first.run()
+    on_four = {"devices": 4, "device": "TPU v5 lite", "jax": "0.10.2"}
+    ended = {**on_four, "seconds": 1800.0, "ended": "2026-11-26T22:35:01+00:00"}
+    recorded(first.folder, "data", seconds=1800.0, starts=[ended])
+    recorded(first.folder, "users", seconds=1.0, starts=[])  # as of an earlier version
+    killed_start, _ = recorded(first.folder, "summaries")["starts"]
+    assert killed_start["seconds"] == 60
+    ended = {**on_four, "seconds": 3600.0, "ended": "2026-11-27T01:02:03+00:00"}
+    recorded(first.folder, "summaries", seconds=3660.0, starts=[killed_start, ended])
+    second.run(only=["data", "users", "summaries", "summarizer"], reuse=[first.folder])
+    second.run()
+    count = len(page_run.STEPS)
+    own = steps_told(first.folder)
+    assert own["data"] == ["done", "30:00", "4 × TPU v5 lite", "2", "2026-11-26 22:35 UTC"]
+    assert own["users"] == ["done", "0:01", "–", "–", "–"]
+    both = "8 × cpu, 4 × TPU v5 lite"
+    hours = f"at least {60 * 8 / 3600 + 4:.3g}"
+    told = ["at least 1:01:00in 2 starts", both, hours, "2026-11-27 01:02 UTC"]
+    assert own["summaries"] == ["done", *told]
+    again = steps_told(second.folder)
+    origin = f"donetaken from {clipped(str(first.folder), 60)}"
+    assert again["data"] == [origin, *own["data"][1:]] and again["summaries"] == [origin, *told]
+    assert again["retrieval"][0] == "done" and again["retrieval"][2] == "8 × cpu"
+    head = facts_told(Page(page.write(second.folder).read_text()))
+    assert head["devices"] == "4 × TPU v5 lite, 8 × cpu"
+    assert head["time of all steps"] == "at least 1:31:01at least 1:31:01 in other runs"
+    of_taken = f"at least {60 * 8 / 3600 + 6:.3g}"
+    assert head["device hours"] == (
+        f"{of_taken}, of {count - 1} of {count} steps{of_taken}, of 3 of 4 steps in other runs"
+    )
+
+
 def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):
     run = PageRun(tmp_path / "run", page_run.config())
     writer = RunPage(run.folder, lambda: run.dataset, as_dict(Settings()))
@@ -249,7 +321,8 @@ def test_folders_without_a_run_are_refused(tmp_path):
 
 
 def test_a_million_items_cost_no_more_than_a_few_seconds_and_bytes(states, tmp_path):
-    """The catalog of a million is read where it is shown, a few hundred times."""
+    """The catalog of a million is read where it is shown, a few hundred times; each item has
+    keywords, each test user neighbors."""
     run = PageRun(tmp_path / "run", page_run.config())
     run.run(only=["data"])
     count, users, read = 1_000_000, 20_000, []
@@ -270,12 +343,32 @@ def test_a_million_items_cost_no_more_than_a_few_seconds_and_bytes(states, tmp_p
     split = leave_one_out(histories)
     run.__class__ = type("Big", (PageRun,), {"dataset": Dataset(catalog, histories, split)})
     run.evaluation = lambda folder: _ranks(folder, histories, split, count, rng)
-    run.run(only=["sasrec", "evaluation"])
+    run.summaries = lambda folder: _keywords(folder, count)
+    run.run(only=page_run.STEPS[1:])
     began = time.process_time()
-    found = RunPage(run.folder, lambda: run.dataset, as_dict(Settings())).write()
+    written = RunPage(run.folder, lambda: run.dataset, as_dict(Settings())).write()
     assert time.process_time() - began < 20
-    assert found.stat().st_size < 5_000_000 and len(read) < 600
-    assert Page(found.read_text()).problems == []
+    assert written.stat().st_size < 5_000_000 and len(read) < 600
+    found = Page(written.read_text())
+    assert found.problems == []
+    people = list(found.root.all("details", "person"))
+    assert len(people) == 10
+    for person in people:
+        assert person.text.count("similarity ") == 3
+        (listed,) = person.all("ol", "ranked")
+        lines = list(listed.all("li"))
+        assert len(lines) == 10
+        for line in lines:
+            (number,) = re.findall(r"item (\d+) x", line.text)
+            assert f"word{number}" in [tag.text for tag in line.all("span", "tag")]
+
+
+def _keywords(folder, count):
+    with (folder / "summaries.jsonl").open("w") as file:
+        file.writelines(
+            f'{{"item": {n}, "id": "i{n}", "image": ["word{n}"], "text": ["kind{n % 997}"]}}\n'
+            for n in range(count)
+        )
 
 
 def _ranks(folder, histories, split, items, rng):

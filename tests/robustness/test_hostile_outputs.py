@@ -32,14 +32,14 @@ def test_a_page_or_report_replaces_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "record", ["[]", '{"machines": []}', '{"config": {}, "steps": 5}', "[" * 9999]
+    "record", ["[]", '{"steps": []}', '{"config": {}, "steps": 5}', "[" * 9999]
 )
-def test_a_start_on_a_damaged_record_of_the_run(tmp_path, record):
+def test_a_damaged_record_of_the_run_is_refused_and_the_next_start_writes_it(tmp_path, record):
     (tmp_path / "run.json").write_text(record)
-    with hostile.refused("run.json", "delete it"):
-        run_folder.begin(tmp_path, {}, ["data"])
-    with hostile.refused("run.json"):
-        run_folder.ended(tmp_path, "data", {})
+    with hostile.refused("run.json", "run launch/train.py"):
+        run_folder.read(tmp_path)
+    run_folder.begin(tmp_path, {}, ["data"])
+    assert [step.name for step in run_folder.read(tmp_path).steps] == ["data"]
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):

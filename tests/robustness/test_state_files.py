@@ -1,6 +1,7 @@
 """Damage to what a run leaves on disk, function by function: one line, nothing else is touched."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -83,6 +84,25 @@ def test_a_record_changed_by_hand_is_not_believed(run):
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"config": {"seed": 1}}))
     with hostile.refused("data/step.json", "the fingerprint is not that of its content"):
+        run_steps(run, steps([]))
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        {},
+        [1],
+        [{}],
+        [{"seconds": "x"}],
+        [{"seconds": math.nan}],
+        [{"seconds": 1, "devices": -1}],
+        [{"seconds": 1, "ended": 5}],
+    ],
+)
+def test_a_record_with_damaged_starts_names_itself(run, starts):
+    path = run / "data" / "step.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"starts": starts}))
+    with hostile.untouched(run), hostile.refused("data/step.json: starts is damaged", "delete"):
         run_steps(run, steps([]))
 
 

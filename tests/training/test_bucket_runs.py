@@ -65,8 +65,16 @@ def test_a_run_that_is_killed_anywhere_ends_in_the_same_bits(bucket_server, mach
     machine("reader")
     with run.reading("gs://lab/run") as folder:
         assert plain(folder) == plain(tmp_path / "disk")
+        starts = [
+            json.loads((folder / step / "step.json").read_text())["starts"]
+            for step in ("texts", "train")
+        ]
     texts = len(asked.read_text().splitlines())
     assert 6 <= texts <= 8  # it went on, and did not begin again
+    assert [["ended" in start for start in each] for each in starts] == [
+        [False, False, True], [False, False, False, True],
+    ]  # fmt: skip
+    assert all(start["seconds"] >= 0 for each in starts for start in each)
 
 
 def test_a_step_that_changed_moves_in_the_bucket_too(bucket_server, machine):
