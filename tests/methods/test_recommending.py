@@ -7,10 +7,8 @@ import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import urllib.request
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlencode
@@ -23,6 +21,8 @@ import launched
 import local_page
 import numpy as np
 import pytest
+import served_command
+import shown_answers
 import step_records
 import xla_flags
 
@@ -107,15 +107,7 @@ def scorer(workdir):
 @pytest.fixture(scope="module")
 def written(workdir):
     """Keywords by item, as step `summaries` left them: of the text first, frequent ones first."""
-    lines = (workdir / "summaries" / "summaries.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    counts = Counter(word for row in rows for word in row["image"] + row["text"])
-    found = {}
-    for row in rows:
-        parts = (
-            sorted(row[name], key=lambda word: (-counts[word], word)) for name in ("text", "image")
-        )
-        found[row["id"]] = list(dict.fromkeys(itertools.chain(*parts)))
+    found = shown_answers.keywords(workdir)
     assert sum(map(bool, found.values())) > ITEMS / 2, "so short a warm-up wrote no keywords"
     return found
 
@@ -545,49 +537,12 @@ def test_the_benchmark_of_forms_has_a_row_for_each(workdir, monkeypatch, capsys)
 
 
 def test_the_command_serves_until_ctrl_c_and_says_what_it_compiles(workdir, tmp_path):
-    program, log = tmp_path / "program.py", tmp_path / "log"
-    program.write_text(f"""import runpy
-import signal
-from mmsrec_jax.runtime import compiling
-
-compiling.LONG = 0.0
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
-runpy.run_path({str(ROOT / "launch/recommend.py")!r}, run_name="__main__")
-""")
-    arguments = [f"--workdir={workdir}", "--serve", "--port=0"]
-    log.touch()
-    process = launched.start(str(program), *arguments, log=log)
-    try:
-        while process.exitcode is None and "(Ctrl-C ends it)" not in log.read_text():
-            process.join(0.2)
-        (address,) = re.findall(r"open (http://127\.0\.0\.1:\d+/) ", log.read_text())
-        with urllib.request.urlopen(f"{address}?ids=i0007,i0023&ask=1", timeout=60) as answer:
-            text = answer.read().decode()
-        os.kill(process.pid, signal.SIGINT)
-        process.join(60)
-    finally:
-        process.kill()
+    text, said, status = served_command.answer(workdir, tmp_path, "?ids=i0007,i0023&ask=1")
     found = html_check.Page(text, served=True)
     assert not found.problems and "Answered in " in found.words
-    said = log.read_text()
-    assert process.exitcode == 0 and said.endswith(" stopped\n") and "Traceback" not in said
+    assert status == 0 and said.endswith(" stopped\n") and "Traceback" not in said
     before, after = said.split("(Ctrl-C ends it)")
     assert re.search(r" compiling \w+\n", before) and " compiling " not in after
-
-
-OF_AN_ITEM = {"id": str, "title": str, "keywords": list}
-OF_A_NEIGHBOR = OF_AN_ITEM | {"similarity": float}
-OF_A_RANKED_ITEM = OF_AN_ITEM | {
-    "rank": int, "score": float, "sequential_score": (float, type(None)),
-    "picture": (str, type(None)), "added": bool,
-}  # fmt: skip
-
-
-def check_fields(found, wanted):
-    assert set(found) == set(wanted)
-    for name, kind in wanted.items():
-        assert isinstance(found[name], kind), name
-    assert all(isinstance(word, str) for word in found["keywords"])
 
 
 def test_the_command_prints_one_json_object_with_a_new_item(workdir, scorer, tmp_path):
@@ -609,11 +564,12 @@ def test_the_command_prints_one_json_object_with_a_new_item(workdir, scorer, tmp
     assert answer["told"] is None
     assert answer["user"] is None and len(answer["items"]) == ITEMS - len(HISTORY) + 1
     for part, fields in (
-        ("history", OF_AN_ITEM), ("neighbors", OF_A_NEIGHBOR), ("items", OF_A_RANKED_ITEM),
+        ("history", shown_answers.OF_AN_ITEM), ("neighbors", shown_answers.OF_A_NEIGHBOR),
+        ("items", shown_answers.OF_A_RANKED_ITEM),
     ):  # fmt: skip
         assert answer[part]
         for item in answer[part]:
-            check_fields(item, fields)
+            shown_answers.check_fields(item, fields)
     found = {item["id"]: item for item in answer["items"]}
     assert found["twin"]["added"] and found["twin"]["sequential_score"] is None
     assert found["twin"]["score"] == pytest.approx(found[old.id]["score"], abs=1e-4)
@@ -636,11 +592,7 @@ def test_the_command_for_people_and_its_mistakes(workdir, tmp_path):
         ("port", [f"--workdir={workdir}", "--port=1"], "--port: it belongs to --serve"),
         ("both", [f"--workdir={workdir}", "--serve", "--top=3"], "--top: with --serve, ask on the"),
         ("json", [f"--workdir={workdir}", "--serve", "--json"], "--json: the page of --serve has"),
-        (
-            "add",
-            [f"--workdir={workdir}", "--user=u00003", "--add=x.jsonl"],
-            "x.jsonl: no such file",
-        ),
+        ("add", [f"--workdir={workdir}", "--user=u0", "--add=x.jsonl"], "x.jsonl: no such file"),
     ):
         status, said = run(name, *arguments)
         assert status == 2 and message in said and "Traceback" not in said
