@@ -41,14 +41,10 @@ class PairRoom:
 
 
 class Prompt(NamedTuple):
-    """What is known of a user.
-
-    Attributes:
-      history_end: the last token of the history in it; of the prompt if it shows none.
-    """
+    """What is known of a user, and the tokens where the user is read."""
 
     piece: Piece
-    history_end: int
+    ends: tuple[int, ...]
 
 
 class Known(NamedTuple):
@@ -112,31 +108,36 @@ class PairPrompts(UserPrompts):
 
     def prompt(self, row: int, counts: Counter) -> Prompt:
         """What is known of the user of `row`, cut to the room by `prompts.sections.fit`."""
-        piece, shown = self.fitted(row, counts)
-        return Prompt(piece, self.history_end(piece, shown, counts))
+        return self.read(*self.fitted(row, counts), counts)
 
     def training_prompt(self, row: int, counts: Counter) -> Known:
         """`prompt`, and what can be predicted in it."""
         piece, shown = self.fitted(row, counts)
-        prompt = Prompt(piece, self.history_end(piece, shown, counts))
         history, head = shown[0], self.renderer.prompt_config.chat.head
         ends = self.ends(piece, head, history, counts)
         targets = np.arange(ends[0], ends[-1]) if len(ends) else ends
-        return Known(prompt, targets, ends[:-1] - 1, self.after_each(row, history, ends))
+        return Known(
+            self.read(piece, shown, counts),
+            targets,
+            ends[:-1] - 1,
+            self.after_each(row, history, ends),
+        )
 
-    def history_end(self, piece: Piece, shown: Sequence[Section], counts: Counter) -> int:
-        """The last token of the history. Where a tokenizer joins it with what follows, which is
-        counted, and where there is no history: of the prompt."""
+    def read(self, piece: Piece, shown: Sequence[Section], counts: Counter) -> Prompt:
+        """The prompt and where its user is read. Where a tokenizer joins the end of the history
+        with what follows, which is counted, and where there is no history: at its end alone."""
         chat = self.renderer.prompt_config.chat
-        before = chat.head
+        before, end = chat.head, len(piece) - 1
+        if not self._history_end:
+            return Prompt(piece, (end,))
         for section in shown:
             if section.name == "history" and section.entries:
                 tokens = chat.ids(before + section.prefixes()[-1])
                 if np.array_equal(tokens, piece.tokens[: len(tokens)]):
-                    return len(tokens) - 1
+                    return Prompt(piece, (len(tokens) - 1, end))
                 counts["history_ends_left_out"] += 1
             before += section.text()
-        return len(piece) - 1
+        return Prompt(piece, (end, end))
 
     def fitted(self, row: int, counts: Counter) -> tuple[Piece, list[Section]]:
         """The prompt and its sections as they are shown."""
@@ -186,7 +187,7 @@ class PairPrompts(UserPrompts):
         chat, templates = self.renderer.prompt_config.chat, self.renderer.prompt_config.templates
         words = tasks.align_words(templates, self.renderer.words(item))
         piece = chat.encode(chat.head + words)
-        return Prompt(piece, len(piece) - 1)
+        return self.read(piece, (), Counter())
 
     def next_keywords(self, items: Sequence[int], counts: Counter) -> tuple[np.ndarray, np.ndarray]:
         """The question for an item's keywords and the answer, as task `next_keywords` has them:
@@ -217,7 +218,7 @@ class PairPrompts(UserPrompts):
         """
         room = self.room.prompt
         batch = _room(len(prompts), room)
-        ends = np.zeros((len(prompts), 2), np.int32)
+        ends = np.zeros((len(prompts), 1 + self._history_end), np.int32)
         for at, prompt in enumerate(prompts):
             if prompt is None:
                 continue
@@ -230,8 +231,8 @@ class PairPrompts(UserPrompts):
             batch.tokens[at, :n] = piece.tokens
             batch.segment_ids[at, :n] = 1
             batch.positions[at, :, :n] = np.arange(room - n, room)
-            ends[at] = prompt.history_end, n - 1
-        return dataclasses.replace(batch, ends=ends if self._history_end else ends[:, 1:])
+            ends[at] = prompt.ends
+        return dataclasses.replace(batch, ends=ends)
 
     def items(self, items: Sequence[int], counts: Counter) -> tuple[Batch, np.ndarray]:
         """A row of each item, -1 is an empty one; and where their tails begin, int32[M].

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmsrec_jax.inputs import example as examples
 from mmsrec_jax.inputs.example import Example, Suffix
-from mmsrec_jax.inputs.pairs import Known, PairPrompts, Prompt
+from mmsrec_jax.inputs.pairs import Known, PairPrompts
 from mmsrec_jax.inputs.recommend import (
     CandidateSource,
     PointwisePrompts,
@@ -136,7 +136,7 @@ class TastePairs(TastePrompts, PairPrompts):
                 targets.append(np.arange(first, end))
             before += section.text()
         found = np.concatenate(targets)
-        prompt = Prompt(piece, self.history_end(piece, shown, counts))
+        prompt = self.read(piece, shown, counts)
         return Known(prompt, found[found < len(piece)], ends[:-1] - 1, nexts)
 
     def no_negatives(self, user: int) -> np.ndarray:

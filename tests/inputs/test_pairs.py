@@ -106,7 +106,7 @@ def test_a_user_is_where_the_history_and_where_the_prompt_ends(config):
     assert batch.ends[-1].tolist() == [0, 0] and not counts["history_ends_left_out"]
     np.testing.assert_array_equal(batch.tokens, alone.tokens)
     prompt = made.keywords_prompt(3)
-    assert prompt.history_end == len(prompt.piece) - 1
+    assert prompt.ends == (len(prompt.piece) - 1,) * 2
 
 
 def test_a_history_that_ends_inside_a_token_is_read_at_the_end_of_the_prompt(config):
@@ -115,10 +115,10 @@ def test_a_history_that_ends_inside_a_token_is_read_at_the_end_of_the_prompt(con
     longer = dataclasses.replace(
         history, entries=(*history.entries[:-1], history.entries[-1] + "s")
     )
-    assert made.history_end(piece, [longer, *others], counts) == len(piece) - 1
+    assert made.read(piece, [longer, *others], counts).ends == (len(piece) - 1,) * 2
     assert counts["history_ends_left_out"] == 1
     nothing = dataclasses.replace(history, entries=())
-    assert made.history_end(piece, [nothing, *others], counts) == len(piece) - 1
+    assert made.read(piece, [nothing, *others], counts).ends == (len(piece) - 1,) * 2
     assert counts["history_ends_left_out"] == 1
 
 

@@ -190,11 +190,12 @@ def test_a_user_is_where_the_history_ends_which_sees_no_text_about_it(tastes, tr
     bare = pairs(tastes, chains=None, profiles=None)
     for row in range(2, len(ROWS), 3):
         prompt, (user, position) = made.prompt(row, counts), ROWS[row].tolist()
-        seen = prompt.piece.tokens[: prompt.history_end + 1]
+        history_end, end = prompt.ends
+        seen = prompt.piece.tokens[: history_end + 1]
         entry = tastes.entries(user, 0, position + 1)[-2]  # with the pause up to the target
         assert trained.decode(seen).endswith(entry)
         np.testing.assert_array_equal(seen, bare.prompt(row, Counter()).piece.tokens[: len(seen)])
-        assert prompt.history_end < len(prompt.piece) - 1
+        assert history_end < end == len(prompt.piece) - 1
     assert not counts["history_ends_left_out"]
 
 
