@@ -16,7 +16,7 @@ def write(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, str] | N
         "inputs": inputs,
         "fingerprint": workdir._fingerprint(folder.name, config, inputs),
         "finished": True,
-        "seconds": 1.0,
+        "starts": [{"devices": 1, "seconds": 1.0, "ended": "2026-11-26T22:35:01+00:00"}],
         "outputs": digests.outputs(folder),
     }
     (folder / "step.json").write_text(json.dumps(record))

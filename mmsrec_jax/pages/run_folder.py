@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmsrec_jax.runtime import disk, files, workdir
+from mmsrec_jax.runtime import disk, files, starts, workdir
 from mmsrec_jax.runtime.errors import UserError
 from mmsrec_jax.runtime.starts import Start
 
@@ -26,29 +26,29 @@ class StepState:
       name: of the step and its folder.
       state: `DONE`, `PARTIAL` (stopped, or running), `OUTDATED` (a step that it read ran again
         since) or `WAITING`.
-      seconds: how long all its starts took together; None unless it is done.
-      starts: of a step that is done or outdated, see `runtime.starts`; empty where an earlier
-        version ran it.
+      starts: of a step that is done or outdated, see `runtime.starts`; else empty.
       taken_from: the folder of the run that ran it; empty where this one did.
     """
 
     name: str
     state: str
-    seconds: float | None
     starts: tuple[Start, ...]
     taken_from: str
 
     @property
+    def seconds(self) -> float | None:
+        """How long all its starts took together; None unless it is done."""
+        return starts.total(self.starts) if self.state == DONE else None
+
+    @property
     def ended(self) -> str:
-        """When, in UTC; empty where that is not known."""
+        """When, in UTC; empty where it has not."""
         return str(self.starts[-1].get("ended", "")) if self.starts else ""
 
     @property
     def device_hours(self) -> float | None:
-        """Of all its starts; None unless it is done, and where a start has no known machine."""
-        if self.seconds is None or not self.starts:
-            return None
-        if any("devices" not in start for start in self.starts):
+        """Of all its starts; None unless it is done."""
+        if self.state != DONE:
             return None
         return sum(start["seconds"] * start["devices"] for start in self.starts) / 3600
 
@@ -120,10 +120,9 @@ def read(path: Path) -> RunFolder:
         state = _state(own, records, outdated)
         if state == OUTDATED:
             outdated.add(name)
-        known = own.get("starts", []) if state in (DONE, OUTDATED) else []
-        seconds = own["seconds"] if state == DONE else None
+        known = own["starts"] if state in (DONE, OUTDATED) else []
         ran_in = str(own.get("taken_from", ""))
-        steps.append(StepState(name, state, seconds, tuple(known), ran_in))
+        steps.append(StepState(name, state, tuple(known), ran_in))
     return RunFolder(path, record["config"], tuple(steps))
 
 

@@ -65,13 +65,13 @@ def between_runs(configs: Mapping[str, Mapping[str, Any]]) -> Html:
 
 def machine_facts(run: RunFolder) -> Html:
     """Versions and devices of the steps, one line for each that there was."""
-    told = [start for step in run.steps for start in step.starts if "devices" in start]
+    told = [start for step in run.steps for start in step.starts]
     if not run.done:
         return facts([])
 
     def each(*names: str) -> str:
         values = [" × ".join(str(one.get(name, "?")) for name in names) for one in told]
-        return ", ".join(clipped(value, 60) for value in dict.fromkeys(values)) or "unknown"
+        return ", ".join(clipped(value, 60) for value in dict.fromkeys(values))
 
     return facts(
         [
@@ -121,14 +121,12 @@ def _time(steps: Sequence[StepState]) -> str:
 
 
 def _device_hours(steps: Sequence[StepState]) -> str:
-    """Of those that are done; says of how many they are known where it is not of all."""
-    done = [step for step in steps if step.seconds is not None]
-    known = [step.device_hours for step in done if step.device_hours is not None]
+    """Of those that are done."""
+    known = [step for step in steps if step.device_hours is not None]
     if not known:
         return "–"
-    least = any(len(step.starts) > 1 for step in done if step.device_hours is not None)
-    told = f"{'at least ' if least else ''}{sum(known):.3g}"
-    return told if len(known) == len(done) else f"{told}, of {len(known)} of {len(done)} steps"
+    told = f"{sum(step.device_hours or 0.0 for step in known):.3g}"
+    return f"at least {told}" if any(len(step.starts) > 1 for step in known) else told
 
 
 def _of_other_runs(run: RunFolder, measure: Callable[[Sequence[StepState]], str]) -> Iterator[Html]:
@@ -151,7 +149,7 @@ def _starts(step: StepState) -> Iterator[Html]:
 
 
 def _machines(step: StepState) -> str:
-    known = [f"{one['devices']} × {one.get('device')}" for one in step.starts if "devices" in one]
+    known = [f"{one['devices']} × {one.get('device')}" for one in step.starts]
     return ", ".join(dict.fromkeys(known)) or "–"
 
 

@@ -21,7 +21,7 @@ from mmsrec_jax.runtime import processes
 
 Start = Mapping[str, Any]
 """As `machine`; "seconds" unless it is under way; "ended", in UTC, of the one that finished the
-step. Of a start by an earlier version no machine is known."""
+step."""
 
 
 def machine() -> dict[str, Any]:
@@ -67,7 +67,7 @@ def is_sound(found: Any, *, finished: bool) -> bool:
         return False
     ended = found if finished else found[:-1]
     return all(_is_number(start.get("seconds")) for start in ended) and all(
-        _is_number(start.get("devices", 0)) and isinstance(start.get("ended", ""), str)
+        _is_number(start.get("devices")) and isinstance(start.get("ended", ""), str)
         for start in found
     )
 

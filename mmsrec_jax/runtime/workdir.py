@@ -182,7 +182,7 @@ def _known_times(
         with contextlib.suppress(UserError):  # of another version: it tells nothing
             record = _read(folder, name) if name in steps else {}
             if record.get("finished") and not record.get("resumed"):
-                found.append((name, record["config"], record["seconds"]))
+                found.append((name, record["config"], starts.total(record["starts"])))
     return found
 
 
@@ -364,14 +364,15 @@ def _begin(
         record = _read(directory)
         logging.info("step %s is taken from %s", step.name, source.parent)
     if record.get("finished"):
-        logging.info("step %s is finished (%s)", step.name, clock(record["seconds"]))
+        took = clock(starts.total(record["starts"]))
+        logging.info("step %s is finished (%s)", step.name, took)
         _show(directory, step)
         return record
     for name in _all_inputs(directory.parent, step.inputs):
         _verify(directory.parent / name, _read(directory.parent / name))
     directory.mkdir(parents=True, exist_ok=True)
     resumed = _has_output(directory)
-    earlier = record.get("starts", [{}]) if record else []
+    earlier = record["starts"] if record else []
     record = {"config": config, "inputs": inputs, "fingerprint": fingerprint, "finished": False}
     record["resumed"] = resumed  # its seconds are then not those of a step that runs through
     record["starts"] = starts.with_another(earlier, directory / _RECORD)
@@ -384,9 +385,7 @@ def _begin(
 def _end(directory: Path, step: Step, record: Mapping[str, Any], seconds: float) -> None:
     """Records that the step has finished, when all it wrote is on the disk itself."""
     disk.sync_tree(directory)
-    known = starts.with_end(record["starts"], seconds)
-    seconds = starts.total(known)
-    ended = {"finished": True, "starts": known, "seconds": seconds}
+    ended = {"finished": True, "starts": starts.with_end(record["starts"], seconds)}
     ended["outputs"] = digests.outputs(directory)
     files.write_json(directory / _RECORD, {**record, **ended})
     _verified[directory] = (record["fingerprint"], digests.stamps(directory))
@@ -486,15 +485,15 @@ def _read(directory: Path, step: str = "") -> dict[str, Any]:
         return {}
     remedy = f"delete {directory} and run launch/train.py to run this step again"
     record = disk.read_json(path, remedy)
-    wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool}
+    wanted = {"config": dict, "inputs": dict, "fingerprint": str, "finished": bool, "starts": list}
     if record.get("finished"):
-        wanted |= {"seconds": float, "outputs": dict}
+        wanted |= {"outputs": dict}
     for field, kind in wanted.items():
         if not isinstance(record.get(field), kind):
             raise UserError(
                 f"{path}: {field} is missing or damaged, or another version wrote it; {remedy}"
             )
-    if not starts.is_sound(record.get("starts", []), finished=record["finished"]):
+    if not starts.is_sound(record["starts"], finished=record["finished"]):
         raise UserError(f"{path}: starts is damaged; {remedy}")
     own = _fingerprint(step or directory.name, record["config"], record["inputs"])
     if record["fingerprint"] != own:

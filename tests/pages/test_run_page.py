@@ -265,18 +265,17 @@ def test_time_and_devices_of_steps_that_were_killed_or_taken_from_another_run(tm
     first.run()
     on_four = {"devices": 4, "device": "TPU v5 lite", "jax": "0.10.2"}
     ended = {**on_four, "seconds": 1800.0, "ended": "2026-11-26T22:35:01+00:00"}
-    recorded(first.folder, "data", seconds=1800.0, starts=[ended])
-    recorded(first.folder, "users", seconds=1.0, starts=[])  # as of an earlier version
+    recorded(first.folder, "data", starts=[ended])
+    recorded(first.folder, "users", starts=[ended | {"seconds": 1.0}])
     killed_start, _ = recorded(first.folder, "summaries")["starts"]
     assert killed_start["seconds"] == 60
     ended = {**on_four, "seconds": 3600.0, "ended": "2026-11-27T01:02:03+00:00"}
-    recorded(first.folder, "summaries", seconds=3660.0, starts=[killed_start, ended])
+    recorded(first.folder, "summaries", starts=[killed_start, ended])
     second.run(only=["data", "users", "summaries", "summarizer"], reuse=[first.folder])
     second.run()
-    count = len(page_run.STEPS)
     own = steps_told(first.folder)
     assert own["data"] == ["done", "30:00", "4 × TPU v5 lite", "2", "2026-11-26 22:35 UTC"]
-    assert own["users"] == ["done", "0:01", "–", "–", "–"]
+    assert own["users"][:4] == ["done", "0:01", "4 × TPU v5 lite", "0.00111"]
     both = "8 × cpu, 4 × TPU v5 lite"
     hours = f"at least {60 * 8 / 3600 + 4:.3g}"
     told = ["at least 1:01:00in 2 starts", both, hours, "2026-11-27 01:02 UTC"]
@@ -289,9 +288,7 @@ def test_time_and_devices_of_steps_that_were_killed_or_taken_from_another_run(tm
     assert head["devices"] == "4 × TPU v5 lite, 8 × cpu"
     assert head["time of all steps"] == "at least 1:31:01at least 1:31:01 in other runs"
     of_taken = f"at least {60 * 8 / 3600 + 6:.3g}"
-    assert head["device hours"] == (
-        f"{of_taken}, of {count - 1} of {count} steps{of_taken}, of 3 of 4 steps in other runs"
-    )
+    assert head["device hours"] == f"{of_taken}{of_taken} in other runs"
 
 
 def test_a_page_that_fails_is_one_warning(tmp_path, caplog, monkeypatch):

@@ -90,13 +90,13 @@ def test_a_record_changed_by_hand_is_not_believed(run):
 @pytest.mark.parametrize(
     "starts",
     [
-        {},
         [1],
         [{}],
-        [{"seconds": "x"}],
-        [{"seconds": math.nan}],
+        [{"seconds": 1}],
+        [{"seconds": "x", "devices": 1}],
+        [{"seconds": math.nan, "devices": 1}],
         [{"seconds": 1, "devices": -1}],
-        [{"seconds": 1, "ended": 5}],
+        [{"seconds": 1, "devices": 1, "ended": 5}],
     ],
 )
 def test_a_record_with_damaged_starts_names_itself(run, starts):

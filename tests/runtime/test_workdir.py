@@ -93,17 +93,13 @@ def record_of(folder):
     return json.loads((folder / "step.json").read_text())
 
 
-@pytest.mark.parametrize("of_an_earlier_version", [False, True])
-def test_a_step_that_was_killed_counts_the_time_to_its_last_file(tmp_path, of_an_earlier_version):
+def test_a_step_that_was_killed_counts_the_time_to_its_last_file(tmp_path):
     calls, folder = [], tmp_path / "train"
     for wrote in (1030, 1005):
         with pytest.raises(Killed):
             run_steps(tmp_path, make(calls, fail={"train"}))
         record = record_of(folder)
         assert not record["finished"] and "seconds" not in record["starts"][-1]
-        if of_an_earlier_version:
-            del record["starts"]
-            (folder / "step.json").write_text(json.dumps(record))
         os.utime(folder / "step.json", (1000, 1000))
         (folder / "deep").mkdir(exist_ok=True)
         (folder / "deep" / "checkpoint").touch()
@@ -112,14 +108,10 @@ def test_a_step_that_was_killed_counts_the_time_to_its_last_file(tmp_path, of_an
     run_steps(tmp_path, make(calls))
     record = record_of(folder)
     *killed, last = record["starts"]
-    if of_an_earlier_version:
-        assert killed == [{"seconds": 5}]
-    else:
-        told = [(start["seconds"], start["devices"]) for start in killed]
-        assert told == [(30, jax.device_count()), (5, jax.device_count())]
+    told = [(start["seconds"], start["devices"]) for start in killed]
+    assert told == [(30, jax.device_count()), (5, jax.device_count())]
     assert last["devices"] == jax.device_count() and last["ended"] > "2026"
     assert not any("ended" in start for start in killed)
-    assert record["seconds"] == sum(start["seconds"] for start in record["starts"])
     assert 0 < last["seconds"] < 60
     run_steps(tmp_path, make(calls))
     assert calls.count("train") == 3 and calls.count("rank") == 1
@@ -134,13 +126,7 @@ def test_what_a_step_took_goes_with_it_to_runs_that_take_it(tmp_path):
         taken = record_of(tmp_path / name / "train")
         assert taken == {**json.loads(before), "taken_from": str(tmp_path / "a")}
     assert (tmp_path / "a/train/step.json").read_bytes() == before
-    for name in "abc":  # an earlier version wrote it
-        path = tmp_path / name / "train" / "step.json"
-        record = record_of(path.parent)
-        path.write_text(json.dumps({k: v for k, v in record.items() if k != "starts"}))
-        run_steps(tmp_path / name, make(calls))
-    run_steps(tmp_path / "d", make(calls), reuse=[tmp_path / "c"])
-    assert len(calls) == 3 and "starts" not in record_of(tmp_path / "d" / "train")
+    assert len(calls) == 3
 
 
 def test_a_damaged_step_of_another_run_is_not_taken(tmp_path, caplog):
