@@ -1,7 +1,7 @@
 # make run    set up, then MMSRARec from raw interactions to the table of ranks on the toyshop
 # make test   set up, then the tests; ends with the ten slowest
 # make parity the tests that compare live with Hugging Face transformers on CPU torch
-# make beam   the tests of reading by Apache Beam, in a virtual environment of their own
+# make beam   the tests that need Apache Beam or TensorFlow, in a virtual environment of their own
 # make processes  the tests that run all steps in 2 and 4 real processes
 # make robustness  hostile cases: damaged files, nonsense settings, whole command lines too;
 #                  FUZZ_SECONDS=600 damages the files of each reader for ten minutes
@@ -47,7 +47,7 @@ parity: $(VENV)/.installed-torch
 
 # Of its own: Beam asks for older packages than others bring.
 beam: $(VENV)-beam/.installed
-	$(VENV)-beam/bin/python -c 'import apache_beam' && $(VENV)-beam/bin/python -m pytest tests/data/test_partitioned.py
+	$(VENV)-beam/bin/python -c 'import apache_beam, tensorflow' && $(VENV)-beam/bin/python -m pytest tests/data/test_partitioned.py tests/data/test_published_builders.py
 
 processes: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m processes
@@ -97,7 +97,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 
 $(VENV)-beam/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-beam
-	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check -e ".[beam,gcs]" pytest
+	$(VENV)-beam/bin/python -m pip install --quiet --disable-pip-version-check -e ".[beam,gcs]" tensorflow pytest
 	touch $@
 
 # The CPU build of torch exists under this version for Python 3.11; elsewhere use any installed one.
