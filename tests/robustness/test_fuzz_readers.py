@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+import own_files_targets
 import published_targets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -314,6 +315,7 @@ TARGETS = {
     "external": Target(
         _make_external, _read_external, {".parquet": damaged_bytes, ".csv": damaged_bytes}, 8
     ),
+    **own_files_targets.TARGETS,
     **published_targets.TARGETS,
 }  # fmt: skip
 
