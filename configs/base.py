@@ -32,6 +32,11 @@ SEQUENTIAL_MODELS = {  # variant = section of the config -> what it is
     "hm4sr": "HM4SR by itself",
 }
 
+_OF_A_SIZE = (
+    "dim", "layers", "heads", "mlp_dim", "dropout", "loss_chunk", "batch_size", "steps",
+    "evaluate_every", "patience",
+)  # fmt: skip
+
 
 def get_config(variant: str = "") -> ConfigDict:
     """`variant`: a sequential recommender by itself; empty for MMSRARec."""
@@ -45,6 +50,19 @@ def titles_alone(config: ConfigDict) -> None:
     with config.unlocked():
         config.use.images = False
         config.summarizer.weights.image_contrastive = 0.0
+
+
+def title_features(config: ConfigDict) -> None:
+    """SASRec, and Molar and HM4SR of its size on what a language model makes of titles."""
+    size = config.sasrec
+    with config.unlocked():
+        config.also_sequential = ("molar", "hm4sr")
+        config.model.update(require_path=True, dtype="float32")
+        config.use.images = False
+        config.prompts.update(fields=("title",), list_fields=("title",), text_tokens=48)
+        config.features.update(length=128, batch_size=64, workers=0)
+        for name in config.also_sequential:
+            config[name].update({field: size[field] for field in _OF_A_SIZE}, contents=("text",))
 
 
 def one_gpu(config: ConfigDict) -> None:

@@ -13,6 +13,9 @@ sequential models beside.
         --workdir=runs/beauty-sasrec
     python launch/train.py --config=configs/beauty.py:molar --config.data.root=DIR/beauty \\
         --config.model.path=DIR/Qwen2.5-VL-7B-Instruct --workdir=runs/beauty-molar
+    python launch/train.py --config=configs/beauty.py:features \\
+        --config.data.root=DIR/beauty --config.model.path=DIR/SmolLM2-135M \\
+        --workdir=runs/beauty-features
 
 DIR/amazon2014 holds reviews_Beauty_5.json.gz and meta_Beauty.json.gz as they were published, which
 the second command downloads, and images/<asin>.jpg where there are any (docs/data.md); all other
@@ -30,6 +33,7 @@ _VARIANTS = {
     "mllm_srec": "MLLM-SRec, 7B on a v5e-64",
     "small": "135M on one GPU, titles alone",
     "cached": "135M on one GPU, titles alone, items cached: the whole catalog is ranked",
+    "features": "SASRec, Molar and HM4SR; the last two read what 135M make of titles",
     **base.SEQUENTIAL_MODELS,
 }
 
@@ -44,7 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/beauty.py")
     small = variant in ("small", "cached")
     pod = variant in ("", "mllm_srec")
-    config = base.get_config("" if small or pod else variant)
+    features = variant == "features"
+    config = base.get_config("" if small or pod else "sasrec" if features else variant)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
         config.sasrec.update(SASREC)
@@ -63,6 +68,8 @@ def get_config(variant: str = "") -> ConfigDict:
         base.titles_alone(config)
     if variant == "cached":
         base.cached_titles(config)
+    if features:
+        base.title_features(config)
     if pod:
         _pod(config)
     if variant == "mllm_srec":

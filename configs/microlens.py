@@ -10,6 +10,9 @@
         --workdir=runs/microlens-small
     python launch/train.py --config=configs/microlens.py:sasrec \\
         --config.data.root=DIR/microlens-50k --workdir=runs/microlens-sasrec
+    python launch/train.py --config=configs/microlens.py:features \\
+        --config.data.root=DIR/microlens-50k --config.model.path=DIR/SmolLM2-135M \\
+        --workdir=runs/microlens-features
 
 DIR/microlens-50k holds microlens-50k.inter[.gz], microlens-50k.item with the columns item_id and
 title, and images/<item_id>.jpg, the covers. DIR/MicroLens-50k holds the published files and the
@@ -27,6 +30,7 @@ _VARIANTS = {
     "": "a pretrained model, titles and covers",
     "small": "135M on one GPU, titles alone",
     "cached": "135M on one GPU, titles alone, items cached: the whole catalog is ranked",
+    "features": "SASRec, Molar and HM4SR; the last two read what 135M make of titles",
     **base.SEQUENTIAL_MODELS,
 }
 
@@ -34,7 +38,8 @@ _VARIANTS = {
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/microlens.py")
     small = variant in ("small", "cached")
-    config = base.get_config("" if small else variant)
+    features = variant == "features"
+    config = base.get_config("" if small else "sasrec" if features else variant)
     with config.unlocked():
         config.data.update(
             download_page="https://github.com/westlake-repl/MicroLens", user_core=6, item_core=5
@@ -53,4 +58,6 @@ def get_config(variant: str = "") -> ConfigDict:
             config.evaluation.length = 2048
     if variant == "cached":
         base.cached_titles(config)
+    if features:
+        base.title_features(config)
     return config.lock()

@@ -218,32 +218,38 @@ def trackio_lines(folder):
 
 
 READERS = {"wandb": wandb_lines, "mlflow": mlflow_lines, "trackio": trackio_lines}
-_CHILD = """
+_TRAIN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_trackers import train
 train(Path.cwd(), sys.argv[2], start=0, end=5, validated=(3,), killed=True)
 train(Path.cwd(), sys.argv[2], start=2, end=7, validated=(3, 4, 6))
+"""
+_READ = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
 from test_trackers import READERS
-import json
 print("LINES", json.dumps(READERS[sys.argv[2]](Path.cwd())))
 """
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_real_tracker_on_this_machine(kind, tmp_path, monkeypatch):
-    """In a process of its own: they leave threads and settings behind."""
+    """In processes of their own: they leave threads and settings behind, and may write until the
+    end of theirs."""
     if importlib.util.find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed (pip install -e '.[{kind}]')")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    ran = subprocess.run(
-        [sys.executable, "-c", _CHILD, __file__.rpartition("/")[0], kind],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    for program in (_TRAIN, _READ):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, __file__.rpartition("/")[0], kind],
+            cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr[-2000:]
     (line,) = [line for line in ran.stdout.splitlines() if line.startswith("LINES ")]
     lines = json.loads(line.removeprefix("LINES "))
     for name in ("loss", "validation/ndcg@10"):
