@@ -20,8 +20,14 @@ from mmsrec_jax.sequential import registry
 ALL = [
     *((amazon2023, variant) for variant in ("", "core", "small", *base.SEQUENTIAL_MODELS)),
     *((base, variant) for variant in ("", *base.SEQUENTIAL_MODELS)),
-    *((beauty, variant) for variant in ("", "small", "mllm_srec", *base.SEQUENTIAL_MODELS)),
-    *((microlens, variant) for variant in ("", "small", *base.SEQUENTIAL_MODELS)),
+    *(
+        (beauty, variant)
+        for variant in ("", "small", "cached", "features", "mllm_srec", *base.SEQUENTIAL_MODELS)
+    ),
+    *(
+        (microlens, variant)
+        for variant in ("", "small", "cached", "features", *base.SEQUENTIAL_MODELS)
+    ),
     *(
         (movielens, variant)
         for variant in ("", "smoke", "titles", "small", "latest_small", *base.SEQUENTIAL_MODELS)
@@ -63,6 +69,18 @@ def test_a_variant_is_a_sequential_model_by_itself(experiment):
     for name in base.SEQUENTIAL_MODELS:
         config = experiment.get_config(name)
         assert (config.method, config.sequential_model) == ("sequential", name)
+
+
+@pytest.mark.parametrize("experiment", [beauty, microlens])
+def test_models_on_features_have_the_size_of_sasrec_and_read_text_alone(experiment):
+    config = experiment.get_config("features")
+    alone = experiment.get_config("sasrec")
+    assert config.sasrec.to_dict() == alone.sasrec.to_dict()
+    for name in ("molar", "hm4sr"):
+        section = config[name]
+        assert section.contents == ("text",)
+        for field in ("dim", "layers", "dropout", "steps", "patience", "batch_size"):
+            assert section[field] == config.sasrec[field], (name, field)
 
 
 def test_the_base_is_the_defaults():
