@@ -48,8 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/beauty.py")
     small = variant in ("small", "cached")
     pod = variant in ("", "mllm_srec")
-    features = variant == "features"
-    config = base.get_config("" if small or pod else "sasrec" if features else variant)
+    alone = "sasrec" if variant == "features" else variant
+    config = base.get_config("" if small or pod else alone)
     with config.unlocked():
         config.data.download_page = "https://snap.stanford.edu/data/amazon/productGraph/"
         config.sasrec.update(SASREC)
@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
         base.titles_alone(config)
     if variant == "cached":
         base.cached_titles(config)
-    if features:
+    if variant == "features":
         base.title_features(config)
     if pod:
         _pod(config)

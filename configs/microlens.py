@@ -38,8 +38,8 @@ _VARIANTS = {
 def get_config(variant: str = "") -> ConfigDict:
     choose(variant, _VARIANTS, file="configs/microlens.py")
     small = variant in ("small", "cached")
-    features = variant == "features"
-    config = base.get_config("" if small else "sasrec" if features else variant)
+    alone = "sasrec" if variant == "features" else variant
+    config = base.get_config("" if small else alone)
     with config.unlocked():
         config.data.update(
             download_page="https://github.com/westlake-repl/MicroLens", user_core=6, item_core=5
@@ -58,6 +58,6 @@ def get_config(variant: str = "") -> ConfigDict:
             config.evaluation.length = 2048
     if variant == "cached":
         base.cached_titles(config)
-    if features:
+    if variant == "features":
         base.title_features(config)
     return config.lock()
